@@ -1,0 +1,5 @@
+//! The node daemon of the overlay network, as a library: the binary, the tests and the lab use the
+//! same pieces and the same printers.
+#![deny(unsafe_code)]
+
+pub mod model;

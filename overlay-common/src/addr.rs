@@ -1,0 +1,172 @@
+//! Addresses as they are on the wire.
+
+use core::{fmt, net::Ipv4Addr, str::FromStr};
+
+use bytemuck::{Pod, Zeroable};
+
+/// An IPv4 address in network order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv4Be {
+    pub octets: [u8; 4],
+}
+
+impl Ipv4Be {
+    pub const UNSPECIFIED: Self = Self { octets: [0; 4] };
+
+    /// The address as the integer its octets spell, most significant first.
+    #[inline(always)]
+    pub const fn to_u32(self) -> u32 {
+        u32::from_be_bytes(self.octets)
+    }
+}
+
+impl From<Ipv4Addr> for Ipv4Be {
+    fn from(address: Ipv4Addr) -> Self {
+        Self { octets: address.octets() }
+    }
+}
+
+impl From<Ipv4Be> for Ipv4Addr {
+    fn from(address: Ipv4Be) -> Self {
+        Self::from(address.octets)
+    }
+}
+
+impl fmt::Display for Ipv4Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv4Addr::from(*self).fmt(f)
+    }
+}
+
+impl fmt::Debug for Ipv4Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct MacAddr {
+    pub octets: [u8; 6],
+}
+
+impl MacAddr {
+    pub const ZERO: Self = Self { octets: [0; 6] };
+
+    pub const fn new(octets: [u8; 6]) -> Self {
+        Self { octets }
+    }
+
+    pub const fn is_zero(self) -> bool {
+        matches!(self.octets, [0, 0, 0, 0, 0, 0])
+    }
+
+    /// True for group addresses (IEEE 802 I/G bit), broadcast included.
+    pub const fn is_multicast(self) -> bool {
+        self.octets[0] & 1 == 1
+    }
+
+    /// The address with the I/G bit cleared and the U/L bit set: a locally administered unicast
+    /// address, what flannel gives `flannel.<VNI>`.
+    #[must_use]
+    pub const fn to_local_unicast(mut self) -> Self {
+        self.octets[0] = (self.octets[0] & 0xfe) | 0x02;
+        self
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.octets;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseMacError;
+
+impl fmt::Display for ParseMacError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a 48-bit MAC address (expected aa:bb:cc:dd:ee:ff)")
+    }
+}
+
+impl core::error::Error for ParseMacError {}
+
+/// Accepts the three forms of Go's `net.ParseMAC`, which flannel uses on lease data:
+/// `aa:bb:cc:dd:ee:ff`, `aa-bb-cc-dd-ee-ff` and `aabb.ccdd.eeff`.
+impl FromStr for MacAddr {
+    type Err = ParseMacError;
+
+    fn from_str(text: &str) -> Result<Self, ParseMacError> {
+        let bytes = text.as_bytes();
+        let (group, separator) = match bytes.len() {
+            17 => (2, bytes[2]),
+            14 => (4, b'.'),
+            _ => return Err(ParseMacError),
+        };
+        if group == 2 && separator != b':' && separator != b'-' {
+            return Err(ParseMacError);
+        }
+        let mut octets = [0u8; 6];
+        let mut nibbles = 0;
+        for (position, &byte) in bytes.iter().enumerate() {
+            if position % (group + 1) == group {
+                if byte != separator {
+                    return Err(ParseMacError);
+                }
+                continue;
+            }
+            let digit = match byte {
+                b'0'..=b'9' => byte - b'0',
+                b'a'..=b'f' => byte - b'a' + 10,
+                b'A'..=b'F' => byte - b'A' + 10,
+                _ => return Err(ParseMacError),
+            };
+            octets[nibbles / 2] = octets[nibbles / 2] << 4 | digit;
+            nibbles += 1;
+        }
+        Ok(Self { octets })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::string::ToString as _;
+
+    use super::*;
+
+    #[test]
+    fn a_mac_parses_in_every_form_go_accepts() {
+        let want = MacAddr::new([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
+        for text in ["c6:d2:32:6f:8f:44", "C6-D2-32-6F-8F-44", "c6d2.326f.8f44"] {
+            assert_eq!(text.parse(), Ok(want), "{text}");
+        }
+        assert_eq!(want.to_string(), "c6:d2:32:6f:8f:44");
+    }
+
+    #[test]
+    fn junk_is_no_mac() {
+        for text in ["", "c6:d2:32:6f:8f", "c6:d2:32:6f:8f:4g", "c6:d2-32:6f:8f:44", "c6d2.326f-8f44"]
+        {
+            assert_eq!(text.parse::<MacAddr>(), Err(ParseMacError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_local_unicast_address_has_the_two_flag_bits_right() {
+        let mac = MacAddr::new([0xff; 6]).to_local_unicast();
+        assert!(!mac.is_multicast());
+        assert_eq!(mac.octets[0] & 0x02, 0x02);
+    }
+}

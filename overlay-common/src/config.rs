@@ -1,0 +1,44 @@
+//! `OVL_CONFIG`: what the programs must know about this node. One entry, written by the agent.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::{Ipv4Be, MacAddr};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Config {
+    /// Secret of the stamps, random per load.
+    pub stamp_key: [u64; 2],
+    /// How long a lease lasts, nanoseconds.
+    pub lease_ns: u64,
+    /// Flow entries of another generation do not count. Incremented to flush the flow table.
+    pub generation: u32,
+    /// One of the `FASTPATH_*` values.
+    pub fastpath: u32,
+    /// This node's VTEP: the address tunnel packets are sent from and to.
+    pub vtep: Ipv4Be,
+    /// Subnet of the local pods.
+    pub subnet: Ipv4Be,
+    pub subnet_mask: Ipv4Be,
+    pub vtep_mac: MacAddr,
+    /// UDP destination port of vxlan, network order.
+    pub vxlan_port: [u8; 2],
+    pub vni: [u8; 3],
+    #[doc(hidden)]
+    pub _pad: u8,
+    /// First UDP source port used for encapsulation (`net.ipv4.ip_local_port_range`), host order.
+    pub source_port_min: u16,
+    /// How many ports there are from `source_port_min` on, less one: the kernel's `max - min`.
+    pub source_port_span: u16,
+    /// Interface index of `flannel.<VNI>`; 0 where there is none (host-gw).
+    pub vtep_ifindex: u32,
+    /// MTU of the pod network, bytes: larger packets are left to the kernel.
+    pub pod_mtu: u32,
+    #[doc(hidden)]
+    pub _pad2: [u8; 4],
+}
+
+/// Every packet takes the kernel path; nothing is stamped and no lease is granted.
+pub const FASTPATH_OFF: u32 = 0;
+/// A direction of a flow is fast while its lease lives.
+pub const FASTPATH_STRICT: u32 = 1;

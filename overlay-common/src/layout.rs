@@ -1,0 +1,56 @@
+//! The map layouts as numbers. A failed assertion here means the ABI changed: take a new
+//! `ABI_VERSION` together with the new numbers.
+
+use core::mem::{align_of, offset_of, size_of};
+
+use crate::{
+    config::Config,
+    encap::EncapHeader,
+    flow::{Flow, FlowKey4},
+    node::{Gateway, Nexthop, Node, Peer},
+    outcome::Counter,
+    route::Route,
+};
+
+/// Asserts size, alignment and field offsets of a map type.
+macro_rules! layout {
+    ($ty:ty, size $size:literal, align $align:literal, $($field:ident at $offset:literal),+ $(,)?) => {
+        const _: () = {
+            assert!(size_of::<$ty>() == $size, concat!("size of ", stringify!($ty)));
+            assert!(align_of::<$ty>() == $align, concat!("alignment of ", stringify!($ty)));
+            $(assert!(
+                offset_of!($ty, $field) == $offset,
+                concat!("offset of ", stringify!($ty), "::", stringify!($field)),
+            );)+
+        };
+    };
+}
+
+layout!(Route, size 8, align 4, node at 0, flags at 4);
+layout!(
+    Node, size 80, align 4,
+    flags at 0, vtep at 4, ipv4_sum at 8, subnet at 12, vtep_mac at 16, prefix_len at 22, encap at 24,
+);
+layout!(
+    Nexthop, size 28, align 4,
+    vtep at 0, ifindex at 4, dst_mac at 8, src_mac at 14, mtu at 20, mode at 24,
+);
+layout!(Peer, size 4, align 4, node at 0);
+layout!(Gateway, size 8, align 1, mac at 0);
+layout!(
+    Config, size 72, align 8,
+    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, subnet at 36,
+    subnet_mask at 40, vtep_mac at 44, vxlan_port at 50, vni at 52, source_port_min at 56,
+    source_port_span at 58, vtep_ifindex at 60, pod_mtu at 64,
+);
+layout!(
+    FlowKey4, size 16, align 1,
+    local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12,
+);
+layout!(
+    Flow, size 56, align 8,
+    egress_until at 0, ingress_until at 8, generation at 16, node at 20, pod_ifindex at 24,
+    egress_mode at 28, gateway_mac at 32, pod_mac at 38, deliver_mac at 44, source_port at 50,
+);
+layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
+layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);

@@ -1,0 +1,85 @@
+//! Nodes, next hops, peers and gateways: whom to send to, how to get there, whom to believe.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    addr::{Ipv4Be, MacAddr},
+    encap::EncapHeader,
+};
+
+/// Value of `OVL_NODES`: one remote node, written by the agent alone. Index 0 is never used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Node {
+    /// [`NODE_VALID`] and [`NODE_DIRECT`]. An entry without `NODE_VALID` is free.
+    pub flags: u32,
+    /// VTEP address: where the tunnel ends, the lease's `PublicIP`.
+    pub vtep: Ipv4Be,
+    /// One's-complement sum, native order, over the words of `encap.ipv4` as stored: TOS, length
+    /// and checksum zero.
+    pub ipv4_sum: u32,
+    /// The pod subnet this node leases, for people who read the map.
+    pub subnet: Ipv4Be,
+    /// MAC address of the node's VTEP, the lease's `VtepMAC`.
+    pub vtep_mac: MacAddr,
+    pub prefix_len: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+    /// Everything between the outer Ethernet header and the inner IP header, prebuilt.
+    pub encap: EncapHeader,
+    #[doc(hidden)]
+    pub _pad2: [u8; 6],
+}
+
+/// The entry describes a node.
+pub const NODE_VALID: u32 = 1 << 0;
+/// Packets to this node go without encapsulation while its VTEP address is on-link
+/// (`DirectRouting`, host-gw).
+pub const NODE_DIRECT: u32 = 1 << 1;
+
+/// Value of `OVL_NEXTHOPS`, same index as `OVL_NODES`: how the underlay reaches the node. Written
+/// by `overlay_confirm` from the kernel's FIB and neighbour table each time it grants an egress
+/// lease, so it follows them without user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Nexthop {
+    /// The VTEP address this was resolved for. Differs from the node's when the node has moved
+    /// since: then the entry does not count. Written last.
+    pub vtep: Ipv4Be,
+    /// Underlay interface.
+    pub ifindex: u32,
+    /// Destination MAC of the outer frame: the neighbour's.
+    pub dst_mac: MacAddr,
+    /// Source MAC of the outer frame: the underlay interface's.
+    pub src_mac: MacAddr,
+    /// Largest IP packet, outer header included, the path takes. Bytes, host order.
+    pub mtu: u32,
+    /// [`MODE_TUNNEL`] or [`MODE_DIRECT`].
+    pub mode: u32,
+}
+
+/// No lease in this direction.
+pub const MODE_NONE: u32 = 0;
+/// Encapsulated in vxlan.
+pub const MODE_TUNNEL: u32 = 1;
+/// Routed without encapsulation.
+pub const MODE_DIRECT: u32 = 2;
+
+/// Value of `OVL_PEERS4`; the key is the outer source address of tunnel packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Peer {
+    /// Index into `OVL_NODES`.
+    pub node: u32,
+}
+
+/// Value of `OVL_GATEWAYS`; the key is the index of the interface through which the host's IP layer
+/// receives pod packets (the bridge, or a point-to-point veth).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Gateway {
+    /// The interface's MAC address: what pods address frames to that they want routed.
+    pub mac: MacAddr,
+    #[doc(hidden)]
+    pub _pad: [u8; 2],
+}

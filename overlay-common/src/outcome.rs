@@ -1,0 +1,220 @@
+//! What happened to a packet at a hook: one outcome for each packet, one counter for each outcome.
+//!
+//! `OVL_STATS` is a per-CPU array; the slot of `outcome` at `hook` is
+//! `hook * OUTCOMES_PER_HOOK + outcome`. The sum over one hook is the number of packets it saw.
+//! Numbers are never reused: a removed outcome leaves a hole.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Value of `OVL_STATS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counter {
+    pub packets: u64,
+    /// Bytes of the frame as the hook saw it; a GSO packet counts once, with its whole length.
+    pub bytes: u64,
+}
+
+/// Slots kept per hook.
+pub const OUTCOMES_PER_HOOK: u32 = 64;
+/// Slots kept for hooks.
+pub const HOOKS: u32 = 8;
+/// Size of `OVL_STATS`.
+pub const COUNTERS: usize = (OUTCOMES_PER_HOOK * HOOKS) as usize;
+
+/// What an outcome means for the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Forwarded by the program itself.
+    Fast,
+    /// The packet went on its way in the kernel, and the flow table changed.
+    Lease,
+    /// Left to the kernel tier.
+    Decline,
+    /// Dropped by the program.
+    Drop,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Lease => "lease",
+            Self::Decline => "decline",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! hooks {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Where a program is attached.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Hook {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Hook {
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name used in the CLI, the metrics and the docs.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+hooks! {
+    /// `overlay_egress`: host side of a pod veth, packets from the pod.
+    Egress = 0, "egress";
+    /// `overlay_confirm`: packets leaving through `flannel.<VNI>` or, to direct peers, the underlay.
+    Confirm = 1, "confirm";
+    /// `overlay_ingress`: packets arriving on the underlay interface.
+    Ingress = 2, "ingress";
+    /// `overlay_arrive`: packets the kernel decapsulated.
+    Arrive = 3, "arrive";
+    /// `overlay_deliver`: host side of a pod veth, packets to the pod.
+    Deliver = 4, "deliver";
+}
+
+macro_rules! outcomes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $kind:ident, $text:literal;)+) => {
+        /// What happened to a packet.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Outcome {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Outcome {
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name used in the CLI, the metrics and the docs.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+
+            pub const fn kind(self) -> Kind {
+                match self {
+                    $(Self::$name => Kind::$kind,)+
+                }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// Encapsulated and redirected to the underlay, or decapsulated and redirected into the pod.
+    FastTunnel = 0, Fast, "fast_tunnel";
+    /// Routed without encapsulation by the program.
+    FastDirect = 1, Fast, "fast_direct";
+
+    /// The kernel carried the packet unchanged: its direction got or kept a lease.
+    LeaseGranted = 8, Lease, "lease_granted";
+    /// FIN or RST: the flow's entry was removed.
+    FlowClosed = 9, Lease, "flow_closed";
+
+    /// The fast path is switched off or the configuration is not there yet.
+    Disabled = 16, Decline, "disabled";
+    /// Not IPv4: ARP, IPv6 and others.
+    NotIpv4 = 17, Decline, "not_ipv4";
+    /// Too short for the headers it announces.
+    Truncated = 18, Decline, "truncated";
+    /// Carries a VLAN tag.
+    Vlan = 19, Decline, "vlan";
+    /// Has IP options.
+    IpOptions = 20, Decline, "ip_options";
+    /// A fragment: it carries no ports, or not all of the datagram.
+    Fragment = 21, Decline, "fragment";
+    /// Neither TCP, UDP nor ICMP echo.
+    Protocol = 22, Decline, "protocol";
+    /// TCP SYN, FIN or RST: the kernel's connection tracking must see it.
+    TcpControl = 23, Decline, "tcp_control";
+    /// The TTL ends here: the kernel sends the ICMP error.
+    Ttl = 24, Decline, "ttl";
+    /// No lease for this direction of the flow, or it ran out.
+    NoLease = 25, Decline, "no_lease";
+    /// The entry is of a generation before the last flush.
+    Generation = 26, Decline, "generation";
+    /// The frame is not addressed to the gateway: it is bridged, not routed.
+    NotGateway = 27, Decline, "not_gateway";
+    /// Larger than the path or the pod network takes: the kernel fragments or sends the ICMP error.
+    Mtu = 28, Decline, "mtu";
+    /// The node, or the next hop to it, is not resolved or has changed.
+    Nexthop = 29, Decline, "nexthop";
+    /// The kernel refused to make room for the headers.
+    AdjustRoom = 30, Decline, "adjust_room";
+    /// Not for the pod network: the node's own traffic, or traffic to the outside.
+    NotOverlay = 31, Decline, "not_overlay";
+    /// Tunnel packet from an address that is no peer.
+    UnknownPeer = 32, Decline, "unknown_peer";
+    /// Tunnel packet with another VNI, reserved bits, or a wrong inner destination MAC.
+    VxlanHeader = 33, Decline, "vxlan_header";
+    /// The outer source is not the node that owns the inner source.
+    WrongPeer = 34, Decline, "wrong_peer";
+    /// Congestion mark on a packet whose sender knows no ECN: the kernel drops it.
+    Ecn = 35, Decline, "ecn";
+    /// The stamp is missing or belongs to another flow: the packet was translated on its way, or
+    /// did not come from a pod or a peer.
+    Translated = 36, Decline, "translated";
+    /// SYN: stamped flows get their lease with a later packet.
+    Handshake = 37, Decline, "handshake";
+    /// The interface the packet came in by is no known gateway.
+    NoGateway = 38, Decline, "no_gateway";
+    /// The kernel sent the packet another way than the FIB says the fast path would.
+    OtherPath = 39, Decline, "other_path";
+    /// Stamped for a later lease.
+    Stamped = 40, Decline, "stamped";
+    /// The flow table refused the entry.
+    TableFull = 41, Decline, "table_full";
+
+    /// The headers could not be written after the packet was changed.
+    Rewrite = 48, Drop, "rewrite";
+    /// A pod tried to send tunnel packets to a VTEP.
+    PodTunnel = 49, Drop, "pod_tunnel";
+}
+
+/// The slot of `outcome` at `hook` in `OVL_STATS`.
+#[inline(always)]
+pub const fn slot(hook: Hook, outcome: Outcome) -> u32 {
+    hook as u32 * OUTCOMES_PER_HOOK + outcome as u32
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_own_name_and_fits_its_hook() {
+        let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+        assert!(Outcome::ALL.iter().all(|&outcome| (outcome as u32) < OUTCOMES_PER_HOOK));
+        assert!(Outcome::ALL.iter().all(|outcome| outcome.describe().ends_with('.')));
+    }
+
+    #[test]
+    fn no_two_outcomes_share_a_slot() {
+        let slots: BTreeSet<_> = Hook::ALL
+            .iter()
+            .flat_map(|&hook| Outcome::ALL.iter().map(move |&outcome| slot(hook, outcome)))
+            .collect();
+        assert_eq!(slots.len(), Hook::ALL.len() * Outcome::ALL.len());
+        assert!(slots.iter().all(|&slot| (slot as usize) < COUNTERS));
+    }
+}

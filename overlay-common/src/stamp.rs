@@ -1,0 +1,89 @@
+//! The stamp: a keyed hash of a packet's own flow, carried in `skb->hash` across the host.
+//!
+//! It is written where a packet enters the host and compared where the packet leaves. Equal means
+//! that this very packet was not translated in between; that is what entitles its flow to a lease.
+//!
+//! The stamp covers the generation too: a packet that was filtered before a flush cannot earn a
+//! lease after it. The generation is folded into both 16-bit halves alike, because the kernel
+//! derives the vxlan source port from their exclusive or ([`source_port`]): a flow keeps its
+//! source port across flushes (up to the rounding of one port).
+
+use crate::flow::FlowKey4;
+
+/// The stamp of a packet of flow `key`. Never 0, which the kernel reads as "no hash".
+#[inline(always)]
+pub const fn stamp(key: &FlowKey4, secret: &[u64; 2], generation: u32) -> u32 {
+    let [addresses, ports] = key.words();
+    let mut hash = (addresses ^ secret[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    hash = (hash ^ ports ^ secret[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    let halves = (generation & 0xffff) ^ (generation >> 16);
+    let stamp = (hash >> 32) as u32 ^ (halves << 16 | halves);
+    if stamp == 0 { 1 } else { stamp }
+}
+
+/// The UDP source port, host order, that the kernel's `udp_flow_src_port` picks for a packet whose
+/// `skb->hash` is `hash`, given the local port range.
+#[inline(always)]
+pub const fn source_port(hash: u32, min: u16, span: u16) -> u16 {
+    let mixed = hash ^ (hash << 16);
+    ((mixed as u64 * span as u64) >> 32) as u16 + min
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::addr::Ipv4Be;
+
+    fn key(local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8) -> FlowKey4 {
+        FlowKey4 {
+            local: Ipv4Be { octets: local },
+            remote: Ipv4Be { octets: remote },
+            local_port: [ports[0], ports[1]],
+            remote_port: [ports[2], ports[3]],
+            protocol,
+            _pad: [0; 3],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_stamp_is_never_zero_and_a_port_is_in_range(
+            local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8,
+            secret: [u64; 2], generation: u32,
+        ) {
+            let stamp = stamp(&key(local, remote, ports, protocol), &secret, generation);
+            prop_assert_ne!(stamp, 0);
+            let port = source_port(stamp, 32768, 60999 - 32768);
+            prop_assert!((32768..60999).contains(&port));
+        }
+
+        #[test]
+        fn translating_any_one_field_changes_the_stamp(
+            local: [u8; 4], remote: [u8; 4], ports: [u8; 4], secret: [u64; 2],
+            byte in 0usize..12, flip in 1u8..,
+        ) {
+            let before = stamp(&key(local, remote, ports, 6), &secret, 7);
+            let (mut local, mut remote, mut ports) = (local, remote, ports);
+            match byte {
+                0..4 => local[byte] ^= flip,
+                4..8 => remote[byte - 4] ^= flip,
+                _ => ports[byte - 8] ^= flip,
+            }
+            prop_assert_ne!(before, stamp(&key(local, remote, ports, 6), &secret, 7));
+        }
+
+        #[test]
+        fn a_flush_moves_the_source_port_by_one_at_most(
+            local: [u8; 4], remote: [u8; 4], ports: [u8; 4], secret: [u64; 2],
+        ) {
+            let key = key(local, remote, ports, 17);
+            let port = |generation| source_port(stamp(&key, &secret, generation), 32768, 28231);
+            prop_assert!(port(1).abs_diff(port(2)) <= 1);
+        }
+    }
+}
