@@ -19,11 +19,20 @@ impl Ipv4Be {
     pub const fn to_u32(self) -> u32 {
         u32::from_be_bytes(self.octets)
     }
+
+    /// True if the address lies in the subnet `base`, of which `mask` is the netmask.
+    #[inline(always)]
+    pub const fn is_within(self, base: Self, mask: Self) -> bool {
+        let address = u32::from_ne_bytes(self.octets);
+        address & u32::from_ne_bytes(mask.octets) == u32::from_ne_bytes(base.octets)
+    }
 }
 
 impl From<Ipv4Addr> for Ipv4Be {
     fn from(address: Ipv4Addr) -> Self {
-        Self { octets: address.octets() }
+        Self {
+            octets: address.octets(),
+        }
     }
 }
 
@@ -157,8 +166,13 @@ mod tests {
 
     #[test]
     fn junk_is_no_mac() {
-        for text in ["", "c6:d2:32:6f:8f", "c6:d2:32:6f:8f:4g", "c6:d2-32:6f:8f:44", "c6d2.326f-8f44"]
-        {
+        for text in [
+            "",
+            "c6:d2:32:6f:8f",
+            "c6:d2:32:6f:8f:4g",
+            "c6:d2-32:6f:8f:44",
+            "c6d2.326f-8f44",
+        ] {
             assert_eq!(text.parse::<MacAddr>(), Err(ParseMacError), "{text}");
         }
     }

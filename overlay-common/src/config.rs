@@ -17,6 +17,9 @@ pub struct Config {
     pub fastpath: u32,
     /// This node's VTEP: the address tunnel packets are sent from and to.
     pub vtep: Ipv4Be,
+    /// The whole pod network: what lies outside it is never fast.
+    pub network: Ipv4Be,
+    pub network_mask: Ipv4Be,
     /// Subnet of the local pods.
     pub subnet: Ipv4Be,
     pub subnet_mask: Ipv4Be,
@@ -36,6 +39,20 @@ pub struct Config {
     pub pod_mtu: u32,
     #[doc(hidden)]
     pub _pad2: [u8; 4],
+}
+
+impl Config {
+    /// True for addresses of the pod network that live on another node.
+    #[inline(always)]
+    pub const fn is_remote_pod(&self, address: Ipv4Be) -> bool {
+        address.is_within(self.network, self.network_mask) && !self.is_local_pod(address)
+    }
+
+    /// True for addresses of this node's subnet.
+    #[inline(always)]
+    pub const fn is_local_pod(&self, address: Ipv4Be) -> bool {
+        address.is_within(self.subnet, self.subnet_mask)
+    }
 }
 
 /// Every packet takes the kernel path; nothing is stamped and no lease is granted.

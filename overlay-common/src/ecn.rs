@@ -52,7 +52,11 @@ mod tests {
             for (column, &outer) in ecn.iter().enumerate() {
                 let dscp = 0xb8;
                 let got = decapsulate(outer, dscp | inner);
-                assert_eq!(got, want[row][column].map(|e| dscp | e), "{inner:02b} in {outer:02b}");
+                assert_eq!(
+                    got,
+                    want[row][column].map(|e| dscp | e),
+                    "{inner:02b} in {outer:02b}"
+                );
             }
         }
     }

@@ -26,6 +26,10 @@ pub struct FlowKey4 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Flow {
+    /// [`FlowKey4::id`] of the entry's own key. The kernel may give an evicted entry to another
+    /// flow while a program still reads it; `id` is written first and read last, so a reader that
+    /// finds its own flow's id there has read its own flow's entry.
+    pub id: u64,
     /// Egress packets are fast before this time. Coarse monotonic clock, ns; 0: no lease.
     pub egress_until: u64,
     /// Ingress packets are fast before this time.
@@ -36,8 +40,12 @@ pub struct Flow {
     pub node: u32,
     /// Host side of the local pod's veth, where ingress packets are redirected.
     pub pod_ifindex: u32,
+    /// MTU of that veth, bytes.
+    pub pod_mtu: u16,
     /// How the kernel sent egress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
-    pub egress_mode: u32,
+    pub egress_mode: u8,
+    /// How the kernel received ingress packets.
+    pub ingress_mode: u8,
     /// Destination MAC that egress frames must carry: the gateway's.
     pub gateway_mac: MacAddr,
     /// Destination MAC of delivered frames: the pod's.
@@ -62,5 +70,12 @@ impl FlowKey4 {
             u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
             u64::from_ne_bytes([i, j, k, l, self.protocol, 0, 0, 0]),
         ]
+    }
+
+    /// A number that differs between the flows an entry may be passed on among.
+    #[inline(always)]
+    pub const fn id(&self) -> u64 {
+        let [addresses, ports] = self.words();
+        addresses ^ ports.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }

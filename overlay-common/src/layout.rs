@@ -38,19 +38,20 @@ layout!(
 layout!(Peer, size 4, align 4, node at 0);
 layout!(Gateway, size 8, align 1, mac at 0);
 layout!(
-    Config, size 72, align 8,
-    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, subnet at 36,
-    subnet_mask at 40, vtep_mac at 44, vxlan_port at 50, vni at 52, source_port_min at 56,
-    source_port_span at 58, vtep_ifindex at 60, pod_mtu at 64,
+    Config, size 80, align 8,
+    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 36,
+    network_mask at 40, subnet at 44, subnet_mask at 48, vtep_mac at 52, vxlan_port at 58,
+    vni at 60, source_port_min at 64, source_port_span at 66, vtep_ifindex at 68, pod_mtu at 72,
 );
 layout!(
     FlowKey4, size 16, align 1,
     local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12,
 );
 layout!(
-    Flow, size 56, align 8,
-    egress_until at 0, ingress_until at 8, generation at 16, node at 20, pod_ifindex at 24,
-    egress_mode at 28, gateway_mac at 32, pod_mac at 38, deliver_mac at 44, source_port at 50,
+    Flow, size 64, align 8,
+    id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
+    pod_ifindex at 32, pod_mtu at 36, egress_mode at 38, ingress_mode at 39, gateway_mac at 40,
+    pod_mac at 46, deliver_mac at 52, source_port at 58,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);

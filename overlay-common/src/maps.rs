@@ -10,7 +10,9 @@ pub const PEERS4: &str = "OVL_PEERS4";
 pub const GATEWAYS: &str = "OVL_GATEWAYS";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 8] = [ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, GATEWAYS, CONFIG, STATS];
+pub const ALL: [&str; 8] = [
+    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, GATEWAYS, CONFIG, STATS,
+];
 
 /// Remote nodes; index 0 is never used.
 pub const MAX_NODES: usize = 16_384;
@@ -26,7 +28,10 @@ const NAME_MAX: usize = 15;
 const _: () = {
     let mut index = 0;
     while index < ALL.len() {
-        assert!(ALL[index].len() <= NAME_MAX, "a map name is longer than the kernel keeps");
+        assert!(
+            ALL[index].len() <= NAME_MAX,
+            "a map name is longer than the kernel keeps"
+        );
         index += 1;
     }
 };

@@ -52,18 +52,18 @@ pub struct Nexthop {
     pub dst_mac: MacAddr,
     /// Source MAC of the outer frame: the underlay interface's.
     pub src_mac: MacAddr,
-    /// Largest IP packet, outer header included, the path takes. Bytes, host order.
+    /// Largest pod packet (inner IP header and payload) the path takes, bytes.
     pub mtu: u32,
     /// [`MODE_TUNNEL`] or [`MODE_DIRECT`].
     pub mode: u32,
 }
 
 /// No lease in this direction.
-pub const MODE_NONE: u32 = 0;
+pub const MODE_NONE: u8 = 0;
 /// Encapsulated in vxlan.
-pub const MODE_TUNNEL: u32 = 1;
+pub const MODE_TUNNEL: u8 = 1;
 /// Routed without encapsulation.
-pub const MODE_DIRECT: u32 = 2;
+pub const MODE_DIRECT: u8 = 2;
 
 /// Value of `OVL_PEERS4`; the key is the outer source address of tunnel packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -170,7 +170,7 @@ outcomes! {
     /// The stamp is missing or belongs to another flow: the packet was translated on its way, or
     /// did not come from a pod or a peer.
     Translated = 36, Decline, "translated";
-    /// SYN: stamped flows get their lease with a later packet.
+    /// SYN: an older flow's entry was removed; the lease comes with a later packet.
     Handshake = 37, Decline, "handshake";
     /// The interface the packet came in by is no known gateway.
     NoGateway = 38, Decline, "no_gateway";
@@ -180,6 +180,10 @@ outcomes! {
     Stamped = 40, Decline, "stamped";
     /// The flow table refused the entry.
     TableFull = 41, Decline, "table_full";
+    /// The IP length disagrees with the frame's.
+    Length = 42, Decline, "length";
+    /// Received another way (tunnel or direct) than the lease was granted for.
+    OtherMode = 43, Decline, "other_mode";
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";
@@ -204,8 +208,16 @@ mod tests {
     fn every_outcome_has_its_own_name_and_fits_its_hook() {
         let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
         assert_eq!(names.len(), Outcome::ALL.len());
-        assert!(Outcome::ALL.iter().all(|&outcome| (outcome as u32) < OUTCOMES_PER_HOOK));
-        assert!(Outcome::ALL.iter().all(|outcome| outcome.describe().ends_with('.')));
+        assert!(
+            Outcome::ALL
+                .iter()
+                .all(|&outcome| (outcome as u32) < OUTCOMES_PER_HOOK)
+        );
+        assert!(
+            Outcome::ALL
+                .iter()
+                .all(|outcome| outcome.describe().ends_with('.'))
+        );
     }
 
     #[test]

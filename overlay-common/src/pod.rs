@@ -3,7 +3,10 @@
 //! The only unsafe code of the crate. `aya::Pod` asks that every bit pattern is valid and that no
 //! byte is padding; that is what `bytemuck::Pod` proves when it is derived, and the macro demands
 //! it of each type it is applied to.
-#![allow(unsafe_code, reason = "aya::Pod is an unsafe trait; bytemuck::Pod is the proof")]
+#![allow(
+    unsafe_code,
+    reason = "aya::Pod is an unsafe trait; bytemuck::Pod is the proof"
+)]
 
 /// Marks map keys and values as plain old data for aya. Without the feature `user` it only checks
 /// that they are.

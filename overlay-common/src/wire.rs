@@ -89,7 +89,10 @@ impl core::error::Error for WireError {}
 pub fn split<T: Pod>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
     let need = size_of::<T>();
     let Some((header, rest)) = bytes.split_at_checked(need) else {
-        return Err(WireError::Truncated { need, have: bytes.len() });
+        return Err(WireError::Truncated {
+            need,
+            have: bytes.len(),
+        });
     };
     Ok((bytemuck::pod_read_unaligned(header), rest))
 }
@@ -98,14 +101,21 @@ impl VxlanHeader {
     /// The header to transmit for `vni`, of which the low 24 bits count.
     pub const fn new(vni: u32) -> Self {
         let [_, a, b, c] = vni.to_be_bytes();
-        Self { flags: VXLAN_FLAG_VNI, reserved: [0; 3], vni: [a, b, c], reserved2: 0 }
+        Self {
+            flags: VXLAN_FLAG_VNI,
+            reserved: [0; 3],
+            vni: [a, b, c],
+            reserved2: 0,
+        }
     }
 
     /// Parses and validates. Reserved fields are ignored, as RFC 7348 asks of receivers.
     pub fn parse(bytes: &[u8]) -> Result<(Self, &[u8]), WireError> {
         let (header, rest) = split::<Self>(bytes)?;
         if header.flags & VXLAN_FLAG_VNI == 0 {
-            return Err(WireError::NoVni { flags: header.flags });
+            return Err(WireError::NoVni {
+                flags: header.flags,
+            });
         }
         Ok((header, rest))
     }
