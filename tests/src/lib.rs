@@ -1,1 +1,4 @@
 //! The lab.
+
+pub mod etcd;
+pub mod pki;
