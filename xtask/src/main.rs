@@ -1,1 +1,55 @@
-fn main() {}
+//! Developer commands. Each subcommand is one module; this file parses and dispatches.
+
+mod build_ebpf;
+mod demo;
+mod fingerprint;
+mod libtest;
+mod linker;
+mod lint;
+mod object_check;
+mod prereq;
+mod process;
+mod stats;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of the overlay project
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the BPF object that the agent embeds
+    BuildEbpf(build_ebpf::Args),
+    /// Install what is missing, build, and run every check and test (as root)
+    Test(test::Args),
+    /// Install what is missing, build, and show a three-node cluster at work (as root)
+    Demo(demo::Args),
+    /// Check formatting and run clippy with warnings as errors
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Lint => lint::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

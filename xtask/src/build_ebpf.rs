@@ -1,0 +1,180 @@
+//! `cargo xtask build-ebpf`: compiles `overlay-ebpf` to `target/bpf/overlay.o`.
+//!
+//! See docs/adr/0001-bpf-toolchain.md for the choice of toolchain and flags.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    fingerprint,
+    linker::{self, Linker},
+    object_check,
+    prereq::Installer,
+    process::{self, command},
+    stats,
+    toolchain::{self, Toolchain},
+    workspace::Workspace,
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+const BINARY: &str = "overlay";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Install missing packages and build bpf-linker (packages need root)
+    #[arg(long)]
+    pub install: bool,
+    /// Load the object and print what the verifier made of each program (as root)
+    #[arg(long)]
+    pub stats: bool,
+}
+
+/// Builds the object if its inputs changed; returns its path.
+pub fn run(args: &Args) -> Result<PathBuf> {
+    let workspace = Workspace::locate();
+    let mut installer = Installer::new(args.install);
+    let object = build(&workspace, &mut installer)?;
+    if args.stats {
+        stats::print(&object)?;
+    }
+    Ok(object)
+}
+
+pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf> {
+    let toolchain = toolchain::find(installer)?;
+    let linker = linker::find(workspace, installer)?;
+    let flags = rustflags(env::consts::ARCH, &linker.path);
+    let stamp = stamp(workspace, &toolchain, &linker, &flags)?;
+    let object = workspace.object();
+    let is_current = fs::read_to_string(workspace.object_stamp())
+        .is_ok_and(|recorded| recorded == stamp)
+        && object.exists();
+    if is_current {
+        println!("BPF object: {} is up to date", object.display());
+        return Ok(object);
+    }
+
+    let started = Instant::now();
+    compile(workspace, &toolchain, &flags)?;
+    let built = workspace
+        .ebpf_target()
+        .join(TARGET)
+        .join("release")
+        .join(BINARY);
+    let contents = object_check::check(&built)?;
+    install_object(&built, &object)?;
+    fs::write(workspace.object_stamp(), stamp)
+        .with_context(|| format!("cannot write {}", workspace.object_stamp().display()))?;
+    println!(
+        "BPF object: {} built in {:.1} s\n  programs: {}\n  maps: {}",
+        object.display(),
+        started.elapsed().as_secs_f32(),
+        contents.programs.join(" "),
+        contents.maps.join(" ")
+    );
+    Ok(object)
+}
+
+fn compile(workspace: &Workspace, toolchain: &Toolchain, flags: &[String]) -> Result<()> {
+    let mut cargo = command(&toolchain.cargo);
+    cargo
+        .current_dir(workspace.ebpf_crate())
+        .args(["build", "--release", "--bin", BINARY])
+        .args(["-Z", "build-std=core", "--target", TARGET])
+        .env("CARGO_TARGET_DIR", workspace.ebpf_target())
+        // Takes precedence over RUSTFLAGS and over the user's cargo configuration.
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("RUSTC", &toolchain.rustc)
+        // Lets a stable compiler accept -Z build-std.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env_remove("CARGO")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    process::run(&mut cargo).context("the BPF programs do not build")
+}
+
+fn rustflags(arch: &str, linker: &Path) -> Vec<String> {
+    vec![
+        // aya-ebpf selects the register layout of the machine the object will run on.
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        format!("--check-cfg=cfg(bpf_target_arch,values(\"{arch}\"))"),
+        "-Cdebuginfo=2".to_owned(),
+        // 32-bit ALU and jump instructions, understood since Linux 5.1.
+        "-Ctarget-cpu=v3".to_owned(),
+        format!("-Clinker={}", linker.display()),
+        "-Clink-arg=--btf".to_owned(),
+        // A packet field of four bytes is one load instead of four. Given to the linker, which
+        // generates the code: rustc would warn that the feature is unstable.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
+    ]
+}
+
+/// Everything the object depends on: the hash, and below it the settings for a person to read.
+fn stamp(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    linker: &Linker,
+    flags: &[String],
+) -> Result<String> {
+    let sources = [
+        workspace.ebpf_crate(),
+        workspace.root().join("overlay-common"),
+        workspace.root().join("Cargo.toml"),
+    ];
+    let settings = [
+        toolchain.identity.clone(),
+        linker.identity.clone(),
+        flags.join("\n"),
+    ];
+    let hash = fingerprint::of(&sources, &settings)?;
+    Ok(format!("{hash}\n\n{}\n", settings.join("\n")))
+}
+
+/// Replaces the object in one step, and only if it differs: the agent embeds it, so a touched
+/// file would recompile the agent.
+fn install_object(built: &Path, object: &Path) -> Result<()> {
+    let content = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if fs::read(object).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    let staged = object.with_extension("o.new");
+    if let Some(parent) = object.parent() {
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    fs::write(&staged, content).with_context(|| format!("cannot write {}", staged.display()))?;
+    fs::rename(&staged, object).with_context(|| format!("cannot write {}", object.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declared_architecture_is_the_one_checked() {
+        let flags = rustflags("aarch64", Path::new("/opt/bpf-linker"));
+        assert!(flags.contains(&"--cfg=bpf_target_arch=\"aarch64\"".to_owned()));
+        assert!(flags.contains(&"--check-cfg=cfg(bpf_target_arch,values(\"aarch64\"))".to_owned()));
+        assert!(flags.contains(&"-Clinker=/opt/bpf-linker".to_owned()));
+    }
+
+    #[test]
+    fn an_unchanged_object_is_not_touched() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (built, object) = (dir.path().join("built"), dir.path().join("bpf/overlay.o"));
+        fs::write(&built, "one").expect("a writable directory");
+        install_object(&built, &object).expect("the first copy");
+        let first = fs::metadata(&object).and_then(|meta| meta.modified());
+        install_object(&built, &object).expect("an equal copy");
+        let second = fs::metadata(&object).and_then(|meta| meta.modified());
+        assert_eq!(first.expect("a time"), second.expect("a time"));
+
+        fs::write(&built, "two").expect("a writable directory");
+        install_object(&built, &object).expect("another copy");
+        assert_eq!(fs::read(&object).expect("readable"), b"two");
+    }
+}

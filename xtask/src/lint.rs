@@ -1,0 +1,42 @@
+//! `cargo xtask lint`: formatting and clippy, as `cargo xtask test` runs them.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{process, workspace::Workspace};
+
+pub fn run() -> Result<()> {
+    for mut command in commands(&Workspace::locate()) {
+        println!("{}", process::display(&command));
+        process::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// The checks in the order they run, cheapest first.
+pub fn commands(workspace: &Workspace) -> [Command; 3] {
+    let cargo = |arguments: &[&str]| {
+        let mut command = process::cargo();
+        command.current_dir(workspace.root()).args(arguments);
+        command
+    };
+    [
+        cargo(&["fmt", "--all", "--check"]),
+        // The BPF crate is a workspace of its own.
+        cargo(&[
+            "fmt",
+            "--check",
+            "--manifest-path",
+            "overlay-ebpf/Cargo.toml",
+        ]),
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    ]
+}

@@ -1,0 +1,56 @@
+//! Checks a built object: what bpftool, libbpf and a person with `bpftool map dump` need of it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use aya_obj::{Map, Object, generated::bpf_map_type};
+
+/// What the object contains, by name, sorted.
+#[derive(Debug)]
+pub struct Contents {
+    pub programs: Vec<String>,
+    pub maps: Vec<String>,
+}
+
+/// Reads an object and refuses it if it has a legacy map, a map without BTF types, or no BTF.
+pub fn check(path: &Path) -> Result<Contents> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let object =
+        Object::parse(&bytes).with_context(|| format!("{} is not a BPF object", path.display()))?;
+    inspect(&object).with_context(|| format!("{} is not acceptable", path.display()))
+}
+
+fn inspect(object: &Object) -> Result<Contents> {
+    if object.btf.is_none() {
+        bail!("it has no .BTF section; compile with debug info and link with --btf");
+    }
+    for (name, map) in &object.maps {
+        if let Some(problem) = map_problem(map) {
+            bail!("map {name}: {problem}");
+        }
+    }
+    let mut programs: Vec<String> = object.programs.keys().cloned().collect();
+    programs.sort();
+    let mut maps: Vec<String> = object.maps.keys().cloned().collect();
+    maps.sort();
+    if programs.is_empty() {
+        bail!("it contains no program");
+    }
+    Ok(Contents { programs, maps })
+}
+
+fn map_problem(map: &Map) -> Option<&'static str> {
+    match map {
+        // .rodata, .data and .bss: the loader derives their types itself.
+        Map::Legacy(map) if map.symbol_index.is_none() => None,
+        Map::Legacy(_) => {
+            Some("declared in the legacy `maps` section, which libbpf refuses; use #[btf_map]")
+        }
+        Map::Btf(map_definition) => {
+            // A ring buffer has records, not keys and values.
+            let typed = map.map_type() == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32
+                || map_definition.def.btf_value_type_id != 0;
+            (!typed).then_some("no BTF type for its value; bpftool could not print its fields")
+        }
+    }
+}

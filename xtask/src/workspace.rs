@@ -1,0 +1,47 @@
+//! Where things are in the source tree and under `target/`.
+
+use std::path::{Path, PathBuf};
+
+/// The workspace this xtask was compiled from.
+pub struct Workspace {
+    root: PathBuf,
+}
+
+impl Workspace {
+    pub fn locate() -> Self {
+        let manifest_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = manifest_dir.parent().unwrap_or(manifest_dir);
+        Self {
+            root: root.to_path_buf(),
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The crate of the BPF programs, a workspace of its own.
+    pub fn ebpf_crate(&self) -> PathBuf {
+        self.root.join("overlay-ebpf")
+    }
+
+    /// The object that `overlay-agent/build.rs` embeds.
+    pub fn object(&self) -> PathBuf {
+        self.root.join("target/bpf/overlay.o")
+    }
+
+    /// Names the inputs the object was built from.
+    pub fn object_stamp(&self) -> PathBuf {
+        self.root.join("target/bpf/overlay.stamp")
+    }
+
+    /// Cargo's target directory for the BPF crate.
+    pub fn ebpf_target(&self) -> PathBuf {
+        self.root.join("target/bpf-build")
+    }
+
+    /// `--root` of tools built for this workspace, so that nothing lands in the user's home.
+    pub fn tools(&self) -> PathBuf {
+        self.root.join("target/tools")
+    }
+}
