@@ -14,7 +14,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     addr::{Ipv4Be, MacAddr},
     checksum,
-    wire::{ETHERTYPE_IPV4, EthHeader, IPPROTO_UDP, Ipv4Header, UdpHeader, VxlanHeader},
+    wire::{
+        ETHERTYPE_IPV4, EthHeader, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader, VxlanHeader,
+    },
 };
 
 /// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
@@ -55,7 +57,7 @@ impl EncapHeader {
     pub const fn template(params: &EncapParams) -> Self {
         Self {
             ipv4: Ipv4Header {
-                version_ihl: 0x45,
+                version_ihl: IPV4_NO_OPTIONS,
                 tos: 0,
                 total_len: [0; 2],
                 id: [0; 2],

@@ -5,8 +5,10 @@ use bytemuck::{Pod, Zeroable};
 use crate::addr::{Ipv4Be, MacAddr};
 
 /// A flow between a local pod and a remote one, the same key for both directions.
+///
+/// Aligned, because programs build it on their stack, where the verifier wants aligned accesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FlowKey4 {
     /// Pod on this node.
     pub local: Ipv4Be,
@@ -26,7 +28,7 @@ pub struct FlowKey4 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Flow {
-    /// [`FlowKey4::id`] of the entry's own key. The kernel may give an evicted entry to another
+    /// [`FlowWords::id`] of the entry's own key. The kernel may give an evicted entry to another
     /// flow while a program still reads it; `id` is written first and read last, so a reader that
     /// finds its own flow's id there has read its own flow's entry.
     pub id: u64,
@@ -38,44 +40,169 @@ pub struct Flow {
     pub generation: u32,
     /// Index into `OVL_NODES` of the remote pod's node.
     pub node: u32,
-    /// Host side of the local pod's veth, where ingress packets are redirected.
-    pub pod_ifindex: u32,
-    /// MTU of that veth, bytes.
+    /// Destination MAC that egress frames must carry: the gateway's.
+    pub gateway_mac: MacAddr,
+    /// UDP source port of the tunnel packets of this flow, network order.
+    pub source_port: [u8; 2],
+    /// Destination MAC of delivered frames: the pod's.
+    pub pod_mac: MacAddr,
+    /// MTU of the pod's veth, bytes.
     pub pod_mtu: u16,
+    /// Source MAC of delivered frames, as the kernel chose it.
+    pub deliver_mac: MacAddr,
     /// How the kernel sent egress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
     pub egress_mode: u8,
     /// How the kernel received ingress packets.
     pub ingress_mode: u8,
-    /// Destination MAC that egress frames must carry: the gateway's.
-    pub gateway_mac: MacAddr,
-    /// Destination MAC of delivered frames: the pod's.
-    pub pod_mac: MacAddr,
-    /// Source MAC of delivered frames, as the kernel chose it.
-    pub deliver_mac: MacAddr,
-    /// UDP source port of the tunnel packets of this flow, network order.
-    pub source_port: [u8; 2],
+    /// Host side of the local pod's veth, where ingress packets are redirected.
+    pub pod_ifindex: u32,
     #[doc(hidden)]
     pub _pad: [u8; 4],
 }
 
-impl FlowKey4 {
-    /// The key as two integers, for the stamp.
+/// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.
+pub type FlowImage = [u64; size_of::<Flow>() / 8];
+
+/// Places of the words in a [`FlowImage`].
+pub mod word {
+    use core::mem::offset_of;
+
+    use super::Flow;
+
+    pub const ID: usize = offset_of!(Flow, id) / 8;
+    pub const EGRESS_UNTIL: usize = offset_of!(Flow, egress_until) / 8;
+    pub const INGRESS_UNTIL: usize = offset_of!(Flow, ingress_until) / 8;
+    /// `generation` in the low half, `node` in the high half.
+    pub const GENERATION_NODE: usize = offset_of!(Flow, generation) / 8;
+    /// `gateway_mac`, then `source_port` in the top 16 bits.
+    pub const GATEWAY_PORT: usize = offset_of!(Flow, gateway_mac) / 8;
+    /// `pod_mac`, then `pod_mtu` in the top 16 bits.
+    pub const POD_MTU: usize = offset_of!(Flow, pod_mac) / 8;
+    /// `deliver_mac`, then `egress_mode`, then `ingress_mode` in the top byte.
+    pub const DELIVER_MODES: usize = offset_of!(Flow, deliver_mac) / 8;
+    /// `pod_ifindex` in the low half.
+    pub const POD_IFINDEX: usize = offset_of!(Flow, pod_ifindex) / 8;
+}
+
+/// A [`FlowKey4`] as two integers, the form in which programs hold, compare and hash it: bytes of
+/// the key in native order, addresses first, then ports and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowWords {
+    pub addresses: u64,
+    pub ports: u64,
+}
+
+impl FlowWords {
+    /// From values as they stand in the packet, read as native integers.
     #[inline(always)]
-    pub const fn words(&self) -> [u64; 2] {
-        let [a, b, c, d] = self.local.octets;
-        let [e, f, g, h] = self.remote.octets;
-        let [i, j] = self.local_port;
-        let [k, l] = self.remote_port;
-        [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes([i, j, k, l, self.protocol, 0, 0, 0]),
-        ]
+    pub const fn new(
+        local: u32,
+        remote: u32,
+        local_port: u16,
+        remote_port: u16,
+        proto: u8,
+    ) -> Self {
+        let ports = local_port as u32 | (remote_port as u32) << 16;
+        Self {
+            addresses: local as u64 | (remote as u64) << 32,
+            ports: ports as u64 | (proto as u64) << 32,
+        }
     }
 
-    /// A number that differs between the flows an entry may be passed on among.
     #[inline(always)]
-    pub const fn id(&self) -> u64 {
-        let [addresses, ports] = self.words();
-        addresses ^ ports.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    pub fn key(self) -> FlowKey4 {
+        bytemuck::cast([self.addresses, self.ports])
+    }
+
+    #[inline(always)]
+    pub const fn local(self) -> Ipv4Be {
+        Ipv4Be {
+            octets: (self.addresses as u32).to_ne_bytes(),
+        }
+    }
+
+    #[inline(always)]
+    pub const fn remote(self) -> Ipv4Be {
+        Ipv4Be {
+            octets: ((self.addresses >> 32) as u32).to_ne_bytes(),
+        }
+    }
+
+    /// A number that differs between the flows a table entry may be passed on among.
+    #[inline(always)]
+    pub const fn id(self) -> u64 {
+        self.addresses ^ self.ports.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl From<FlowKey4> for FlowWords {
+    fn from(key: FlowKey4) -> Self {
+        let [addresses, ports] = bytemuck::cast(key);
+        Self { addresses, ports }
+    }
+}
+
+// `FlowWords::new` shifts the first bytes of the key into the low bits.
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "flow keys are built for little-endian CPUs"
+);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn words_and_key_are_the_same_bytes(
+            local: [u8; 4], remote: [u8; 4], local_port: [u8; 2], remote_port: [u8; 2], protocol: u8,
+        ) {
+            let key = FlowKey4 {
+                local: Ipv4Be { octets: local },
+                remote: Ipv4Be { octets: remote },
+                local_port,
+                remote_port,
+                protocol,
+                _pad: [0; 3],
+            };
+            let words = FlowWords::new(
+                u32::from_ne_bytes(local),
+                u32::from_ne_bytes(remote),
+                u16::from_ne_bytes(local_port),
+                u16::from_ne_bytes(remote_port),
+                protocol,
+            );
+            prop_assert_eq!(words, FlowWords::from(key));
+            prop_assert_eq!(words.key(), key);
+            prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+        }
+
+        #[test]
+        fn the_words_of_an_image_hold_the_fields_they_are_said_to(
+            image: FlowImage,
+        ) {
+            let flow: Flow = bytemuck::cast(image);
+            let low_mac = |word: u64| {
+                let [a, b, c, d, e, f, _, _] = word.to_le_bytes();
+                MacAddr::new([a, b, c, d, e, f])
+            };
+            prop_assert_eq!(image[word::ID], flow.id);
+            prop_assert_eq!(image[word::EGRESS_UNTIL], flow.egress_until);
+            prop_assert_eq!(image[word::INGRESS_UNTIL], flow.ingress_until);
+            prop_assert_eq!(image[word::GENERATION_NODE] as u32, flow.generation);
+            prop_assert_eq!((image[word::GENERATION_NODE] >> 32) as u32, flow.node);
+            prop_assert_eq!(low_mac(image[word::GATEWAY_PORT]), flow.gateway_mac);
+            prop_assert_eq!(
+                ((image[word::GATEWAY_PORT] >> 48) as u16).to_ne_bytes(), flow.source_port
+            );
+            prop_assert_eq!(low_mac(image[word::POD_MTU]), flow.pod_mac);
+            prop_assert_eq!((image[word::POD_MTU] >> 48) as u16, flow.pod_mtu);
+            prop_assert_eq!(low_mac(image[word::DELIVER_MODES]), flow.deliver_mac);
+            prop_assert_eq!((image[word::DELIVER_MODES] >> 48) as u8, flow.egress_mode);
+            prop_assert_eq!((image[word::DELIVER_MODES] >> 56) as u8, flow.ingress_mode);
+            prop_assert_eq!(image[word::POD_IFINDEX] as u32, flow.pod_ifindex);
+        }
     }
 }

@@ -28,15 +28,15 @@ macro_rules! layout {
 
 layout!(Route, size 8, align 4, node at 0, flags at 4);
 layout!(
-    Node, size 80, align 4,
+    Node, size 80, align 8,
     flags at 0, vtep at 4, ipv4_sum at 8, subnet at 12, vtep_mac at 16, prefix_len at 22, encap at 24,
 );
 layout!(
-    Nexthop, size 28, align 4,
-    vtep at 0, ifindex at 4, dst_mac at 8, src_mac at 14, mtu at 20, mode at 24,
+    Nexthop, size 24, align 8,
+    vtep at 0, ifindex at 4, dst_mac at 8, mtu at 14, src_mac at 16, mode at 22,
 );
 layout!(Peer, size 4, align 4, node at 0);
-layout!(Gateway, size 8, align 1, mac at 0);
+layout!(Gateway, size 8, align 8, mac at 0);
 layout!(
     Config, size 80, align 8,
     stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 36,
@@ -44,14 +44,14 @@ layout!(
     vni at 60, source_port_min at 64, source_port_span at 66, vtep_ifindex at 68, pod_mtu at 72,
 );
 layout!(
-    FlowKey4, size 16, align 1,
+    FlowKey4, size 16, align 8,
     local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12,
 );
 layout!(
     Flow, size 64, align 8,
     id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
-    pod_ifindex at 32, pod_mtu at 36, egress_mode at 38, ingress_mode at 39, gateway_mac at 40,
-    pod_mac at 46, deliver_mac at 52, source_port at 58,
+    gateway_mac at 32, source_port at 38, pod_mac at 40, pod_mtu at 46, deliver_mac at 48,
+    egress_mode at 54, ingress_mode at 55, pod_ifindex at 56,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);

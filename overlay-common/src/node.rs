@@ -9,7 +9,7 @@ use crate::{
 
 /// Value of `OVL_NODES`: one remote node, written by the agent alone. Index 0 is never used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Node {
     /// [`NODE_VALID`] and [`NODE_DIRECT`]. An entry without `NODE_VALID` is free.
     pub flags: u32,
@@ -41,21 +41,40 @@ pub const NODE_DIRECT: u32 = 1 << 1;
 /// by `overlay_confirm` from the kernel's FIB and neighbour table each time it grants an egress
 /// lease, so it follows them without user space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Nexthop {
     /// The VTEP address this was resolved for. Differs from the node's when the node has moved
-    /// since: then the entry does not count. Written last.
+    /// since: then the entry does not count.
     pub vtep: Ipv4Be,
     /// Underlay interface.
     pub ifindex: u32,
     /// Destination MAC of the outer frame: the neighbour's.
     pub dst_mac: MacAddr,
+    /// Largest pod packet (inner IP header and payload) the path takes, bytes.
+    pub mtu: u16,
     /// Source MAC of the outer frame: the underlay interface's.
     pub src_mac: MacAddr,
-    /// Largest pod packet (inner IP header and payload) the path takes, bytes.
-    pub mtu: u32,
     /// [`MODE_TUNNEL`] or [`MODE_DIRECT`].
-    pub mode: u32,
+    pub mode: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+}
+
+/// A [`Nexthop`] as the words it consists of.
+pub type NexthopImage = [u64; size_of::<Nexthop>() / 8];
+
+/// Places of the words in a [`NexthopImage`].
+pub mod word {
+    use core::mem::offset_of;
+
+    use super::Nexthop;
+
+    /// `vtep` in the low half, `ifindex` in the high half.
+    pub const VTEP_IFINDEX: usize = offset_of!(Nexthop, vtep) / 8;
+    /// `dst_mac`, then `mtu` in the top 16 bits.
+    pub const DST_MTU: usize = offset_of!(Nexthop, dst_mac) / 8;
+    /// `src_mac`, then `mode` in bits 48 to 55.
+    pub const SRC_MODE: usize = offset_of!(Nexthop, src_mac) / 8;
 }
 
 /// No lease in this direction.
@@ -76,7 +95,7 @@ pub struct Peer {
 /// Value of `OVL_GATEWAYS`; the key is the index of the interface through which the host's IP layer
 /// receives pod packets (the bridge, or a point-to-point veth).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Gateway {
     /// The interface's MAC address: what pods address frames to that they want routed.
     pub mac: MacAddr,

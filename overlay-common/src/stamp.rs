@@ -8,15 +8,14 @@
 //! derives the vxlan source port from their exclusive or ([`source_port`]): a flow keeps its
 //! source port across flushes (up to the rounding of one port).
 
-use crate::flow::FlowKey4;
+use crate::flow::FlowWords;
 
-/// The stamp of a packet of flow `key`. Never 0, which the kernel reads as "no hash".
+/// The stamp of a packet of `flow`. Never 0, which the kernel reads as "no hash".
 #[inline(always)]
-pub const fn stamp(key: &FlowKey4, secret: &[u64; 2], generation: u32) -> u32 {
-    let [addresses, ports] = key.words();
-    let mut hash = (addresses ^ secret[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub const fn stamp(flow: FlowWords, secret: &[u64; 2], generation: u32) -> u32 {
+    let mut hash = (flow.addresses ^ secret[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^= hash >> 32;
-    hash = (hash ^ ports ^ secret[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash = (hash ^ flow.ports ^ secret[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
     hash ^= hash >> 32;
     hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
     let halves = (generation & 0xffff) ^ (generation >> 16);
@@ -37,17 +36,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::addr::Ipv4Be;
 
-    fn key(local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8) -> FlowKey4 {
-        FlowKey4 {
-            local: Ipv4Be { octets: local },
-            remote: Ipv4Be { octets: remote },
-            local_port: [ports[0], ports[1]],
-            remote_port: [ports[2], ports[3]],
+    fn flow(local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8) -> FlowWords {
+        let [a, b, c, d] = ports;
+        FlowWords::new(
+            u32::from_ne_bytes(local),
+            u32::from_ne_bytes(remote),
+            u16::from_ne_bytes([a, b]),
+            u16::from_ne_bytes([c, d]),
             protocol,
-            _pad: [0; 3],
-        }
+        )
     }
 
     proptest! {
@@ -56,7 +54,7 @@ mod tests {
             local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8,
             secret: [u64; 2], generation: u32,
         ) {
-            let stamp = stamp(&key(local, remote, ports, protocol), &secret, generation);
+            let stamp = stamp(flow(local, remote, ports, protocol), &secret, generation);
             prop_assert_ne!(stamp, 0);
             let port = source_port(stamp, 32768, 60999 - 32768);
             prop_assert!((32768..60999).contains(&port));
@@ -67,22 +65,22 @@ mod tests {
             local: [u8; 4], remote: [u8; 4], ports: [u8; 4], secret: [u64; 2],
             byte in 0usize..12, flip in 1u8..,
         ) {
-            let before = stamp(&key(local, remote, ports, 6), &secret, 7);
+            let before = stamp(flow(local, remote, ports, 6), &secret, 7);
             let (mut local, mut remote, mut ports) = (local, remote, ports);
             match byte {
                 0..4 => local[byte] ^= flip,
                 4..8 => remote[byte - 4] ^= flip,
                 _ => ports[byte - 8] ^= flip,
             }
-            prop_assert_ne!(before, stamp(&key(local, remote, ports, 6), &secret, 7));
+            prop_assert_ne!(before, stamp(flow(local, remote, ports, 6), &secret, 7));
         }
 
         #[test]
         fn a_flush_moves_the_source_port_by_one_at_most(
             local: [u8; 4], remote: [u8; 4], ports: [u8; 4], secret: [u64; 2],
         ) {
-            let key = key(local, remote, ports, 17);
-            let port = |generation| source_port(stamp(&key, &secret, generation), 32768, 28231);
+            let flow = flow(local, remote, ports, 17);
+            let port = |generation| source_port(stamp(flow, &secret, generation), 32768, 28231);
             prop_assert!(port(1).abs_diff(port(2)) <= 1);
         }
     }

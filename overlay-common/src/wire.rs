@@ -7,6 +7,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::addr::{Ipv4Be, MacAddr};
 
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// First byte of an IPv4 header that has no options: version 4, five words.
+pub const IPV4_NO_OPTIONS: u8 = 0x45;
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
