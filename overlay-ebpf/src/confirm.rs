@@ -1,0 +1,110 @@
+//! Grants egress leases: a packet leaves the host as it came from the pod, so the kernel and its
+//! packet filter let it pass unchanged. The way it leaves is resolved and remembered with it.
+
+use overlay_common::{
+    config::{Config, FASTPATH_OFF},
+    encap::ENCAP_LEN,
+    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT},
+    outcome::Outcome,
+    stamp::{source_port, stamp},
+    wire::ETHERTYPE_IPV4,
+};
+
+use crate::{
+    helpers::{Skb, now},
+    maps::{self, Lease, NexthopCopy, NexthopEntry},
+    parse::{Control, ETH_LEN, FLOW_LEN, Flow4, Local},
+};
+
+#[inline(always)]
+pub fn run(skb: &Skb) -> Outcome {
+    match confirm(skb) {
+        Ok(outcome) | Err(outcome) => outcome,
+    }
+}
+
+#[inline(always)]
+fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
+    let config = maps::config().ok_or(Outcome::Disabled)?;
+    if config.fastpath == FASTPATH_OFF {
+        return Err(Outcome::Disabled);
+    }
+    let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
+    let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
+    if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
+        return Err(Outcome::NotIpv4);
+    }
+    let flow = Flow4::parse(packet, ETH_LEN, Local::Source)?;
+    if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
+        return Err(Outcome::NotOverlay);
+    }
+    let stamp = stamp(flow.words, &config.stamp_key, config.generation);
+    if skb.hash() != stamp {
+        return Err(Outcome::Translated);
+    }
+    match flow.control {
+        Control::None => {}
+        Control::Open => {
+            maps::forget(flow.words);
+            return Err(Outcome::Handshake);
+        }
+        Control::Close => {
+            maps::forget(flow.words);
+            return Err(Outcome::FlowClosed);
+        }
+    }
+    let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
+    let index = maps::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
+    let mode = resolve(skb, config, index)?;
+    let port = source_port(stamp, config.source_port_min, config.source_port_span);
+    let lease = Lease::Egress {
+        mode,
+        gateway,
+        source_port: port.to_be(),
+    };
+    maps::grant(
+        flow.words,
+        config.generation,
+        index,
+        now() + config.lease_ns,
+        &lease,
+    )?;
+    Ok(Outcome::LeaseGranted)
+}
+
+/// Resolves the way to node `index` with the kernel's own tables and remembers it. Fails unless the
+/// kernel just sent this packet that way: by the tunnel device, or straight out of the interface
+/// that reaches the node directly.
+#[inline(always)]
+fn resolve(skb: &Skb, config: &Config, index: u32) -> Result<u8, Outcome> {
+    let node = maps::node(index).ok_or(Outcome::Nexthop)?;
+    let nexthop = NexthopEntry::find(index).ok_or(Outcome::Nexthop)?;
+    let Some(fib) = skb.route(skb.ingress_ifindex(), config.vtep, node.vtep) else {
+        nexthop.invalidate();
+        return Err(Outcome::Nexthop);
+    };
+    let direct = node.flags & NODE_DIRECT != 0 && fib.on_link;
+    let (mode, mtu, device) = if direct {
+        (MODE_DIRECT, fib.mtu, fib.ifindex)
+    } else {
+        let room = fib.mtu.saturating_sub(ENCAP_LEN);
+        let mtu = if room < config.pod_mtu {
+            room
+        } else {
+            config.pod_mtu
+        };
+        (MODE_TUNNEL, mtu, config.vtep_ifindex)
+    };
+    if skb.ifindex() != device {
+        return Err(Outcome::OtherPath);
+    }
+    nexthop.set(&NexthopCopy {
+        vtep: u32::from_ne_bytes(node.vtep.octets),
+        ifindex: fib.ifindex,
+        dst_mac: fib.dst_mac,
+        src_mac: fib.src_mac,
+        mtu,
+        mode,
+    });
+    Ok(mode)
+}

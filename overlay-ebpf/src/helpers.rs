@@ -1,0 +1,234 @@
+//! Safe wrappers around the BPF helpers and the fields of `__sk_buff` that the programs use.
+
+use core::mem::zeroed;
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+    },
+    bpf_f_adj_room_encap_l2,
+    helpers::{
+        bpf_check_mtu, bpf_csum_level, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect,
+        bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data,
+    },
+    programs::TcContext,
+};
+use overlay_common::{addr::Ipv4Be, encap::ENCAP_LEN};
+
+use crate::{mac::Mac, packet::Packet};
+
+/// `AF_INET`.
+const FAMILY_IPV4: u8 = 2;
+
+/// `PACKET_HOST`: the frame is addressed to the interface's own MAC.
+const PACKET_HOST: u32 = 0;
+
+/// The packet a program was called for.
+pub struct Skb {
+    raw: *mut __sk_buff,
+}
+
+/// How the kernel would route to an address.
+pub struct FibResult {
+    pub ifindex: u32,
+    pub src_mac: Mac,
+    pub dst_mac: Mac,
+    /// MTU of the route or interface, bytes.
+    pub mtu: u32,
+    /// The address itself is the next hop: no gateway.
+    pub on_link: bool,
+}
+
+macro_rules! fields {
+    ($($(#[doc = $doc:literal])+ $name:ident;)+) => {$(
+        $(#[doc = $doc])+
+        #[inline(always)]
+        pub fn $name(&self) -> u32 {
+            // SAFETY: `raw` is the context pointer of the running program, valid until it returns;
+            // the verifier allows reads of this field.
+            unsafe { (*self.raw).$name }
+        }
+    )+};
+}
+
+impl Skb {
+    #[inline(always)]
+    pub const fn new(ctx: &TcContext) -> Self {
+        Self { raw: ctx.skb.skb }
+    }
+
+    fields! {
+        /// Length with the Ethernet header, bytes.
+        len;
+        /// The device the program runs on.
+        ifindex;
+        /// The device through which the packet last entered the host's IP layer.
+        ingress_ifindex;
+        /// Payload bytes per segment of a GSO packet, else 0.
+        gso_size;
+        /// The packet's flow hash as last set; here, the stamp.
+        hash;
+        /// Not 0 if the packet carries a VLAN tag outside its bytes.
+        vlan_present;
+    }
+
+    /// Whether the frame is addressed to the interface's own MAC.
+    #[inline(always)]
+    pub fn is_to_host(&self) -> bool {
+        // SAFETY: as in `fields!`.
+        unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    pub fn packet(&self) -> Packet {
+        // SAFETY: as in `fields!`; the verifier turns the two fields into packet pointers.
+        let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        Packet::new(start, end)
+    }
+
+    /// The packet with at least `need` bytes in its linear part, if it is that long at all.
+    #[inline(always)]
+    pub fn packet_with(&self, need: u32) -> Packet {
+        let packet = self.packet();
+        if packet.linear_len() < need as usize {
+            let want = if self.len() < need { self.len() } else { need };
+            // SAFETY: `raw` is this program's context. The call may move the packet: pointers are
+            // taken again below. A failure leaves fewer linear bytes, which every read checks.
+            unsafe { bpf_skb_pull_data(self.raw, want) };
+            return self.packet();
+        }
+        packet
+    }
+
+    #[inline(always)]
+    pub fn set_hash(&self, hash: u32) {
+        // SAFETY: `raw` is this program's context; the helper only stores the value.
+        unsafe { bpf_set_hash(self.raw, hash) };
+    }
+
+    /// Makes room for vxlan encapsulation behind the Ethernet header.
+    ///
+    /// `FIXED_GSO` keeps the segment size: pods' packets already leave room for the headers, and
+    /// without the flag UDP segmentation offload would be refused. The encapsulation flags set the
+    /// inner offsets that segmentation and checksum offload need; `L2_ETH` marks the inner
+    /// protocol as Ethernet, as vxlan is.
+    #[inline(always)]
+    pub fn grow_for_encap(&self) -> Result<(), ()> {
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
+            | bpf_f_adj_room_encap_l2(14);
+        // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.raw, ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
+        if result == 0 { Ok(()) } else { Err(()) }
+    }
+
+    /// Removes the vxlan encapsulation behind the Ethernet header.
+    ///
+    /// `FIXED_GSO` again keeps the segment size; shrinking would otherwise enlarge it past what a
+    /// short GRO packet holds. `NO_CSUM_RESET` keeps the receive checksum state, which with a zero
+    /// outer UDP checksum describes the inner packet; `outer_checksum` says that one level of it
+    /// belongs to the outer UDP header and goes with it.
+    #[inline(always)]
+    pub fn shrink_for_decap(&self, outer_checksum: bool) -> Result<(), ()> {
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+        if outer_checksum {
+            // SAFETY: `raw` is this program's context; the helper changes only checksum state.
+            unsafe { bpf_csum_level(self.raw, BPF_CSUM_LEVEL_DEC as u64) };
+        }
+        // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.raw, -(ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, FLAGS) };
+        if result == 0 { Ok(()) } else { Err(()) }
+    }
+
+    /// How the kernel routes to `dst`, if it has a usable neighbour for the next hop. The lookup
+    /// is made for packets coming in by `from`.
+    #[inline(always)]
+    pub fn route(&self, from: u32, src: Ipv4Be, dst: Ipv4Be) -> Option<FibResult> {
+        // SAFETY: the struct is integers and byte arrays throughout: zero is valid for each.
+        let mut fib: FibLookup = unsafe { zeroed() };
+        fib.family = FAMILY_IPV4;
+        fib.ifindex = from;
+        // A length makes the kernel report the MTU of the route, path MTU exceptions included.
+        fib.__bindgen_anon_1.tot_len = 1;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src.octets);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst.octets);
+        // SAFETY: `raw` is this program's context, and the size given is the struct's own.
+        let result = unsafe {
+            bpf_fib_lookup(
+                self.raw.cast(),
+                &raw mut fib,
+                size_of::<FibLookup>() as i32,
+                0,
+            )
+        };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: every member of the unions is plain integers, so any of them may be read.
+        let (mtu, next_hop) = unsafe {
+            (
+                fib.__bindgen_anon_1.mtu_result,
+                fib.__bindgen_anon_4.ipv4_dst,
+            )
+        };
+        Some(FibResult {
+            ifindex: fib.ifindex,
+            src_mac: mac_from_stack(&fib.smac),
+            dst_mac: mac_from_stack(&fib.dmac),
+            mtu: u32::from(mtu),
+            on_link: next_hop == u32::from_ne_bytes(dst.octets),
+        })
+    }
+
+    /// MTU of the device the program runs on, bytes.
+    #[inline(always)]
+    pub fn device_mtu(&self) -> u32 {
+        let mut mtu = 0u32;
+        // SAFETY: `raw` is this program's context; the helper writes the MTU to the one u32.
+        unsafe { bpf_check_mtu(self.raw.cast(), 0, &raw mut mtu, 0, 0) };
+        mtu
+    }
+}
+
+/// Reads a MAC address of a struct on the stack, where the verifier wants aligned accesses: halfword
+/// by halfword, which the compiler must not merge.
+#[inline(always)]
+fn mac_from_stack(octets: &[u8; 6]) -> Mac {
+    let at = octets.as_ptr().cast::<u16>();
+    // SAFETY: three halfwords are the six bytes of the array, which both callers have at an even
+    // offset of a struct that is aligned to four.
+    Mac::from_halves(unsafe {
+        [
+            at.read_volatile(),
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+        ]
+    })
+}
+
+/// Sends the packet out of `ifindex`; its Ethernet header must be complete.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: takes two integers; the kernel validates the index when the program has returned.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Hands the packet to the peer of the veth `ifindex`, inside its namespace.
+#[inline(always)]
+pub fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: as for `redirect`.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// The clock of the leases: monotonic, with the resolution of a timer tick, a few ns to read.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: takes nothing and returns an integer.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}

@@ -1,0 +1,49 @@
+//! MAC addresses as programs handle them: the six bytes in the low 48 bits of an integer.
+//!
+//! An array of bytes would be copied through the stack, where the verifier wants every access
+//! aligned; an integer stays in registers.
+
+use crate::packet::Packet;
+
+const LOW_48: u64 = 0x0000_ffff_ffff_ffff;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Mac(u64);
+
+impl Mac {
+    #[inline(always)]
+    pub const fn from_low_bits(word: u64) -> Self {
+        Self(word & LOW_48)
+    }
+
+    /// From three halfwords as they lie in memory.
+    #[inline(always)]
+    pub const fn from_halves([a, b, c]: [u16; 3]) -> Self {
+        Self(a as u64 | (b as u64) << 16 | (c as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// IEEE 802 I/G bit: lowest bit of the first byte.
+    #[inline(always)]
+    pub const fn is_multicast(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// The six bytes at `offset`; two more must follow them.
+    #[inline(always)]
+    pub fn read(packet: Packet, offset: usize) -> Option<Self> {
+        packet.read(offset).map(Self::from_low_bits)
+    }
+}
+
+/// Writes destination and source of the Ethernet header at the start of the packet.
+#[inline(always)]
+#[must_use]
+pub fn write_pair(packet: Packet, dst: Mac, src: Mac) -> Option<()> {
+    packet.write(0, dst.0 | src.0 << 48)?;
+    packet.write(8, (src.0 >> 16) as u32)
+}
