@@ -2,4 +2,5 @@
 //! same pieces and the same printers.
 #![deny(unsafe_code)]
 
+pub mod datapath;
 pub mod model;

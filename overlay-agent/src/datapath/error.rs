@@ -1,0 +1,122 @@
+//! What can go wrong with the eBPF tier; each message names the remedy.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError};
+
+/// Why the eBPF tier cannot be brought up, changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error(
+        "{path} is not on a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`) or choose \
+         a directory on one with --pin-dir"
+    )]
+    NoBpffs { path: PathBuf },
+
+    #[error("cannot mount the BPF file system at {path}: {source}; mount it before the start")]
+    Mount { path: PathBuf, source: io::Error },
+
+    #[error("cannot {action} {path}: {source}")]
+    Pin {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    #[error(
+        "{path} belongs to user {owner}: only the user the agent runs as may write there; remove it \
+         or choose another --pin-dir"
+    )]
+    ForeignDirectory { path: PathBuf, owner: u32 },
+
+    #[error(
+        "{pin_dir} is in use by another overlay-agent: stop that one, or give this one its own \
+         --pin-dir (one per network namespace)"
+    )]
+    InUse { pin_dir: PathBuf },
+
+    #[error(
+        "nothing is pinned in {dir}: the agent has not run with the eBPF tier, or it uses another \
+         directory (--pin-dir)"
+    )]
+    NotPinned { dir: PathBuf },
+
+    #[error(
+        "the pinned map {path} has another layout ({found}; needed: {wanted}): it was left by a \
+         different build. Stop the agent and `rm -r {}`; pods keep talking through the kernel tier",
+        path.parent().unwrap_or(path).display()
+    )]
+    Layout {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
+
+    #[error(
+        "no permission to use BPF, missing {missing}: run as root or grant CAP_NET_ADMIN, CAP_BPF \
+         and CAP_PERFMON (CAP_SYS_ADMIN to mount the BPF file system)"
+    )]
+    NoPermission { missing: String },
+
+    #[error(
+        "the kernel refuses BPF although the capabilities are there ({step}: {source}): look for a \
+         seccomp filter, kernel lockdown, a user namespace or a security module"
+    )]
+    Refused {
+        step: &'static str,
+        source: io::Error,
+    },
+
+    #[error(
+        "this kernel has no tcx links: Linux 6.6 or later with CONFIG_NET_XGRESS is needed; with an \
+         older one run with --datapath=kernel"
+    )]
+    NoTcx,
+
+    #[error("the kernel's verifier rejected {program}: {source}\n{log}")]
+    Verifier {
+        program: String,
+        source: io::Error,
+        log: String,
+    },
+
+    #[error("the BPF object does not load: {source}")]
+    Object { source: EbpfError },
+
+    #[error("the BPF object has no program {program}: rebuild it with `cargo xtask build-ebpf`")]
+    MissingProgram { program: String },
+
+    #[error("cannot {action} in map {map}: {source}")]
+    Map {
+        action: &'static str,
+        map: &'static str,
+        source: MapError,
+    },
+
+    #[error("cannot read map {map}: {source}")]
+    Read {
+        map: &'static str,
+        source: io::Error,
+    },
+
+    #[error("cannot {action} {hook} on {ifname}: {source}")]
+    Link {
+        action: &'static str,
+        hook: &'static str,
+        ifname: String,
+        source: io::Error,
+    },
+
+    #[error("cannot read {path}: {source}")]
+    HostFact {
+        path: &'static str,
+        source: io::Error,
+    },
+
+    #[error("{path} contains {found:?}, which is not {wanted}")]
+    HostFactSyntax {
+        path: &'static str,
+        found: String,
+        wanted: &'static str,
+    },
+}

@@ -1,0 +1,61 @@
+//! Facts about this host that the kernel tier's packets depend on and the fast path must match.
+
+use std::fs;
+
+use super::DatapathError;
+
+const IP_DEFAULT_TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
+const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// `net.ipv4.ip_default_ttl`: TTL of tunnel packets.
+    pub ip_default_ttl: u8,
+    /// `net.ipv4.ip_local_port_range`, first and last: vxlan takes source ports from it.
+    pub local_port_range: (u16, u16),
+}
+
+impl HostFacts {
+    /// Reads the facts of the network namespace of the calling thread.
+    pub fn read() -> Result<Self, DatapathError> {
+        Ok(Self {
+            ip_default_ttl: read(IP_DEFAULT_TTL, "a TTL", |text| text.trim().parse().ok())?,
+            local_port_range: read(IP_LOCAL_PORT_RANGE, "a port range", parse_range)?,
+        })
+    }
+}
+
+fn read<T>(
+    path: &'static str,
+    wanted: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, DatapathError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| DatapathError::HostFact { path, source })?;
+    parse(&text).ok_or(DatapathError::HostFactSyntax {
+        path,
+        found: text,
+        wanted,
+    })
+}
+
+fn parse_range(text: &str) -> Option<(u16, u16)> {
+    let mut words = text.split_whitespace().map(str::parse);
+    match (words.next(), words.next(), words.next()) {
+        (Some(Ok(first)), Some(Ok(last)), None) if first <= last => Some((first, last)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_range_is_two_ordered_ports() {
+        assert_eq!(parse_range("32768\t60999\n"), Some((32_768, 60_999)));
+        for bad in ["", "1", "2 1", "1 2 3", "a b", "1 70000"] {
+            assert_eq!(parse_range(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The tcx links: which program runs on which side of which interface.
+//!
+//! The pins are the truth, not the memory of this process: each change starts from what the
+//! kernel says about the link pinned for an interface. So it does not matter whether the link was
+//! made by this process, by one that crashed, or by another version.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use overlay_common::outcome::Hook;
+
+use super::{
+    DatapathError,
+    load::LoadedProgram,
+    pins::{PinDir, pin_error, remove_pin},
+    sys::{self, TcxLinkInfo, TcxSide},
+};
+
+/// A place where a program is to run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    pub hook: Hook,
+    pub ifindex: u32,
+    pub ifname: String,
+}
+
+/// What an attach came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// A link was created.
+    Created,
+    /// A link of an earlier process was switched to this process's program.
+    Adopted,
+    /// The link runs this process's program already.
+    Unchanged,
+    /// The interface went away meanwhile: nothing to attach to.
+    InterfaceGone,
+}
+
+/// What [`sync`] did.
+#[derive(Debug, Default)]
+pub struct LinkSummary {
+    pub created: usize,
+    pub adopted: usize,
+    pub removed: usize,
+    /// Interfaces that went away meanwhile.
+    pub gone: Vec<Attachment>,
+    /// Attachments that failed; the others were made nevertheless.
+    pub failed: Vec<(Attachment, DatapathError)>,
+}
+
+/// Side of the interface `hook` sees.
+pub const fn side(hook: Hook) -> TcxSide {
+    match hook {
+        Hook::Egress | Hook::Ingress | Hook::Arrive => TcxSide::Ingress,
+        Hook::Confirm | Hook::Deliver => TcxSide::Egress,
+    }
+}
+
+/// Makes the pinned links those of `wanted` and removes every other.
+pub fn sync(
+    pins: &PinDir,
+    programs: &BTreeMap<Hook, LoadedProgram>,
+    wanted: &BTreeSet<Attachment>,
+) -> Result<LinkSummary, DatapathError> {
+    let mut summary = LinkSummary::default();
+    let keep: BTreeSet<_> = wanted.iter().map(|at| (at.hook, at.ifindex)).collect();
+    for (hook, ifindex) in pins.pinned_links()? {
+        if !keep.contains(&(hook, ifindex)) {
+            detach(pins, hook, ifindex)?;
+            summary.removed += 1;
+        }
+    }
+    for attachment in wanted {
+        match attach(pins, programs, attachment) {
+            Ok(Attached::Created) => summary.created += 1,
+            Ok(Attached::Adopted) => summary.adopted += 1,
+            Ok(Attached::Unchanged) => {}
+            Ok(Attached::InterfaceGone) => summary.gone.push(attachment.clone()),
+            Err(error) => summary.failed.push((attachment.clone(), error)),
+        }
+    }
+    Ok(summary)
+}
+
+/// Runs this process's program at `attachment`. A live link is switched atomically: no packet
+/// meets an interface without a program.
+pub fn attach(
+    pins: &PinDir,
+    programs: &BTreeMap<Hook, LoadedProgram>,
+    attachment: &Attachment,
+) -> Result<Attached, DatapathError> {
+    let &Attachment { hook, ifindex, .. } = attachment;
+    let link_error = |action| {
+        move |source| DatapathError::Link {
+            action,
+            hook: hook.name(),
+            ifname: attachment.ifname.clone(),
+            source,
+        }
+    };
+    let Some(program) = programs.get(&hook) else {
+        return Err(DatapathError::MissingProgram {
+            program: super::load::program_name(hook),
+        });
+    };
+    let path = pins.link(hook, ifindex);
+    match sys::object_get(&path) {
+        Ok(link) => {
+            let info = sys::tcx_link_info(link.as_fd()).map_err(link_error("inspect"))?;
+            match info.filter(|info| is_at(info, hook, ifindex)) {
+                Some(info) if info.program_id == program.id => return Ok(Attached::Unchanged),
+                Some(_) if switch(link.as_fd(), program).map_err(link_error("switch"))? => {
+                    return Ok(Attached::Adopted);
+                }
+                // The interface is gone, and another one may have its index.
+                _ => remove_pin(&path)?,
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(link_error("open")(error)),
+    }
+    match sys::tcx_link_create(program.fd.as_fd(), ifindex, side(hook)) {
+        Ok(link) => {
+            sys::object_pin(link.as_fd(), &path).map_err(pin_error("pin", &path))?;
+            Ok(Attached::Created)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Attached::InterfaceGone),
+        Err(error) => Err(link_error("attach")(error)),
+    }
+}
+
+/// Removes the link, if there is one; with its pin goes the program.
+pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+    remove_pin(&pins.link(hook, ifindex))
+}
+
+/// True if the link is alive on the right side of the interface it is named after.
+pub fn is_at(info: &TcxLinkInfo, hook: Hook, ifindex: u32) -> bool {
+    info.ifindex == ifindex && info.attach_type == side(hook) as u32
+}
+
+/// False if the interface went away meanwhile.
+fn switch(link: BorrowedFd<'_>, program: &LoadedProgram) -> io::Result<bool> {
+    match sys::link_update(link, program.fd.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,250 @@
+//! Loading the BPF object: maps from their pins or fresh, all programs through the verifier.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, SchedClassifier},
+    sys::SyscallError,
+};
+use overlay_common::{maps, outcome::Hook};
+
+use super::{
+    DatapathError,
+    pins::{PinDir, remove_pin},
+    spec::{Fit, MAPS},
+    sys::{self, TcxSide},
+};
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub struct LoadedProgram {
+    pub fd: OwnedFd,
+    pub id: u32,
+}
+
+/// Loads `object` on the maps pinned in `pins`, creating and pinning those that are missing.
+pub fn load(
+    pins: &PinDir,
+    object: &[u8],
+    max_flows: u32,
+) -> Result<BTreeMap<Hook, LoadedProgram>, DatapathError> {
+    check_pinned_maps(pins, max_flows)?;
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(maps::FLOWS4, max_flows);
+    for spec in MAPS {
+        loader.map_pin_path(spec.name, pins.map(spec.name));
+    }
+    let mut ebpf = loader.load(object).map_err(object_error)?;
+    let programs = Hook::ALL
+        .iter()
+        .map(|&hook| Ok((hook, load_program(&mut ebpf, hook)?)))
+        .collect::<Result<BTreeMap<_, _>, DatapathError>>()?;
+    if let Some(program) = programs.values().next() {
+        require_tcx(program)?;
+    }
+    Ok(programs)
+}
+
+/// The name of the program for `hook` in the object.
+pub fn program_name(hook: Hook) -> String {
+    format!("overlay_{}", hook.name())
+}
+
+fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathError> {
+    let name = program_name(hook);
+    let missing = || DatapathError::MissingProgram {
+        program: name.clone(),
+    };
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(&name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|_: ProgramError| missing())?;
+    program
+        .load()
+        .map_err(|error| program_error(&name, error))?;
+    let fd = program
+        .fd()
+        .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?));
+    let id = program.info().map(|info| info.id());
+    match (fd, id) {
+        (Ok(fd), Ok(id)) => Ok(LoadedProgram { fd, id }),
+        (Err(error), _) | (_, Err(error)) => Err(DatapathError::Object {
+            source: EbpfError::ProgramError(error),
+        }),
+    }
+}
+
+/// aya adopts whatever is pinned, so the layout is compared first. A flow table of another capacity
+/// is replaced: it is a cache.
+fn check_pinned_maps(pins: &PinDir, max_flows: u32) -> Result<(), DatapathError> {
+    for mut spec in MAPS {
+        if spec.name == maps::FLOWS4 {
+            spec.max_entries = per_cpu_capacity(max_flows)?;
+        }
+        let path = pins.map(spec.name);
+        match spec.compare(&path) {
+            None | Some(Fit::Same) => {}
+            Some(Fit::Resized { .. }) if spec.name == maps::FLOWS4 => remove_pin(&path)?,
+            Some(Fit::Resized { found }) => {
+                return Err(DatapathError::Layout {
+                    path,
+                    found: format!("{found} entries"),
+                    wanted: format!("{} entries", spec.max_entries),
+                });
+            }
+            Some(Fit::Different { found, wanted }) => {
+                return Err(DatapathError::Layout {
+                    path,
+                    found,
+                    wanted,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel makes of `entries` in a table with one LRU list per CPU: a multiple of the
+/// number of possible CPUs (`htab_map_alloc`).
+fn per_cpu_capacity(entries: u32) -> Result<usize, DatapathError> {
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, source)| DatapathError::HostFact { path, source })?
+        .max(1);
+    Ok((entries as usize).next_multiple_of(cpus))
+}
+
+/// Linux 6.6 looks the interface up, which fails for index 0; older kernels do not know the
+/// attach type.
+fn require_tcx(program: &LoadedProgram) -> Result<(), DatapathError> {
+    match sys::tcx_link_create(program.fd.as_fd(), 0, TcxSide::Ingress) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(DatapathError::NoTcx),
+        _ => Ok(()),
+    }
+}
+
+/// `linux/capability.h`.
+const CAPABILITIES: [(u32, &str); 3] =
+    [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Tells a missing capability from other refusals, which the kernel reports alike.
+pub fn require_capabilities() -> Result<(), DatapathError> {
+    const STATUS: &str = "/proc/self/status";
+    let status = fs::read_to_string(STATUS).map_err(|source| DatapathError::HostFact {
+        path: STATUS,
+        source,
+    })?;
+    let missing = missing_capabilities(&status);
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(DatapathError::NoPermission {
+            missing: missing.join(", "),
+        })
+    }
+}
+
+/// What `/proc/self/status` lacks. CAP_SYS_ADMIN includes the BPF capabilities.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: u32| effective >> capability & 1 == 1;
+    CAPABILITIES
+        .into_iter()
+        .filter(|&(number, name)| !has(number) && (name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
+        .map(|(_, name)| name)
+        .collect()
+}
+
+fn program_error(name: &str, error: ProgramError) -> DatapathError {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } if !is_refusal(&io_error) => DatapathError::Verifier {
+            program: name.to_owned(),
+            source: io_error,
+            log: verifier_log.to_string(),
+        },
+        // The verifier also says EPERM, and then explains itself.
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            if log.trim().is_empty() {
+                DatapathError::Refused {
+                    step: "loading a program",
+                    source: io_error,
+                }
+            } else {
+                DatapathError::Verifier {
+                    program: name.to_owned(),
+                    source: io_error,
+                    log,
+                }
+            }
+        }
+        other => DatapathError::Object {
+            source: EbpfError::ProgramError(other),
+        },
+    }
+}
+
+fn object_error(error: EbpfError) -> DatapathError {
+    match error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_refusal(&io_error) => {
+            DatapathError::Refused {
+                step: "creating a map",
+                source: io_error,
+            }
+        }
+        EbpfError::MapError(MapError::PinError {
+            error: PinError::SyscallError(SyscallError { io_error, .. }),
+            ..
+        }) if is_refusal(&io_error) => DatapathError::Refused {
+            step: "pinning a map",
+            source: io_error,
+        },
+        source => DatapathError::Object { source },
+    }
+}
+
+/// `ENOSYS`: the kernel was built without BPF, or a seccomp filter says so.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let status = |mask: u64| format!("Name:\tx\nCapEff:\t{mask:016x}\n");
+        assert_eq!(
+            missing_capabilities(&status(0)),
+            ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]
+        );
+        assert!(missing_capabilities(&status(1 << 12 | 1 << 21)).is_empty());
+        assert_eq!(
+            missing_capabilities(&status(1 << 12 | 1 << 39)),
+            ["CAP_PERFMON"]
+        );
+        assert_eq!(missing_capabilities(&status(1 << 21)), ["CAP_NET_ADMIN"]);
+    }
+}

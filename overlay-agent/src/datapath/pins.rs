@@ -1,0 +1,303 @@
+//! The pin directory: what lies where below `--pin-dir`, and who may use it.
+//!
+//! ```text
+//! <pin-dir>/                          locked (flock) by the running agent
+//! <pin-dir>/v<ABI>/<MAP>              the maps, e.g. v1/OVL_ROUTES4
+//! <pin-dir>/links/<ifindex>-<hook>    the tcx links, e.g. links/12-egress
+//! ```
+//!
+//! Links lie beside the version directories: an agent with other map layouts takes them over and
+//! switches each to its own program atomically.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
+};
+use overlay_common::{ABI_VERSION, outcome::Hook};
+
+use super::DatapathError;
+
+/// Where bpffs is by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Default of `--pin-dir`.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/overlay";
+
+/// Paths below one `--pin-dir`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinDir {
+    root: PathBuf,
+}
+
+impl PinDir {
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Directory of the maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(version_name())
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub fn link(&self, hook: Hook, ifindex: u32) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", hook.name()))
+    }
+
+    /// The pinned links, in the order of their interface indexes. Files of other names are not
+    /// links.
+    pub fn pinned_links(&self) -> Result<Vec<(Hook, u32)>, DatapathError> {
+        let mut links: Vec<_> = list(&self.links())?
+            .iter()
+            .filter_map(|path| parse_link(path))
+            .collect();
+        links.sort_by_key(|&(hook, ifindex)| (ifindex, hook));
+        Ok(links)
+    }
+
+    /// Creates the directories, mounting bpffs first where it belongs and is missing, and locks
+    /// them for the life of the returned file.
+    pub fn prepare(&self) -> Result<File, DatapathError> {
+        ensure_bpffs(&self.root)?;
+        for dir in [&self.root, &self.maps(), &self.links()] {
+            ensure_private_dir(dir)?;
+        }
+        let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
+        match root.try_lock() {
+            Ok(()) => Ok(root),
+            Err(TryLockError::WouldBlock) => Err(DatapathError::InUse {
+                pin_dir: self.root.clone(),
+            }),
+            Err(TryLockError::Error(source)) => Err(pin_error("lock", &self.root)(source)),
+        }
+    }
+
+    /// Serialises read-modify-write of `OVL_CONFIG` between the agent and the operator commands,
+    /// for the life of the returned file.
+    pub fn lock_config(&self) -> Result<File, DatapathError> {
+        let dir = self.maps();
+        let file = File::open(&dir).map_err(pin_error("open", &dir))?;
+        file.lock().map_err(pin_error("lock", &dir))?;
+        Ok(file)
+    }
+
+    /// Everything pinned, links first: removing those detaches the programs.
+    pub fn pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let mut pins = list(&self.links())?;
+        for dir in self.versions()? {
+            pins.extend(list(&dir)?);
+        }
+        Ok(pins)
+    }
+
+    /// Removes everything pinned and the directories. Refuses while an agent runs.
+    pub fn remove_all(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let lock = match File::open(&self.root) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(pin_error("open", &self.root)(error)),
+        };
+        if lock.try_lock().is_err() {
+            return Err(DatapathError::InUse {
+                pin_dir: self.root.clone(),
+            });
+        }
+        let pins = self.pins()?;
+        for pin in &pins {
+            remove_pin(pin)?;
+        }
+        for dir in self
+            .versions()?
+            .into_iter()
+            .chain([self.links(), self.root.clone()])
+        {
+            match fs::remove_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(pin_error("remove", &dir)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(pins)
+    }
+
+    /// Removes the maps of other ABI versions, once no link runs a program that uses them.
+    pub fn remove_other_versions(&self) -> Result<(), DatapathError> {
+        for dir in self
+            .versions()?
+            .into_iter()
+            .filter(|dir| *dir != self.maps())
+        {
+            for pin in list(&dir)? {
+                remove_pin(&pin)?;
+            }
+            fs::remove_dir(&dir).map_err(pin_error("remove", &dir))?;
+        }
+        Ok(())
+    }
+
+    /// The `v<ABI>` directories.
+    fn versions(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let is_version = |path: &PathBuf| {
+            path.file_name()
+                .and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok())
+                .is_some()
+        };
+        Ok(list(&self.root)?.into_iter().filter(is_version).collect())
+    }
+}
+
+/// Removes a pin. One that is gone already is fine.
+pub fn remove_pin(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn pin_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::Pin {
+        action,
+        path,
+        source,
+    }
+}
+
+fn version_name() -> String {
+    format!("v{ABI_VERSION}")
+}
+
+/// `<ifindex>-<hook>`.
+fn parse_link(path: &Path) -> Option<(Hook, u32)> {
+    let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
+    let hook = Hook::ALL
+        .iter()
+        .copied()
+        .find(|candidate| candidate.name() == hook)?;
+    Some((hook, ifindex.parse().ok()?))
+}
+
+/// The entries of a directory, sorted; none if it does not exist.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(pin_error("list", dir)(error)),
+    };
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(pin_error("list", dir))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Makes sure `path`, which need not exist, is on bpffs.
+fn ensure_bpffs(path: &Path) -> Result<(), DatapathError> {
+    let existing = path
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(path);
+    if is_bpffs(existing)? {
+        return Ok(());
+    }
+    let mount_point = Path::new(BPFFS);
+    if !path.starts_with(mount_point) || !mount_point.exists() {
+        return Err(DatapathError::NoBpffs {
+            path: path.to_owned(),
+        });
+    }
+    // Agents that start together must not mount over each other.
+    let lock = File::open(mount_point).map_err(pin_error("open", mount_point))?;
+    lock.lock().map_err(pin_error("lock", mount_point))?;
+    if is_bpffs(mount_point)? {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(|errno| DatapathError::Mount {
+        path: mount_point.into(),
+        source: errno.into(),
+    })
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, DatapathError> {
+    let stat = statfs(path).map_err(|errno| pin_error("inspect", path)(errno.into()))?;
+    Ok(stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Creates `dir` for this user alone. A directory that another user made could hold maps of their
+/// choice.
+fn ensure_private_dir(dir: &Path) -> Result<(), DatapathError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(pin_error("create", dir))?;
+    let owner = fs::symlink_metadata(dir)
+        .map_err(pin_error("inspect", dir))?
+        .uid();
+    if owner != geteuid().as_raw() {
+        return Err(DatapathError::ForeignDirectory {
+            path: dir.to_owned(),
+            owner,
+        });
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(pin_error("protect", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_found_again_by_its_file_name() {
+        let dir = PinDir::new(Path::new("/pins"));
+        for &hook in Hook::ALL {
+            assert_eq!(parse_link(&dir.link(hook, 12)), Some((hook, 12)));
+        }
+        for other in ["12", "x-egress", "12-nowhere", "-egress"] {
+            assert_eq!(parse_link(Path::new(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_directory_on_another_file_system_is_refused_with_the_mount_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = PinDir::new(&dir.path().join("overlay"))
+            .prepare()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("mount -t bpf"), "{error}");
+        assert!(error.contains("--pin-dir"), "{error}");
+    }
+}

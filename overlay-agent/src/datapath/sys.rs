@@ -1,0 +1,293 @@
+//! The `bpf(2)` commands that aya does not offer in the form needed here: tcx links by interface
+//! index with their kernel-side state, and batched map reads.
+//!
+//! The only file of the agent with raw system calls. Every function passes a zero-initialised
+//! attribute struct that spells the part of the kernel's `union bpf_attr` the command reads; the
+//! kernel takes the missing tail as zero.
+#![expect(unsafe_code, reason = "bpf(2) has no safe binding")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use bytemuck::Pod;
+
+/// `enum bpf_cmd` of `linux/bpf.h`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Command {
+    ObjPin = 6,
+    ObjGet = 7,
+    ObjGetInfoByFd = 15,
+    MapLookupBatch = 24,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+}
+
+/// `enum bpf_link_type`.
+const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// Side of an interface a tcx program is attached to: `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TcxSide {
+    Ingress = 46,
+    Egress = 47,
+}
+
+/// What the kernel says about a tcx link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcxLinkInfo {
+    pub program_id: u32,
+    /// 0 once the interface is gone or the link was detached.
+    pub ifindex: u32,
+    /// A [`TcxSide`].
+    pub attach_type: u32,
+}
+
+/// Pins `object` at `path`, which must not exist.
+pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: fd_number(object),
+        file_flags: 0,
+    };
+    // SAFETY: `pathname` points to a NUL-terminated string that outlives the call; the command
+    // writes nothing to user memory.
+    unsafe { bpf(Command::ObjPin, &mut attr) }.map(drop)
+}
+
+/// Opens what is pinned at `path`.
+pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: as for `object_pin`.
+    let fd = unsafe { bpf(Command::ObjGet, &mut attr) }?;
+    // SAFETY: BPF_OBJ_GET returns a file descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches `program` behind the tcx programs already there. `ENODEV`: no such interface;
+/// `EINVAL`: a kernel without tcx.
+pub fn tcx_link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    side: TcxSide,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: fd_number(program),
+        target_ifindex: ifindex,
+        attach_type: side as u32,
+        flags: 0,
+    };
+    // SAFETY: the attributes hold no pointers.
+    let fd = unsafe { bpf(Command::LinkCreate, &mut attr) }?;
+    // SAFETY: BPF_LINK_CREATE returns a file descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of `link` atomically. `ENOLINK`: the link is defunct.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr {
+        link_fd: fd_number(link),
+        new_prog_fd: fd_number(program),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(Command::LinkUpdate, &mut attr) }.map(drop)
+}
+
+/// State of a tcx link; `None` when `link` is something else.
+pub fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkInfo>> {
+    let mut info = LinkInfo::default();
+    let mut attr = InfoAttr {
+        bpf_fd: fd_number(link),
+        info_len: size_of_u32::<LinkInfo>(),
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `info` points to `info_len` writable bytes that outlive the call and nothing else
+    // refers to; any bytes are a valid `LinkInfo`.
+    unsafe { bpf(Command::ObjGetInfoByFd, &mut attr) }?;
+    Ok(
+        (info.link_type == BPF_LINK_TYPE_TCX).then_some(TcxLinkInfo {
+            program_id: info.prog_id,
+            ifindex: info.ifindex,
+            attach_type: info.attach_type,
+        }),
+    )
+}
+
+/// Entries per system call.
+const BATCH: usize = 4_096;
+
+/// Every entry of an array or hash map. Unlike iteration key by key it ends and returns no entry
+/// twice while the programs insert and evict entries: the kernel walks the table bucket by bucket.
+///
+/// `K` and `V` must have the key and value size of the map; the caller has checked them.
+pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    /// Room for the kernel's position: a bucket number, or a key.
+    type Position = [u64; 4];
+    const {
+        assert!(
+            size_of::<K>() <= size_of::<Position>(),
+            "a key is the position in arrays"
+        );
+    };
+
+    let mut entries = Vec::new();
+    let mut keys = vec![K::zeroed(); BATCH];
+    let mut values = vec![V::zeroed(); BATCH];
+    let mut position: Position = [0; 4];
+    let mut first = true;
+    loop {
+        let start = position;
+        let count = u32::try_from(keys.len()).map_err(io::Error::other)?;
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { (&raw const start) as u64 },
+            out_batch: (&raw mut position) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count,
+            map_fd: fd_number(map),
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: `keys` and `values` have room for `count` elements of the map's sizes, the
+        // positions for a key; all outlive the call, none is referred to elsewhere, and `Pod` makes
+        // any bytes the kernel writes a value.
+        let result = unsafe { bpf(Command::MapLookupBatch, &mut attr) };
+        let end = match result {
+            Ok(_) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // One bucket holds more than fits.
+                Some(libc::ENOSPC) => {
+                    keys.resize(keys.len() * 2, K::zeroed());
+                    values.resize(values.len() * 2, V::zeroed());
+                    position = start;
+                    continue;
+                }
+                _ => return Err(error),
+            },
+        };
+        let filled = attr.count as usize;
+        entries.extend(
+            keys.iter()
+                .copied()
+                .zip(values.iter().copied())
+                .take(filled),
+        );
+        if end {
+            return Ok(entries);
+        }
+        first = false;
+    }
+}
+
+/// `BPF_OBJ_PIN`, `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Beginning of `struct bpf_link_info`, with the `tcx` member of its union (8-byte aligned).
+#[derive(Default)]
+#[repr(C)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    prog_id: u32,
+    padding: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// # Safety
+/// `attr` must spell the attributes of `command`, and each pointer in it must be valid for what
+/// the command reads or writes there.
+unsafe fn bpf<A>(command: Command, attr: &mut A) -> io::Result<i32> {
+    // SAFETY: `attr` is an exclusive reference to `size_of::<A>()` initialised bytes, the size that
+    // is passed; the caller vouches for the pointers inside.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as i32,
+            &raw mut *attr,
+            size_of::<A>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// File descriptors are never negative.
+fn fd_number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+const fn size_of_u32<T>() -> u32 {
+    const { assert!(size_of::<T>() <= u32::MAX as usize, "attributes are small") };
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
+    {
+        size_of::<T>() as u32
+    }
+}

@@ -1,0 +1,334 @@
+//! From the desired state to map entries: what `OVL_CONFIG` and `OVL_NODES` must contain. Pure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ipnetwork::Ipv4Network;
+use overlay_common::{
+    addr::MacAddr,
+    config::{Config, FASTPATH_OFF, FASTPATH_STRICT},
+    encap::{ENCAP_LEN, EncapHeader, EncapParams},
+    node::{NODE_DIRECT, NODE_VALID, Node},
+};
+
+use super::HostFacts;
+use crate::model::{Backend, Desired, LocalNode, Peer, VxlanBackend};
+
+/// When packets may skip the host's stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fastpath {
+    /// Never: the programs are attached and pass everything.
+    Off,
+    /// After the kernel carried a packet of the flow unchanged, for the time of a lease.
+    #[default]
+    Strict,
+}
+
+impl Fastpath {
+    /// The name used by `--fastpath` and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Strict => "strict",
+        }
+    }
+
+    /// The mode a `Config::fastpath` value stands for.
+    pub const fn from_config(value: u32) -> Option<Self> {
+        match value {
+            FASTPATH_OFF => Some(Self::Off),
+            FASTPATH_STRICT => Some(Self::Strict),
+            _ => None,
+        }
+    }
+
+    const fn to_config(self) -> u32 {
+        match self {
+            Self::Off => FASTPATH_OFF,
+            Self::Strict => FASTPATH_STRICT,
+        }
+    }
+}
+
+/// The kernel's `flannel.<VNI>` as it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    pub ifindex: u32,
+    pub mac: MacAddr,
+}
+
+/// What the maps must say, apart from stamp key and generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub config: Config,
+    /// The entry of each peer tier 1 can serve.
+    pub nodes: BTreeMap<Ipv4Network, Node>,
+    /// Peers that only the kernel tier can serve, if any does.
+    pub unusable: Vec<Ipv4Network>,
+}
+
+pub fn wanted(
+    desired: &Desired,
+    vtep: Option<Vtep>,
+    facts: HostFacts,
+    fastpath: Fastpath,
+    lease: Duration,
+) -> Wanted {
+    let config = config(&desired.local, vtep, facts, fastpath, lease);
+    let mut nodes = BTreeMap::new();
+    let mut unusable = Vec::new();
+    for peer in desired.peers.values() {
+        match node(&desired.local, peer, config.vtep_mac, facts.ip_default_ttl) {
+            Some(node) => {
+                nodes.insert(network_of(peer.subnet), node);
+            }
+            None => unusable.push(peer.subnet),
+        }
+    }
+    Wanted {
+        config,
+        nodes,
+        unusable,
+    }
+}
+
+fn config(
+    local: &LocalNode,
+    vtep: Option<Vtep>,
+    facts: HostFacts,
+    fastpath: Fastpath,
+    lease: Duration,
+) -> Config {
+    let vxlan = match &local.backend {
+        Backend::Vxlan(vxlan) => Some(vxlan),
+        Backend::HostGw | Backend::Alloc => None,
+    };
+    // Tunnel packets of a group policy device carry the packet's mark, which the prebuilt headers
+    // cannot.
+    let fastpath = match &local.backend {
+        Backend::Alloc => Fastpath::Off,
+        Backend::Vxlan(vxlan) if vxlan.gbp => Fastpath::Off,
+        Backend::Vxlan(_) | Backend::HostGw => fastpath,
+    };
+    let [_, vni @ ..] = vxlan.map_or(0, |vxlan| vxlan.vni).to_be_bytes();
+    let (first, last) = facts.local_port_range;
+    Config {
+        lease_ns: u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX),
+        fastpath: fastpath.to_config(),
+        vtep: local.underlay.address.into(),
+        network: local.network.network().into(),
+        network_mask: local.network.mask().into(),
+        subnet: local.subnet.network().into(),
+        subnet_mask: local.subnet.mask().into(),
+        vtep_mac: vtep.map_or(local.vtep_mac, |vtep| vtep.mac),
+        vxlan_port: vxlan.map_or(0, VxlanBackend::port).to_be_bytes(),
+        vni,
+        source_port_min: first,
+        source_port_span: last.saturating_sub(first),
+        vtep_ifindex: vtep.map_or(0, |vtep| vtep.ifindex),
+        pod_mtu: pod_mtu(local),
+        ..Config::default()
+    }
+}
+
+/// MTU of the pod network: the underlay's, or the configured one, less the tunnel headers.
+fn pod_mtu(local: &LocalNode) -> u32 {
+    match &local.backend {
+        Backend::Vxlan(vxlan) => vxlan
+            .mtu
+            .unwrap_or(local.underlay.mtu)
+            .saturating_sub(ENCAP_LEN),
+        Backend::HostGw | Backend::Alloc => local.underlay.mtu,
+    }
+}
+
+/// The entry for `peer`; `None` where the programs could not tell its packets apart or where the
+/// lease makes no sense. An old lease of this very node is such a case.
+fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, ttl: u8) -> Option<Node> {
+    let address = peer.public_ip;
+    let is_self = address == local.underlay.address || address == local.underlay.public_ip;
+    let is_unicast = !address.is_unspecified()
+        && !address.is_multicast()
+        && !address.is_broadcast()
+        && !address.is_loopback();
+    if is_self || !is_unicast || overlaps(peer.subnet, local.subnet) {
+        return None;
+    }
+    let (flags, encap) = match &local.backend {
+        Backend::Vxlan(vxlan) => {
+            if peer.vtep_mac.is_zero() || peer.vtep_mac.is_multicast() {
+                return None;
+            }
+            let encap = EncapHeader::template(&EncapParams {
+                local: local.underlay.address.into(),
+                remote: address.into(),
+                vni: vxlan.vni,
+                port: vxlan.port(),
+                ttl,
+                inner_src: vtep_mac,
+                inner_dst: peer.vtep_mac,
+            });
+            (
+                if vxlan.direct_routing {
+                    NODE_VALID | NODE_DIRECT
+                } else {
+                    NODE_VALID
+                },
+                encap,
+            )
+        }
+        Backend::HostGw => (NODE_VALID | NODE_DIRECT, EncapHeader::default()),
+        Backend::Alloc => return None,
+    };
+    let subnet = network_of(peer.subnet);
+    Some(Node {
+        flags,
+        vtep: address.into(),
+        ipv4_sum: encap.ipv4_sum(),
+        subnet: subnet.ip().into(),
+        vtep_mac: peer.vtep_mac,
+        prefix_len: subnet.prefix(),
+        encap,
+        ..Node::default()
+    })
+}
+
+/// The subnet with its host bits cleared.
+fn network_of(subnet: Ipv4Network) -> Ipv4Network {
+    Ipv4Network::new(subnet.network(), subnet.prefix()).unwrap_or(subnet)
+}
+
+fn overlaps(a: Ipv4Network, b: Ipv4Network) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::Underlay;
+
+    const FACTS: HostFacts = HostFacts {
+        ip_default_ttl: 64,
+        local_port_range: (32_768, 60_999),
+    };
+    const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
+
+    fn vxlan(direct_routing: bool) -> Backend {
+        Backend::Vxlan(VxlanBackend {
+            vni: 1,
+            port: None,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing,
+        })
+    }
+
+    fn desired(backend: Backend, peers: &[(&str, [u8; 4], MacAddr)]) -> Desired {
+        let peers = peers.iter().map(|&(subnet, public_ip, vtep_mac)| {
+            let subnet: Ipv4Network = subnet.parse().unwrap();
+            (
+                subnet,
+                Peer {
+                    subnet,
+                    public_ip: public_ip.into(),
+                    vtep_mac,
+                },
+            )
+        });
+        Desired {
+            local: LocalNode {
+                network: "10.1.0.0/16".parse().unwrap(),
+                subnet: "10.1.9.0/24".parse().unwrap(),
+                underlay: Underlay {
+                    ifindex: 3,
+                    name: "eth0".into(),
+                    mtu: 1500,
+                    address: Ipv4Addr::new(192, 168, 0, 9),
+                    public_ip: Ipv4Addr::new(203, 0, 113, 9),
+                },
+                backend,
+                vtep_mac: MAC,
+            },
+            peers: peers.collect(),
+        }
+    }
+
+    fn build(desired: &Desired) -> Wanted {
+        wanted(
+            desired,
+            None,
+            FACTS,
+            Fastpath::Strict,
+            Duration::from_secs(15),
+        )
+    }
+
+    #[test]
+    fn a_vxlan_peer_gets_prebuilt_headers_with_the_sum_of_its_ip_header() {
+        let peer = MacAddr::new([2, 0, 0, 0, 0, 1]);
+        let wanted = build(&desired(
+            vxlan(false),
+            &[("10.1.1.0/24", [192, 168, 0, 1], peer)],
+        ));
+        let node = wanted.nodes[&"10.1.1.0/24".parse().unwrap()];
+        assert_eq!(node.flags, NODE_VALID);
+        assert_eq!(node.encap.ipv4.src.octets, [192, 168, 0, 9]);
+        assert_eq!(node.encap.ipv4.dst.octets, [192, 168, 0, 1]);
+        assert_eq!(node.encap.udp.dst_port, 8472u16.to_be_bytes());
+        assert_eq!(
+            (node.encap.inner_eth.src, node.encap.inner_eth.dst),
+            (MAC, peer)
+        );
+        assert_eq!(node.ipv4_sum, node.encap.ipv4_sum());
+        assert_eq!(wanted.config.pod_mtu, 1450);
+        assert_eq!(
+            (
+                wanted.config.source_port_min,
+                wanted.config.source_port_span
+            ),
+            (32_768, 28_231)
+        );
+        assert_eq!(wanted.config.vni, [0, 0, 1]);
+    }
+
+    #[test]
+    fn direct_routing_and_host_gw_mark_peers_direct() {
+        for backend in [vxlan(true), Backend::HostGw] {
+            let wanted = build(&desired(backend, &[("10.1.1.0/24", [192, 168, 0, 1], MAC)]));
+            assert!(
+                wanted
+                    .nodes
+                    .values()
+                    .all(|node| node.flags == NODE_VALID | NODE_DIRECT)
+            );
+        }
+    }
+
+    #[test]
+    fn leases_that_make_no_sense_are_left_to_the_kernel() {
+        let bad = [
+            ("10.1.1.0/24", [192, 168, 0, 9], MAC),
+            ("10.1.2.0/24", [203, 0, 113, 9], MAC),
+            ("10.1.3.0/24", [0, 0, 0, 0], MAC),
+            ("10.1.4.0/24", [224, 0, 0, 1], MAC),
+            ("10.1.5.0/24", [192, 168, 0, 5], MacAddr::ZERO),
+            ("10.1.9.128/25", [192, 168, 0, 6], MAC),
+        ];
+        let wanted = build(&desired(vxlan(false), &bad));
+        assert_eq!(wanted.nodes, BTreeMap::new());
+        assert_eq!(wanted.unusable.len(), bad.len());
+    }
+
+    #[test]
+    fn the_fast_path_stays_off_where_it_cannot_be_right() {
+        let mut gbp = vxlan(false);
+        if let Backend::Vxlan(vxlan) = &mut gbp {
+            vxlan.gbp = true;
+        }
+        for backend in [gbp, Backend::Alloc] {
+            assert_eq!(build(&desired(backend, &[])).config.fastpath, FASTPATH_OFF);
+        }
+    }
+}
