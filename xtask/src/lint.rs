@@ -7,36 +7,42 @@ use anyhow::Result;
 use crate::{process, workspace::Workspace};
 
 pub fn run() -> Result<()> {
-    for mut command in commands(&Workspace::locate()) {
+    for (_, mut command) in commands(&Workspace::locate()) {
         println!("{}", process::display(&command));
         process::run(&mut command)?;
     }
     Ok(())
 }
 
-/// The checks in the order they run, cheapest first.
-pub fn commands(workspace: &Workspace) -> [Command; 3] {
+/// The checks by name, in the order they run, cheapest first.
+pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 3] {
     let cargo = |arguments: &[&str]| {
         let mut command = process::cargo();
         command.current_dir(workspace.root()).args(arguments);
         command
     };
     [
-        cargo(&["fmt", "--all", "--check"]),
+        ("formatting", cargo(&["fmt", "--all", "--check"])),
         // The BPF crate is a workspace of its own.
-        cargo(&[
-            "fmt",
-            "--check",
-            "--manifest-path",
-            "overlay-ebpf/Cargo.toml",
-        ]),
-        cargo(&[
+        (
+            "formatting, BPF",
+            cargo(&[
+                "fmt",
+                "--check",
+                "--manifest-path",
+                "overlay-ebpf/Cargo.toml",
+            ]),
+        ),
+        (
             "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]),
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+        ),
     ]
 }

@@ -54,13 +54,24 @@ fn load(object: &Path) -> Result<Vec<Row>> {
         let lines: Vec<&str> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
         bail!(
-            "bpftool prog loadall refuses {}:\n{}",
+            "bpftool prog loadall refuses {}:\n{}{}",
             object.display(),
-            tail.join("\n")
+            tail.join("\n"),
+            hint(&log)
         );
     }
     let shown = String::from_utf8_lossy(&output.stdout);
     rows(&shown, &log)
+}
+
+/// What to do about a refusal whose cause the log does not make obvious.
+fn hint(log: &str) -> &'static str {
+    if log.contains("misaligned stack access") {
+        "\nhint: give the type that is built on the stack an alignment, as in #[repr(C, align(8))]; \
+         see docs/adr/0001-bpf-toolchain.md"
+    } else {
+        ""
+    }
 }
 
 /// One row per line of `bpftool -j prog show`, with the verifier's count from its log.

@@ -53,9 +53,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     prepare(&workspace, &mut report)?;
     if args.filter.is_none() {
-        for mut command in lint::commands(&workspace) {
-            let name = process::display(&command);
-            report.phase("lint", || plain(&name, &mut command));
+        for (name, mut command) in lint::commands(&workspace) {
+            report.phase(name, || plain(&mut command));
         }
     }
     for phase in test_phases(&workspace, args.filter.as_deref()) {
@@ -139,8 +138,8 @@ fn test_phases(workspace: &Workspace, filter: Option<&str>) -> [TestPhase; 3] {
     ]
 }
 
-fn plain(name: &str, command: &mut Command) -> Outcome {
-    println!("{name}");
+fn plain(command: &mut Command) -> Outcome {
+    println!("{}", process::display(command));
     match process::run(command) {
         Ok(()) => Outcome::default(),
         Err(error) => Outcome::broken(format!("{error:#}")),
@@ -236,7 +235,7 @@ impl Report {
         for (name, elapsed, outcome) in &self.phases {
             total += outcome.counts;
             println!(
-                "{} {name:<14} {:>6.1} s  {}",
+                "{} {name:<15} {:>6.1} s  {}",
                 if outcome.problems.is_empty() {
                     "ok    "
                 } else {
