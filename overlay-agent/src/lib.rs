@@ -2,6 +2,10 @@
 //! same pieces and the same printers.
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod datapath;
+pub mod logging;
 pub mod model;
 pub mod object;
+pub mod run;

@@ -1,0 +1,151 @@
+//! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
+//! runs.
+
+use std::{
+    ffi::OsString,
+    io::{Write as _, stderr, stdout},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{
+    config::{
+        Invocation, ParsedOptions,
+        flags::{self, daemon_help},
+    },
+    logging, run,
+};
+
+const PROGRAM: &str = "overlay-agent";
+
+/// The exit code of a wrong command line, as everywhere on Linux.
+const USAGE_ERROR: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands, in the order of `--help`.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon, as without a command; takes the flags below
+    #[command(disable_help_flag = true)]
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Does what the command line says; `args` begins with the program's name.
+pub async fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args: Vec<String> = match args.skip(1).map(OsString::into_string).collect() {
+        Ok(args) => args,
+        Err(arg) => return usage_error(&format!("argument {} is not UTF-8", arg.display())),
+    };
+    match args.first().map(String::as_str) {
+        Some("help") if args.len() == 1 => print(&help()),
+        Some(word) if !word.starts_with('-') => command(&args).await,
+        _ => daemon(&args).await,
+    }
+}
+
+async fn command(args: &[String]) -> ExitCode {
+    let cli = match Cli::try_parse_from(std::iter::once(PROGRAM).chain(args.iter().map(|a| &**a))) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    match cli.command {
+        Command::Run { flags } => daemon(&flags).await,
+        Command::Version => print(&version()),
+    }
+}
+
+async fn daemon(args: &[String]) -> ExitCode {
+    let ParsedOptions { options, warnings } =
+        match flags::parse(args, |name| std::env::var(name).ok()) {
+            Ok(Invocation::Help) => return print(&help()),
+            Ok(Invocation::Version) => return print(&version()),
+            Ok(Invocation::Run(parsed)) => *parsed,
+            Err(error) => return usage_error(&error.to_string()),
+        };
+    logging::init(options.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    run::run(options).await.unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn usage_error(message: &str) -> ExitCode {
+    let _ = writeln!(
+        stderr(),
+        "{PROGRAM}: {message}\nTry '{PROGRAM} --help' for all flags and commands."
+    );
+    ExitCode::from(USAGE_ERROR)
+}
+
+/// A reader that has gone away is no error.
+fn print(text: &str) -> ExitCode {
+    let _ = stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn version() -> String {
+    format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn help() -> String {
+    let commands: Vec<(String, String)> = Cli::command()
+        .get_subcommands()
+        .map(|command| {
+            let about = command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            (command.get_name().to_owned(), about)
+        })
+        .collect();
+    daemon_help(&commands)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_subcommands_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_passes_every_flag_to_the_daemon() {
+        let cli = Cli::parse_from([PROGRAM, "run", "-h", "--iface=eth0", "-v", "4", "--version"]);
+        let Command::Run { flags } = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(flags, ["-h", "--iface=eth0", "-v", "4", "--version"]);
+    }
+
+    #[test]
+    fn help_lists_every_subcommand_and_every_flag() {
+        let help = help();
+        for command in Cli::command().get_subcommands() {
+            assert!(
+                help.contains(&format!("\n  {}", command.get_name())),
+                "{help}"
+            );
+        }
+        assert!(help.contains("--etcd-endpoints"), "{help}");
+    }
+}

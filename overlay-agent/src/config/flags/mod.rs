@@ -1,0 +1,229 @@
+//! The daemon's command line: every flag of flannel, in Go's syntax, each also as a `FLANNELD_*`
+//! variable, and our own. Flags win over variables, variables over defaults.
+
+mod draft;
+mod help;
+mod table;
+mod value;
+
+pub use help::daemon_help;
+
+use strsim::damerau_levenshtein;
+
+use self::{
+    draft::Draft,
+    table::{FLAGS, Flag, RETIRED},
+    value::ValueError,
+};
+use super::{
+    go::args::{Args, ArgsError, Given, Shape},
+    options::DaemonOptions,
+};
+
+/// What the daemon's command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invocation {
+    Run(Box<ParsedOptions>),
+    Version,
+    Help,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedOptions {
+    pub options: DaemonOptions,
+    /// What was accepted but does not do what it seems to say; to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// A command line that cannot be run. The texts begin with those of Go's `flag` package.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlagError {
+    #[error("flag provided but not defined: -{name}{}", hint(*nearest))]
+    Unknown {
+        name: String,
+        nearest: Option<&'static str>,
+    },
+    #[error("bad flag syntax: {word} (flags are written as -flag=value or --flag value)")]
+    Syntax { word: String },
+    #[error("flag needs an argument: -{name} (write --{name}={value_name})")]
+    MissingValue {
+        name: String,
+        value_name: &'static str,
+    },
+    #[error("invalid value {value:?} for {origin}: {reason}")]
+    Value {
+        origin: String,
+        value: String,
+        reason: String,
+    },
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest
+        .map(|name| format!(" (did you mean --{name}?)"))
+        .unwrap_or_default()
+}
+
+/// Reads the command line (without the program's name) and the environment.
+pub fn parse(
+    args: &[String],
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Invocation, FlagError> {
+    let mut draft = Draft::default();
+    let mut given = Vec::new();
+    let mut args = Args::new(args);
+    while let Some(flag) = args.next_flag(shape_of).map_err(FlagError::from)? {
+        if is_help(flag.name) {
+            return Ok(Invocation::Help);
+        }
+        apply_given(&mut draft, flag)?;
+        given.push(flag.name);
+    }
+    if draft.version {
+        return Ok(Invocation::Version);
+    }
+    warn_of_ignored_words(&mut draft, args.rest(), given.last().copied());
+    apply_environment(&mut draft, &given, env)?;
+    let (options, warnings) = draft.finish();
+    Ok(Invocation::Run(Box::new(ParsedOptions {
+        options,
+        warnings,
+    })))
+}
+
+fn is_help(name: &str) -> bool {
+    matches!(name, "help" | "h")
+}
+
+fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+fn shape_of(name: &str) -> Option<Shape> {
+    if is_help(name) {
+        return Some(Shape::Switch);
+    }
+    let retired = || {
+        RETIRED
+            .iter()
+            .find(|flag| flag.name == name)
+            .map(|flag| flag.shape)
+    };
+    find(name).map(Flag::shape).or_else(retired)
+}
+
+fn apply_given(draft: &mut Draft, Given { name, value }: Given<'_>) -> Result<(), FlagError> {
+    if let Some(flag) = find(name) {
+        return (flag.set)(draft, value)
+            .map_err(|error| value_error(format!("flag --{name}"), value, error));
+    }
+    if let Some(retired) = RETIRED.iter().find(|flag| flag.name == name) {
+        draft
+            .warnings
+            .push(format!("flag --{name} has no effect: {}", retired.reason));
+    }
+    Ok(())
+}
+
+fn value_error(origin: String, value: &str, error: ValueError) -> FlagError {
+    let (ValueError::Syntax(reason) | ValueError::Invalid(reason)) = error;
+    FlagError::Value {
+        origin,
+        value: value.to_owned(),
+        reason,
+    }
+}
+
+/// flannel applies a variable only to a flag that is not on the command line, and only logs a text
+/// that is no number or boolean; it exits for values it cannot work with, wherever they come from.
+fn apply_environment(
+    draft: &mut Draft,
+    given: &[&str],
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<(), FlagError> {
+    let from_env = |name: &str| {
+        let variable = variable_of(name);
+        let value = env(&variable).filter(|value| !value.is_empty())?;
+        (!given.contains(&name)).then_some((variable, value))
+    };
+    for flag in FLAGS.iter().filter(|flag| flag.name != "version") {
+        let Some((variable, value)) = from_env(flag.name) else {
+            continue;
+        };
+        match (flag.set)(draft, &value) {
+            Ok(()) => {}
+            Err(ValueError::Syntax(reason)) => draft.warnings.push(format!(
+                "environment variable {variable} is ignored: invalid value {value:?}: {reason}"
+            )),
+            Err(error @ ValueError::Invalid(_)) => {
+                let origin = format!("environment variable {variable}");
+                return Err(value_error(origin, &value, error));
+            }
+        }
+    }
+    for retired in RETIRED {
+        if let Some((variable, _)) = from_env(retired.name) {
+            draft.warnings.push(format!(
+                "environment variable {variable} has no effect: {}",
+                retired.reason
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `a-b` is `FLANNELD_A_B`.
+fn variable_of(name: &str) -> String {
+    format!("FLANNELD_{}", name.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// Go stops at the first word that is no flag, and flannel then ignores the rest, typically after
+/// `--ip-masq true`. The words themselves are not shown: a password may be among them.
+fn warn_of_ignored_words(draft: &mut Draft, rest: &[String], last: Option<&str>) {
+    if rest.is_empty() {
+        return;
+    }
+    let place = last.map_or_else(String::new, |name| format!(" after --{name}"));
+    let count = rest.len();
+    draft.warnings.push(format!(
+        "the last {count} words of the command line{place} are ignored: flags end at the first word \
+         that is not a flag; a boolean takes its value as --flag=value"
+    ));
+}
+
+impl From<ArgsError<'_>> for FlagError {
+    fn from(error: ArgsError<'_>) -> Self {
+        match error {
+            ArgsError::Syntax { word } => Self::Syntax {
+                word: word.to_owned(),
+            },
+            ArgsError::Unknown { name } => Self::Unknown {
+                name: name.to_owned(),
+                nearest: nearest(name),
+            },
+            ArgsError::MissingValue { name } => Self::MissingValue {
+                name: name.to_owned(),
+                value_name: find(name).map_or("VALUE", Flag::value_name),
+            },
+        }
+    }
+}
+
+/// The flag a mistyped name probably means.
+fn nearest(name: &str) -> Option<&'static str> {
+    let tolerated = (name.chars().count() / 3).clamp(1, 4);
+    FLAGS
+        .iter()
+        .map(|flag| {
+            (
+                damerau_levenshtein(flag.name, &name.to_lowercase()),
+                flag.name,
+            )
+        })
+        .min()
+        .filter(|(distance, _)| *distance <= tolerated)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! From the text of a flag to its value.
+
+use std::path::PathBuf;
+
+use crate::config::go::value::{parse_bool, parse_int};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueError {
+    /// Not of the flag's type.
+    Syntax(String),
+    /// Of the flag's type, but not usable.
+    Invalid(String),
+}
+
+pub fn boolean(value: &str) -> Result<bool, ValueError> {
+    parse_bool(value).ok_or_else(|| ValueError::Syntax("give true or false".to_owned()))
+}
+
+pub fn integer(value: &str) -> Result<i64, ValueError> {
+    parse_int(value).map_err(|error| ValueError::Syntax(error.to_string()))
+}
+
+pub fn path(value: &str) -> Option<PathBuf> {
+    (!value.is_empty()).then(|| PathBuf::from(value))
+}
+
+pub fn no_path() -> ValueError {
+    ValueError::Invalid("give a path".to_owned())
+}
+
+pub fn not_an_address() -> ValueError {
+    ValueError::Invalid("give an IPv4 or IPv6 address".to_owned())
+}
+
+/// flannel takes an empty value as not given.
+pub fn optional<T>(
+    value: &str,
+    parse: impl Fn(&str) -> Result<T, ValueError>,
+) -> Result<Option<T>, ValueError> {
+    if value.is_empty() {
+        Ok(None)
+    } else {
+        parse(value).map(Some)
+    }
+}
+
+pub fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Result<T, ValueError> {
+    choices
+        .iter()
+        .find(|(name, _)| *name == value)
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            ValueError::Invalid(format!("give one of {}", names.join(", ")))
+        })
+}
+
+/// Splits on commas and forgives blanks and empty entries; an endpoint without a scheme is http, as
+/// in etcd's own client.
+pub fn endpoints(value: &str) -> Result<Vec<String>, ValueError> {
+    let endpoints = value
+        .split(',')
+        .map(str::trim)
+        .filter(|endpoint| !endpoint.is_empty())
+        .map(endpoint)
+        .collect::<Result<Vec<_>, _>>()?;
+    if endpoints.is_empty() {
+        return Err(ValueError::Invalid(
+            "give at least one URL, such as http://127.0.0.1:2379".to_owned(),
+        ));
+    }
+    Ok(endpoints)
+}
+
+fn endpoint(text: &str) -> Result<String, ValueError> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let usable = matches!(scheme, "http" | "https")
+        && !rest.is_empty()
+        && !rest.starts_with(['/', ':'])
+        && !rest.contains(char::is_whitespace);
+    usable.then(|| format!("{scheme}://{rest}")).ok_or_else(|| {
+        ValueError::Invalid(format!(
+            "{text:?} is not an etcd endpoint; write it as http://HOST:PORT or https://HOST:PORT"
+        ))
+    })
+}

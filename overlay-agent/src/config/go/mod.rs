@@ -1,0 +1,6 @@
+//! The rules of Go's standard library that decide what a flannel command line or network config
+//! means: `flag`, `strconv`, `net` and `encoding/json`.
+
+pub mod args;
+pub mod json;
+pub mod value;

@@ -1,0 +1,250 @@
+//! The network config: the JSON at `<prefix>/config` that every node of the cluster reads. Decoding
+//! follows Go's `encoding/json`, validation flannel's `CheckNetworkConfig`, with its error texts.
+
+mod backend;
+mod range;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+
+use self::range::{Bounds, IPV4, IPV6};
+pub use self::{backend::BackendError, range::RangeError};
+use super::go::{
+    json::{JsonError, Object},
+    value::{Cidr, parse_cidr, parse_ip},
+};
+use crate::model::Backend;
+
+/// A valid network config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// `None`: IPv4 is off. At least one of the families is on.
+    pub ipv4: Option<Ipv4Pool>,
+    pub ipv6: Option<Ipv6Pool>,
+    /// nftables instead of iptables rules.
+    pub nftables: bool,
+    pub backend: Backend,
+}
+
+/// The subnets that nodes lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Pool {
+    pub network: Ipv4Network,
+    pub subnet_len: u8,
+    /// Base of the first subnet that may be leased.
+    pub subnet_min: Ipv4Addr,
+    /// Base of the last one.
+    pub subnet_max: Ipv4Addr,
+}
+
+/// The IPv6 subnets that nodes lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Pool {
+    pub network: Ipv6Network,
+    pub subnet_len: u8,
+    /// Base of the first subnet that may be leased.
+    pub subnet_min: Ipv6Addr,
+    /// Base of the last one.
+    pub subnet_max: Ipv6Addr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedNetworkConfig {
+    pub config: NetworkConfig,
+    /// What was accepted although flannel would not; to be logged once per change of the config.
+    pub warnings: Vec<String>,
+}
+
+/// Why a network config cannot be used. The texts are flannel's where it has one.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkConfigError {
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    #[error("{key}: {reason}: {text}")]
+    Address {
+        key: &'static str,
+        reason: &'static str,
+        text: String,
+    },
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    #[error(
+        "none defined stack; leave EnableIPv4 out of the network config or set EnableIPv6 to true"
+    )]
+    NoFamily,
+    #[error("error decoding Backend property of config: {0}")]
+    BackendType(JsonError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl NetworkConfigError {
+    /// Whether flannel exits with this error; with the others it waits for a corrected config.
+    pub fn is_fatal_in_flannel(&self) -> bool {
+        matches!(self, Self::NoFamily | Self::Backend(_))
+    }
+}
+
+impl NetworkConfig {
+    /// Decodes and validates the value of `<prefix>/config`. Bytes that are not UTF-8 read as U+FFFD,
+    /// as in Go.
+    pub fn parse(document: &[u8]) -> Result<ParsedNetworkConfig, NetworkConfigError> {
+        let text = String::from_utf8_lossy(document);
+        let object = Object::parse(&text, "the network config")?;
+        let enable_ipv4 = object.boolean("EnableIPv4", true)?;
+        let enable_ipv6 = object.boolean("EnableIPv6", false)?;
+        let nftables = object.boolean("EnableNFTables", false)?;
+        let ipv4 = Ipv4Keys::decode(&object)?;
+        let ipv6 = Ipv6Keys::decode(&object)?;
+        let backend_text = object.raw("Backend");
+        let backend_type =
+            backend::type_of(backend_text).map_err(NetworkConfigError::BackendType)?;
+
+        let ipv4 = enable_ipv4.then(|| ipv4.check()).transpose()?;
+        let ipv6 = enable_ipv6.then(|| ipv6.check()).transpose()?;
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(NetworkConfigError::NoFamily);
+        }
+        let (backend, warnings) = backend::parse(backend_type, backend_text)?;
+        Ok(ParsedNetworkConfig {
+            config: Self {
+                ipv4,
+                ipv6,
+                nftables,
+                backend,
+            },
+            warnings,
+        })
+    }
+}
+
+struct Ipv4Keys {
+    network: Option<Ipv4Network>,
+    subnet_len: u64,
+    min: Option<Ipv4Addr>,
+    max: Option<Ipv4Addr>,
+}
+
+impl Ipv4Keys {
+    fn decode(object: &Object<'_>) -> Result<Self, NetworkConfigError> {
+        Ok(Self {
+            network: decode(object, "Network", ipv4_cidr)?,
+            subnet_len: object.unsigned("SubnetLen", 0)?,
+            min: decode(object, "SubnetMin", ipv4_address)?,
+            max: decode(object, "SubnetMax", ipv4_address)?,
+        })
+    }
+
+    fn check(self) -> Result<Ipv4Pool, RangeError> {
+        let network = self.network.ok_or(IPV4.no_network())?;
+        let number = |address: Option<Ipv4Addr>| address.map_or(0, |ip| u128::from(ip.to_bits()));
+        let range = IPV4.check(Bounds {
+            network: (network.network().to_bits().into(), network.prefix()),
+            subnet_len: self.subnet_len,
+            min: number(self.min),
+            max: number(self.max),
+        })?;
+        Ok(Ipv4Pool {
+            network,
+            subnet_len: range.subnet_len,
+            subnet_min: low_bits(range.min),
+            subnet_max: low_bits(range.max),
+        })
+    }
+}
+
+/// The IPv4 address a range's number stands for; the range lies inside an IPv4 network.
+fn low_bits(number: u128) -> Ipv4Addr {
+    let [.., a, b, c, d] = number.to_be_bytes();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+struct Ipv6Keys {
+    network: Option<Ipv6Network>,
+    subnet_len: u64,
+    min: Option<Ipv6Addr>,
+    max: Option<Ipv6Addr>,
+}
+
+impl Ipv6Keys {
+    fn decode(object: &Object<'_>) -> Result<Self, NetworkConfigError> {
+        Ok(Self {
+            network: decode(object, "IPv6Network", ipv6_cidr)?,
+            subnet_len: object.unsigned("IPv6SubnetLen", 0)?,
+            min: decode(object, "IPv6SubnetMin", ipv6_address)?,
+            max: decode(object, "IPv6SubnetMax", ipv6_address)?,
+        })
+    }
+
+    fn check(self) -> Result<Ipv6Pool, RangeError> {
+        let network = self.network.ok_or(IPV6.no_network())?;
+        let number = |address: Option<Ipv6Addr>| address.map_or(0, Ipv6Addr::to_bits);
+        let range = IPV6.check(Bounds {
+            network: (network.network().to_bits(), network.prefix()),
+            subnet_len: self.subnet_len,
+            min: number(self.min),
+            max: number(self.max),
+        })?;
+        Ok(Ipv6Pool {
+            network,
+            subnet_len: range.subnet_len,
+            subnet_min: range.min.into(),
+            subnet_max: range.max.into(),
+        })
+    }
+}
+
+type Decoded<T> = Result<Option<T>, &'static str>;
+
+/// Decodes every occurrence of the key; the last one counts.
+fn decode<T>(
+    object: &Object<'_>,
+    key: &'static str,
+    parse: impl Fn(&str) -> Decoded<T>,
+) -> Result<Option<T>, NetworkConfigError> {
+    object.every(key).try_fold(None, |_, json| {
+        let text = json.trim_matches('"');
+        parse(text).map_err(|reason| {
+            let text = text.to_owned();
+            NetworkConfigError::Address { key, reason, text }
+        })
+    })
+}
+
+fn ipv4_cidr(text: &str) -> Decoded<Ipv4Network> {
+    match parse_cidr(text) {
+        Some(Cidr::V4(network)) => Ok(Some(network)),
+        Some(Cidr::V6(_)) => Err("invalid IPv4 CIDR format"),
+        None => Err("invalid CIDR address"),
+    }
+}
+
+fn ipv6_cidr(text: &str) -> Decoded<Ipv6Network> {
+    match parse_cidr(text) {
+        Some(Cidr::V6(network)) => Ok(Some(network)),
+        Some(Cidr::V4(_)) => Err("invalid IPv6 CIDR format"),
+        None => Err("invalid CIDR address"),
+    }
+}
+
+fn ipv4_address(text: &str) -> Decoded<Ipv4Addr> {
+    match parse_ip(text) {
+        Some(IpAddr::V4(address)) => Ok(Some(address)),
+        Some(IpAddr::V6(_)) => Err("invalid IPv4 address format"),
+        None => Err("invalid IP address format"),
+    }
+}
+
+/// A pointer in flannel, so that `null` means absent.
+fn ipv6_address(text: &str) -> Decoded<Ipv6Addr> {
+    match parse_ip(text) {
+        Some(IpAddr::V6(address)) => Ok(Some(address)),
+        Some(IpAddr::V4(_)) => Err("invalid IPv6 address format"),
+        None if text == "null" => Ok(None),
+        None => Err("invalid IP address format"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! The daemon's options after parsing. The defaults are flannel's.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// Everything the flags and the environment decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DaemonOptions {
+    pub etcd: EtcdOptions,
+    pub kubernetes: KubernetesOptions,
+    pub interface: InterfaceOptions,
+    pub lease: LeaseOptions,
+    pub filter: FilterOptions,
+    pub health: HealthOptions,
+    pub datapath: DatapathOptions,
+    pub log: LogOptions,
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdOptions {
+    /// URLs, tried in order.
+    pub endpoints: Vec<String>,
+    /// As given: the keys are joined the way Go's `path.Join` does.
+    pub prefix: String,
+    pub ca_file: Option<PathBuf>,
+    /// Certificate and key of the client, given together.
+    pub client_identity: Option<ClientIdentity>,
+    pub credentials: Option<Credentials>,
+}
+
+/// TLS client certificate and its key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// etcd user and password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: Secret,
+}
+
+/// A text that must not reach a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// Kubernetes as the lease store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesOptions {
+    pub api_url: Option<String>,
+    pub annotation_prefix: String,
+    pub kubeconfig_file: Option<PathBuf>,
+    pub net_config_path: PathBuf,
+    pub set_node_network_unavailable: bool,
+}
+
+/// How to find the underlay interface, and what to advertise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceOptions {
+    /// Names or addresses, tried in order; an empty one means the default route's interface.
+    pub iface: Vec<String>,
+    /// Patterns, tried in order after `iface`.
+    pub iface_regex: Vec<String>,
+    /// Tried last: the interface and source address the kernel uses towards this address.
+    pub iface_can_reach: Option<IpAddr>,
+    pub public_ip: Option<Ipv4Addr>,
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseOptions {
+    pub subnet_file: PathBuf,
+    /// A lease is renewed this long before it expires.
+    pub renew_margin: Duration,
+}
+
+/// Packet filter rules and the blackhole route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent switch of its own flag"
+)]
+pub struct FilterOptions {
+    pub ip_masq: bool,
+    /// Fully random source ports for masqueraded traffic.
+    pub masq_fully_random: bool,
+    pub forward_rules: bool,
+    /// Keep a blackhole route for the local subnet.
+    pub blackhole_route: bool,
+    pub resync: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthOptions {
+    /// Address or host name to listen on.
+    pub host: String,
+    /// `None`: no server.
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatapathOptions {
+    pub tier: DatapathTier,
+    pub fastpath: Fastpath,
+    pub pin_dir: PathBuf,
+    /// Set `nf_conntrack_tcp_be_liberal`: conntrack does not see the segments of the fast path, and
+    /// would call later ones out of window.
+    pub tcp_be_liberal: bool,
+}
+
+/// Which tiers carry packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DatapathTier {
+    /// eBPF where the kernel allows it, else the kernel tier alone.
+    #[default]
+    Auto,
+    /// eBPF, and an error at start where the kernel does not allow it.
+    Ebpf,
+    /// The kernel tier alone.
+    Kernel,
+}
+
+/// Which packets of the eBPF tier bypass the host stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fastpath {
+    /// Those of flows that netfilter let pass unchanged.
+    #[default]
+    Strict,
+    /// None.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// klog's scale: 4 shows debug messages, 5 and above show traces.
+    pub verbosity: i64,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self {
+            endpoints: vec![
+                "http://127.0.0.1:4001".to_owned(),
+                "http://127.0.0.1:2379".to_owned(),
+            ],
+            prefix: "/coreos.com/network".to_owned(),
+            ca_file: None,
+            client_identity: None,
+            credentials: None,
+        }
+    }
+}
+
+impl Default for KubernetesOptions {
+    fn default() -> Self {
+        Self {
+            api_url: None,
+            annotation_prefix: "flannel.alpha.coreos.com".to_owned(),
+            kubeconfig_file: None,
+            net_config_path: PathBuf::from("/etc/kube-flannel/net-conf.json"),
+            set_node_network_unavailable: true,
+        }
+    }
+}
+
+impl Default for LeaseOptions {
+    fn default() -> Self {
+        Self {
+            subnet_file: PathBuf::from("/run/flannel/subnet.env"),
+            renew_margin: Duration::from_hours(1),
+        }
+    }
+}
+
+impl Default for FilterOptions {
+    fn default() -> Self {
+        Self {
+            ip_masq: false,
+            masq_fully_random: true,
+            forward_rules: true,
+            blackhole_route: false,
+            resync: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for HealthOptions {
+    fn default() -> Self {
+        Self {
+            host: "0.0.0.0".to_owned(),
+            port: None,
+        }
+    }
+}
+
+impl Default for DatapathOptions {
+    fn default() -> Self {
+        Self {
+            tier: DatapathTier::default(),
+            fastpath: Fastpath::default(),
+            pin_dir: PathBuf::from("/sys/fs/bpf/overlay"),
+            tcp_be_liberal: true,
+        }
+    }
+}
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, to be handed to the peer and to nobody else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<hidden>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_does_not_appear_in_debug_output() {
+        let options = DaemonOptions {
+            etcd: EtcdOptions {
+                credentials: Some(Credentials {
+                    username: "flannel".to_owned(),
+                    password: Secret::new("hunter2"),
+                }),
+                ..EtcdOptions::default()
+            },
+            ..DaemonOptions::default()
+        };
+
+        let text = format!("{options:?} {options:#?}");
+
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("flannel"), "{text}");
+    }
+}

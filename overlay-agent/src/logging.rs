@@ -1,0 +1,79 @@
+//! The daemon's log on standard error: one line per event, as text or as JSON.
+
+use std::io::{IsTerminal as _, stderr};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::options::{LogFormat, LogOptions};
+
+/// Starts logging. `RUST_LOG` decides what is shown, else the verbosity does.
+pub fn init(options: LogOptions) {
+    let (filter, complaint) = filter(options.verbosity, std::env::var("RUST_LOG").ok());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal());
+    match options.format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    if let Some(error) = complaint {
+        tracing::warn!(
+            error,
+            "RUST_LOG is ignored: it is not a list of target=level"
+        );
+    }
+}
+
+/// The filter, and what is wrong with `RUST_LOG`.
+fn filter(verbosity: i64, rust_log: Option<String>) -> (EnvFilter, Option<String>) {
+    let fallback = || EnvFilter::new(directives(verbosity));
+    match rust_log.filter(|directives| !directives.is_empty()) {
+        None => (fallback(), None),
+        Some(directives) => match EnvFilter::try_new(&directives) {
+            Ok(filter) => (filter, None),
+            Err(error) => (fallback(), Some(error.to_string())),
+        },
+    }
+}
+
+/// klog's levels as Kubernetes uses them: up to 3 is what an operator wants to see, 4 is debug, 5
+/// and above trace. Libraries stay at info: their traces may hold secrets.
+fn directives(verbosity: i64) -> &'static str {
+    match verbosity {
+        ..=3 => "info",
+        4 => "info,overlay_agent=debug",
+        5.. => "info,overlay_agent=trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(verbosity: i64, rust_log: Option<&str>) -> String {
+        filter(verbosity, rust_log.map(str::to_owned)).0.to_string()
+    }
+
+    #[test]
+    fn verbosity_follows_the_scale_of_klog() {
+        for (verbosity, expected) in [
+            (-1, "info"),
+            (0, "info"),
+            (2, "info"),
+            (4, "overlay_agent=debug,info"),
+            (10, "overlay_agent=trace,info"),
+        ] {
+            assert_eq!(shown(verbosity, None), expected, "-v={verbosity}");
+        }
+    }
+
+    #[test]
+    fn rust_log_overrides_the_verbosity_unless_it_is_empty_or_wrong() {
+        assert_eq!(shown(5, Some("warn")), "warn");
+        assert_eq!(shown(0, Some("")), "info");
+        let (fallback, complaint) = filter(0, Some("overlay_agent=loud".to_owned()));
+        assert_eq!(fallback.to_string(), "info");
+        assert!(complaint.is_some());
+    }
+}
