@@ -8,13 +8,13 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     fingerprint,
     linker::{self, Linker},
     object_check,
-    prereq::Installer,
+    prereq::{Group, Installer},
     process::{self, command},
     stats,
     toolchain::{self, Toolchain},
@@ -46,8 +46,7 @@ pub fn run(args: &Args) -> Result<PathBuf> {
 }
 
 pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf> {
-    let toolchain = toolchain::find(installer)?;
-    let linker = linker::find(workspace, installer)?;
+    let (toolchain, linker) = tools(workspace, installer)?;
     let flags = rustflags(env::consts::ARCH, &linker.path);
     let stamp = stamp(workspace, &toolchain, &linker, &flags)?;
     let object = workspace.object();
@@ -78,6 +77,42 @@ pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf
         contents.maps.join(" ")
     );
     Ok(object)
+}
+
+/// Finds compiler and linker, installing what is missing. Looks for both first, so that whoever may
+/// not install gets one complete list of commands.
+fn tools(workspace: &Workspace, installer: &mut Installer) -> Result<(Toolchain, Linker)> {
+    let toolchain = toolchain::find()?;
+    let linker = linker::find(workspace)?;
+    let mut groups = Vec::new();
+    if toolchain.is_none() {
+        println!("{}", toolchain::options());
+        groups.push(Group::BpfToolchain);
+    }
+    if linker.is_none() {
+        groups.push(Group::BpfLinker);
+        if !installer.allowed() {
+            println!(
+                "Once its libraries are installed, bpf-linker is built with\n  {}",
+                linker::build_line(workspace)
+            );
+        }
+    }
+    installer.ensure(&groups)?;
+    let toolchain = match toolchain {
+        Some(found) => found,
+        None => toolchain::find()?
+            .context("the installed packages are too old: is bookworm-security enabled?")?,
+    };
+    let linker = match linker {
+        Some(found) => found,
+        None if installer.allowed() => {
+            linker::build(workspace)?;
+            linker::find(workspace)?.context("the bpf-linker just built does not work")?
+        }
+        None => bail!("bpf-linker is missing: run the command above, or add --install"),
+    };
+    Ok((toolchain, linker))
 }
 
 fn compile(workspace: &Workspace, toolchain: &Toolchain, flags: &[String]) -> Result<()> {

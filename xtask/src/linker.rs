@@ -1,11 +1,10 @@
 //! Finds or builds bpf-linker, which turns LLVM bitcode into a BPF object with BTF.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    prereq::{Group, Installer},
     process::{self, command},
     workspace::Workspace,
 };
@@ -24,33 +23,62 @@ pub struct Linker {
     pub identity: String,
 }
 
-/// Finds or installs the linker and says what it chose and why.
-pub fn find(workspace: &Workspace, installer: &mut Installer) -> Result<Linker> {
+/// Finds the linker and says what it chose and why; `None` if there is none.
+pub fn find(workspace: &Workspace) -> Result<Option<Linker>> {
     if let Some(path) = env::var_os(LINKER_VARIABLE).map(PathBuf::from) {
         let identity = process::output(command(&path).arg("--version"))
             .with_context(|| format!("{LINKER_VARIABLE} names no working bpf-linker"))?;
         println!("BPF linker: {} ({LINKER_VARIABLE})", path.display());
-        return Ok(Linker { path, identity });
+        return Ok(Some(Linker { path, identity }));
     }
-    if let Some(path) = process::find_on_path("bpf-linker") {
+    let on_path = process::find_on_path("bpf-linker").map(|path| (path, "found on PATH"));
+    let own = Some(workspace.tools().join("bin/bpf-linker"))
+        .filter(|path| process::is_executable(path))
+        .map(|path| (path, "built for this workspace"));
+    for (path, origin) in [on_path, own].into_iter().flatten() {
         match probe(path.clone()) {
             Ok(linker) => {
-                println!("BPF linker: {} (found on PATH)", path.display());
-                return Ok(linker);
+                println!("BPF linker: {} ({origin})", path.display());
+                return Ok(Some(linker));
             }
             Err(problem) => println!("BPF linker: not {}: {problem:#}", path.display()),
         }
     }
-    let own = workspace.tools().join("bin/bpf-linker");
-    if !process::is_executable(&own) || probe(own.clone()).is_err() {
-        build(workspace, installer)?;
-    }
-    let linker = probe(own)?;
-    println!(
-        "BPF linker: {} (built for this workspace)",
-        linker.path.display()
-    );
-    Ok(linker)
+    Ok(None)
+}
+
+/// Builds the linker under `target/`, with the libraries of [`Group::BpfLinker`] in place.
+///
+/// [`Group::BpfLinker`]: crate::prereq::Group::BpfLinker
+pub fn build(workspace: &Workspace) -> Result<()> {
+    println!("BPF linker: none yet; building bpf-linker {VERSION} (about a minute)");
+    process::run(&mut install_command(workspace))
+}
+
+/// What [`build`] runs, as a line for the shell.
+pub fn build_line(workspace: &Workspace) -> String {
+    format!(
+        "LLVM_PREFIX={} {}",
+        llvm_prefix(),
+        process::display(&install_command(workspace))
+    )
+}
+
+fn install_command(workspace: &Workspace) -> Command {
+    let mut install = process::cargo();
+    install
+        .args(["install", "bpf-linker", "--version", VERSION, "--locked"])
+        .args(["--no-default-features", "--features"])
+        .arg(format!("llvm-{LLVM_MAJOR}"))
+        .arg("--root")
+        .arg(workspace.tools())
+        .env("LLVM_PREFIX", llvm_prefix())
+        .env("CARGO_TARGET_DIR", workspace.tools().join("build"));
+    install
+}
+
+fn llvm_prefix() -> String {
+    format!("/usr/lib/llvm-{LLVM_MAJOR}")
 }
 
 /// Checks that the linker runs, is the tested version and reads the bitcode of [`LLVM_MAJOR`].
@@ -67,32 +95,6 @@ fn probe(path: PathBuf) -> Result<Linker> {
         identity: format!("{}\n{}", path.display(), version),
         path,
     })
-}
-
-fn build(workspace: &Workspace, installer: &mut Installer) -> Result<()> {
-    let llvm_prefix = format!("/usr/lib/llvm-{LLVM_MAJOR}");
-    let mut install = process::cargo();
-    install
-        .args(["install", "bpf-linker", "--version", VERSION, "--locked"])
-        .args(["--no-default-features", "--features"])
-        .arg(format!("llvm-{LLVM_MAJOR}"))
-        .arg("--root")
-        .arg(workspace.tools())
-        .env("LLVM_PREFIX", &llvm_prefix)
-        .env("CARGO_TARGET_DIR", workspace.tools().join("build"));
-    if !installer.allowed() {
-        println!(
-            "BPF linker: none. To build one, once its libraries are installed, run\n  \
-             LLVM_PREFIX={llvm_prefix} {}",
-            process::display(&install)
-        );
-    }
-    installer.ensure(&[Group::BpfLinker])?;
-    if !installer.allowed() {
-        bail!("bpf-linker is missing: run the command above, or add --install");
-    }
-    println!("BPF linker: none yet; building bpf-linker {VERSION} (about a minute)");
-    process::run(&mut install)
 }
 
 /// The major version in a line such as `libLLVM.so.22.1 => …` or `libLLVM-21.so.1 => …`.

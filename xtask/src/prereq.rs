@@ -10,7 +10,8 @@ use crate::process::{self, command};
 /// What a prerequisite is for; a subcommand asks only for the groups it uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// A rustc and cargo that compile `core` for the BPF target.
+    /// A rustc and cargo that compile `core` for the BPF target. Asked for when no toolchain is
+    /// usable, so all of its packages are installed or upgraded: outdated ones are present too.
     BpfToolchain,
     /// Building bpf-linker.
     BpfLinker,
@@ -222,12 +223,6 @@ impl Installer {
         Ok(())
     }
 
-    /// Installs or upgrades every package of a group, present or not: an outdated toolchain has
-    /// its files in place already.
-    pub fn ensure_newest(&mut self, group: Group) -> Result<()> {
-        self.install(&missing(ALL, &[group], |_| false))
-    }
-
     fn install(&mut self, missing: &[Prereq]) -> Result<()> {
         if missing.is_empty() {
             return Ok(());
@@ -303,9 +298,10 @@ fn stop_packaged_etcd() {
 }
 
 /// The prerequisites of these groups that `present` does not find.
-pub fn missing(all: &[Prereq], groups: &[Group], present: impl Fn(Need) -> bool) -> Vec<Prereq> {
+fn missing(all: &[Prereq], groups: &[Group], present: impl Fn(Need) -> bool) -> Vec<Prereq> {
     all.iter()
-        .filter(|p| groups.contains(&p.group) && !present(p.need))
+        .filter(|p| groups.contains(&p.group))
+        .filter(|p| p.group == Group::BpfToolchain || !present(p.need))
         .copied()
         .collect()
 }
@@ -344,6 +340,12 @@ mod tests {
     fn what_is_present_is_not_planned() {
         let plan = missing(ALL, &[Group::HostBuild], |need| need.name() != "protoc");
         assert_eq!(packages(&plan), ["protobuf-compiler"]);
+    }
+
+    #[test]
+    fn a_toolchain_that_is_there_but_unusable_is_upgraded() {
+        let plan = missing(ALL, &[Group::BpfToolchain], |_| true);
+        assert_eq!(packages(&plan), ["cargo-web", "rust-web-src", "rustc-web"]);
     }
 
     #[test]

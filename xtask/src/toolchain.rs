@@ -13,7 +13,6 @@ use anyhow::{Result, bail};
 
 use crate::{
     linker::LLVM_MAJOR,
-    prereq::{Group, Installer},
     process::{self, command},
 };
 
@@ -47,36 +46,31 @@ struct Version {
     llvm_major: u32,
 }
 
-/// Finds or installs a toolchain and says what it chose and why.
-pub fn find(installer: &mut Installer) -> Result<Toolchain> {
-    let overridden = override_from_environment();
-    if let Some(candidate) = &overridden {
-        report(candidate);
-        return match &candidate.found {
-            Ok(toolchain) => Ok(toolchain.clone()),
+/// Finds a toolchain and says what it chose and why; `None` if there is none.
+pub fn find() -> Result<Option<Toolchain>> {
+    if let Some(candidate) = override_from_environment() {
+        report(&candidate);
+        return match candidate.found {
+            Ok(toolchain) => Ok(Some(toolchain)),
             Err(problem) => bail!(
                 "the toolchain named by {CARGO_VARIABLE} and {RUSTC_VARIABLE} cannot build the \
                  BPF object: {problem}"
             ),
         };
     }
-    let candidates = [rustup_nightly(), debian()];
-    if let Some(chosen) = choose(&candidates) {
-        return Ok(chosen);
-    }
-    println!(
-        "No toolchain for BPF yet. Any one of these will do:\n  \
-         a rustup nightly with LLVM {LLVM_MAJOR} or older: rustup component add rust-src \
-         --toolchain nightly\n  \
-         Debian's rustc-web, cargo-web and rust-web-src\n  \
+    Ok(choose(&[rustup_nightly(), debian()]))
+}
+
+/// What would do, for someone who is about to install one.
+pub fn options() -> String {
+    let (major, minor) = OLDEST_RUSTC;
+    format!(
+        "A toolchain for BPF needs rustc {major}.{minor} or later with LLVM {LLVM_MAJOR} or \
+         earlier and the library sources. Any one of these will do:\n  \
+         Debian 12's rustc-web, cargo-web and rust-web-src, from bookworm-security\n  \
+         a rustup nightly: rustup component add rust-src --toolchain nightly\n  \
          another one, named by {CARGO_VARIABLE} and {RUSTC_VARIABLE}"
-    );
-    installer.ensure_newest(Group::BpfToolchain)?;
-    let candidate = debian();
-    report(&candidate);
-    candidate.found.map_err(|problem| {
-        anyhow::anyhow!("the installed packages cannot build the BPF object: {problem}")
-    })
+    )
 }
 
 /// The first usable candidate; those passed over are reported with the reason.
