@@ -1,5 +1,6 @@
 //! A real etcd for tests and the lab: one member or a cluster, plain or behind TLS, on an address
-//! of the caller's choice. Data lives in a temporary directory; members are killed on drop.
+//! of the caller's choice. Data lives in a temporary directory unless the caller names one; members
+//! are killed on drop.
 
 use std::{
     fs::{self, File},
@@ -40,6 +41,7 @@ pub struct EtcdBuilder {
     tls: Option<ClientCert>,
     enter: Vec<String>,
     args: Vec<String>,
+    dir: Option<PathBuf>,
 }
 
 /// TLS material of a cluster.
@@ -66,7 +68,9 @@ pub struct Etcd {
     enter: Vec<String>,
     args: Vec<String>,
     credentials: Option<String>,
-    dir: TempDir,
+    dir: PathBuf,
+    /// Removes `dir` on drop, unless the caller named it.
+    _temporary: Option<TempDir>,
 }
 
 impl EtcdBuilder {
@@ -111,14 +115,27 @@ impl EtcdBuilder {
         self
     }
 
+    /// Directory for certificates, data and logs, which then stays. Default: a temporary one.
+    #[must_use]
+    pub fn directory(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
     /// Starts the members and waits until each one answers.
     pub fn start(self) -> Result<Etcd> {
         ensure!(self.members > 0, "an etcd cluster needs a member");
-        let dir = tempfile::Builder::new().prefix("overlay-etcd-").tempdir()?;
+        let (dir, temporary) = if let Some(dir) = self.dir {
+            fs::create_dir_all(&dir)?;
+            (dir, None)
+        } else {
+            let temporary = tempfile::Builder::new().prefix("overlay-etcd-").tempdir()?;
+            (temporary.path().to_owned(), Some(temporary))
+        };
         let tls = match self.tls {
             None => None,
             Some(mode) => {
-                let authority = Authority::create(dir.path(), "ca")?;
+                let authority = Authority::create(&dir, "ca")?;
                 Some(Tls {
                     server: authority.issue("server", &[self.listen])?,
                     client: authority.issue("client", &[])?,
@@ -148,6 +165,7 @@ impl EtcdBuilder {
             args: self.args,
             credentials: None,
             dir,
+            _temporary: temporary,
         };
         for index in 0..etcd.members.len() {
             etcd.spawn(index)?;
@@ -168,6 +186,7 @@ impl Etcd {
             tls: None,
             enter: Vec::new(),
             args: Vec::new(),
+            dir: None,
         }
     }
 
@@ -194,7 +213,7 @@ impl Etcd {
 
     /// The directory with certificates, data and logs.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// `NAME:PASSWORD` for the following `etcdctl` calls.
@@ -292,13 +311,11 @@ impl Etcd {
     }
 
     fn data_dir(&self, member: usize) -> PathBuf {
-        self.dir.path().join(&self.members[member].name)
+        self.dir.join(&self.members[member].name)
     }
 
     fn log_path(&self, member: usize) -> PathBuf {
-        self.dir
-            .path()
-            .join(format!("{}.log", self.members[member].name))
+        self.dir.join(format!("{}.log", self.members[member].name))
     }
 
     fn command(&self, program: &str) -> Command {

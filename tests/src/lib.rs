@@ -1,4 +1,18 @@
-//! The lab.
+//! The lab: a cluster on one machine, with real packets, a real kernel and a real etcd; and what
+//! tests need to use it. The tests, the demo and the benchmarks share it.
+//!
+//! [`lab`] builds nodes and pods out of network namespaces, [`traffic`] sends verified payloads
+//! between them, [`capture`] reads frames off their wires and [`decode`] takes them apart with a
+//! decoder that shares no code with the datapath.
 
+pub mod capture;
+pub mod decode;
 pub mod etcd;
+pub mod lab;
+pub mod netns;
 pub mod pki;
+pub mod process;
+pub mod requirements;
+pub mod sys;
+pub mod traffic;
+pub mod wait;

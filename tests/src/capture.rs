@@ -1,0 +1,104 @@
+//! Capturing frames from an interface, both directions, whole.
+
+use std::{
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::{
+        socket::{LinkAddr, recvfrom, setsockopt, sockopt},
+        time::TimeVal,
+    },
+};
+
+use crate::{netns::Namespace, sys};
+
+/// Room for what arrives while the capturing thread does not run.
+const SOCKET_BUFFER: usize = 64 << 20;
+/// Larger than any GSO packet.
+const LARGEST_FRAME: usize = 1 << 18;
+/// How often a capture looks whether it shall end.
+const TICK: TimeVal = TimeVal::new(0, 20_000);
+
+/// Which way a frame passed the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Received,
+    Sent,
+}
+
+/// A frame as it passed the interface, Ethernet header first.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub direction: Direction,
+    pub bytes: Vec<u8>,
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<Frame>>>,
+}
+
+impl Capture {
+    /// Every frame that passes from the return of this call on is captured.
+    pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let place = || format!("capture on {interface} in {}", namespace.name());
+        let socket = namespace.enter(|| open(interface)).with_context(place)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || receive(&socket, &stopped));
+        Ok(Self { stop, thread })
+    }
+
+    /// Every frame that passed before this call, in order.
+    pub fn stop(self) -> Result<Vec<Frame>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread
+            .join()
+            .unwrap_or_else(|_panic| Err(anyhow!("panicked")))
+            .context("capture")
+    }
+}
+
+fn open(interface: &str) -> Result<OwnedFd> {
+    let index = if_nametoindex(interface)?;
+    let socket = sys::packet_socket(index)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TICK)?;
+    Ok(socket)
+}
+
+/// Receives until it is told to stop and the socket is drained.
+fn receive(socket: &OwnedFd, stopped: &AtomicBool) -> Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    let mut buffer = vec![0; LARGEST_FRAME];
+    loop {
+        let ending = stopped.load(Ordering::Relaxed);
+        match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok((len, address)) => {
+                let address = address.context("a frame without link-layer address")?;
+                let direction = match address.pkttype() {
+                    libc::PACKET_OUTGOING => Direction::Sent,
+                    _ => Direction::Received,
+                };
+                frames.push(Frame {
+                    direction,
+                    bytes: buffer[..len].to_vec(),
+                });
+            }
+            Err(Errno::EAGAIN) if ending => return Ok(frames),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! A cluster on one machine: N nodes on one or more underlay segments, real etcd, pods.
+//!
+//! ```no_run
+//! # use overlay_tests::lab::{Lab, scenario};
+//! scenario(Lab::builder().nodes(2).routed_nodes(1), |lab| {
+//!     lab.start_agents(&[])?;
+//!     lab.add_pods(2)?;
+//!     lab.wait_converged()?;
+//!     lab.ping_matrix()
+//! });
+//! ```
+//!
+//! Labs of one machine do not see each other: any number may run at a time, in one process or in
+//! many.
+
+pub mod agent;
+mod evidence;
+pub mod node;
+pub mod pod;
+mod state;
+pub mod stock;
+pub mod store;
+pub mod subnet_env;
+pub mod underlay;
+
+use std::{fmt::Write as _, path::Path, sync::Arc, thread, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use overlay_common::addr::MacAddr;
+
+pub use self::{
+    node::Node,
+    pod::{Attachment, Pod},
+    underlay::Wire,
+};
+use self::{state::State, store::Store, underlay::Underlay};
+use crate::{requirements::require_root, traffic::ping, wait::wait_for};
+
+/// The network config a lab has unless told otherwise.
+pub const DEFAULT_CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+const CONVERGE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    nodes: u8,
+    routed_nodes: u8,
+    config: Option<String>,
+    wire: Wire,
+    kept: Option<String>,
+}
+
+/// A running lab. Dropping it removes it; when the thread panics, evidence is printed first.
+pub struct Lab {
+    nodes: Vec<Node>,
+    store: Option<Store>,
+    config: Option<String>,
+    underlay: Underlay,
+    /// Last: it deletes the namespaces, and what runs in them must be gone.
+    state: Arc<State>,
+}
+
+/// Builds a lab, runs `test` on it, and panics if either fails.
+pub fn scenario(builder: Builder, test: impl FnOnce(&mut Lab) -> Result<()>) {
+    require_root();
+    let mut lab = builder
+        .build()
+        .unwrap_or_else(|error| panic!("building the lab: {error:#}"));
+    if let Err(error) = test(&mut lab) {
+        panic!("{error:#}");
+    }
+}
+
+impl Builder {
+    /// Nodes `n1`, `n2`, … on the first segment.
+    #[must_use]
+    pub fn nodes(mut self, count: u8) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// Further nodes on a second segment, behind the router.
+    #[must_use]
+    pub fn routed_nodes(mut self, count: u8) -> Self {
+        self.routed_nodes = count;
+        self
+    }
+
+    /// The network config JSON.
+    #[must_use]
+    pub fn config(mut self, json: &str) -> Self {
+        self.config = Some(json.to_owned());
+        self
+    }
+
+    /// An etcd that holds nothing yet.
+    #[must_use]
+    pub fn without_config(mut self) -> Self {
+        self.config = None;
+        self
+    }
+
+    #[must_use]
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
+        self
+    }
+
+    /// A lab that stays when the process ends, under this name; see [`remove`].
+    #[must_use]
+    pub fn kept_as(mut self, name: &str) -> Self {
+        self.kept = Some(name.to_owned());
+        self
+    }
+
+    /// Builds the nodes and starts etcd; no node runs anything yet.
+    pub fn build(self) -> Result<Lab> {
+        let state = Arc::new(State::claim(self.kept.as_deref())?);
+        let hub = state.create_namespace("hub")?;
+        let segments = if self.routed_nodes > 0 { 2 } else { 1 };
+        let underlay = Underlay::create(hub, segments, self.wire)?;
+        let mut lab = Lab {
+            nodes: Vec::new(),
+            store: None,
+            config: self.config,
+            underlay,
+            state,
+        };
+        for index in 0..self.nodes + self.routed_nodes {
+            let segment = u8::from(index >= self.nodes);
+            let address = underlay::node_address(segment, index);
+            let name = format!("n{}", index + 1);
+            lab.nodes.push(Node::create(
+                &lab.state,
+                &lab.underlay,
+                &name,
+                segment,
+                address,
+            )?);
+        }
+        let store = Store::start(lab.underlay.hub(), &lab.state.dir().join("etcd"))?;
+        if let Some(config) = &lab.config {
+            store.set_config(config)?;
+        }
+        lab.store = Some(store);
+        Ok(lab)
+    }
+}
+
+impl Lab {
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 2,
+            routed_nodes: 0,
+            config: Some(DEFAULT_CONFIG.to_owned()),
+            wire: Wire::default(),
+            kept: None,
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        self.state.id()
+    }
+
+    /// Logs and files of the lab.
+    pub fn dir(&self) -> &Path {
+        self.state.dir()
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
+    pub fn store(&self) -> &Store {
+        self.store.as_ref().expect("a built lab has its store")
+    }
+
+    pub fn store_mut(&mut self) -> &mut Store {
+        self.store.as_mut().expect("a built lab has its store")
+    }
+
+    /// Starts the agent on every node that runs nothing, and waits until each is ready.
+    pub fn start_agents(&self, extra: &[&str]) -> Result<()> {
+        let idle: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| node.subnet_env().is_err())
+            .collect();
+        for node in &idle {
+            node.start_agent(self.store(), extra)?;
+        }
+        for node in &idle {
+            node.wait_ready()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the agent on one node, and waits until it is ready.
+    pub fn start_agent(&self, node: &Node, extra: &[&str]) -> Result<()> {
+        node.start_agent(self.store(), extra)?;
+        node.wait_ready().map(drop)
+    }
+
+    /// Makes a node a stand-in for one with stock flanneld.
+    pub fn start_stock(&self, node: &Node, subnet: &str) -> Result<()> {
+        let config = self
+            .config
+            .as_deref()
+            .context("a stand-in needs a network config")?;
+        node.start_stock(self.store(), config, subnet)
+    }
+
+    /// Adds `count` pods behind the bridge of every node, named `a`, `b`, ….
+    pub fn add_pods(&self, count: u8) -> Result<()> {
+        for node in &self.nodes {
+            for letter in (b'a'..).take(count.into()) {
+                node.add_pod(&char::from(letter).to_string(), Attachment::Bridge)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every node reaches every other's subnet: a kernel route on each, and on those
+    /// that run the agent an entry in the route map.
+    pub fn wait_converged(&self) -> Result<()> {
+        for node in &self.nodes {
+            node.follow_leases(self.store())?;
+        }
+        wait_for("all nodes to know all subnets", CONVERGE_DEADLINE, || {
+            for node in &self.nodes {
+                self.check_converged(node)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn check_converged(&self, node: &Node) -> Result<()> {
+        node.check_running()?;
+        let routes = node.cmd("ip", ["route", "show"])?;
+        let mapped = if node.runs_agent() {
+            Some(node.mapped_subnets()?)
+        } else {
+            None
+        };
+        for peer in self.nodes.iter().filter(|peer| peer.name != node.name) {
+            let Ok(env) = peer.subnet_env() else { continue };
+            let subnet = env.subnet()?;
+            if !routes
+                .lines()
+                .any(|line| line.starts_with(&format!("{subnet} ")))
+            {
+                bail!("{} has no route to {subnet}; it has\n{routes}", node.name);
+            }
+            if let Some(mapped) = &mapped
+                && !mapped.contains(&subnet)
+            {
+                bail!(
+                    "{} has no map entry for {subnet}; it has {mapped:?}",
+                    node.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// All pods of all nodes, with their node.
+    pub fn pods(&self) -> Vec<(&Node, Pod)> {
+        let of = |node| Node::pods(node).into_iter().map(move |pod| (node, pod));
+        self.nodes.iter().flat_map(of).collect()
+    }
+
+    /// Pings from every pod to every other. The error names every pair without an answer.
+    pub fn ping_matrix(&self) -> Result<()> {
+        let pods = self.pods();
+        let mut failures = String::new();
+        thread::scope(|scope| {
+            let mut pings = Vec::new();
+            for (node, pod) in &pods {
+                for (peer_node, peer) in pods.iter().filter(|(_, peer)| peer.address != pod.address)
+                {
+                    let name = format!(
+                        "{}/{} → {}/{}",
+                        node.name, pod.name, peer_node.name, peer.name
+                    );
+                    let ping = scope.spawn(|| ping::once(&pod.endpoint(), peer.address));
+                    pings.push((name, ping));
+                }
+            }
+            for (name, ping) in pings {
+                let result = ping
+                    .join()
+                    .unwrap_or_else(|_panic| Err(anyhow!("panicked")));
+                if let Err(error) = result {
+                    // Writing to a String cannot fail.
+                    let _ = writeln!(failures, "{name}: {error:#}");
+                }
+            }
+        });
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            bail!("pings without answer:\n{failures}")
+        }
+    }
+
+    /// Address of the hub, a host outside the pod network.
+    pub fn outside(&self) -> crate::traffic::Endpoint {
+        crate::traffic::Endpoint {
+            namespace: self.underlay.hub().clone(),
+            address: underlay::router(0),
+        }
+    }
+
+    /// Everything there is to know about the state of the lab, for people.
+    pub fn evidence(&self) -> String {
+        evidence::collect(self)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.evidence());
+        }
+        if self.state.is_kept()
+            && let Some(store) = self.store.take()
+        {
+            store.leave_running();
+        }
+    }
+}
+
+/// Removes the lab `id`, whoever built it; what runs in its namespaces is killed. Says whether
+/// there was one.
+pub fn remove(id: &str) -> Result<bool> {
+    state::remove_by_id(id)
+}
+
+fn random_mac() -> MacAddr {
+    MacAddr::new(rand::random()).to_local_unicast()
+}

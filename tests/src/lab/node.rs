@@ -1,0 +1,276 @@
+//! A node of the lab: its namespace, its pods, and what runs the overlay on it.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{LpmTrie, Map, MapData};
+use ipnetwork::Ipv4Network;
+use nix::sys::signal::Signal;
+use overlay_common::{ABI_VERSION, addr::Ipv4Be, maps, route::Route};
+
+use super::{
+    agent,
+    pod::{self, Attachment, Pod},
+    state::State,
+    stock::{Cluster, Stock},
+    store::Store,
+    subnet_env::SubnetEnv,
+    underlay,
+};
+use crate::{
+    capture::Capture,
+    netns::Namespace,
+    process::{Daemon, Lifetime},
+    traffic::Endpoint,
+    wait::wait_for,
+};
+
+/// A slow machine that builds something beside the test still meets this.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Pods a node can number.
+const POD_LIMIT: u32 = 250;
+
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    /// Address on the underlay.
+    pub address: Ipv4Addr,
+    /// Index of the underlay segment.
+    pub segment: u8,
+    pub namespace: Namespace,
+    pub subnet_file: PathBuf,
+    pub pin_dir: PathBuf,
+    state: Arc<State>,
+    hub: Namespace,
+    running: Mutex<Running>,
+    pods: Mutex<Vec<Pod>>,
+}
+
+/// What runs the overlay on a node.
+#[derive(Debug)]
+enum Running {
+    Nothing,
+    Agent(Daemon),
+    Stock(Stock),
+}
+
+impl Node {
+    pub(super) fn create(
+        state: &Arc<State>,
+        underlay: &underlay::Underlay,
+        name: &str,
+        segment: u8,
+        address: Ipv4Addr,
+    ) -> Result<Self> {
+        let namespace = state.create_namespace(name)?;
+        namespace.set_sysctl("net/ipv4/ip_forward", "1")?;
+        underlay.connect(&namespace, name, segment, address)?;
+        let dir = state.dir().join(name);
+        fs::create_dir_all(&dir)?;
+        Ok(Self {
+            name: name.to_owned(),
+            address,
+            segment,
+            namespace,
+            subnet_file: dir.join("subnet.env"),
+            pin_dir: state.pin_dir(name),
+            state: Arc::clone(state),
+            hub: underlay.hub().clone(),
+            running: Mutex::new(Running::Nothing),
+            pods: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Runs a command on the node.
+    pub fn cmd<'a>(
+        &self,
+        program: &str,
+        args: impl IntoIterator<Item = &'a str>,
+    ) -> Result<String> {
+        self.namespace.run(program, args)
+    }
+
+    /// Runs code on the node, on a thread of its own.
+    pub fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        self.namespace.enter(body)
+    }
+
+    /// The node itself as an end of traffic.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            namespace: self.namespace.clone(),
+            address: self.address,
+        }
+    }
+
+    /// Captures what passes between this node and its segment.
+    pub fn capture_wire(&self) -> Result<Capture> {
+        Capture::start(&self.hub, &self.name)
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.state.log_file(&self.name)
+    }
+
+    // The overlay on this node.
+
+    /// Starts the agent with the lab's arguments and `extra` ones.
+    pub fn start_agent(&self, store: &Store, extra: &[&str]) -> Result<()> {
+        let lifetime = if self.state.is_kept() {
+            Lifetime::Detached
+        } else {
+            Lifetime::Bound
+        };
+        let arguments = agent::arguments(self, &store.endpoints(), extra);
+        let daemon = agent::start(self, &arguments, &self.log_file(), lifetime)?;
+        *self.running() = Running::Agent(daemon);
+        Ok(())
+    }
+
+    /// Waits until the agent has a lease and has written `subnet.env`.
+    pub fn wait_ready(&self) -> Result<SubnetEnv> {
+        wait_for(
+            &format!("subnet.env of {}", self.name),
+            READY_DEADLINE,
+            || {
+                self.check_running()?;
+                self.subnet_env()
+            },
+        )
+    }
+
+    /// An error if the agent was started and has ended.
+    pub fn check_running(&self) -> Result<()> {
+        match &*self.running() {
+            Running::Agent(daemon) => daemon.check_running(),
+            Running::Nothing | Running::Stock(_) => Ok(()),
+        }
+    }
+
+    /// Calls `body` with the running agent.
+    pub fn with_agent<T>(&self, body: impl FnOnce(&Daemon) -> Result<T>) -> Result<T> {
+        match &*self.running() {
+            Running::Agent(daemon) => body(daemon),
+            Running::Nothing | Running::Stock(_) => bail!("no agent runs on {}", self.name),
+        }
+    }
+
+    pub fn kill_agent(&self) -> Result<()> {
+        self.with_agent(Daemon::kill)
+    }
+
+    /// SIGTERM, and an error unless the agent ends with status 0.
+    pub fn stop_agent(&self) -> Result<()> {
+        let status = self.with_agent(Daemon::stop)?;
+        if !status.success() {
+            bail!("the agent of {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
+    pub fn signal_agent(&self, signal: Signal) -> Result<()> {
+        self.with_agent(|agent| agent.signal(signal))
+    }
+
+    /// Whether this node runs the agent (and not a stand-in).
+    pub fn runs_agent(&self) -> bool {
+        matches!(&*self.running(), Running::Agent(_))
+    }
+
+    /// Makes this node a stand-in for one with stock flanneld, with the subnet it leases.
+    pub fn start_stock(&self, store: &Store, config: &str, subnet: &str) -> Result<()> {
+        let stock = Stock::start(self, store, Cluster::parse(config)?, subnet.parse()?)?;
+        *self.running() = Running::Stock(stock);
+        Ok(())
+    }
+
+    /// Makes a stand-in follow the leases; other nodes do so by themselves.
+    pub fn follow_leases(&self, store: &Store) -> Result<()> {
+        match &mut *self.running() {
+            Running::Stock(stock) => stock.follow(self, store),
+            Running::Nothing | Running::Agent(_) => Ok(()),
+        }
+    }
+
+    /// Runs an operator command of the agent against this node's pins.
+    pub fn operator(&self, words: &[&str]) -> Result<String> {
+        agent::operator(self, words)
+    }
+
+    pub fn operator_json(&self, words: &[&str]) -> Result<serde_json::Value> {
+        agent::operator_json(self, words)
+    }
+
+    pub fn subnet_env(&self) -> Result<SubnetEnv> {
+        SubnetEnv::read(&self.subnet_file)
+    }
+
+    /// Where the agent's pin of a map is.
+    pub fn map_pin(&self, map: &str) -> PathBuf {
+        self.pin_dir.join(format!("v{ABI_VERSION}")).join(map)
+    }
+
+    /// The subnets in the pinned route map, read without the agent's help.
+    pub fn mapped_subnets(&self) -> Result<Vec<Ipv4Network>> {
+        let pin = self.map_pin(maps::ROUTES4);
+        let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+        let map = LpmTrie::<_, Ipv4Be, Route>::try_from(Map::LpmTrie(data))?;
+        map.keys()
+            .map(|key| {
+                let key = key?;
+                Ok(Ipv4Network::new(
+                    key.data().into(),
+                    u8::try_from(key.prefix_len())?,
+                )?)
+            })
+            .collect()
+    }
+
+    // Pods.
+
+    /// Adds a pod with the next free address. The first one brings the bridge.
+    pub fn add_pod(&self, name: &str, attachment: Attachment) -> Result<Pod> {
+        let env = self.subnet_env()?;
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if attachment == Attachment::Bridge && !self.has_interface(pod::BRIDGE) {
+            pod::create_bridge(&self.namespace, &env)?;
+        }
+        let taken = |address| pods.iter().any(|pod| pod.address == address);
+        let address = (0..POD_LIMIT)
+            .map(|index| env.pod_address(index))
+            .find(|&address| !taken(address));
+        let address = address.context("no free pod address")?;
+        let pod = Pod::create(self, &self.state, name, address, attachment, &env)?;
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    pub fn remove_pod(&self, name: &str) -> Result<()> {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = pods.iter().position(|pod| pod.name == name);
+        let pod = pods.remove(index.with_context(|| format!("no pod {name} on {}", self.name))?);
+        pod.remove(&self.namespace)
+    }
+
+    pub fn pods(&self) -> Vec<Pod> {
+        self.pods
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub fn has_interface(&self, name: &str) -> bool {
+        self.cmd("ip", ["link", "show", name]).is_ok()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,120 @@
+//! The lab's etcd: a real server in the hub, reachable from every node, with nothing in it but the
+//! lab's cluster.
+
+use std::{net::IpAddr, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::underlay::router;
+use crate::{
+    etcd::Etcd,
+    netns::{Namespace, RUN_NETNS},
+};
+
+/// Key prefix of the cluster, flannel's default.
+pub const PREFIX: &str = "/coreos.com/network";
+/// Lifetime of a lease, seconds, as flannel grants it.
+const LEASE_TTL: &str = "86400";
+const PORT: u16 = 2379;
+
+/// A running etcd server, seen as flannel uses it.
+pub struct Store {
+    etcd: Etcd,
+}
+
+/// A lease record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// The key's last part, e.g. `10.5.34.0-24`.
+    pub subnet_key: String,
+    /// The JSON text.
+    pub value: String,
+}
+
+impl Store {
+    pub fn start(hub: &Namespace, dir: &Path) -> Result<Self> {
+        let net = format!("--net={RUN_NETNS}/{}", hub.name());
+        let etcd = Etcd::builder()
+            .listen(IpAddr::V4(router(0)))
+            .client_port(PORT)
+            .enter(["nsenter", net.as_str()])
+            .directory(dir)
+            .start()?;
+        Ok(Self { etcd })
+    }
+
+    /// The server itself, for tests that stop or freeze it.
+    pub fn server(&mut self) -> &mut Etcd {
+        &mut self.etcd
+    }
+
+    /// Leaves the server running when this value is gone.
+    pub fn leave_running(self) {
+        std::mem::forget(self.etcd);
+    }
+
+    /// What nodes pass as `--etcd-endpoints`.
+    pub fn endpoints(&self) -> String {
+        self.etcd.endpoints()
+    }
+
+    pub fn set_config(&self, json: &str) -> Result<()> {
+        self.etcd.put(&format!("{PREFIX}/config"), json)
+    }
+
+    /// Writes a lease record the way flannel does: attached to a fresh 24 h lease.
+    pub fn put_lease(&self, subnet_key: &str, value: &str) -> Result<()> {
+        let granted = self.etcd.etcdctl(&["lease", "grant", LEASE_TTL])?;
+        let id = granted.split_whitespace().nth(1);
+        let id = id.with_context(|| format!("etcdctl lease grant said: {granted}"))?;
+        let lease = format!("--lease={id}");
+        self.etcd
+            .etcdctl(&["put", &lease, "--", &lease_key(subnet_key), value])
+            .map(drop)
+    }
+
+    pub fn delete_lease(&self, subnet_key: &str) -> Result<()> {
+        self.etcd.delete(&lease_key(subnet_key))
+    }
+
+    /// All lease records, in key order.
+    pub fn leases(&self) -> Result<Vec<LeaseRecord>> {
+        let prefix = lease_key("");
+        let pairs = self.etcd.list(&prefix)?;
+        Ok(pairs
+            .into_iter()
+            .map(|(key, value)| LeaseRecord {
+                subnet_key: key.trim_start_matches(&prefix).to_owned(),
+                value,
+            })
+            .collect())
+    }
+
+    /// Seconds a lease record has left; `None` for a record that never expires.
+    pub fn lease_ttl(&self, subnet_key: &str) -> Result<Option<u64>> {
+        let record = self
+            .etcd
+            .etcdctl(&["get", "-w", "fields", &lease_key(subnet_key)])?;
+        let id: i64 = field(&record, "Lease")?;
+        if id == 0 {
+            return Ok(None);
+        }
+        let lease =
+            self.etcd
+                .etcdctl(&["lease", "timetolive", &format!("{id:x}"), "-w", "fields"])?;
+        field(&lease, "TTL").map(Some)
+    }
+}
+
+fn lease_key(subnet_key: &str) -> String {
+    format!("{PREFIX}/subnets/{subnet_key}")
+}
+
+/// A number out of etcdctl's `fields` format: lines of `"Name" : value`.
+fn field<T: std::str::FromStr>(text: &str, name: &str) -> Result<T> {
+    text.lines()
+        .filter_map(|line| line.split_once(" : "))
+        .find(|(key, _)| key.trim_matches('"') == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .with_context(|| format!("no number `{name}` in what etcdctl printed:\n{text}"))
+}

@@ -1,0 +1,262 @@
+//! UDP datagrams, numbered and verified: one at a time with an echo, or in bursts that the kernel
+//! cuts into datagrams (UDP_SEGMENT).
+
+use std::{
+    collections::BTreeSet,
+    io::{self, ErrorKind},
+    net::{SocketAddrV4, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{Endpoint, pattern};
+
+/// Number and length precede the payload.
+pub const HEADER_LEN: usize = 8;
+/// How long an echo may take before it counts as lost.
+const ECHO_PATIENCE: Duration = Duration::from_secs(1);
+/// A receiver that hears nothing for so long has heard everything.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Largest datagram.
+const BUFFER: usize = 1 << 16;
+
+/// What was sent and what came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub sent: u32,
+    /// Numbers of datagrams that did not come.
+    pub lost: Vec<u32>,
+}
+
+impl Report {
+    /// An error that names the lost ones, if any.
+    pub fn ensure_lossless(&self) -> Result<()> {
+        ensure!(
+            self.lost.is_empty(),
+            "{} of {} datagrams were lost: {:?}…",
+            self.lost.len(),
+            self.sent,
+            &self.lost[..self.lost.len().min(10)]
+        );
+        Ok(())
+    }
+}
+
+/// Datagram `number` with a total of `len` bytes, at least [`HEADER_LEN`].
+pub fn fill(number: u32, len: usize) -> Vec<u8> {
+    let mut datagram = Vec::with_capacity(len);
+    datagram.extend(number.to_be_bytes());
+    datagram.extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    datagram.extend(pattern::piece(u64::from(number), len - HEADER_LEN));
+    datagram
+}
+
+/// The number of a datagram that is whole and unchanged.
+pub fn verify(datagram: &[u8]) -> Result<u32> {
+    let (header, payload) = datagram
+        .split_first_chunk::<HEADER_LEN>()
+        .with_context(|| format!("a datagram of {} bytes", datagram.len()))?;
+    let header = u64::from_be_bytes(*header);
+    let (number, len) = ((header >> 32) as u32, header & 0xffff_ffff);
+    ensure!(
+        len == datagram.len() as u64,
+        "datagram {number} of {len} bytes arrives with {}",
+        datagram.len()
+    );
+    pattern::verify(u64::from(number), payload).with_context(|| format!("datagram {number}"))?;
+    Ok(number)
+}
+
+/// Answers every datagram with itself until it is dropped.
+#[derive(Debug)]
+pub struct EchoServer {
+    pub address: SocketAddrV4,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl EchoServer {
+    pub fn start(on: &Endpoint) -> Result<Self> {
+        let bound = SocketAddrV4::new(on.address, 0);
+        let socket = on.namespace.enter(|| UdpSocket::bind(bound))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let address = SocketAddrV4::new(on.address, socket.local_addr()?.port());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = on.namespace.spawn(move || echo(&socket, &stopped));
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the server; an error if a datagram arrived damaged.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        thread
+            .join()
+            .unwrap_or_else(|_panic| Err(anyhow!("panicked")))
+            .context("echo server")
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    while !stopped.load(Ordering::Relaxed) {
+        match socket.recv_from(&mut buffer) {
+            Ok((len, from)) => {
+                verify(&buffer[..len])?;
+                socket.send_to(&buffer[..len], from)?;
+            }
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Sends `count` datagrams of each size, one at a time; each must come back before the next goes
+/// out, or counts as lost. An error is damage, or a failing socket.
+pub fn echo_each(from: &Endpoint, to: &Endpoint, sizes: &[usize], count: u32) -> Result<Report> {
+    let path = || format!("UDP from {} to {}", from.address, to.address);
+    let server = EchoServer::start(to).with_context(path)?;
+    let report = from.namespace.enter(|| -> Result<Report> {
+        let socket = UdpSocket::bind(SocketAddrV4::new(from.address, 0))?;
+        socket.connect(server.address)?;
+        let mut report = Report::default();
+        for &size in sizes {
+            for _ in 0..count {
+                let number = report.sent;
+                report.sent += 1;
+                socket
+                    .send(&fill(number, size))
+                    .with_context(|| format!("send {size} bytes"))?;
+                if !comes_back(&socket, number)? {
+                    report.lost.push(number);
+                }
+            }
+        }
+        Ok(report)
+    });
+    server.stop().with_context(path)?;
+    report.with_context(path)
+}
+
+fn comes_back(socket: &UdpSocket, number: u32) -> Result<bool> {
+    let deadline = Instant::now() + ECHO_PATIENCE;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.recv(&mut buffer) {
+            Ok(len) if verify(&buffer[..len])? == number => return Ok(true),
+            Ok(_) => {}
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error).context("receive"),
+        }
+    }
+}
+
+/// Sends `bursts` writes of `segments` datagrams of `size` bytes each, which the kernel segments
+/// as late as it can, and reports which datagrams arrived.
+pub fn send_segmented(
+    from: &Endpoint,
+    to: &Endpoint,
+    size: usize,
+    segments: u32,
+    bursts: u32,
+) -> Result<Report> {
+    let path = || format!("segmented UDP from {} to {}", from.address, to.address);
+    let bound = SocketAddrV4::new(to.address, 0);
+    let socket = to
+        .namespace
+        .enter(|| UdpSocket::bind(bound))
+        .with_context(path)?;
+    let target = SocketAddrV4::new(to.address, socket.local_addr()?.port());
+    let total = segments * bursts;
+    let receiving = to.namespace.spawn(move || receive_all(&socket, total));
+    let sent = from.namespace.enter(|| -> Result<()> {
+        let socket = UdpSocket::bind(SocketAddrV4::new(from.address, 0))?;
+        setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(size)?)
+            .context("set UDP_SEGMENT")?;
+        for burst in 0..bursts {
+            let numbers = burst * segments..(burst + 1) * segments;
+            let datagrams: Vec<u8> = numbers.flat_map(|number| fill(number, size)).collect();
+            socket.send_to(&datagrams, target).context("send")?;
+            // The receiver's socket buffer holds a few bursts only.
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    });
+    let arrived = receiving
+        .join()
+        .unwrap_or_else(|_panic| Err(anyhow!("panicked")));
+    sent.with_context(path)?;
+    let arrived = arrived.with_context(path)?;
+    let lost = (0..total)
+        .filter(|number| !arrived.contains(number))
+        .collect();
+    Ok(Report { sent: total, lost })
+}
+
+fn receive_all(socket: &UdpSocket, total: u32) -> Result<BTreeSet<u32>> {
+    socket.set_read_timeout(Some(SILENCE))?;
+    let mut numbers = BTreeSet::new();
+    let mut buffer = vec![0; BUFFER];
+    while numbers.len() < total as usize {
+        match socket.recv(&mut buffer) {
+            Ok(len) => ensure!(
+                numbers.insert(verify(&buffer[..len])?),
+                "a datagram came twice"
+            ),
+            Err(error) if is_timeout(&error) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(numbers)
+}
+
+pub(super) fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_recognised_and_damage_is_not_accepted() {
+        let datagram = fill(77, 1400);
+        assert_eq!(verify(&datagram).unwrap(), 77);
+        assert!(verify(&datagram[..1399]).is_err());
+        let mut damaged = datagram;
+        damaged[1000] ^= 0x10;
+        assert!(verify(&damaged).is_err());
+    }
+}

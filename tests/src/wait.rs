@@ -1,0 +1,62 @@
+//! Waiting for a condition, with a deadline and a reason when it is missed.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+
+/// Time between two probes: short against what is waited for, long against what a probe costs.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Probes until `probe` succeeds and returns its result. An error means "not yet"; when the
+/// deadline passes, the last one is the evidence.
+pub fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    mut probe: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let reason = match probe() {
+            Ok(found) => return Ok(found),
+            Err(reason) => reason,
+        };
+        if start.elapsed() >= within {
+            return Err(anyhow!(
+                "{what}: not within {within:?}; last seen: {reason:#}"
+            ));
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{bail, ensure};
+
+    use super::*;
+
+    #[test]
+    fn a_condition_that_comes_true_is_returned() {
+        let mut probes = 0;
+        let found = wait_for("three probes", Duration::from_secs(5), || {
+            probes += 1;
+            ensure!(probes == 3, "probe {probes}");
+            Ok(probes)
+        });
+        assert_eq!(found.unwrap(), 3);
+    }
+
+    #[test]
+    fn a_missed_deadline_names_what_was_waited_for_and_what_was_seen() {
+        let missed = wait_for("the sun", Duration::ZERO, || -> Result<()> {
+            bail!("clouds")
+        });
+        assert_eq!(
+            missed.unwrap_err().to_string(),
+            "the sun: not within 0ns; last seen: clouds"
+        );
+    }
+}
