@@ -7,5 +7,6 @@ pub mod config;
 pub mod datapath;
 pub mod logging;
 pub mod model;
+pub mod netlink;
 pub mod object;
 pub mod run;

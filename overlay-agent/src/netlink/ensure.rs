@@ -1,0 +1,297 @@
+//! Brings `flannel.<VNI>` about: adopt, correct, rename back, re-create or create.
+
+use std::{fs, io};
+
+use overlay_common::addr::MacAddr;
+use rtnetlink::packet_route::{RouteNetlinkMessage, link::LinkMessage};
+
+use super::{
+    Netlink, NetlinkError,
+    object::{Link, LinkKind},
+    request,
+    transport::Request,
+    vtep::{Corrections, Fit, Vtep, VtepSpec},
+};
+use crate::model::VxlanBackend;
+
+/// How often a MAC address that something rewrites is restored before giving up.
+const MAC_ATTEMPTS: u32 = 3;
+
+/// Whose word counts for the MAC address of an existing device.
+#[derive(Clone, Copy)]
+enum MacRule {
+    /// The device's; a device to be created gets this one, or a random one.
+    Device(Option<MacAddr>),
+    /// Peers already know this one.
+    Exactly(MacAddr),
+}
+
+impl MacRule {
+    const fn required(self) -> Option<MacAddr> {
+        match self {
+            Self::Device(_) => None,
+            Self::Exactly(mac) => Some(mac),
+        }
+    }
+
+    const fn known(self) -> Option<MacAddr> {
+        match self {
+            Self::Device(preferred) => preferred,
+            Self::Exactly(mac) => Some(mac),
+        }
+    }
+}
+
+impl Netlink {
+    /// Makes the device exist as specified, and up. An existing compatible device keeps its MAC
+    /// address; a device to be created gets `preferred_mac`, else a random local one.
+    pub async fn ensure_vtep(
+        &self,
+        spec: &VtepSpec,
+        preferred_mac: Option<MacAddr>,
+    ) -> Result<Vtep, NetlinkError> {
+        self.ensure(spec, MacRule::Device(preferred_mac.filter(|mac| usable(*mac)))).await
+    }
+
+    /// As [`Netlink::ensure_vtep`], for a device whose MAC address peers already know: it gets that
+    /// address whatever happened to it.
+    pub async fn restore_vtep(
+        &self,
+        spec: &VtepSpec,
+        mac: MacAddr,
+    ) -> Result<Vtep, NetlinkError> {
+        let rule = if usable(mac) { MacRule::Exactly(mac) } else { MacRule::Device(None) };
+        self.ensure(spec, rule).await
+    }
+
+    async fn ensure(&self, spec: &VtepSpec, rule: MacRule) -> Result<Vtep, NetlinkError> {
+        spec.check_name()?;
+        let underlay = self
+            .link_at(spec.underlay_ifindex)
+            .await?
+            .ok_or(NetlinkError::UnderlayGone { ifindex: spec.underlay_ifindex })?;
+        let mtu = spec.mtu_on(underlay.mtu);
+        let default_port = kernel_default_port();
+
+        let mut mac = rule.known();
+        if let Some(link) = self.link_named(&spec.name).await? {
+            let problem = match spec.compare(&link, mtu, rule.required(), default_port) {
+                Fit::Incompatible(reason) => reason,
+                Fit::Compatible(corrections) => {
+                    match self.correct(&link, corrections).await? {
+                        Ok(()) => return self.verify(spec, rule.required().or(link.mac)).await,
+                        Err(error) => {
+                            tracing::warn!(device = %spec.name, %error, "cannot correct the device");
+                            "the kernel refused to correct it"
+                        }
+                    }
+                }
+            };
+            tracing::warn!(device = %spec.name, reason = problem, "device is created again");
+            if mac.is_none() && matches!(link.kind, LinkKind::Vxlan(_)) {
+                mac = link.mac;
+            }
+            self.change(format!("delete {}", spec.name), request::delete_link(link.ifindex))
+                .await?;
+        }
+
+        let mac = mac.unwrap_or_else(|| MacAddr::new(rand::random()).to_local_unicast());
+        let created = self.transport.apply_one(request::create_vtep(spec, mtu, mac)).await?;
+        if let Err(source) = created {
+            if source.raw_os_error() != Some(libc::EEXIST) {
+                let operation = format!("create {}", spec.name);
+                return Err(NetlinkError::Refused { operation, source });
+            }
+            self.rename_back(spec, mac, default_port).await?;
+            let renamed = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+            if let Fit::Compatible(corrections) =
+                spec.compare(&renamed, mtu, Some(mac), default_port)
+            {
+                self.correct(&renamed, corrections).await?.map_err(|source| {
+                    NetlinkError::Refused { operation: format!("correct {}", spec.name), source }
+                })?;
+            }
+        }
+        let link = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+        self.change(
+            format!("bring up {}", spec.name),
+            request::set_link(link.ifindex, rtnetlink::LinkMessageBuilder::up),
+        )
+        .await?;
+        self.verify(spec, Some(mac)).await
+    }
+
+    /// The kernel refuses a second device with the same VNI and port. If the first carries the MAC
+    /// address peers know, it is ours under another name.
+    async fn rename_back(
+        &self,
+        spec: &VtepSpec,
+        mac: MacAddr,
+        default_port: u16,
+    ) -> Result<(), NetlinkError> {
+        let port = spec.port.unwrap_or(default_port);
+        let twin = self.links().await?.into_iter().find(|link| {
+            matches!(&link.kind, LinkKind::Vxlan(v) if v.vni == spec.vni && v.port == port)
+        });
+        let Some(twin) = twin else {
+            return Err(NetlinkError::Refused {
+                operation: format!("create {}", spec.name),
+                source: io::Error::from_raw_os_error(libc::EEXIST),
+            });
+        };
+        if twin.mac != Some(mac) {
+            return Err(NetlinkError::VniTaken {
+                name: spec.name.clone(),
+                other: twin.name,
+                vni: spec.vni,
+            });
+        }
+        tracing::warn!(device = %twin.name, name = %spec.name, "device had been renamed");
+        let rename = || request::set_link(twin.ifindex, |link| link.name(spec.name.as_str()));
+        let live = self.transport.apply_one(rename()).await?;
+        if live.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            // Before Linux 6.2 only a device that is down can be renamed.
+            let down = request::set_link(twin.ifindex, rtnetlink::LinkMessageBuilder::down);
+            self.change(format!("bring down {}", twin.name), down).await?;
+            return self.change(format!("rename {}", twin.name), rename()).await;
+        }
+        live.map_err(|source| NetlinkError::Refused {
+            operation: format!("rename {}", twin.name),
+            source,
+        })
+    }
+
+    /// Applies corrections. The inner error is the kernel's refusal.
+    async fn correct(
+        &self,
+        link: &Link,
+        corrections: Corrections,
+    ) -> Result<io::Result<()>, NetlinkError> {
+        if corrections.is_empty() {
+            return Ok(Ok(()));
+        }
+        tracing::info!(device = %link.name, ?corrections, "correcting the device");
+        let mut requests = Vec::new();
+        if !corrections.vxlan.is_empty() {
+            requests.push(request::change_vxlan(link.ifindex, corrections.vxlan));
+        }
+        if let Some(mtu) = corrections.mtu {
+            requests.push(request::set_link(link.ifindex, |link| link.mtu(mtu)));
+        }
+        if let Some(mac) = corrections.mac {
+            requests.push(set_mac(link.ifindex, mac));
+        }
+        if corrections.up {
+            requests.push(request::set_link(link.ifindex, rtnetlink::LinkMessageBuilder::up));
+        }
+        let verdicts = self.transport.apply(requests).await?;
+        Ok(verdicts.into_iter().collect())
+    }
+
+    /// Reads the device back. Its MAC address is restored if something, such as systemd's
+    /// MACAddressPolicy, replaced it in the meantime.
+    async fn verify(&self, spec: &VtepSpec, mac: Option<MacAddr>) -> Result<Vtep, NetlinkError> {
+        refuse_router_advertisements(&spec.name);
+        for _ in 0..MAC_ATTEMPTS {
+            let link = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+            let LinkKind::Vxlan(vxlan) = &link.kind else {
+                return Err(NetlinkError::VtepMissing);
+            };
+            let found = link.mac.unwrap_or(MacAddr::ZERO);
+            let wanted = mac.unwrap_or(found);
+            if found == wanted {
+                return Ok(Vtep {
+                    ifindex: link.ifindex,
+                    name: link.name,
+                    mac: found,
+                    mtu: link.mtu,
+                    port: vxlan.port,
+                });
+            }
+            tracing::warn!(device = %spec.name, %found, %wanted, "MAC address was rewritten");
+            self.change(format!("set the MAC address of {}", spec.name), set_mac(link.ifindex, wanted))
+                .await?;
+        }
+        let found = self.link_named(&spec.name).await?.and_then(|link| link.mac);
+        Err(NetlinkError::MacOverridden {
+            name: spec.name.clone(),
+            wanted: mac.unwrap_or(MacAddr::ZERO).to_string(),
+            found: found.unwrap_or(MacAddr::ZERO).to_string(),
+        })
+    }
+
+    /// The link of this name.
+    pub async fn link_named(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        self.link(request::link_named(name)).await
+    }
+
+    /// The link of this index.
+    pub async fn link_at(&self, ifindex: u32) -> Result<Option<Link>, NetlinkError> {
+        self.link(request::link_at(ifindex)).await
+    }
+
+    /// All links.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let messages = self.transport.dump("list interfaces", request::dump_links()).await?;
+        Ok(messages.iter().filter_map(new_link).filter_map(Link::decode).collect())
+    }
+
+    async fn link(&self, query: RouteNetlinkMessage) -> Result<Option<Link>, NetlinkError> {
+        let operation = "look up an interface";
+        match self.transport.query(operation, vec![query]).await?.pop() {
+            Some(Ok(Some(message))) => Ok(new_link(&message).and_then(Link::decode)),
+            Some(Err(error)) if error.raw_os_error() != Some(libc::ENODEV) => {
+                Err(NetlinkError::Refused { operation: operation.to_owned(), source: error })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) async fn change(
+        &self,
+        operation: String,
+        request: Request,
+    ) -> Result<(), NetlinkError> {
+        self.transport
+            .apply_one(request)
+            .await?
+            .map_err(|source| NetlinkError::Refused { operation, source })
+    }
+}
+
+fn new_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    }
+}
+
+fn set_mac(ifindex: u32, mac: MacAddr) -> Request {
+    request::set_link(ifindex, |link| link.address(mac.octets.to_vec()))
+}
+
+const fn usable(mac: MacAddr) -> bool {
+    !mac.is_zero() && !mac.is_multicast()
+}
+
+/// Port of a vxlan device that is given none: a parameter of the vxlan module.
+fn kernel_default_port() -> u16 {
+    fs::read_to_string("/sys/module/vxlan/parameters/udp_port")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(VxlanBackend::DEFAULT_PORT)
+}
+
+/// flannel turns router advertisements off on its device, where IPv6 exists. `/proc/sys/net` shows
+/// the network namespace of the calling thread.
+fn refuse_router_advertisements(name: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    match fs::read_to_string(&path) {
+        Ok(value) if value.trim() != "0" => {
+            if let Err(error) = fs::write(&path, "0") {
+                tracing::warn!(%path, %error, "cannot turn router advertisements off");
+            }
+        }
+        _ => {}
+    }
+}

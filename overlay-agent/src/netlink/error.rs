@@ -1,0 +1,68 @@
+//! What can go wrong with the kernel, and what to do about it.
+
+use std::io;
+
+use thiserror::Error;
+
+/// Why the kernel tier could not do something.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    #[error(
+        "cannot open a netlink socket: {source}; if a sandbox limits address families, \
+         allow AF_NETLINK (systemd: RestrictAddressFamilies=AF_NETLINK)"
+    )]
+    Open { source: io::Error },
+    #[error("the netlink connection is closed; reconnect")]
+    Closed,
+    #[error("the kernel did not answer a netlink request within {seconds} s: {operation}")]
+    Timeout { operation: &'static str, seconds: u64 },
+    #[error("cannot {operation}: {source}{}", remedy(source))]
+    Refused { operation: String, source: io::Error },
+    #[error(
+        "`{name}` cannot be an interface name (1 to 15 bytes, no slash or blank); \
+         choose a VNI below 10000000"
+    )]
+    BadName { name: String },
+    #[error("underlay interface {ifindex} is gone; it is picked up again when it returns")]
+    UnderlayGone { ifindex: u32 },
+    #[error("interface {name} (index {ifindex}) is gone and has to be created again")]
+    VtepGone { name: String, ifindex: u32 },
+    #[error("the vxlan backend needs its device before peers can be programmed")]
+    VtepMissing,
+    #[error(
+        "{name} keeps MAC address {found} instead of {wanted}; something rewrites it, for \
+         example systemd's MACAddressPolicy: set MACAddressPolicy=none for {name} in a .link file"
+    )]
+    MacOverridden { name: String, wanted: String, found: String },
+    #[error(
+        "cannot create {name}: interface {other} already uses VNI {vni} on the same UDP port; \
+         remove it (ip link delete {other}) or configure another VNI"
+    )]
+    VniTaken { name: String, other: String, vni: u32 },
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "; run as root or grant CAP_NET_ADMIN",
+        Some(libc::EOPNOTSUPP) => {
+            "; the kernel lacks the feature: for vxlan load its module (modprobe vxlan)"
+        }
+        Some(libc::ENETUNREACH) => "; the gateway is not on-link",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permission_error_names_the_capability() {
+        let error = NetlinkError::Refused {
+            operation: "create flannel.1".to_owned(),
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        };
+        let text = error.to_string();
+        assert!(text.contains("flannel.1") && text.contains("CAP_NET_ADMIN"), "{text}");
+    }
+}

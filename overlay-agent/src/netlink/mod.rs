@@ -1,0 +1,52 @@
+//! The kernel tier: flannel's own data plane, programmed through route netlink.
+//!
+//! It owns the device `flannel.<VNI>`, its address, one neighbour, one forwarding entry and one
+//! route per peer (flannel: `pkg/backend/vxlan`), the routes of host-gw, and the view of the host's
+//! interfaces from which pods are found. It carries every packet the eBPF tier declines.
+//!
+//! Everything is reconciled: observe, compare, apply. The comparison is pure ([`admit`], [`plan`],
+//! [`vtep`], [`pods`]); only [`Netlink`] talks to the kernel. What is not recognisably ours or
+//! flannel's is never touched ([`plan`] has the rules).
+//!
+//! A socket belongs to the network namespace of the thread that opens it, so agents of several
+//! namespaces can live in one process: enter the namespace, then [`Netlink::connect`] and
+//! [`Netlink::watch`].
+
+mod admit;
+mod cleanup;
+mod ensure;
+mod error;
+mod object;
+mod plan;
+mod pods;
+mod reconcile;
+mod request;
+mod transport;
+mod vtep;
+mod watch;
+
+pub use admit::{Admission, PeerPath, Refusal, RefusalReason, admit};
+pub use cleanup::Owned;
+pub use error::NetlinkError;
+pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
+pub use plan::{Change, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
+pub use pods::{LinkTable, PodLink, pod_links};
+pub use reconcile::{Failure, Summary};
+pub use vtep::{OVERHEAD, Vtep, VtepSpec};
+pub use watch::{KernelEvent, Watch};
+
+use transport::Transport;
+
+/// The connection to the kernel of one network namespace. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    transport: Transport,
+}
+
+
+impl Netlink {
+    /// Opens a connection in the network namespace of the calling thread. Needs a tokio runtime.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        Ok(Self { transport: Transport::open()? })
+    }
+}

@@ -1,0 +1,307 @@
+//! Kernel objects as this agent sees them, decoded from route netlink messages.
+//!
+//! Only what decisions need is kept. Messages about other families, cached routes or half-described
+//! objects decode to `None`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::Ipv4Network;
+use overlay_common::addr::MacAddr;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+    },
+};
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub ifindex: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    /// `None` for interfaces without an Ethernet address.
+    pub mac: Option<MacAddr>,
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// The bridge, bond or VRF the interface is enslaved to.
+    pub master: Option<u32>,
+}
+
+/// What an interface is, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge,
+    Veth,
+    Vxlan(VxlanLink),
+    Other,
+}
+
+/// Attributes of a vxlan device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VxlanLink {
+    pub vni: u32,
+    /// Lower device.
+    pub underlay: Option<u32>,
+    pub local: Option<Ipv4Addr>,
+    pub port: u16,
+    pub ttl: u8,
+    pub learning: bool,
+    pub gbp: bool,
+    /// The device has a mode flannel never sets: a multicast group or default remote, L2 or L3
+    /// miss notifications, ARP proxy, external control or GPE.
+    pub exotic: bool,
+}
+
+/// An IPv4 address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub ifindex: u32,
+    /// The address itself with its prefix length.
+    pub local: Ipv4Network,
+    /// The other end of a point-to-point address; equal to the address otherwise.
+    pub remote: Ipv4Addr,
+}
+
+/// An IPv4 route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Ipv4Network,
+    pub gateway: Option<Ipv4Addr>,
+    /// `None` for routes without a device (blackhole) or with several next hops.
+    pub ifindex: Option<u32>,
+    pub onlink: bool,
+    pub kind: RouteType,
+    pub protocol: u8,
+    pub scope: RouteScope,
+    pub metric: u32,
+    pub tos: u8,
+    pub table: u32,
+}
+
+/// An IPv4 neighbour entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub ifindex: u32,
+    pub address: Ipv4Addr,
+    /// `None` while unresolved.
+    pub mac: Option<MacAddr>,
+    pub permanent: bool,
+}
+
+/// A forwarding entry of a vxlan device (`bridge fdb … self`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdbEntry {
+    pub ifindex: u32,
+    pub mac: MacAddr,
+    /// Where the tunnel for this address ends; `None` for other than IPv4.
+    pub remote: Option<Ipv4Addr>,
+    pub permanent: bool,
+    /// The entry overrides the device's port, VNI or interface.
+    pub overridden: bool,
+}
+
+impl Link {
+    pub(super) fn decode(message: &LinkMessage) -> Option<Self> {
+        // Bridge ports are announced a second time with family AF_BRIDGE; a deletion there means
+        // "left the bridge", and an AF_UNSPEC message tells the same.
+        if message.header.interface_family != AddressFamily::Unspec {
+            return None;
+        }
+        let mut link = Self {
+            ifindex: message.header.index,
+            name: String::new(),
+            kind: LinkKind::Other,
+            mac: None,
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            master: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Address(bytes) => link.mac = mac_from(bytes),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(master) => link.master = Some(*master),
+                LinkAttribute::LinkInfo(info) => link.kind = LinkKind::decode(info),
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+}
+
+impl LinkKind {
+    fn decode(info: &[LinkInfo]) -> Self {
+        let mut kind = Self::Other;
+        for item in info {
+            match item {
+                LinkInfo::Kind(InfoKind::Bridge) => kind = Self::Bridge,
+                LinkInfo::Kind(InfoKind::Veth) => kind = Self::Veth,
+                LinkInfo::Data(InfoData::Vxlan(data)) => {
+                    kind = Self::Vxlan(VxlanLink::decode(data));
+                }
+                _ => {}
+            }
+        }
+        kind
+    }
+}
+
+impl VxlanLink {
+    fn decode(data: &[InfoVxlan]) -> Self {
+        let mut vxlan = Self::default();
+        for item in data {
+            match item {
+                InfoVxlan::Id(vni) => vxlan.vni = *vni,
+                InfoVxlan::Link(ifindex) => vxlan.underlay = Some(*ifindex),
+                InfoVxlan::Local(address) => vxlan.local = Some(*address),
+                InfoVxlan::Port(port) => vxlan.port = *port,
+                InfoVxlan::Ttl(ttl) => vxlan.ttl = *ttl,
+                InfoVxlan::Learning(on) => vxlan.learning = *on,
+                InfoVxlan::Gbp => vxlan.gbp = true,
+                InfoVxlan::Group(_)
+                | InfoVxlan::Group6(_)
+                | InfoVxlan::Local6(_)
+                | InfoVxlan::Gpe
+                | InfoVxlan::Proxy(true)
+                | InfoVxlan::L2Miss(true)
+                | InfoVxlan::L3Miss(true)
+                | InfoVxlan::CollectMetadata(true)
+                | InfoVxlan::Vnifilter(true) => vxlan.exotic = true,
+                _ => {}
+            }
+        }
+        vxlan
+    }
+}
+
+impl Address {
+    pub(super) fn decode(message: &AddressMessage) -> Option<Self> {
+        if message.header.family != AddressFamily::Inet {
+            return None;
+        }
+        let (mut local, mut remote) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
+                AddressAttribute::Address(IpAddr::V4(address)) => remote = Some(*address),
+                _ => {}
+            }
+        }
+        let local = local.or(remote)?;
+        Some(Self {
+            ifindex: message.header.index,
+            local: Ipv4Network::new(local, message.header.prefix_len).ok()?,
+            remote: remote.unwrap_or(local),
+        })
+    }
+}
+
+impl Route {
+    pub(super) fn decode(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        if header.address_family != AddressFamily::Inet
+            || header.flags.contains(RouteFlags::Cloned)
+        {
+            return None;
+        }
+        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let (mut gateway, mut ifindex) = (None, None);
+        let (mut metric, mut table) = (0, u32::from(header.table));
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+                RouteAttribute::Oif(index) => ifindex = Some(*index),
+                RouteAttribute::Priority(value) => metric = *value,
+                RouteAttribute::Table(id) => table = *id,
+                _ => {}
+            }
+        }
+        Some(Self {
+            destination: Ipv4Network::new(destination, header.destination_prefix_length).ok()?,
+            gateway,
+            ifindex,
+            onlink: header.flags.contains(RouteFlags::Onlink),
+            kind: header.kind,
+            protocol: header.protocol.into(),
+            scope: header.scope,
+            metric,
+            tos: header.tos,
+            table,
+        })
+    }
+
+    /// The route is in the main table, where flannel's routes are.
+    pub fn in_main_table(&self) -> bool {
+        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+}
+
+impl Neighbour {
+    pub(super) fn decode(message: &NeighbourMessage) -> Option<Self> {
+        if message.header.family != AddressFamily::Inet
+            || message.header.flags.contains(NeighbourFlags::Proxy)
+        {
+            return None;
+        }
+        let (mut address, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
+                    address = Some(*value);
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_from(bytes),
+                _ => {}
+            }
+        }
+        Some(Self {
+            ifindex: message.header.ifindex,
+            address: address?,
+            mac,
+            permanent: message.header.state == NeighbourState::Permanent,
+        })
+    }
+}
+
+impl FdbEntry {
+    pub(super) fn decode(message: &NeighbourMessage) -> Option<Self> {
+        if message.header.family != AddressFamily::Bridge {
+            return None;
+        }
+        let (mut mac, mut remote, mut overridden) = (None, None, false);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_from(bytes),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                    remote = Some(*address);
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                    remote = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+                }
+                NeighbourAttribute::Port(_)
+                | NeighbourAttribute::Vni(_)
+                | NeighbourAttribute::IfIndex(_) => overridden = true,
+                _ => {}
+            }
+        }
+        Some(Self {
+            ifindex: message.header.ifindex,
+            mac: mac?,
+            remote,
+            permanent: message.header.state == NeighbourState::Permanent,
+            overridden,
+        })
+    }
+}
+
+fn mac_from(bytes: &[u8]) -> Option<MacAddr> {
+    bytes.try_into().ok().map(MacAddr::new)
+}

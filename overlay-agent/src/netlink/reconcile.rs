@@ -1,0 +1,270 @@
+//! Observe, compare, apply: the kernel tier of the desired state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::Ipv4Addr,
+};
+
+use ipnetwork::Ipv4Network;
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteHeader, RouteScope, RouteType},
+};
+
+use super::{
+    Netlink, NetlinkError,
+    admit::{Admission, PeerPath, Refusal, admit},
+    object::{Address, FdbEntry, Neighbour, Route},
+    plan::{Change, Observed, ROUTE_PROTOCOL, diff, want},
+    request,
+    transport::Request,
+    vtep::Vtep,
+};
+use crate::model::{Backend, Desired};
+
+/// Metric of the blackhole route: it must lose against the bridge's own route to the subnet.
+const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
+
+/// A change the kernel refused.
+#[derive(Debug)]
+pub struct Failure {
+    pub change: Change,
+    pub error: io::Error,
+}
+
+/// What a reconciliation did.
+#[derive(Debug, Default)]
+pub struct Summary {
+    pub added: usize,
+    pub removed: usize,
+    pub kept: usize,
+    pub failed: Vec<Failure>,
+    pub refused: Vec<Refusal>,
+    /// Foreign routes to a peer's subnet that stay behind ours.
+    pub shadowed: Vec<Route>,
+    /// How each programmed peer is reached.
+    pub paths: BTreeMap<Ipv4Network, PeerPath>,
+}
+
+impl Summary {
+    /// Nothing had to be done and nothing is amiss.
+    pub fn is_unchanged(&self) -> bool {
+        self.added == 0 && self.removed == 0 && self.failed.is_empty()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.change, self.error)
+    }
+}
+
+impl Netlink {
+    /// Makes addresses, neighbours, forwarding entries and routes as desired. `vtep` is the device
+    /// [`Netlink::ensure_vtep`] returned; backends without a device have none.
+    pub async fn reconcile(
+        &self,
+        desired: &Desired,
+        vtep: Option<&Vtep>,
+    ) -> Result<Summary, NetlinkError> {
+        if vtep.is_none() && matches!(desired.local.backend, Backend::Vxlan(_)) {
+            return Err(NetlinkError::VtepMissing);
+        }
+        let admission = self.admission(desired, vtep).await?;
+        let wanted = want(&desired.local, &admission, vtep.map(|vtep| vtep.ifindex));
+        let observed = self.observe(vtep).await?;
+        let plan = diff(&wanted, &observed);
+
+        let requests = plan.changes.iter().map(encode).collect();
+        let verdicts = self.transport.apply(requests).await?;
+        let mut summary = Summary {
+            kept: plan.kept,
+            refused: admission.refused,
+            shadowed: plan.shadowed,
+            paths: admission.accepted.iter().map(|(net, (_, path))| (*net, *path)).collect(),
+            ..Summary::default()
+        };
+        for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
+            match verdict {
+                Err(error) if !already_so(&change, &error) => {
+                    summary.failed.push(Failure { change, error });
+                }
+                _ if change.removes() => summary.removed += 1,
+                _ => summary.added += 1,
+            }
+        }
+        Ok(summary)
+    }
+
+    /// The interface through which the kernel reaches an address without a gateway, if it does.
+    pub async fn on_link(&self, address: Ipv4Addr) -> Result<Option<u32>, NetlinkError> {
+        Ok(self.on_link_all([address].into()).await?.remove(&address))
+    }
+
+    /// [`Netlink::on_link`] of many addresses at once.
+    pub async fn on_link_all(
+        &self,
+        addresses: BTreeSet<Ipv4Addr>,
+    ) -> Result<BTreeMap<Ipv4Addr, u32>, NetlinkError> {
+        let queries = addresses.iter().map(|address| request::route_to(*address)).collect();
+        let answers = self.transport.query("look up routes to peers", queries).await?;
+        Ok(addresses
+            .into_iter()
+            .zip(answers)
+            .filter_map(|(address, answer)| match answer {
+                Ok(Some(RouteNetlinkMessage::NewRoute(message))) => {
+                    Some((address, directly_connected(&message)?))
+                }
+                // No route at all is an error of the lookup.
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Keeps exactly one blackhole route of ours, to `subnet`, or none. Traffic to addresses of the
+    /// local subnet that no pod has then ends here instead of following a default route.
+    pub async fn set_blackhole(&self, subnet: Option<Ipv4Network>) -> Result<(), NetlinkError> {
+        let wanted = subnet.map(|destination| Route {
+            destination,
+            gateway: None,
+            ifindex: None,
+            onlink: false,
+            kind: RouteType::BlackHole,
+            protocol: ROUTE_PROTOCOL,
+            scope: RouteScope::Universe,
+            metric: BLACKHOLE_METRIC,
+            tos: 0,
+            table: u32::from(RouteHeader::RT_TABLE_MAIN),
+        });
+        let own: Vec<_> = self
+            .routes()
+            .await?
+            .into_iter()
+            .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::BlackHole)
+            .collect();
+        for stale in own.iter().filter(|route| Some(**route) != wanted) {
+            self.change(format!("delete route {stale}"), request::delete_route(stale)).await?;
+        }
+        match wanted {
+            Some(route) if !own.contains(&route) => {
+                self.change(format!("add route {route}"), request::prepend_route(&route)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn admission(
+        &self,
+        desired: &Desired,
+        vtep: Option<&Vtep>,
+    ) -> Result<Admission, NetlinkError> {
+        let mut on_link = BTreeMap::new();
+        match desired.local.backend {
+            Backend::Alloc => return Ok(Admission::default()),
+            Backend::Vxlan(backend) if backend.direct_routing => {
+                let addresses = desired.peers.values().map(|peer| peer.public_ip).collect();
+                on_link = self.on_link_all(addresses).await?;
+                on_link.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
+            }
+            _ => {}
+        }
+        Ok(admit(desired, &on_link))
+    }
+
+    async fn observe(&self, vtep: Option<&Vtep>) -> Result<Observed, NetlinkError> {
+        let mut observed = Observed { routes: self.routes().await?, ..Observed::default() };
+        let Some(vtep) = vtep else { return Ok(observed) };
+        let gone = || NetlinkError::VtepGone { name: vtep.name.clone(), ifindex: vtep.ifindex };
+        let link = self.link_at(vtep.ifindex).await?.ok_or_else(gone)?;
+        if link.name != vtep.name {
+            return Err(gone());
+        }
+        observed.addresses = self.addresses().await?;
+        observed.addresses.retain(|address| address.ifindex == vtep.ifindex);
+        let operation = "list neighbours";
+        let query = request::dump_neighbours(vtep.ifindex);
+        observed.neighbours = (self.transport.dump(operation, query).await?.iter())
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewNeighbour(message) => Neighbour::decode(message),
+                _ => None,
+            })
+            .filter(|neighbour| neighbour.ifindex == vtep.ifindex)
+            .collect();
+        let operation = "list forwarding entries";
+        let query = request::dump_fdb(vtep.ifindex);
+        observed.fdb = (self.transport.dump(operation, query).await?.iter())
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewNeighbour(message) => FdbEntry::decode(message),
+                _ => None,
+            })
+            .filter(|entry| entry.ifindex == vtep.ifindex)
+            .collect();
+        Ok(observed)
+    }
+
+    /// IPv4 addresses of all interfaces.
+    pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+        let messages = self.transport.dump("list addresses", request::dump_addresses()).await?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewAddress(message) => Address::decode(message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// IPv4 routes of the main table, in the kernel's order.
+    pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        let messages = self.transport.dump("list routes", request::dump_routes()).await?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(message) => Route::decode(message),
+                _ => None,
+            })
+            .filter(Route::in_main_table)
+            .collect())
+    }
+}
+
+/// The interface of a looked-up route that needs no gateway. flannel asks the same question for
+/// DirectRouting.
+fn directly_connected(message: &rtnetlink::packet_route::route::RouteMessage) -> Option<u32> {
+    use rtnetlink::packet_route::route::RouteAttribute::{Gateway, Oif, Via};
+    let gatewayed = message.attributes.iter().any(|a| matches!(a, Gateway(_) | Via(_)));
+    if gatewayed || message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| match attribute {
+        Oif(ifindex) => Some(*ifindex),
+        _ => None,
+    })
+}
+
+fn encode(change: &Change) -> Request {
+    match change {
+        Change::AddAddress { ifindex, address } => request::add_address(*ifindex, *address),
+        Change::DeleteAddress(address) => request::delete_address(*address),
+        Change::SetFdb { ifindex, mac, remote } => request::set_fdb(*ifindex, *mac, *remote),
+        Change::SetNeighbour { ifindex, address, mac } => {
+            request::set_neighbour(*ifindex, *address, *mac)
+        }
+        Change::AddRoute(route) => request::prepend_route(route),
+        Change::DeleteRoute(route) => request::delete_route(route),
+        Change::DeleteNeighbour { ifindex, address } => {
+            request::delete_neighbour(*ifindex, *address)
+        }
+        Change::DeleteFdb { ifindex, mac, remote } => request::delete_fdb(*ifindex, *mac, *remote),
+    }
+}
+
+/// Someone else made the change between observation and application.
+fn already_so(change: &Change, error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => !change.removes(),
+        Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL) => change.removes(),
+        _ => false,
+    }
+}

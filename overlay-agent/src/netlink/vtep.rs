@@ -1,0 +1,280 @@
+//! The device `flannel.<VNI>`: what it must look like and how an existing one compares. Pure.
+//!
+//! Same attributes as flannel's, so that a daemon of either kind adopts the other's device and
+//! tunnels stay up across the exchange: nolearning, TTL from the route, UDP checksums as the
+//! kernel defaults them, port and GBP only when configured. Two deliberate differences: the local
+//! address is the interface's, never an advertised one behind NAT, and what the kernel can change
+//! on a live device is corrected instead of ignored or answered with a new device.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::addr::MacAddr;
+use rtnetlink::packet_route::link::InfoVxlan;
+
+use super::{
+    NetlinkError,
+    object::{Link, LinkKind, VxlanLink},
+};
+use crate::model::{Underlay, VxlanBackend};
+
+/// Bytes vxlan adds in front of an IPv4 packet over IPv4: outer IPv4, UDP, VXLAN and inner Ethernet
+/// headers.
+pub const OVERHEAD: u32 = 20 + 8 + 8 + 14;
+
+/// `IFNAMSIZ` less the terminating zero.
+const NAME_MAX: usize = 15;
+
+/// What the vxlan device must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VtepSpec {
+    pub name: String,
+    pub vni: u32,
+    pub underlay_ifindex: u32,
+    /// Source address of tunnel packets.
+    pub local: Ipv4Addr,
+    /// `None` leaves it to the kernel.
+    pub port: Option<u16>,
+    pub gbp: bool,
+    pub learning: bool,
+    /// MTU of the device. The kernel does not take more than the underlay's less [`OVERHEAD`].
+    pub mtu: u32,
+}
+
+/// The vxlan device as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    pub ifindex: u32,
+    pub name: String,
+    pub mac: MacAddr,
+    pub mtu: u32,
+    /// UDP port tunnel packets are sent to and received on.
+    pub port: u16,
+}
+
+/// How an existing device compares with the specification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// Usable, after these corrections.
+    Compatible(Corrections),
+    /// The kernel cannot turn it into what is needed.
+    Incompatible(&'static str),
+}
+
+/// What to change on a live device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Corrections {
+    pub vxlan: Vec<InfoVxlan>,
+    pub mtu: Option<u32>,
+    pub mac: Option<MacAddr>,
+    pub up: bool,
+}
+
+impl VtepSpec {
+    /// flannel's device for this backend on this underlay.
+    pub fn new(backend: &VxlanBackend, underlay: &Underlay) -> Self {
+        Self {
+            name: backend.device_name(),
+            vni: backend.vni,
+            underlay_ifindex: underlay.ifindex,
+            local: underlay.address,
+            port: backend.port,
+            gbp: backend.gbp,
+            learning: backend.learning,
+            mtu: backend.mtu.unwrap_or(underlay.mtu).saturating_sub(OVERHEAD),
+        }
+    }
+
+    /// Refuses names the kernel cannot hold, before anything is touched.
+    pub(super) fn check_name(&self) -> Result<(), NetlinkError> {
+        let bad = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte == b':';
+        if self.name.is_empty() || self.name.len() > NAME_MAX || self.name.bytes().any(bad) {
+            return Err(NetlinkError::BadName { name: self.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// MTU the device can have on an underlay of this MTU.
+    pub(super) fn mtu_on(&self, underlay_mtu: u32) -> u32 {
+        self.mtu.min(underlay_mtu.saturating_sub(OVERHEAD))
+    }
+
+    /// Compares an existing device. `mac` is the address it must have, when it must have one;
+    /// `default_port` is the kernel's.
+    pub(super) fn compare(
+        &self,
+        link: &Link,
+        mtu: u32,
+        mac: Option<MacAddr>,
+        default_port: u16,
+    ) -> Fit {
+        let LinkKind::Vxlan(vxlan) = &link.kind else {
+            return Fit::Incompatible("not a vxlan device");
+        };
+        if let Some(reason) = self.unchangeable(vxlan, default_port) {
+            return Fit::Incompatible(reason);
+        }
+        let mut corrections = Corrections { up: !link.up, ..Corrections::default() };
+        if vxlan.underlay != Some(self.underlay_ifindex) {
+            corrections.vxlan.push(InfoVxlan::Link(self.underlay_ifindex));
+        }
+        if vxlan.local != Some(self.local) {
+            corrections.vxlan.push(InfoVxlan::Local(self.local));
+        }
+        if vxlan.learning != self.learning {
+            corrections.vxlan.push(InfoVxlan::Learning(self.learning));
+        }
+        if vxlan.ttl != 0 {
+            corrections.vxlan.push(InfoVxlan::Ttl(0));
+        }
+        corrections.mtu = (link.mtu != mtu).then_some(mtu);
+        corrections.mac = mac.filter(|mac| link.mac != Some(*mac));
+        Fit::Compatible(corrections)
+    }
+
+    fn unchangeable(&self, vxlan: &VxlanLink, default_port: u16) -> Option<&'static str> {
+        if vxlan.vni != self.vni {
+            Some("another VNI")
+        } else if vxlan.port != self.port.unwrap_or(default_port) {
+            Some("another UDP port")
+        } else if vxlan.gbp != self.gbp {
+            Some("another GBP setting")
+        } else if vxlan.exotic {
+            Some("a multicast group or an operating mode flannel does not use")
+        } else {
+            None
+        }
+    }
+}
+
+impl Corrections {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+    fn spec() -> VtepSpec {
+        let backend = VxlanBackend {
+            vni: 1,
+            port: None,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+        };
+        let underlay = Underlay {
+            ifindex: 2,
+            name: "eth0".to_owned(),
+            mtu: 1500,
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            public_ip: Ipv4Addr::new(198, 51, 100, 1),
+        };
+        VtepSpec::new(&backend, &underlay)
+    }
+
+    fn link() -> Link {
+        Link {
+            ifindex: 7,
+            name: "flannel.1".to_owned(),
+            kind: LinkKind::Vxlan(vxlan()),
+            mac: Some(MAC),
+            mtu: 1450,
+            up: true,
+            master: None,
+        }
+    }
+
+    fn vxlan() -> VxlanLink {
+        VxlanLink {
+            vni: 1,
+            underlay: Some(2),
+            local: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            port: 8472,
+            ..VxlanLink::default()
+        }
+    }
+
+    fn compare(link: &Link) -> Fit {
+        spec().compare(link, 1450, Some(MAC), 8472)
+    }
+
+    #[test]
+    fn the_local_address_is_the_interfaces_and_never_the_public_one() {
+        assert_eq!(spec().local, Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(spec().mtu, 1450);
+    }
+
+    #[test]
+    fn flannels_own_device_needs_no_correction() {
+        assert_eq!(compare(&link()), Fit::Compatible(Corrections::default()));
+    }
+
+    #[test]
+    fn what_a_live_device_can_change_is_corrected_in_place() {
+        let device = Link {
+            kind: LinkKind::Vxlan(VxlanLink {
+                underlay: Some(3),
+                local: Some(Ipv4Addr::new(192, 0, 2, 9)),
+                learning: true,
+                ttl: 64,
+                ..vxlan()
+            }),
+            mac: Some(MacAddr::new([2, 9, 9, 9, 9, 9])),
+            mtu: 1400,
+            up: false,
+            ..link()
+        };
+        assert_eq!(
+            compare(&device),
+            Fit::Compatible(Corrections {
+                vxlan: vec![
+                    InfoVxlan::Link(2),
+                    InfoVxlan::Local(Ipv4Addr::new(192, 0, 2, 1)),
+                    InfoVxlan::Learning(false),
+                    InfoVxlan::Ttl(0),
+                ],
+                mtu: Some(1450),
+                mac: Some(MAC),
+                up: true,
+            })
+        );
+    }
+
+    #[test]
+    fn what_a_live_device_cannot_change_is_incompatible() {
+        let kinds = [
+            LinkKind::Bridge,
+            LinkKind::Vxlan(VxlanLink { vni: 2, ..vxlan() }),
+            LinkKind::Vxlan(VxlanLink { port: 4789, ..vxlan() }),
+            LinkKind::Vxlan(VxlanLink { gbp: true, ..vxlan() }),
+            LinkKind::Vxlan(VxlanLink { exotic: true, ..vxlan() }),
+        ];
+        for kind in kinds {
+            let device = Link { kind: kind.clone(), ..link() };
+            assert!(matches!(compare(&device), Fit::Incompatible(_)), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_configured_mtu_never_exceeds_what_the_underlay_carries() {
+        let wide = VtepSpec { mtu: 8950, ..spec() };
+        assert_eq!(wide.mtu_on(1500), 1450);
+        assert_eq!(wide.mtu_on(9000), 8950);
+        assert_eq!(wide.mtu_on(10), 0);
+    }
+
+    #[test]
+    fn names_the_kernel_cannot_hold_are_refused() {
+        for name in ["", "flannel.10000000", "a/b", "a b"] {
+            let spec = VtepSpec { name: name.to_owned(), ..spec() };
+            assert!(matches!(spec.check_name(), Err(NetlinkError::BadName { .. })), "{name:?}");
+        }
+        let longest = VtepSpec { name: "flannel.9999999".to_owned(), ..spec() };
+        assert!(longest.check_name().is_ok());
+    }
+}
