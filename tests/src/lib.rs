@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod lab;
 pub mod netns;
 pub mod pki;
+pub mod private_netns;
 pub mod process;
 pub mod requirements;
 pub mod sys;

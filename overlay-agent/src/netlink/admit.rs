@@ -57,7 +57,11 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subnet, public_ip, reason } = self;
+        let Self {
+            subnet,
+            public_ip,
+            reason,
+        } = self;
         write!(f, "peer {subnet} at {public_ip} refused: {reason}")
     }
 }
@@ -72,7 +76,10 @@ impl fmt::Display for RefusalReason {
             Self::InvalidMac => f.write_str("its VTEP MAC is no unicast address"),
             Self::OwnMac => f.write_str("its VTEP MAC is this node's own"),
             Self::MacOf(other) => {
-                write!(f, "its VTEP MAC is also that of {other}, which has another address")
+                write!(
+                    f,
+                    "its VTEP MAC is also that of {other}, which has another address"
+                )
             }
             Self::BaseOf(other) => write!(f, "its subnet starts where {other} starts"),
         }
@@ -132,12 +139,12 @@ fn path(
         return Err(RefusalReason::CoversUnderlay);
     }
     Ok(match local.backend {
-        Backend::HostGw => PeerPath::Direct { ifindex: own.ifindex },
-        Backend::Vxlan(backend) if backend.direct_routing => {
-            on_link.get(&peer.public_ip).map_or(PeerPath::Tunnel, |&ifindex| PeerPath::Direct {
-                ifindex,
-            })
-        }
+        Backend::HostGw => PeerPath::Direct {
+            ifindex: own.ifindex,
+        },
+        Backend::Vxlan(backend) if backend.direct_routing => on_link
+            .get(&peer.public_ip)
+            .map_or(PeerPath::Tunnel, |&ifindex| PeerPath::Direct { ifindex }),
         Backend::Vxlan(_) | Backend::Alloc => PeerPath::Tunnel,
     })
 }

@@ -32,13 +32,18 @@ impl Netlink {
     /// flannel's name for them.
     pub async fn owned(&self, vnis: &[u32]) -> Result<Vec<Owned>, NetlinkError> {
         let routes = self.routes().await?;
-        let routes = routes.into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL);
+        let routes = routes
+            .into_iter()
+            .filter(|route| route.protocol == ROUTE_PROTOCOL);
         let links = self.links().await?;
         let devices = links.into_iter().filter_map(|link| match link.kind {
             LinkKind::Vxlan(vxlan)
                 if vnis.contains(&vxlan.vni) && link.name == format!("flannel.{}", vxlan.vni) =>
             {
-                Some(Owned::Vtep { ifindex: link.ifindex, name: link.name })
+                Some(Owned::Vtep {
+                    ifindex: link.ifindex,
+                    name: link.name,
+                })
             }
             _ => None,
         });
@@ -79,5 +84,8 @@ impl Netlink {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::ENOENT))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ESRCH | libc::ENODEV | libc::ENOENT)
+    )
 }

@@ -50,26 +50,32 @@ impl Netlink {
         spec: &VtepSpec,
         preferred_mac: Option<MacAddr>,
     ) -> Result<Vtep, NetlinkError> {
-        self.ensure(spec, MacRule::Device(preferred_mac.filter(|mac| usable(*mac)))).await
+        self.ensure(
+            spec,
+            MacRule::Device(preferred_mac.filter(|mac| usable(*mac))),
+        )
+        .await
     }
 
     /// As [`Netlink::ensure_vtep`], for a device whose MAC address peers already know: it gets that
     /// address whatever happened to it.
-    pub async fn restore_vtep(
-        &self,
-        spec: &VtepSpec,
-        mac: MacAddr,
-    ) -> Result<Vtep, NetlinkError> {
-        let rule = if usable(mac) { MacRule::Exactly(mac) } else { MacRule::Device(None) };
+    pub async fn restore_vtep(&self, spec: &VtepSpec, mac: MacAddr) -> Result<Vtep, NetlinkError> {
+        let rule = if usable(mac) {
+            MacRule::Exactly(mac)
+        } else {
+            MacRule::Device(None)
+        };
         self.ensure(spec, rule).await
     }
 
     async fn ensure(&self, spec: &VtepSpec, rule: MacRule) -> Result<Vtep, NetlinkError> {
         spec.check_name()?;
-        let underlay = self
-            .link_at(spec.underlay_ifindex)
-            .await?
-            .ok_or(NetlinkError::UnderlayGone { ifindex: spec.underlay_ifindex })?;
+        let underlay =
+            self.link_at(spec.underlay_ifindex)
+                .await?
+                .ok_or(NetlinkError::UnderlayGone {
+                    ifindex: spec.underlay_ifindex,
+                })?;
         let mtu = spec.mtu_on(underlay.mtu);
         let default_port = kernel_default_port();
 
@@ -77,42 +83,55 @@ impl Netlink {
         if let Some(link) = self.link_named(&spec.name).await? {
             let problem = match spec.compare(&link, mtu, rule.required(), default_port) {
                 Fit::Incompatible(reason) => reason,
-                Fit::Compatible(corrections) => {
-                    match self.correct(&link, corrections).await? {
-                        Ok(()) => return self.verify(spec, rule.required().or(link.mac)).await,
-                        Err(error) => {
-                            tracing::warn!(device = %spec.name, %error, "cannot correct the device");
-                            "the kernel refused to correct it"
-                        }
+                Fit::Compatible(corrections) => match self.correct(&link, corrections).await? {
+                    Ok(()) => return self.verify(spec, rule.required().or(link.mac)).await,
+                    Err(error) => {
+                        tracing::warn!(device = %spec.name, %error, "cannot correct the device");
+                        "the kernel refused to correct it"
                     }
-                }
+                },
             };
             tracing::warn!(device = %spec.name, reason = problem, "device is created again");
             if mac.is_none() && matches!(link.kind, LinkKind::Vxlan(_)) {
                 mac = link.mac;
             }
-            self.change(format!("delete {}", spec.name), request::delete_link(link.ifindex))
-                .await?;
+            self.change(
+                format!("delete {}", spec.name),
+                request::delete_link(link.ifindex),
+            )
+            .await?;
         }
 
         let mac = mac.unwrap_or_else(|| MacAddr::new(rand::random()).to_local_unicast());
-        let created = self.transport.apply_one(request::create_vtep(spec, mtu, mac)).await?;
+        let created = self
+            .transport
+            .apply_one(request::create_vtep(spec, mtu, mac))
+            .await?;
         if let Err(source) = created {
             if source.raw_os_error() != Some(libc::EEXIST) {
                 let operation = format!("create {}", spec.name);
                 return Err(NetlinkError::Refused { operation, source });
             }
             self.rename_back(spec, mac, default_port).await?;
-            let renamed = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+            let renamed = self
+                .link_named(&spec.name)
+                .await?
+                .ok_or(NetlinkError::VtepMissing)?;
             if let Fit::Compatible(corrections) =
                 spec.compare(&renamed, mtu, Some(mac), default_port)
             {
-                self.correct(&renamed, corrections).await?.map_err(|source| {
-                    NetlinkError::Refused { operation: format!("correct {}", spec.name), source }
-                })?;
+                self.correct(&renamed, corrections)
+                    .await?
+                    .map_err(|source| NetlinkError::Refused {
+                        operation: format!("correct {}", spec.name),
+                        source,
+                    })?;
             }
         }
-        let link = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+        let link = self
+            .link_named(&spec.name)
+            .await?
+            .ok_or(NetlinkError::VtepMissing)?;
         self.change(
             format!("bring up {}", spec.name),
             request::set_link(link.ifindex, rtnetlink::LinkMessageBuilder::up),
@@ -130,9 +149,9 @@ impl Netlink {
         default_port: u16,
     ) -> Result<(), NetlinkError> {
         let port = spec.port.unwrap_or(default_port);
-        let twin = self.links().await?.into_iter().find(|link| {
-            matches!(&link.kind, LinkKind::Vxlan(v) if v.vni == spec.vni && v.port == port)
-        });
+        let twin = self.links().await?.into_iter().find(
+            |link| matches!(&link.kind, LinkKind::Vxlan(v) if v.vni == spec.vni && v.port == port),
+        );
         let Some(twin) = twin else {
             return Err(NetlinkError::Refused {
                 operation: format!("create {}", spec.name),
@@ -149,10 +168,14 @@ impl Netlink {
         tracing::warn!(device = %twin.name, name = %spec.name, "device had been renamed");
         let rename = || request::set_link(twin.ifindex, |link| link.name(spec.name.as_str()));
         let live = self.transport.apply_one(rename()).await?;
-        if live.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+        if live
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+        {
             // Before Linux 6.2 only a device that is down can be renamed.
             let down = request::set_link(twin.ifindex, rtnetlink::LinkMessageBuilder::down);
-            self.change(format!("bring down {}", twin.name), down).await?;
+            self.change(format!("bring down {}", twin.name), down)
+                .await?;
             return self.change(format!("rename {}", twin.name), rename()).await;
         }
         live.map_err(|source| NetlinkError::Refused {
@@ -182,7 +205,10 @@ impl Netlink {
             requests.push(set_mac(link.ifindex, mac));
         }
         if corrections.up {
-            requests.push(request::set_link(link.ifindex, rtnetlink::LinkMessageBuilder::up));
+            requests.push(request::set_link(
+                link.ifindex,
+                rtnetlink::LinkMessageBuilder::up,
+            ));
         }
         let verdicts = self.transport.apply(requests).await?;
         Ok(verdicts.into_iter().collect())
@@ -193,7 +219,10 @@ impl Netlink {
     async fn verify(&self, spec: &VtepSpec, mac: Option<MacAddr>) -> Result<Vtep, NetlinkError> {
         refuse_router_advertisements(&spec.name);
         for _ in 0..MAC_ATTEMPTS {
-            let link = self.link_named(&spec.name).await?.ok_or(NetlinkError::VtepMissing)?;
+            let link = self
+                .link_named(&spec.name)
+                .await?
+                .ok_or(NetlinkError::VtepMissing)?;
             let LinkKind::Vxlan(vxlan) = &link.kind else {
                 return Err(NetlinkError::VtepMissing);
             };
@@ -209,8 +238,11 @@ impl Netlink {
                 });
             }
             tracing::warn!(device = %spec.name, %found, %wanted, "MAC address was rewritten");
-            self.change(format!("set the MAC address of {}", spec.name), set_mac(link.ifindex, wanted))
-                .await?;
+            self.change(
+                format!("set the MAC address of {}", spec.name),
+                set_mac(link.ifindex, wanted),
+            )
+            .await?;
         }
         let found = self.link_named(&spec.name).await?.and_then(|link| link.mac);
         Err(NetlinkError::MacOverridden {
@@ -232,8 +264,15 @@ impl Netlink {
 
     /// All links.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages = self.transport.dump("list interfaces", request::dump_links()).await?;
-        Ok(messages.iter().filter_map(new_link).filter_map(Link::decode).collect())
+        let messages = self
+            .transport
+            .dump("list interfaces", request::dump_links())
+            .await?;
+        Ok(messages
+            .iter()
+            .filter_map(new_link)
+            .filter_map(Link::decode)
+            .collect())
     }
 
     async fn link(&self, query: RouteNetlinkMessage) -> Result<Option<Link>, NetlinkError> {
@@ -241,7 +280,10 @@ impl Netlink {
         match self.transport.query(operation, vec![query]).await?.pop() {
             Some(Ok(Some(message))) => Ok(new_link(&message).and_then(Link::decode)),
             Some(Err(error)) if error.raw_os_error() != Some(libc::ENODEV) => {
-                Err(NetlinkError::Refused { operation: operation.to_owned(), source: error })
+                Err(NetlinkError::Refused {
+                    operation: operation.to_owned(),
+                    source: error,
+                })
             }
             _ => Ok(None),
         }

@@ -15,9 +15,15 @@ pub enum NetlinkError {
     #[error("the netlink connection is closed; reconnect")]
     Closed,
     #[error("the kernel did not answer a netlink request within {seconds} s: {operation}")]
-    Timeout { operation: &'static str, seconds: u64 },
+    Timeout {
+        operation: &'static str,
+        seconds: u64,
+    },
     #[error("cannot {operation}: {source}{}", remedy(source))]
-    Refused { operation: String, source: io::Error },
+    Refused {
+        operation: String,
+        source: io::Error,
+    },
     #[error(
         "`{name}` cannot be an interface name (1 to 15 bytes, no slash or blank); \
          choose a VNI below 10000000"
@@ -33,12 +39,20 @@ pub enum NetlinkError {
         "{name} keeps MAC address {found} instead of {wanted}; something rewrites it, for \
          example systemd's MACAddressPolicy: set MACAddressPolicy=none for {name} in a .link file"
     )]
-    MacOverridden { name: String, wanted: String, found: String },
+    MacOverridden {
+        name: String,
+        wanted: String,
+        found: String,
+    },
     #[error(
         "cannot create {name}: interface {other} already uses VNI {vni} on the same UDP port; \
          remove it (ip link delete {other}) or configure another VNI"
     )]
-    VniTaken { name: String, other: String, vni: u32 },
+    VniTaken {
+        name: String,
+        other: String,
+        vni: u32,
+    },
 }
 
 fn remedy(source: &io::Error) -> &'static str {
@@ -63,6 +77,9 @@ mod tests {
             source: io::Error::from_raw_os_error(libc::EPERM),
         };
         let text = error.to_string();
-        assert!(text.contains("flannel.1") && text.contains("CAP_NET_ADMIN"), "{text}");
+        assert!(
+            text.contains("flannel.1") && text.contains("CAP_NET_ADMIN"),
+            "{text}"
+        );
     }
 }

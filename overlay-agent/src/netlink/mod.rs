@@ -43,10 +43,11 @@ pub struct Netlink {
     transport: Transport,
 }
 
-
 impl Netlink {
     /// Opens a connection in the network namespace of the calling thread. Needs a tokio runtime.
     pub fn connect() -> Result<Self, NetlinkError> {
-        Ok(Self { transport: Transport::open()? })
+        Ok(Self {
+            transport: Transport::open()?,
+        })
     }
 }

@@ -11,9 +11,7 @@ use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
     },
@@ -207,8 +205,7 @@ impl Address {
 impl Route {
     pub(super) fn decode(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
-        if header.address_family != AddressFamily::Inet
-            || header.flags.contains(RouteFlags::Cloned)
+        if header.address_family != AddressFamily::Inet || header.flags.contains(RouteFlags::Cloned)
         {
             return None;
         }
@@ -266,7 +263,7 @@ impl Neighbour {
             ifindex: message.header.ifindex,
             address: address?,
             mac,
-            permanent: message.header.state == NeighbourState::Permanent,
+            permanent: has_state(message, PERMANENT),
         })
     }
 }
@@ -284,7 +281,9 @@ impl FdbEntry {
                     remote = Some(*address);
                 }
                 NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                    remote = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+                    remote = <[u8; 4]>::try_from(bytes.as_slice())
+                        .ok()
+                        .map(Ipv4Addr::from);
                 }
                 NeighbourAttribute::Port(_)
                 | NeighbourAttribute::Vni(_)
@@ -296,10 +295,19 @@ impl FdbEntry {
             ifindex: message.header.ifindex,
             mac: mac?,
             remote,
-            permanent: message.header.state == NeighbourState::Permanent,
+            permanent: has_state(message, PERMANENT | NOARP),
             overridden,
         })
     }
+}
+
+/// `NUD_PERMANENT`: an entry that does not age.
+const PERMANENT: u16 = 0x80;
+/// `NUD_NOARP`: a forwarding entry that is neither learned nor ages; iproute2 sets it as well.
+const NOARP: u16 = 0x40;
+
+fn has_state(message: &NeighbourMessage, states: u16) -> bool {
+    u16::from(message.header.state) & states != 0
 }
 
 fn mac_from(bytes: &[u8]) -> Option<MacAddr> {

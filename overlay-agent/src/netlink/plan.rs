@@ -59,14 +59,32 @@ pub struct Observed {
 /// One step from observed to wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    AddAddress { ifindex: u32, address: Ipv4Network },
+    AddAddress {
+        ifindex: u32,
+        address: Ipv4Network,
+    },
     DeleteAddress(Address),
-    SetFdb { ifindex: u32, mac: MacAddr, remote: Ipv4Addr },
-    SetNeighbour { ifindex: u32, address: Ipv4Addr, mac: MacAddr },
+    SetFdb {
+        ifindex: u32,
+        mac: MacAddr,
+        remote: Ipv4Addr,
+    },
+    SetNeighbour {
+        ifindex: u32,
+        address: Ipv4Addr,
+        mac: MacAddr,
+    },
     AddRoute(Route),
     DeleteRoute(Route),
-    DeleteNeighbour { ifindex: u32, address: Ipv4Addr },
-    DeleteFdb { ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr> },
+    DeleteNeighbour {
+        ifindex: u32,
+        address: Ipv4Addr,
+    },
+    DeleteFdb {
+        ifindex: u32,
+        mac: MacAddr,
+        remote: Option<Ipv4Addr>,
+    },
 }
 
 /// The changes, in an order that never leaves a peer without a path it has before and after.
@@ -129,7 +147,10 @@ impl fmt::Display for Route {
 
 /// What `local` and its admitted peers need in the kernel.
 pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Wanted {
-    let mut wanted = Wanted { vtep, ..Wanted::default() };
+    let mut wanted = Wanted {
+        vtep,
+        ..Wanted::default()
+    };
     if vtep.is_some() {
         wanted.address = Some((host(local.subnet.network()), local.network));
     }
@@ -137,14 +158,17 @@ pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Want
         let base = peer.subnet.network();
         match (*path, vtep) {
             (PeerPath::Direct { ifindex }, _) => {
-                wanted
-                    .routes
-                    .insert(peer.subnet, peer_route(peer.subnet, peer.public_ip, ifindex, false));
+                wanted.routes.insert(
+                    peer.subnet,
+                    peer_route(peer.subnet, peer.public_ip, ifindex, false),
+                );
             }
             (PeerPath::Tunnel, Some(vtep)) => {
                 wanted.neighbours.insert(base, peer.vtep_mac);
                 wanted.fdb.insert(peer.vtep_mac, peer.public_ip);
-                wanted.routes.insert(peer.subnet, peer_route(peer.subnet, base, vtep, true));
+                wanted
+                    .routes
+                    .insert(peer.subnet, peer_route(peer.subnet, base, vtep, true));
             }
             (PeerPath::Tunnel, None) => {}
         }
@@ -188,12 +212,17 @@ pub fn diff(wanted: &Wanted, observed: &Observed) -> Plan {
 }
 
 fn diff_addresses(wanted: &Wanted, observed: &Observed, vtep: u32, plan: &mut Plan) {
-    let Some((address, network)) = wanted.address else { return };
+    let Some((address, network)) = wanted.address else {
+        return;
+    };
     let on_vtep = || observed.addresses.iter().filter(|a| a.ifindex == vtep);
     if on_vtep().any(|a| a.local == address) {
         plan.kept += 1;
     } else {
-        plan.changes.push(Change::AddAddress { ifindex: vtep, address });
+        plan.changes.push(Change::AddAddress {
+            ifindex: vtep,
+            address,
+        });
     }
     // Addresses outside the pod network are the administrator's, as with flannel.
     for other in on_vtep().filter(|a| a.local != address && network.contains(a.local.ip())) {
@@ -209,7 +238,11 @@ fn diff_fdb(
     removals: &mut Vec<Change>,
 ) {
     let mut present = BTreeSet::new();
-    for entry in observed.fdb.iter().filter(|e| e.ifindex == vtep && e.permanent) {
+    for entry in observed
+        .fdb
+        .iter()
+        .filter(|e| e.ifindex == vtep && e.permanent)
+    {
         match wanted.fdb.get(&entry.mac) {
             Some(remote) => {
                 if entry.remote == Some(*remote) && !entry.overridden {
@@ -225,7 +258,11 @@ fn diff_fdb(
     }
     plan.kept += present.len();
     for (&mac, &remote) in wanted.fdb.iter().filter(|(mac, _)| !present.contains(mac)) {
-        plan.changes.push(Change::SetFdb { ifindex: vtep, mac, remote });
+        plan.changes.push(Change::SetFdb {
+            ifindex: vtep,
+            mac,
+            remote,
+        });
     }
 }
 
@@ -237,20 +274,34 @@ fn diff_neighbours(
     removals: &mut Vec<Change>,
 ) {
     let mut present = BTreeSet::new();
-    for entry in observed.neighbours.iter().filter(|e| e.ifindex == vtep && e.permanent) {
+    for entry in observed
+        .neighbours
+        .iter()
+        .filter(|e| e.ifindex == vtep && e.permanent)
+    {
         match wanted.neighbours.get(&entry.address) {
             Some(mac) => {
                 if entry.mac == Some(*mac) {
                     present.insert(entry.address);
                 }
             }
-            None => removals
-                .push(Change::DeleteNeighbour { ifindex: vtep, address: entry.address }),
+            None => removals.push(Change::DeleteNeighbour {
+                ifindex: vtep,
+                address: entry.address,
+            }),
         }
     }
     plan.kept += present.len();
-    for (&address, &mac) in wanted.neighbours.iter().filter(|(a, _)| !present.contains(a)) {
-        plan.changes.push(Change::SetNeighbour { ifindex: vtep, address, mac });
+    for (&address, &mac) in wanted
+        .neighbours
+        .iter()
+        .filter(|(a, _)| !present.contains(a))
+    {
+        plan.changes.push(Change::SetNeighbour {
+            ifindex: vtep,
+            address,
+            mac,
+        });
     }
 }
 

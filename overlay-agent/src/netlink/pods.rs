@@ -59,9 +59,11 @@ impl LinkTable {
         match event {
             KernelEvent::Link(link) => self.set_link(link),
             KernelEvent::LinkRemoved { ifindex, .. } => self.remove_link(*ifindex),
-            KernelEvent::Address(address) => {
-                self.addresses.entry(address.ifindex).or_default().insert(address.local)
-            }
+            KernelEvent::Address(address) => self
+                .addresses
+                .entry(address.ifindex)
+                .or_default()
+                .insert(address.local),
             KernelEvent::AddressRemoved(address) => {
                 remove_from(&mut self.addresses, address.ifindex, &address.local)
             }
@@ -88,12 +90,23 @@ impl LinkTable {
         self.addresses.clear();
         self.host_routes.clear();
         for link in links {
-            let same = before.get(&link.ifindex).filter(|entry| same_device(&entry.link, link));
+            let same = before
+                .get(&link.ifindex)
+                .filter(|entry| same_device(&entry.link, link));
             let incarnation = same.map_or_else(|| self.next_incarnation(), |e| e.incarnation);
-            self.links.insert(link.ifindex, Entry { link: link.clone(), incarnation });
+            self.links.insert(
+                link.ifindex,
+                Entry {
+                    link: link.clone(),
+                    incarnation,
+                },
+            );
         }
         for address in addresses {
-            self.addresses.entry(address.ifindex).or_default().insert(address.local);
+            self.addresses
+                .entry(address.ifindex)
+                .or_default()
+                .insert(address.local);
         }
         for (ifindex, address) in routes.iter().filter_map(host_route) {
             self.host_routes.entry(ifindex).or_default().insert(address);
@@ -124,7 +137,13 @@ impl LinkTable {
             return changed;
         }
         let incarnation = self.next_incarnation();
-        self.links.insert(link.ifindex, Entry { link: link.clone(), incarnation });
+        self.links.insert(
+            link.ifindex,
+            Entry {
+                link: link.clone(),
+                incarnation,
+            },
+        );
         true
     }
 
@@ -166,11 +185,16 @@ fn gateway_of<'a>(table: &'a LinkTable, veth: &'a Link, local: &LocalNode) -> Op
     if let Some(master) = veth.master {
         let bridge = table.link(master)?;
         let pods_bridge = bridge.kind == LinkKind::Bridge
-            && table.addresses(master).any(|address| in_subnet(address.ip()));
+            && table
+                .addresses(master)
+                .any(|address| in_subnet(address.ip()));
         return pods_bridge.then_some(bridge);
     }
     let routes = table.host_routes.get(&veth.ifindex)?;
-    routes.iter().any(|address| in_subnet(*address)).then_some(veth)
+    routes
+        .iter()
+        .any(|address| in_subnet(*address))
+        .then_some(veth)
 }
 
 fn host_route(route: &Route) -> Option<(u32, Ipv4Addr)> {
@@ -186,7 +210,9 @@ fn same_device(before: &Link, after: &Link) -> bool {
 }
 
 fn remove_from<T: Ord>(map: &mut BTreeMap<u32, BTreeSet<T>>, ifindex: u32, value: &T) -> bool {
-    let Some(values) = map.get_mut(&ifindex) else { return false };
+    let Some(values) = map.get_mut(&ifindex) else {
+        return false;
+    };
     let removed = values.remove(value);
     if values.is_empty() {
         map.remove(&ifindex);

@@ -82,7 +82,11 @@ impl Netlink {
             kept: plan.kept,
             refused: admission.refused,
             shadowed: plan.shadowed,
-            paths: admission.accepted.iter().map(|(net, (_, path))| (*net, *path)).collect(),
+            paths: admission
+                .accepted
+                .iter()
+                .map(|(net, (_, path))| (*net, *path))
+                .collect(),
             ..Summary::default()
         };
         for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
@@ -107,8 +111,14 @@ impl Netlink {
         &self,
         addresses: BTreeSet<Ipv4Addr>,
     ) -> Result<BTreeMap<Ipv4Addr, u32>, NetlinkError> {
-        let queries = addresses.iter().map(|address| request::route_to(*address)).collect();
-        let answers = self.transport.query("look up routes to peers", queries).await?;
+        let queries = addresses
+            .iter()
+            .map(|address| request::route_to(*address))
+            .collect();
+        let answers = self
+            .transport
+            .query("look up routes to peers", queries)
+            .await?;
         Ok(addresses
             .into_iter()
             .zip(answers)
@@ -144,11 +154,16 @@ impl Netlink {
             .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::BlackHole)
             .collect();
         for stale in own.iter().filter(|route| Some(**route) != wanted) {
-            self.change(format!("delete route {stale}"), request::delete_route(stale)).await?;
+            self.change(
+                format!("delete route {stale}"),
+                request::delete_route(stale),
+            )
+            .await?;
         }
         match wanted {
             Some(route) if !own.contains(&route) => {
-                self.change(format!("add route {route}"), request::prepend_route(&route)).await
+                self.change(format!("add route {route}"), request::prepend_route(&route))
+                    .await
             }
             _ => Ok(()),
         }
@@ -173,15 +188,25 @@ impl Netlink {
     }
 
     async fn observe(&self, vtep: Option<&Vtep>) -> Result<Observed, NetlinkError> {
-        let mut observed = Observed { routes: self.routes().await?, ..Observed::default() };
-        let Some(vtep) = vtep else { return Ok(observed) };
-        let gone = || NetlinkError::VtepGone { name: vtep.name.clone(), ifindex: vtep.ifindex };
+        let mut observed = Observed {
+            routes: self.routes().await?,
+            ..Observed::default()
+        };
+        let Some(vtep) = vtep else {
+            return Ok(observed);
+        };
+        let gone = || NetlinkError::VtepGone {
+            name: vtep.name.clone(),
+            ifindex: vtep.ifindex,
+        };
         let link = self.link_at(vtep.ifindex).await?.ok_or_else(gone)?;
         if link.name != vtep.name {
             return Err(gone());
         }
         observed.addresses = self.addresses().await?;
-        observed.addresses.retain(|address| address.ifindex == vtep.ifindex);
+        observed
+            .addresses
+            .retain(|address| address.ifindex == vtep.ifindex);
         let operation = "list neighbours";
         let query = request::dump_neighbours(vtep.ifindex);
         observed.neighbours = (self.transport.dump(operation, query).await?.iter())
@@ -205,7 +230,10 @@ impl Netlink {
 
     /// IPv4 addresses of all interfaces.
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let messages = self.transport.dump("list addresses", request::dump_addresses()).await?;
+        let messages = self
+            .transport
+            .dump("list addresses", request::dump_addresses())
+            .await?;
         Ok(messages
             .iter()
             .filter_map(|message| match message {
@@ -217,7 +245,10 @@ impl Netlink {
 
     /// IPv4 routes of the main table, in the kernel's order.
     pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
-        let messages = self.transport.dump("list routes", request::dump_routes()).await?;
+        let messages = self
+            .transport
+            .dump("list routes", request::dump_routes())
+            .await?;
         Ok(messages
             .iter()
             .filter_map(|message| match message {
@@ -233,30 +264,46 @@ impl Netlink {
 /// DirectRouting.
 fn directly_connected(message: &rtnetlink::packet_route::route::RouteMessage) -> Option<u32> {
     use rtnetlink::packet_route::route::RouteAttribute::{Gateway, Oif, Via};
-    let gatewayed = message.attributes.iter().any(|a| matches!(a, Gateway(_) | Via(_)));
+    let gatewayed = message
+        .attributes
+        .iter()
+        .any(|a| matches!(a, Gateway(_) | Via(_)));
     if gatewayed || message.header.kind != RouteType::Unicast {
         return None;
     }
-    message.attributes.iter().find_map(|attribute| match attribute {
-        Oif(ifindex) => Some(*ifindex),
-        _ => None,
-    })
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        })
 }
 
 fn encode(change: &Change) -> Request {
     match change {
         Change::AddAddress { ifindex, address } => request::add_address(*ifindex, *address),
         Change::DeleteAddress(address) => request::delete_address(*address),
-        Change::SetFdb { ifindex, mac, remote } => request::set_fdb(*ifindex, *mac, *remote),
-        Change::SetNeighbour { ifindex, address, mac } => {
-            request::set_neighbour(*ifindex, *address, *mac)
-        }
+        Change::SetFdb {
+            ifindex,
+            mac,
+            remote,
+        } => request::set_fdb(*ifindex, *mac, *remote),
+        Change::SetNeighbour {
+            ifindex,
+            address,
+            mac,
+        } => request::set_neighbour(*ifindex, *address, *mac),
         Change::AddRoute(route) => request::prepend_route(route),
         Change::DeleteRoute(route) => request::delete_route(route),
         Change::DeleteNeighbour { ifindex, address } => {
             request::delete_neighbour(*ifindex, *address)
         }
-        Change::DeleteFdb { ifindex, mac, remote } => request::delete_fdb(*ifindex, *mac, *remote),
+        Change::DeleteFdb {
+            ifindex,
+            mac,
+            remote,
+        } => request::delete_fdb(*ifindex, *mac, *remote),
     }
 }
 

@@ -52,7 +52,9 @@ pub(super) fn dump_routes() -> RouteNetlinkMessage {
 pub(super) fn dump_neighbours(ifindex: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
-    message.attributes.push(NeighbourAttribute::IfIndex(ifindex));
+    message
+        .attributes
+        .push(NeighbourAttribute::IfIndex(ifindex));
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
@@ -66,8 +68,9 @@ pub(super) fn dump_fdb(ifindex: u32) -> RouteNetlinkMessage {
 
 /// The kernel's route to an address (`ip route get`).
 pub(super) fn route_to(address: Ipv4Addr) -> RouteNetlinkMessage {
-    let mut message =
-        RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+    let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(address, 32)
+        .build();
     // A lookup takes no route attributes beyond its key.
     message.header.table = 0;
     message.header.protocol = RouteProtocol::Unspec;
@@ -89,15 +92,16 @@ pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr) -> Request {
         builder = builder.gbp();
     }
     let message = builder.mtu(mtu).address(mac.octets.to_vec()).build();
-    Request::new(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    Request::new(
+        RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
 }
 
 /// Changes vxlan attributes of an existing device. The kernel keeps what is not mentioned.
 pub(super) fn change_vxlan(ifindex: u32, attributes: Vec<InfoVxlan>) -> Request {
-    let mut builder = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(
-        InfoKind::Vxlan,
-    )
-    .index(ifindex);
+    let mut builder =
+        LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(ifindex);
     for attribute in attributes {
         builder = builder.append_info_data(attribute);
     }
@@ -123,7 +127,10 @@ pub(super) fn add_address(ifindex: u32, address: Ipv4Network) -> Request {
         .index(ifindex)
         .address(address.ip(), address.prefix())
         .build();
-    Request::new(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+    Request::new(
+        RouteNetlinkMessage::NewAddress(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
 }
 
 pub(super) fn delete_address(address: Address) -> Request {
@@ -146,7 +153,10 @@ pub(super) fn set_neighbour(ifindex: u32, address: Ipv4Addr, mac: MacAddr) -> Re
 }
 
 pub(super) fn delete_neighbour(ifindex: u32, address: Ipv4Addr) -> Request {
-    Request::new(RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address, None)), 0)
+    Request::new(
+        RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address, None)),
+        0,
+    )
 }
 
 fn neighbour(ifindex: u32, address: Ipv4Addr, mac: Option<MacAddr>) -> NeighbourMessage {
@@ -154,9 +164,13 @@ fn neighbour(ifindex: u32, address: Ipv4Addr, mac: Option<MacAddr>) -> Neighbour
     message.header.family = AddressFamily::Inet;
     message.header.ifindex = ifindex;
     message.header.state = NeighbourState::Permanent;
-    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(address.into()));
     if let Some(mac) = mac {
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
     }
     message
 }
@@ -169,7 +183,10 @@ pub(super) fn set_fdb(ifindex: u32, mac: MacAddr, remote: Ipv4Addr) -> Request {
 }
 
 pub(super) fn delete_fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> Request {
-    Request::new(RouteNetlinkMessage::DelNeighbour(fdb(ifindex, mac, remote)), 0)
+    Request::new(
+        RouteNetlinkMessage::DelNeighbour(fdb(ifindex, mac, remote)),
+        0,
+    )
 }
 
 fn fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> NeighbourMessage {
@@ -178,9 +195,15 @@ fn fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> NeighbourMessage
     message.header.ifindex = ifindex;
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
     if let Some(remote) = remote {
-        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(remote)));
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
+                remote,
+            )));
     }
     message
 }
@@ -188,7 +211,10 @@ fn fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> NeighbourMessage
 /// Adds a route in front of others to the same destination: the kernel uses the first, and the
 /// others stay.
 pub(super) fn prepend_route(route: &Route) -> Request {
-    Request::new(RouteNetlinkMessage::NewRoute(encode_route(route)), NLM_F_CREATE)
+    Request::new(
+        RouteNetlinkMessage::NewRoute(encode_route(route)),
+        NLM_F_CREATE,
+    )
 }
 
 /// Deletes exactly this route: everything that identifies it is in the request.

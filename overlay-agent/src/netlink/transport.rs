@@ -128,8 +128,10 @@ impl Transport {
         &self,
         requests: Vec<Request>,
     ) -> Result<Vec<Result<(), io::Error>>, NetlinkError> {
-        let requests =
-            requests.into_iter().map(|r| Request::new(r.message, r.flags | NLM_F_ACK)).collect();
+        let requests = requests
+            .into_iter()
+            .map(|r| Request::new(r.message, r.flags | NLM_F_ACK))
+            .collect();
         let replies = self.exchange("change kernel state", requests).await?;
         Ok(replies.into_iter().map(|reply| reply.map(|_| ())).collect())
     }
@@ -146,7 +148,10 @@ impl Transport {
         operation: &'static str,
         queries: Vec<RouteNetlinkMessage>,
     ) -> Result<Vec<io::Result<Option<RouteNetlinkMessage>>>, NetlinkError> {
-        let requests = queries.into_iter().map(|message| Request::new(message, 0)).collect();
+        let requests = queries
+            .into_iter()
+            .map(|message| Request::new(message, 0))
+            .collect();
         self.exchange(operation, requests).await
     }
 
@@ -208,7 +213,10 @@ pub(super) fn subscribe(groups: u32) -> Result<Subscription, NetlinkError> {
         .bind(&SocketAddr::new(0, groups))
         .map_err(|source| NetlinkError::Open { source })?;
     let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    Ok(Subscription { messages, _connection: connection })
+    Ok(Subscription {
+        messages,
+        _connection: connection,
+    })
 }
 
 /// Best effort: without CAP_NET_ADMIN the default size stays.
@@ -224,5 +232,8 @@ async fn in_time<T>(
 ) -> Result<T, NetlinkError> {
     tokio::time::timeout(TIMEOUT, work)
         .await
-        .map_err(|_| NetlinkError::Timeout { operation, seconds: TIMEOUT.as_secs() })
+        .map_err(|_| NetlinkError::Timeout {
+            operation,
+            seconds: TIMEOUT.as_secs(),
+        })
 }

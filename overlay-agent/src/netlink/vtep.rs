@@ -88,7 +88,9 @@ impl VtepSpec {
     pub(super) fn check_name(&self) -> Result<(), NetlinkError> {
         let bad = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte == b':';
         if self.name.is_empty() || self.name.len() > NAME_MAX || self.name.bytes().any(bad) {
-            return Err(NetlinkError::BadName { name: self.name.clone() });
+            return Err(NetlinkError::BadName {
+                name: self.name.clone(),
+            });
         }
         Ok(())
     }
@@ -113,9 +115,14 @@ impl VtepSpec {
         if let Some(reason) = self.unchangeable(vxlan, default_port) {
             return Fit::Incompatible(reason);
         }
-        let mut corrections = Corrections { up: !link.up, ..Corrections::default() };
+        let mut corrections = Corrections {
+            up: !link.up,
+            ..Corrections::default()
+        };
         if vxlan.underlay != Some(self.underlay_ifindex) {
-            corrections.vxlan.push(InfoVxlan::Link(self.underlay_ifindex));
+            corrections
+                .vxlan
+                .push(InfoVxlan::Link(self.underlay_ifindex));
         }
         if vxlan.local != Some(self.local) {
             corrections.vxlan.push(InfoVxlan::Local(self.local));
@@ -250,19 +257,34 @@ mod tests {
         let kinds = [
             LinkKind::Bridge,
             LinkKind::Vxlan(VxlanLink { vni: 2, ..vxlan() }),
-            LinkKind::Vxlan(VxlanLink { port: 4789, ..vxlan() }),
-            LinkKind::Vxlan(VxlanLink { gbp: true, ..vxlan() }),
-            LinkKind::Vxlan(VxlanLink { exotic: true, ..vxlan() }),
+            LinkKind::Vxlan(VxlanLink {
+                port: 4789,
+                ..vxlan()
+            }),
+            LinkKind::Vxlan(VxlanLink {
+                gbp: true,
+                ..vxlan()
+            }),
+            LinkKind::Vxlan(VxlanLink {
+                exotic: true,
+                ..vxlan()
+            }),
         ];
         for kind in kinds {
-            let device = Link { kind: kind.clone(), ..link() };
+            let device = Link {
+                kind: kind.clone(),
+                ..link()
+            };
             assert!(matches!(compare(&device), Fit::Incompatible(_)), "{kind:?}");
         }
     }
 
     #[test]
     fn a_configured_mtu_never_exceeds_what_the_underlay_carries() {
-        let wide = VtepSpec { mtu: 8950, ..spec() };
+        let wide = VtepSpec {
+            mtu: 8950,
+            ..spec()
+        };
         assert_eq!(wide.mtu_on(1500), 1450);
         assert_eq!(wide.mtu_on(9000), 8950);
         assert_eq!(wide.mtu_on(10), 0);
@@ -271,10 +293,19 @@ mod tests {
     #[test]
     fn names_the_kernel_cannot_hold_are_refused() {
         for name in ["", "flannel.10000000", "a/b", "a b"] {
-            let spec = VtepSpec { name: name.to_owned(), ..spec() };
-            assert!(matches!(spec.check_name(), Err(NetlinkError::BadName { .. })), "{name:?}");
+            let spec = VtepSpec {
+                name: name.to_owned(),
+                ..spec()
+            };
+            assert!(
+                matches!(spec.check_name(), Err(NetlinkError::BadName { .. })),
+                "{name:?}"
+            );
         }
-        let longest = VtepSpec { name: "flannel.9999999".to_owned(), ..spec() };
+        let longest = VtepSpec {
+            name: "flannel.9999999".to_owned(),
+            ..spec()
+        };
         assert!(longest.check_name().is_ok());
     }
 }

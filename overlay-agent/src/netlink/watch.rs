@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt};
 use rtnetlink::{
     constants::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH},
     packet_core::NetlinkPayload,
@@ -26,7 +26,10 @@ pub enum KernelEvent {
     /// A link appeared or changed.
     Link(Link),
     /// A link was deleted or moved to another network namespace.
-    LinkRemoved { ifindex: u32, name: String },
+    LinkRemoved {
+        ifindex: u32,
+        name: String,
+    },
     Address(Address),
     AddressRemoved(Address),
     /// A route of any table. The kernel is silent about routes that go with their interface.
@@ -50,8 +53,10 @@ impl KernelEvent {
         };
         match message {
             Message::NewLink(message) => Link::decode(message).map(Self::Link),
-            Message::DelLink(message) => Link::decode(message)
-                .map(|link| Self::LinkRemoved { ifindex: link.ifindex, name: link.name }),
+            Message::DelLink(message) => Link::decode(message).map(|link| Self::LinkRemoved {
+                ifindex: link.ifindex,
+                name: link.name,
+            }),
             Message::NewAddress(message) => Address::decode(message).map(Self::Address),
             Message::DelAddress(message) => Address::decode(message).map(Self::AddressRemoved),
             Message::NewRoute(message) => Route::decode(message).map(Self::Route),
@@ -78,7 +83,16 @@ impl Netlink {
     /// namespace of the calling thread. Subscribe before taking a first look, so that nothing
     /// falls between the two.
     pub fn watch() -> Result<Watch, NetlinkError> {
-        Ok(Watch { subscription: subscribe(GROUPS)? })
+        Ok(Watch {
+            subscription: subscribe(GROUPS)?,
+        })
+    }
+}
+
+impl Watch {
+    /// The next event, or `None` when the subscription has ended.
+    pub async fn next(&mut self) -> Option<KernelEvent> {
+        StreamExt::next(self).await
     }
 }
 
@@ -88,7 +102,9 @@ impl Stream for Watch {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<KernelEvent>> {
         loop {
             let next = ready!(self.subscription.messages.poll_next_unpin(cx));
-            let Some((message, _)) = next else { return Poll::Ready(None) };
+            let Some((message, _)) = next else {
+                return Poll::Ready(None);
+            };
             if let Some(event) = KernelEvent::decode(&message.payload) {
                 return Poll::Ready(Some(event));
             }
