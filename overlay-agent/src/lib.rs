@@ -5,6 +5,9 @@
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod filter;
+pub mod health;
+pub mod lifecycle;
 pub mod logging;
 pub mod model;
 pub mod netlink;

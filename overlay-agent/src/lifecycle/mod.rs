@@ -1,0 +1,11 @@
+//! The life of the process: signals, the service manager, and the tasks that run until it ends.
+
+mod notify;
+mod signals;
+mod supervisor;
+
+pub use self::{
+    notify::{Progress, ServiceManager},
+    signals::{Request, Signals},
+    supervisor::{Supervisor, TaskState, TaskStatus},
+};
