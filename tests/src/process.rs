@@ -18,7 +18,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{sys, wait::wait_for};
+use crate::{
+    sys,
+    wait::{Hopeless, wait_for},
+};
 
 /// How long a process may take to end on SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
@@ -111,7 +114,7 @@ impl Daemon {
         })
     }
 
-    /// An error that says how, unless the process is running.
+    /// A [`Hopeless`] error that says how it ended, unless the process is running.
     pub fn check_running(&self) -> Result<()> {
         let Some(status) = self.try_wait()? else {
             return Ok(());
@@ -120,7 +123,13 @@ impl Daemon {
             Some(number) => format!("was ended by signal {number}"),
             None => format!("ended with {status}"),
         };
-        bail!("{} {how}; its log ends\n{}", self.name, self.log_tail(15))
+        let message = format!(
+            "{} {how}; its log ends
+{}",
+            self.name,
+            self.log_tail(15)
+        );
+        Err(Hopeless(message).into())
     }
 
     /// Everything the process has written.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use nix::unistd::Uid;
 
-/// Start of the line each skipped test prints to standard error. `cargo xtask test` counts them.
+/// Start of the line each skipped test prints to standard output. `cargo xtask test` counts them.
 pub const SKIP_MARK: &str = "skipped: ";
 
 /// Panics unless the process is root.
@@ -19,8 +19,8 @@ pub fn require_root() {
 /// Prints the line that counts a skipped test.
 pub fn announce_skip(test: &str, reason: &str) {
     // Written to the stream itself: the test harness hides what passing tests print with macros.
-    let line = format!("{SKIP_MARK}{test}: {reason}\n");
-    if let Err(error) = std::io::stderr().write_all(line.as_bytes()) {
+    let line = format!("\n{SKIP_MARK}{test}: {reason}\n");
+    if let Err(error) = std::io::stdout().write_all(line.as_bytes()) {
         panic!("cannot announce a skipped test: {error}");
     }
 }

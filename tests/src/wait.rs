@@ -1,7 +1,7 @@
 //! Waiting for a condition, with a deadline and a reason when it is missed.
 
 use std::{
-    thread,
+    fmt, thread,
     time::{Duration, Instant},
 };
 
@@ -10,8 +10,20 @@ use anyhow::{Result, anyhow};
 /// Time between two probes: short against what is waited for, long against what a probe costs.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Probes until `probe` succeeds and returns its result. An error means "not yet"; when the
-/// deadline passes, the last one is the evidence.
+/// An error that waiting will not cure.
+#[derive(Debug)]
+pub struct Hopeless(pub String);
+
+impl fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hopeless {}
+
+/// Probes until `probe` succeeds and returns its result. An error means "not yet", unless it is
+/// [`Hopeless`]; when the deadline passes, the last one is the evidence.
 pub fn wait_for<T>(
     what: &str,
     within: Duration,
@@ -21,6 +33,7 @@ pub fn wait_for<T>(
     loop {
         let reason = match probe() {
             Ok(found) => return Ok(found),
+            Err(reason) if reason.is::<Hopeless>() => return Err(reason.context(what.to_owned())),
             Err(reason) => reason,
         };
         if start.elapsed() >= within {
@@ -57,6 +70,19 @@ mod tests {
         assert_eq!(
             missed.unwrap_err().to_string(),
             "the sun: not within 0ns; last seen: clouds"
+        );
+    }
+
+    #[test]
+    fn a_hopeless_wait_ends_at_once() {
+        let mut probes = 0;
+        let hopeless = wait_for("the dead", Duration::from_secs(5), || -> Result<()> {
+            probes += 1;
+            Err(Hopeless("buried".to_owned()).into())
+        });
+        assert_eq!(
+            (format!("{:#}", hopeless.unwrap_err()), probes),
+            ("the dead: buried".to_owned(), 1)
         );
     }
 }

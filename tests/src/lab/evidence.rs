@@ -41,13 +41,12 @@ fn collect_node(text: &mut String, node: &Node) {
     if !node.runs_agent() {
         return;
     }
-    let map = node
-        .pin_dir
-        .join(format!("v{}", overlay_common::ABI_VERSION))
-        .join("OVL_ROUTES4");
-    let dump = ["map", "dump", "pinned", &map.to_string_lossy()].map(str::to_owned);
-    let dump = node.cmd("bpftool", dump.iter().map(String::as_str));
-    section(text, &title("OVL_ROUTES4"), dump);
+    section(text, &title("OVL_ROUTES4"), node.dump_routes());
+    section(
+        text,
+        &title("OVL_STATS"),
+        node.counters().map(|counters| counters.to_string()),
+    );
     for command in ["status", "routes", "flows", "stats"] {
         section(text, &title(command), node.operator(&[command]));
     }

@@ -14,6 +14,7 @@
 //! many.
 
 pub mod agent;
+pub mod counters;
 mod evidence;
 pub mod node;
 pub mod pod;
@@ -23,9 +24,14 @@ pub mod store;
 pub mod subnet_env;
 pub mod underlay;
 
-use std::{fmt::Write as _, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    thread::{self, ScopedJoinHandle},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use overlay_common::addr::MacAddr;
 
 pub use self::{
@@ -59,6 +65,16 @@ pub struct Lab {
     underlay: Underlay,
     /// Last: it deletes the namespaces, and what runs in them must be gone.
     state: Arc<State>,
+}
+
+/// One pair of pods, by their indexes in [`Lab::pods`], and the ping from one to the other.
+#[derive(Debug)]
+pub struct PairPing {
+    pub from: usize,
+    pub to: usize,
+    /// For people: `n1/a → n2/b`.
+    pub path: String,
+    pub round_trip: Result<Duration>,
 }
 
 /// Builds a lab, runs `test` on it, and panics if either fails.
@@ -278,38 +294,47 @@ impl Lab {
         self.nodes.iter().flat_map(of).collect()
     }
 
-    /// Pings from every pod to every other. The error names every pair without an answer.
-    pub fn ping_matrix(&self) -> Result<()> {
+    /// Pings from every pod to every other, all at once.
+    pub fn ping_pairs(&self) -> Vec<PairPing> {
         let pods = self.pods();
-        let mut failures = String::new();
         thread::scope(|scope| {
             let mut pings = Vec::new();
-            for (node, pod) in &pods {
-                for (peer_node, peer) in pods.iter().filter(|(_, peer)| peer.address != pod.address)
+            for (from, (node, pod)) in pods.iter().enumerate() {
+                for (to, (peer_node, peer)) in pods.iter().enumerate().filter(|(to, _)| *to != from)
                 {
-                    let name = format!(
+                    let path = format!(
                         "{}/{} → {}/{}",
                         node.name, pod.name, peer_node.name, peer.name
                     );
                     let ping = scope.spawn(|| ping::once(&pod.endpoint(), peer.address));
-                    pings.push((name, ping));
+                    pings.push((from, to, path, ping));
                 }
             }
-            for (name, ping) in pings {
-                let result = ping
+            let finish = |(from, to, path, ping): (_, _, _, ScopedJoinHandle<'_, _>)| {
+                let round_trip = ping
                     .join()
                     .unwrap_or_else(|_panic| Err(anyhow!("panicked")));
-                if let Err(error) = result {
-                    // Writing to a String cannot fail.
-                    let _ = writeln!(failures, "{name}: {error:#}");
+                PairPing {
+                    from,
+                    to,
+                    path,
+                    round_trip,
                 }
-            }
-        });
-        if failures.is_empty() {
-            Ok(())
-        } else {
-            bail!("pings without answer:\n{failures}")
-        }
+            };
+            pings.into_iter().map(finish).collect()
+        })
+    }
+
+    /// An error that names every pair of pods without an answer to a ping, if there is one.
+    pub fn ping_matrix(&self) -> Result<()> {
+        let failure = |pair: PairPing| Some(format!("{}: {:#}", pair.path, pair.round_trip.err()?));
+        let failures: Vec<_> = self.ping_pairs().into_iter().filter_map(failure).collect();
+        ensure!(
+            failures.is_empty(),
+            "pings without answer:\n{}",
+            failures.join("\n")
+        );
+        Ok(())
     }
 
     /// Address of the hub, a host outside the pod network.

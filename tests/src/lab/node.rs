@@ -16,6 +16,7 @@ use overlay_common::{ABI_VERSION, addr::Ipv4Be, maps, route::Route};
 
 use super::{
     agent,
+    counters::Counters,
     pod::{self, Attachment, Pod},
     state::State,
     stock::{Cluster, Stock},
@@ -231,6 +232,20 @@ impl Node {
                 )?)
             })
             .collect()
+    }
+
+    /// The packet counters, read from the pinned map.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(&self.map_pin(maps::STATS))
+    }
+
+    /// The route map as `bpftool` shows it.
+    pub fn dump_routes(&self) -> Result<String> {
+        let pin = self.map_pin(maps::ROUTES4);
+        let pin = pin
+            .to_str()
+            .with_context(|| format!("{} is not UTF-8", pin.display()))?;
+        self.cmd("bpftool", ["map", "dump", "pinned", pin])
     }
 
     // Pods.
