@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -572,6 +573,73 @@ fn whatever_is_deleted_by_hand_comes_back() {
             assert_eq!((vtep.mac, vtep.mtu), (MAC, 1450), "after {damage}");
             assert!(node.reconcile(&vtep).await.is_unchanged(), "after {damage}");
         }
+    });
+}
+
+#[test]
+fn events_tell_when_to_repair_and_repairs_come_to_rest() {
+    in_private_netns(|| async {
+        let mut node = Node::vxlan();
+        node.add_peer(2, "203.0.113.2");
+        let mut watch = Netlink::watch().expect("watch");
+        let mut vtep = node.ensure().await;
+        node.reconcile(&vtep).await;
+        let healthy = || {
+            (
+                run("ip route show"),
+                run("ip neigh show"),
+                run("bridge fdb show"),
+            )
+        };
+        let before = healthy();
+
+        let mut delays = Vec::new();
+        for damage in [
+            "ip link delete flannel.1",
+            "ip link set flannel.1 down",
+            "ip link set flannel.1 address 02:de:ad:de:ad:01",
+            "ip link set flannel.1 mtu 1300",
+            "ip link set flannel.1 name stolen",
+            "ip route del 10.5.2.0/24",
+            "ip neigh del 10.5.2.0 dev flannel.1",
+            "bridge fdb del 02:00:00:00:01:02 dev flannel.1 self dst 203.0.113.2",
+            "ip addr del 10.5.1.0/32 dev flannel.1",
+            "ip route flush dev flannel.1",
+        ] {
+            run(damage);
+            let start = Instant::now();
+            // Every event that matters causes a repair, until all is as it was.
+            while healthy() != before {
+                let event = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
+                let event = event.unwrap_or_else(|_| panic!("no event tells of `{damage}`"));
+                if event
+                    .expect("the watch")
+                    .concerns(underlay().ifindex, Some(&vtep))
+                {
+                    let restored = node.netlink.restore_vtep(&node.spec(), MAC).await;
+                    vtep = restored.expect("device");
+                    node.reconcile(&vtep).await;
+                }
+            }
+            delays.push(start.elapsed());
+            // The echo of the repair dies out instead of causing repairs for ever.
+            let quiet = Duration::from_millis(100);
+            while let Ok(event) = tokio::time::timeout(quiet, watch.next()).await {
+                if event
+                    .expect("the watch")
+                    .concerns(underlay().ifindex, Some(&vtep))
+                {
+                    let again = node.netlink.restore_vtep(&node.spec(), MAC).await;
+                    assert_eq!(again.expect("device"), vtep, "after {damage}");
+                    assert!(node.reconcile(&vtep).await.is_unchanged(), "after {damage}");
+                }
+            }
+        }
+        delays.sort();
+        assert!(
+            delays[delays.len() / 2] < Duration::from_secs(1),
+            "{delays:?}"
+        );
     });
 }
 

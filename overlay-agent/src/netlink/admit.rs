@@ -179,3 +179,6 @@ fn claim_tunnel(
     bases.insert(peer.subnet.network(), peer.subnet);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

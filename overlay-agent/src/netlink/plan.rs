@@ -346,3 +346,6 @@ fn is_replaceable(route: &Route, to_peer: bool, vtep: Option<u32>) -> bool {
         && route.tos == 0
         && (to_peer || flannel_tunnel)
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,3 +230,6 @@ impl Netlink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

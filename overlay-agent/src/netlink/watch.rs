@@ -15,7 +15,9 @@ use rtnetlink::{
 use super::{
     Netlink, NetlinkError,
     object::{Address, FdbEntry, Link, Neighbour, Route},
+    plan::ROUTE_PROTOCOL,
     transport::{Subscription, subscribe},
+    vtep::Vtep,
 };
 
 const GROUPS: u32 = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_NEIGH;
@@ -44,6 +46,25 @@ pub enum KernelEvent {
 }
 
 impl KernelEvent {
+    /// Whether the event can make the kernel tier differ from what is desired, so that
+    /// [`Netlink::ensure_vtep`] and [`Netlink::reconcile`] are due. Our own additions are no
+    /// reason; entries of the device are, because only a comparison tells ours from altered ones.
+    pub fn concerns(&self, underlay_ifindex: u32, vtep: Option<&Vtep>) -> bool {
+        let is_vtep = |ifindex| vtep.is_some_and(|vtep| vtep.ifindex == ifindex);
+        let ours = |ifindex| ifindex == underlay_ifindex || is_vtep(ifindex);
+        let named = |name: &str| vtep.is_some_and(|vtep| vtep.name == name);
+        match self {
+            Self::Link(link) => ours(link.ifindex) || named(&link.name),
+            Self::LinkRemoved { ifindex, name } => ours(*ifindex) || named(name),
+            Self::Address(address) | Self::AddressRemoved(address) => ours(address.ifindex),
+            // Any route can decide whether a peer is on-link.
+            Self::Route(route) => route.protocol != ROUTE_PROTOCOL,
+            Self::RouteRemoved(_) | Self::Resync => true,
+            Self::Neighbour(entry) | Self::NeighbourRemoved(entry) => is_vtep(entry.ifindex),
+            Self::Fdb(entry) | Self::FdbRemoved(entry) => is_vtep(entry.ifindex),
+        }
+    }
+
     fn decode(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Self> {
         use RouteNetlinkMessage as Message;
         let message = match payload {
@@ -114,6 +135,9 @@ impl Stream for Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use overlay_common::addr::MacAddr;
     use rtnetlink::packet_route::{AddressFamily, link::LinkMessage};
 
     use super::*;
@@ -122,6 +146,38 @@ mod tests {
     fn lost_events_become_an_explicit_resync() {
         let overrun = NetlinkPayload::Overrun(Vec::new());
         assert_eq!(KernelEvent::decode(&overrun), Some(KernelEvent::Resync));
+    }
+
+    #[test]
+    fn only_events_about_the_tier_concern_it() {
+        let vtep = Vtep {
+            ifindex: 7,
+            name: "flannel.1".to_owned(),
+            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+            mtu: 1450,
+            port: 8472,
+        };
+        let entry = |ifindex| Neighbour {
+            ifindex,
+            address: Ipv4Addr::new(10, 5, 2, 0),
+            mac: None,
+            permanent: true,
+        };
+        let removed = |ifindex, name: &str| KernelEvent::LinkRemoved {
+            ifindex,
+            name: name.to_owned(),
+        };
+        for (event, expected) in [
+            (KernelEvent::Resync, true),
+            (KernelEvent::Neighbour(entry(7)), true),
+            (KernelEvent::NeighbourRemoved(entry(2)), false),
+            (removed(7, "renamed"), true),
+            (removed(2, "eth0"), true),
+            (removed(9, "flannel.1"), true),
+            (removed(9, "veth9"), false),
+        ] {
+            assert_eq!(event.concerns(2, Some(&vtep)), expected, "{event:?}");
+        }
     }
 
     #[test]
