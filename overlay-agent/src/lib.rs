@@ -12,4 +12,5 @@ pub mod logging;
 pub mod model;
 pub mod netlink;
 pub mod object;
+pub mod output;
 pub mod run;

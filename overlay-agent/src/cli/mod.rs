@@ -1,9 +1,16 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
 //! runs.
 
+pub mod flows;
+pub mod flush;
+pub mod pinned;
+pub mod routes;
+pub mod stats;
+pub mod status;
+
 use std::{
     ffi::OsString,
-    io::{Write as _, stderr, stdout},
+    io::{self, BufWriter, Write, stderr, stdout},
     process::ExitCode,
 };
 
@@ -38,6 +45,17 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         flags: Vec<String>,
     },
+    /// Tell whether this node's fast path is healthy, and if not, why not
+    #[command(after_help = "Exit codes: 0 healthy, 1 degraded, 2 cannot tell")]
+    Status(status::Args),
+    /// Show which subnet is behind which node, and the way there
+    Routes(routes::Args),
+    /// Show the flows that may take the fast path
+    Flows(flows::Args),
+    /// Show what happened to packets, by hook and reason
+    Stats(stats::Args),
+    /// Make every flow earn its fast path again
+    Flush(flush::Args),
     /// Print the version
     Version,
 }
@@ -65,6 +83,11 @@ async fn command(args: &[String]) -> ExitCode {
     };
     match cli.command {
         Command::Run { flags } => daemon(&flags).await,
+        Command::Status(args) => report(|out| status::run(&args, out)),
+        Command::Routes(args) => report(|out| routes::run(&args, out)),
+        Command::Flows(args) => report(|out| flows::run(&args, out)),
+        Command::Stats(args) => report(|out| stats::run(&args, out)),
+        Command::Flush(args) => report(|out| flush::run(&args, out)),
         Command::Version => print(&version()),
     }
 }
@@ -85,6 +108,28 @@ async fn daemon(args: &[String]) -> ExitCode {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Runs an operator command. A reader that has gone away is no error.
+fn report(command: impl FnOnce(&mut dyn Write) -> anyhow::Result<ExitCode>) -> ExitCode {
+    let mut out = BufWriter::new(stdout());
+    let result = command(&mut out).and_then(|code| {
+        out.flush()?;
+        Ok(code)
+    });
+    let is_broken_pipe = |error: &anyhow::Error| {
+        error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(stderr(), "{PROGRAM}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn usage_error(message: &str) -> ExitCode {

@@ -41,6 +41,9 @@ pub enum DatapathError {
     )]
     NotPinned { dir: PathBuf },
 
+    #[error("{dir} is open only to the user the agent runs as: run this as root")]
+    Private { dir: PathBuf },
+
     #[error(
         "the pinned map {path} has another layout ({found}; needed: {wanted}): it was left by a \
          different build. Stop the agent and `rm -r {}`; pods keep talking through the kernel tier",
@@ -106,6 +109,9 @@ pub enum DatapathError {
         ifname: String,
         source: io::Error,
     },
+
+    #[error("cannot read the monotonic clock: {source}")]
+    Clock { source: io::Error },
 
     #[error("cannot read {path}: {source}")]
     HostFact {

@@ -1,6 +1,8 @@
 //! Facts about this host that the kernel tier's packets depend on and the fast path must match.
 
-use std::fs;
+use std::{fs, time::Duration};
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
 
@@ -23,6 +25,16 @@ impl HostFacts {
             local_port_range: read(IP_LOCAL_PORT_RANGE, "a port range", parse_range)?,
         })
     }
+}
+
+/// The time that lease deadlines are compared with: the clock of `bpf_ktime_get_coarse_ns`, which is
+/// behind by up to a timer tick.
+pub fn lease_clock() -> Result<Duration, DatapathError> {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .map_err(|errno| DatapathError::Clock {
+            source: errno.into(),
+        })
 }
 
 fn read<T>(

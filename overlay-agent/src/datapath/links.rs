@@ -52,12 +52,41 @@ pub struct LinkSummary {
     pub failed: Vec<(Attachment, DatapathError)>,
 }
 
+/// A pinned link as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    pub hook: Hook,
+    pub ifindex: u32,
+    /// False once the interface is gone or someone detached the link.
+    pub alive: bool,
+}
+
 /// Side of the interface `hook` sees.
 pub const fn side(hook: Hook) -> TcxSide {
     match hook {
         Hook::Egress | Hook::Ingress | Hook::Arrive => TcxSide::Ingress,
         Hook::Confirm | Hook::Deliver => TcxSide::Egress,
     }
+}
+
+/// The pinned links, in the order of their interface indexes.
+pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
+    let state = |(hook, ifindex)| {
+        let path = pins.link(hook, ifindex);
+        let info = sys::object_get(&path).and_then(|link| sys::tcx_link_info(link.as_fd()));
+        match info {
+            Ok(info) => Ok(Some(LinkState {
+                hook,
+                ifindex,
+                alive: info.is_some_and(|info| is_at(&info, hook, ifindex)),
+            })),
+            // Removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(pin_error("inspect", &path)(error)),
+        }
+    };
+    let states = pins.pinned_links()?.into_iter().map(state);
+    states.filter_map(Result::transpose).collect()
 }
 
 /// Makes the pinned links those of `wanted` and removes every other.
@@ -139,7 +168,7 @@ pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathErr
 }
 
 /// True if the link is alive on the right side of the interface it is named after.
-pub fn is_at(info: &TcxLinkInfo, hook: Hook, ifindex: u32) -> bool {
+fn is_at(info: &TcxLinkInfo, hook: Hook, ifindex: u32) -> bool {
     info.ifindex == ifindex && info.attach_type == side(hook) as u32
 }
 

@@ -47,10 +47,7 @@ pub struct Maps {
 impl Maps {
     /// Opens the pinned maps.
     pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
-        let dir = pins.maps();
-        if !dir.exists() {
-            return Err(DatapathError::NotPinned { dir });
-        }
+        pins.require_maps()?;
         let (nodes, nodes_fd, max_nodes) = open(pins, maps::NODES)?;
         let (routes, _, max_routes) = open(pins, maps::ROUTES4)?;
         let (nexthops, ..) = open(pins, maps::NEXTHOPS)?;

@@ -7,6 +7,7 @@
 //! [`Datapath`] is the writing side; there is one per pin directory. [`Maps`] opens the same maps
 //! for reading, agent or no agent.
 
+mod counters;
 mod error;
 mod host;
 mod links;
@@ -30,9 +31,10 @@ use overlay_common::{addr::MacAddr, config::Config, outcome::Hook};
 use tracing::{debug, warn};
 
 pub use self::{
+    counters::FastShare,
     error::DatapathError,
-    host::HostFacts,
-    links::{Attached, Attachment, LinkSummary},
+    host::{HostFacts, lease_clock},
+    links::{Attached, Attachment, LinkState, LinkSummary, states as link_states},
     maps::Maps,
     pins::{DEFAULT_PIN_DIR, PinDir},
     wanted::{Fastpath, Vtep},

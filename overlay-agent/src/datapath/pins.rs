@@ -14,6 +14,8 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -27,6 +29,11 @@ use super::DatapathError;
 
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// How long to wait for an agent that is about to exit, or for a command that looks whether one
+/// runs.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Default of `--pin-dir`.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/overlay";
@@ -84,12 +91,47 @@ impl PinDir {
             ensure_private_dir(dir)?;
         }
         let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
-        match root.try_lock() {
-            Ok(()) => Ok(root),
-            Err(TryLockError::WouldBlock) => Err(DatapathError::InUse {
-                pin_dir: self.root.clone(),
-            }),
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match root.try_lock() {
+                Ok(()) => return Ok(root),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    sleep(LOCK_RETRY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(DatapathError::InUse {
+                        pin_dir: self.root.clone(),
+                    });
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(pin_error("lock", &self.root)(source));
+                }
+            }
+        }
+    }
+
+    /// True while an agent owns the directory.
+    pub fn is_in_use(&self) -> Result<bool, DatapathError> {
+        let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
+        match root.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(source)) => Err(pin_error("lock", &self.root)(source)),
+        }
+    }
+
+    /// Tells a directory without maps from one that is closed to this user.
+    pub fn require_maps(&self) -> Result<(), DatapathError> {
+        let dir = self.maps();
+        match fs::read_dir(&dir) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DatapathError::NotPinned { dir })
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(DatapathError::Private { dir })
+            }
+            Err(error) => Err(pin_error("open", &dir)(error)),
         }
     }
 

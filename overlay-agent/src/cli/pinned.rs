@@ -1,0 +1,41 @@
+//! What the operator commands have in common: they read the pinned maps, agent or no agent.
+
+use std::path::PathBuf;
+
+use crate::{
+    datapath::{DEFAULT_PIN_DIR, DatapathError, Maps, PinDir},
+    output::Format,
+};
+
+/// Where to read, and how to print.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Pinned {
+    /// Directory on a BPF file system where the agent pins its maps and links
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
+impl Pinned {
+    pub fn pins(&self) -> PinDir {
+        PinDir::new(&self.pin_dir)
+    }
+
+    pub fn open(&self) -> Result<Maps, DatapathError> {
+        Maps::open(&self.pins())
+    }
+}
+
+/// Name of an interface of the caller's network namespace; `None` where there is no such interface.
+pub fn interface_name(ifindex: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(ifindex)
+        .ok()
+        .map(|name| name.to_string_lossy().into_owned())
+}
+
+/// The name for people: `if7` for an interface that is not there.
+pub fn interface_label(ifindex: u32, name: Option<&str>) -> String {
+    name.map_or_else(|| format!("if{ifindex}"), str::to_owned)
+}

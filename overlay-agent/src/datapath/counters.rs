@@ -1,0 +1,129 @@
+//! What the counters say about the fast path as a whole.
+
+use overlay_common::outcome::{Counter, Hook, Kind, Outcome};
+
+/// Pod packets between nodes that a hook saw, by who carried them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastShare {
+    /// Carried by the programs.
+    pub fast: u64,
+    /// Recognised as pod packets and left to the kernel.
+    pub kernel: u64,
+}
+
+impl FastShare {
+    /// The share at `hook`: [`Hook::Egress`] for packets from pods, [`Hook::Ingress`] for packets to
+    /// them. The other hooks see only what the kernel carries.
+    pub fn at(hook: Hook, counters: &[(Hook, Outcome, Counter)]) -> Self {
+        counters.iter().filter(|(at, ..)| *at == hook).fold(
+            Self::default(),
+            |sum, (_, outcome, counter)| match outcome.kind() {
+                Kind::Fast => Self {
+                    fast: sum.fast.saturating_add(counter.packets),
+                    ..sum
+                },
+                Kind::Decline if is_pod_packet(*outcome) => Self {
+                    kernel: sum.kernel.saturating_add(counter.packets),
+                    ..sum
+                },
+                Kind::Decline | Kind::Lease | Kind::Drop => sum,
+            },
+        )
+    }
+
+    /// What happened since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            fast: self.fast.saturating_sub(earlier.fast),
+            kernel: self.kernel.saturating_sub(earlier.kernel),
+        }
+    }
+
+    /// Hundredths of a percent, rounded down; `None` without packets.
+    pub fn basis_points(self) -> Option<u16> {
+        let all = u128::from(self.fast) + u128::from(self.kernel);
+        let share = (u128::from(self.fast) * 10_000).checked_div(all)?;
+        u16::try_from(share).ok()
+    }
+
+    pub fn percent(self) -> Option<f64> {
+        self.basis_points().map(|share| f64::from(share) / 100.0)
+    }
+}
+
+/// Whether a packet with this outcome is known to be one between pods of different nodes. The others
+/// were declined before that could be told, or are something else.
+const fn is_pod_packet(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Disabled
+        | Outcome::NotIpv4
+        | Outcome::Truncated
+        | Outcome::Vlan
+        | Outcome::IpOptions
+        | Outcome::Fragment
+        | Outcome::Protocol
+        | Outcome::NotOverlay
+        | Outcome::UnknownPeer
+        | Outcome::VxlanHeader => false,
+        Outcome::FastTunnel
+        | Outcome::FastDirect
+        | Outcome::LeaseGranted
+        | Outcome::FlowClosed
+        | Outcome::TcpControl
+        | Outcome::Ttl
+        | Outcome::NoLease
+        | Outcome::Generation
+        | Outcome::NotGateway
+        | Outcome::Mtu
+        | Outcome::Nexthop
+        | Outcome::AdjustRoom
+        | Outcome::WrongPeer
+        | Outcome::Ecn
+        | Outcome::Translated
+        | Outcome::Handshake
+        | Outcome::NoGateway
+        | Outcome::OtherPath
+        | Outcome::Stamped
+        | Outcome::TableFull
+        | Outcome::Length
+        | Outcome::OtherMode
+        | Outcome::Rewrite
+        | Outcome::PodTunnel => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter(packets: u64) -> Counter {
+        Counter {
+            packets,
+            bytes: packets * 100,
+        }
+    }
+
+    #[test]
+    fn the_share_counts_pod_packets_of_one_hook_only() {
+        let counters = [
+            (Hook::Egress, Outcome::FastTunnel, counter(9_900)),
+            (Hook::Egress, Outcome::FastDirect, counter(90)),
+            (Hook::Egress, Outcome::NoLease, counter(10)),
+            (Hook::Egress, Outcome::NotOverlay, counter(50_000)),
+            (Hook::Ingress, Outcome::NoLease, counter(1)),
+            (Hook::Confirm, Outcome::LeaseGranted, counter(10)),
+        ];
+        let share = FastShare::at(Hook::Egress, &counters);
+        assert_eq!(
+            share,
+            FastShare {
+                fast: 9_990,
+                kernel: 10
+            }
+        );
+        assert_eq!(share.basis_points(), Some(9_990));
+        assert_eq!(FastShare::default().percent(), None);
+        assert_eq!(share.since(share), FastShare::default());
+    }
+}
