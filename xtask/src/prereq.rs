@@ -180,6 +180,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::Command("sysctl"),
+        "procps",
+        "reads and sets the lab's kernel settings",
+    ),
+    prereq(
+        Group::Lab,
         Need::Command("ethtool"),
         "ethtool",
         "sets the lab's link offloads",
