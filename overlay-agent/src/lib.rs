@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod docker_opts;
 pub mod filter;
 pub mod health;
 pub mod lifecycle;
@@ -14,3 +15,5 @@ pub mod netlink;
 pub mod object;
 pub mod output;
 pub mod run;
+pub mod subnet_env;
+pub mod underlay;

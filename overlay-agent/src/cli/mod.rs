@@ -1,5 +1,5 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
-//! runs.
+//! runs. Called as `mk-docker-opts.sh`, it is that script.
 
 pub mod flows;
 pub mod flush;
@@ -9,8 +9,9 @@ pub mod stats;
 pub mod status;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, BufWriter, Write, stderr, stdout},
+    path::Path,
     process::ExitCode,
 };
 
@@ -21,10 +22,13 @@ use crate::{
         Invocation, ParsedOptions,
         flags::{self, daemon_help},
     },
-    logging, run,
+    docker_opts, logging, run,
 };
 
 const PROGRAM: &str = "overlay-agent";
+
+/// flannel's helper, for which a link to the binary can stand in.
+const DOCKER_OPTS_SCRIPT: &str = "mk-docker-opts.sh";
 
 /// The exit code of a wrong command line, as everywhere on Linux.
 const USAGE_ERROR: u8 = 2;
@@ -56,16 +60,26 @@ enum Command {
     Stats(stats::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
+    /// Write the Docker daemon's options for this node's subnet, as mk-docker-opts.sh does
+    #[command(disable_help_flag = true)]
+    DockerOpts {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Print the version
     Version,
 }
 
 /// Does what the command line says; `args` begins with the program's name.
-pub async fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args: Vec<String> = match args.skip(1).map(OsString::into_string).collect() {
+pub async fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let name = args.next().unwrap_or_default();
+    let args: Vec<String> = match args.map(OsString::into_string).collect() {
         Ok(args) => args,
         Err(arg) => return usage_error(&format!("argument {} is not UTF-8", arg.display())),
     };
+    if Path::new(&name).file_name() == Some(OsStr::new(DOCKER_OPTS_SCRIPT)) {
+        return docker_opts::main(DOCKER_OPTS_SCRIPT, &args).await;
+    }
     match args.first().map(String::as_str) {
         Some("help") if args.len() == 1 => print(&help()),
         Some(word) if !word.starts_with('-') => command(&args).await,
@@ -88,6 +102,9 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
+        Command::DockerOpts { args } => {
+            docker_opts::main(&format!("{PROGRAM} docker-opts"), &args).await
+        }
         Command::Version => print(&version()),
     }
 }

@@ -8,4 +8,8 @@ pub mod options;
 
 pub use flags::{FlagError, Invocation, ParsedOptions};
 pub use network::{NetworkConfig, NetworkConfigError, ParsedNetworkConfig};
-pub use options::DaemonOptions;
+pub use options::{
+    ClientIdentity, Credentials, DaemonOptions, DatapathOptions, DatapathTier, EtcdOptions,
+    Fastpath, FilterOptions, HealthOptions, InterfaceOptions, KubernetesOptions, LeaseOptions,
+    LogFormat, LogOptions, Secret,
+};

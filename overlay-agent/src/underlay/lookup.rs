@@ -1,0 +1,331 @@
+//! Finding an interface by one criterion.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use regex::Regex;
+
+use super::{
+    Families,
+    address::usable,
+    snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
+};
+use crate::config::go::value::parse_ip;
+
+/// Why no interface was found; the texts are flannel's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnderlayError {
+    #[error("error looking up interface {text}: {reason}")]
+    Lookup { text: String, reason: &'static str },
+    #[error("error looking up v6 interface {text}: no interface with given IPv6 found")]
+    LookupIpv6 { text: String },
+    #[error("could not compile the IP address regex '{pattern}': {reason}")]
+    Regex { pattern: String, reason: String },
+    #[error(
+        "Could not match pattern {pattern} to any of the available network interfaces ({available})"
+    )]
+    NoMatch { pattern: String, available: String },
+    #[error("failed to get ifcanreach based interface: couldn't lookup route to {ip}: {reason}")]
+    Unreachable { ip: IpAddr, reason: String },
+    #[error(
+        "failed to get default {family}interface: unable to find default {family}route; choose an \
+         interface with --iface, or give the host a default route"
+    )]
+    NoDefaultRoute { family: &'static str },
+    #[error(
+        "failed to get default {family}interface: found default {family}route but could not determine \
+         interface; choose one with --iface"
+    )]
+    VagueDefaultRoute { family: &'static str },
+    #[error(
+        "v6 default route interface {ipv6} must be the same with v4 default route interface {ipv4}"
+    )]
+    OtherDefaultRoute { ipv6: String, ipv4: String },
+    #[error("v6 interface {ipv6} must be the same with v4 interface {ipv4}")]
+    OtherInterface { ipv6: String, ipv4: String },
+    #[error("failed to find {family} address for interface {interface}")]
+    NoAddress {
+        family: &'static str,
+        interface: String,
+    },
+    #[error("failed to determine MTU for {interface} interface")]
+    NoMtu { interface: String },
+    #[error(
+        "Failed to find interface to use that matches the interfaces and/or regexes provided: {}",
+        reasons.join("; ")
+    )]
+    NoCandidate { reasons: Vec<String> },
+}
+
+/// An interface, and the addresses that the criterion fixes.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    pub link: &'a Link,
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl<'a> Found<'a> {
+    fn any(link: &'a Link) -> Self {
+        Self {
+            link,
+            ipv4: None,
+            ipv6: None,
+        }
+    }
+
+    pub fn at(link: &'a Link, ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self {
+                ipv4: Some(ip),
+                ..Self::any(link)
+            },
+            IpAddr::V6(ip) => Self {
+                ipv6: Some(ip),
+                ..Self::any(link)
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Lookup<'a> {
+    pub host: &'a HostSnapshot,
+    pub families: Families,
+}
+
+impl<'a> Lookup<'a> {
+    /// `--iface`: an address or a name; empty is the default route's interface.
+    pub fn iface(self, text: &str) -> Result<Found<'a>, UnderlayError> {
+        if text.is_empty() {
+            return self.default_route();
+        }
+        let Some(ip) = parse_ip(text) else {
+            let named = self.host.links.iter().find(|link| link.name == text);
+            return named.map(Found::any).ok_or_else(|| UnderlayError::Lookup {
+                text: text.to_owned(),
+                reason: "no such network interface",
+            });
+        };
+        let (wanted, as_ipv6) = match ip {
+            IpAddr::V4(_) => (self.families.has_ipv4(), !self.families.has_ipv4()),
+            IpAddr::V6(_) => (self.families.has_ipv6(), self.families.has_ipv6()),
+        };
+        let owner = self.owner_of(ip).filter(|_| wanted);
+        owner.map(|link| Found::at(link, ip)).ok_or_else(|| {
+            let text = text.to_owned();
+            if as_ipv6 {
+                UnderlayError::LookupIpv6 { text }
+            } else {
+                UnderlayError::Lookup {
+                    text,
+                    reason: "no interface with given IP found",
+                }
+            }
+        })
+    }
+
+    /// `--iface-regex`: first by address, then by name.
+    pub fn regex(self, pattern: &str) -> Result<Found<'a>, UnderlayError> {
+        let regex = Regex::new(pattern).map_err(|error| UnderlayError::Regex {
+            pattern: pattern.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let by_name = || {
+            self.host
+                .links
+                .iter()
+                .find(|link| regex.is_match(&link.name))
+        };
+        self.host
+            .links
+            .iter()
+            .find_map(|link| self.matching_address(link, &regex))
+            .or_else(|| by_name().map(Found::any))
+            .ok_or_else(|| UnderlayError::NoMatch {
+                pattern: pattern.to_owned(),
+                available: self.available(),
+            })
+    }
+
+    fn matching_address(self, link: &'a Link, regex: &Regex) -> Option<Found<'a>> {
+        let matches = |ip: &IpAddr| regex.is_match(&ip.to_string());
+        let ipv4 = || {
+            self.ipv4_addresses(link)
+                .into_iter()
+                .find(|ip| matches(&IpAddr::V4(*ip)))
+        };
+        let ipv6 = || {
+            self.ipv6_addresses(link)
+                .into_iter()
+                .find(|ip| matches(&IpAddr::V6(*ip)))
+        };
+        match self.families {
+            Families::Ipv4 => Some(Found {
+                ipv4: Some(ipv4()?),
+                ..Found::any(link)
+            }),
+            Families::Ipv6 => Some(Found {
+                ipv6: Some(ipv6()?),
+                ..Found::any(link)
+            }),
+            Families::Dual => Some(Found {
+                link,
+                ipv4: Some(ipv4()?),
+                ipv6: Some(ipv6()?),
+            }),
+        }
+    }
+
+    /// The interfaces and their addresses for an error text.
+    fn available(self) -> String {
+        let describe = |link: &Link| {
+            let addresses: Vec<String> = if self.families.has_ipv4() {
+                self.ipv4_addresses(link)
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect()
+            } else {
+                self.ipv6_addresses(link)
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect()
+            };
+            format!("{}:[{}]", link.name, addresses.join(" "))
+        };
+        self.host
+            .links
+            .iter()
+            .map(describe)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// `--iface-can-reach`: what the kernel answered for this address.
+    pub fn can_reach(self, ip: IpAddr) -> Result<Found<'a>, UnderlayError> {
+        let unreachable = |reason: &str| UnderlayError::Unreachable {
+            ip,
+            reason: reason.to_owned(),
+        };
+        let reach = match &self.host.reach {
+            Some(Ok(reach)) => reach,
+            Some(Err(reason)) => return Err(unreachable(reason)),
+            None => return Err(unreachable("the kernel was not asked")),
+        };
+        let link = self
+            .link(reach.ifindex)
+            .ok_or_else(|| unreachable("its interface is gone"))?;
+        Ok(reach
+            .source
+            .map_or(Found::any(link), |source| Found::at(link, source)))
+    }
+
+    /// The interface of the first default route; with two families both must have the same.
+    pub fn default_route(self) -> Result<Found<'a>, UnderlayError> {
+        let ipv4 = || self.default_link(Ipv4Addr::UNSPECIFIED.into(), "");
+        let ipv6 = || self.default_link(Ipv6Addr::UNSPECIFIED.into(), "v6 ");
+        match self.families {
+            Families::Ipv4 => ipv4().map(Found::any),
+            Families::Ipv6 => ipv6().map(Found::any),
+            Families::Dual => {
+                let (ipv4, ipv6) = (ipv4()?, ipv6()?);
+                if ipv4.ifindex == ipv6.ifindex {
+                    Ok(Found::any(ipv4))
+                } else {
+                    Err(UnderlayError::OtherDefaultRoute {
+                        ipv6: ipv6.name.clone(),
+                        ipv4: ipv4.name.clone(),
+                    })
+                }
+            }
+        }
+    }
+
+    fn default_link(self, any: IpAddr, family: &'static str) -> Result<&'a Link, UnderlayError> {
+        let is_default = |route: &&Route| {
+            route.destination.prefix() == 0 && route.destination.is_ipv4() == any.is_ipv4()
+        };
+        let Some(route) = self.host.routes.iter().find(is_default) else {
+            return Err(UnderlayError::NoDefaultRoute { family });
+        };
+        let only = match route.interfaces[..] {
+            [first, ref others @ ..] if others.iter().all(|other| *other == first) => Some(first),
+            _ => None,
+        };
+        only.and_then(|ifindex| self.link(ifindex))
+            .ok_or(UnderlayError::VagueDefaultRoute { family })
+    }
+
+    /// Fills in the addresses that are not fixed: the best one of each family of the network.
+    pub fn complete(self, found: Found<'a>) -> Result<Found<'a>, UnderlayError> {
+        let Found {
+            link,
+            mut ipv4,
+            mut ipv6,
+        } = found;
+        let missing = |family| UnderlayError::NoAddress {
+            family,
+            interface: link.name.clone(),
+        };
+        if self.families.has_ipv4() && ipv4.is_none() {
+            let first = self.ipv4_addresses(link).first().copied();
+            ipv4 = Some(first.ok_or_else(|| missing("IPv4"))?);
+        }
+        if self.families.has_ipv6() && ipv6.is_none() {
+            let first = self.ipv6_addresses(link).first().copied();
+            ipv6 = Some(first.ok_or_else(|| missing("IPv6"))?);
+        }
+        Ok(Found { link, ipv4, ipv6 })
+    }
+
+    /// The interface that has exactly this address.
+    pub fn owner_of(self, ip: IpAddr) -> Option<&'a Link> {
+        self.host.links.iter().find(|link| {
+            self.host
+                .addresses
+                .iter()
+                .any(|address| address.ifindex == link.ifindex && address.ip == ip)
+        })
+    }
+
+    fn link(self, ifindex: u32) -> Option<&'a Link> {
+        self.host.links.iter().find(|link| link.ifindex == ifindex)
+    }
+
+    fn ipv4_addresses(self, link: &Link) -> Vec<Ipv4Addr> {
+        let ipv4 = |ip| {
+            if let IpAddr::V4(ip) = ip {
+                Some(ip)
+            } else {
+                None
+            }
+        };
+        self.addresses(link, IpAddr::is_ipv4)
+            .into_iter()
+            .filter_map(ipv4)
+            .collect()
+    }
+
+    fn ipv6_addresses(self, link: &Link) -> Vec<Ipv6Addr> {
+        let ipv6 = |ip| {
+            if let IpAddr::V6(ip) = ip {
+                Some(ip)
+            } else {
+                None
+            }
+        };
+        self.addresses(link, IpAddr::is_ipv6)
+            .into_iter()
+            .filter_map(ipv6)
+            .collect()
+    }
+
+    fn addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+        let of_link: Vec<&InterfaceAddress> = self
+            .host
+            .addresses
+            .iter()
+            .filter(|address| address.ifindex == link.ifindex && family(&address.ip))
+            .collect();
+        usable(&of_link)
+    }
+}

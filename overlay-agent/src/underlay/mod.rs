@@ -1,0 +1,229 @@
+//! Which interface carries tunnel packets, which address they leave with, and which address the other
+//! nodes are told. flannel's rules; the advertised address never decides what the tunnel's own
+//! address is.
+
+mod address;
+mod lookup;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use self::lookup::{Found, Lookup};
+pub use self::{
+    address::AddressFlags,
+    lookup::UnderlayError,
+    snapshot::{HostSnapshot, InterfaceAddress, Link, Reach, Route, SnapshotError, snapshot},
+};
+use crate::{
+    config::{InterfaceOptions, NetworkConfig},
+    model::Underlay,
+};
+
+/// The address families of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    Ipv4,
+    Ipv6,
+    Dual,
+}
+
+/// The chosen interface and addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    pub ifindex: u32,
+    pub name: String,
+    pub mtu: u32,
+    /// Present if the network has IPv4.
+    pub ipv4: Option<Addresses<Ipv4Addr>>,
+    /// Present if the network has IPv6.
+    pub ipv6: Option<Addresses<Ipv6Addr>>,
+    /// What was tried in vain before, and what may surprise; to be logged.
+    pub notes: Vec<String>,
+}
+
+/// This node's addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses<A> {
+    /// Source of tunnel packets: an address of the interface.
+    pub local: A,
+    /// What the lease advertises.
+    pub public: A,
+}
+
+impl Families {
+    pub fn of(network: &NetworkConfig) -> Self {
+        match (&network.ipv4, &network.ipv6) {
+            (Some(_), Some(_)) => Self::Dual,
+            (None, Some(_)) => Self::Ipv6,
+            (_, None) => Self::Ipv4,
+        }
+    }
+
+    fn has_ipv4(self) -> bool {
+        self != Self::Ipv6
+    }
+
+    fn has_ipv6(self) -> bool {
+        self != Self::Ipv4
+    }
+}
+
+impl Selection {
+    /// The IPv4 side, as the tiers take it.
+    pub fn underlay(&self) -> Option<Underlay> {
+        let ipv4 = self.ipv4?;
+        Some(Underlay {
+            ifindex: self.ifindex,
+            name: self.name.clone(),
+            mtu: self.mtu,
+            address: ipv4.local,
+            public_ip: ipv4.public,
+        })
+    }
+}
+
+/// Chooses by the options, in flannel's order: every `--iface`, every `--iface-regex`,
+/// `--iface-can-reach`; without any of them the interface that owns the public address, else the
+/// default route's. Every error can go away when the host's interfaces change.
+pub fn select(
+    host: &HostSnapshot,
+    options: &InterfaceOptions,
+    families: Families,
+) -> Result<Selection, UnderlayError> {
+    let lookup = Lookup { host, families };
+    let mut notes = Vec::new();
+    let found = match candidates(options) {
+        candidates if candidates.is_empty() => unasked(lookup, options, &mut notes)?,
+        candidates => first_match(lookup, candidates, &mut notes)?,
+    };
+    let found = with_public_ipv6(lookup, found, options)?;
+    finish(lookup, found, options, notes)
+}
+
+enum Candidate<'a> {
+    Iface(&'a str),
+    Regex(&'a str),
+    CanReach(IpAddr),
+}
+
+fn candidates(options: &InterfaceOptions) -> Vec<Candidate<'_>> {
+    let ifaces = options.iface.iter().map(|text| Candidate::Iface(text));
+    let regexes = options
+        .iface_regex
+        .iter()
+        .map(|text| Candidate::Regex(text));
+    let can_reach = options.iface_can_reach.map(Candidate::CanReach);
+    ifaces.chain(regexes).chain(can_reach).collect()
+}
+
+fn first_match<'a>(
+    lookup: Lookup<'a>,
+    candidates: Vec<Candidate<'_>>,
+    notes: &mut Vec<String>,
+) -> Result<Found<'a>, UnderlayError> {
+    for candidate in candidates {
+        let (text, found) = match candidate {
+            Candidate::Iface(text) => (text.to_owned(), lookup.iface(text)),
+            Candidate::Regex(text) => (text.to_owned(), lookup.regex(text)),
+            Candidate::CanReach(ip) => (format!("ifaceCanReach: {ip}"), lookup.can_reach(ip)),
+        };
+        match found.and_then(|found| lookup.complete(found)) {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                notes.push(format!(
+                    "could not find valid interface matching {text}: {error}"
+                ));
+            }
+        }
+    }
+    Err(UnderlayError::NoCandidate {
+        reasons: std::mem::take(notes),
+    })
+}
+
+/// flannel insists that the public address is local when nothing else is said. One that is not,
+/// because a NAT maps it to this node, is advertised all the same here.
+fn unasked<'a>(
+    lookup: Lookup<'a>,
+    options: &InterfaceOptions,
+    notes: &mut Vec<String>,
+) -> Result<Found<'a>, UnderlayError> {
+    let public_ip = options
+        .public_ip
+        .filter(|_| lookup.families.has_ipv4())
+        .map(IpAddr::V4);
+    let public_ipv6 = options
+        .public_ipv6
+        .filter(|_| lookup.families.has_ipv6())
+        .map(IpAddr::V6);
+    for public in [public_ip, public_ipv6].into_iter().flatten() {
+        match lookup.owner_of(public) {
+            Some(link) => return lookup.complete(Found::at(link, public)),
+            None => notes.push(format!(
+                "no interface has the public IP address {public}: it is advertised, and tunnel \
+                 packets leave by the default route's interface; choose another one with --iface"
+            )),
+        }
+    }
+    lookup
+        .default_route()
+        .and_then(|found| lookup.complete(found))
+}
+
+/// The public IPv6 address, if it is local, must be on the chosen interface, and is the tunnel's own
+/// address then.
+fn with_public_ipv6<'a>(
+    lookup: Lookup<'a>,
+    mut found: Found<'a>,
+    options: &InterfaceOptions,
+) -> Result<Found<'a>, UnderlayError> {
+    let Some(public) = options
+        .public_ipv6
+        .filter(|_| lookup.families == Families::Dual)
+    else {
+        return Ok(found);
+    };
+    match lookup.owner_of(public.into()) {
+        Some(owner) if owner.ifindex == found.link.ifindex => found.ipv6 = Some(public),
+        Some(owner) => {
+            return Err(UnderlayError::OtherInterface {
+                ipv6: owner.name.clone(),
+                ipv4: found.link.name.clone(),
+            });
+        }
+        None => {}
+    }
+    Ok(found)
+}
+
+fn finish(
+    lookup: Lookup<'_>,
+    found: Found<'_>,
+    options: &InterfaceOptions,
+    notes: Vec<String>,
+) -> Result<Selection, UnderlayError> {
+    let Found { link, ipv4, ipv6 } = found;
+    let ipv4 = ipv4.filter(|_| lookup.families.has_ipv4());
+    let ipv6 = ipv6.filter(|_| lookup.families.has_ipv6());
+    if link.mtu == 0 {
+        return Err(UnderlayError::NoMtu {
+            interface: link.name.clone(),
+        });
+    }
+    Ok(Selection {
+        ifindex: link.ifindex,
+        name: link.name.clone(),
+        mtu: link.mtu,
+        ipv4: ipv4.map(|local| Addresses {
+            local,
+            public: options.public_ip.unwrap_or(local),
+        }),
+        ipv6: ipv6.map(|local| Addresses {
+            local,
+            public: options.public_ipv6.unwrap_or(local),
+        }),
+        notes,
+    })
+}
