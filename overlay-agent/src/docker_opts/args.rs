@@ -126,8 +126,11 @@ mod tests {
         )
     }
 
-    fn write(args: Args) -> Result<Request, ArgsError> {
-        Ok(Request::Write(args))
+    fn written(words: &[&str]) -> Args {
+        match parsed(words) {
+            Ok(Request::Write(args)) => args,
+            other => panic!("{words:?}: {other:?}"),
+        }
     }
 
     #[test]
@@ -137,9 +140,9 @@ mod tests {
             combined: true,
             ..Args::default()
         };
-        assert_eq!(parsed(&[]), write(both.clone()));
-        assert_eq!(parsed(&["-i", "-c"]), write(both.clone()));
-        assert_eq!(parsed(&["-ic"]), write(both));
+        assert_eq!(written(&[]), both);
+        assert_eq!(written(&["-i", "-c"]), both);
+        assert_eq!(written(&["-ic"]), both);
     }
 
     #[test]
@@ -153,10 +156,10 @@ mod tests {
             ..Args::default()
         };
         assert_eq!(
-            parsed(&["-c", "-m", "-f", "/a", "-d", "/b", "-k", "KEY"]),
-            write(expected.clone())
+            written(&["-c", "-m", "-f", "/a", "-d", "/b", "-k", "KEY"]),
+            expected
         );
-        assert_eq!(parsed(&["-cmf/a", "-d/b", "-kKEY"]), write(expected));
+        assert_eq!(written(&["-cmf/a", "-d/b", "-kKEY"]), expected);
     }
 
     #[test]
@@ -165,8 +168,8 @@ mod tests {
             individual: true,
             ..Args::default()
         };
-        assert_eq!(parsed(&["-i", "word", "-c"]), write(expected.clone()));
-        assert_eq!(parsed(&["-i", "--", "-c"]), write(expected));
+        assert_eq!(written(&["-i", "word", "-c"]), expected);
+        assert_eq!(written(&["-i", "--", "-c"]), expected);
     }
 
     #[test]

@@ -84,7 +84,10 @@ pub async fn snapshot(can_reach: Option<IpAddr>) -> Result<HostSnapshot, Snapsho
 async fn ask(handle: &Handle, can_reach: Option<IpAddr>) -> Result<HostSnapshot, SnapshotError> {
     let mut links = list("links", handle.link().get().execute(), link).await?;
     links.sort_by_key(|link| link.ifindex);
-    let addresses = list("addresses", handle.address().get().execute(), address).await?;
+    let addresses = list("addresses", handle.address().get().execute(), |message| {
+        address(&message)
+    })
+    .await?;
     let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let mut routes = list("routes", handle.route().get(ipv4).execute(), route).await?;
     let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
@@ -132,7 +135,7 @@ fn link(message: LinkMessage) -> Option<Link> {
 }
 
 /// On a point-to-point interface `Local` is the own address and `Address` the peer's.
-fn address(message: AddressMessage) -> Option<InterfaceAddress> {
+fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     let mut local = None;
     let mut address = None;
     for attribute in &message.attributes {

@@ -74,8 +74,8 @@ fn regex(regex: &[&str]) -> InterfaceOptions {
     }
 }
 
-fn ip<A: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> Option<A> {
-    Some(text.parse().unwrap())
+fn ip<A: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> A {
+    text.parse().unwrap()
 }
 
 /// `interface local/public local/public`, with `-` for a family that is off.
@@ -293,12 +293,12 @@ fn a_regex_must_match_both_families_of_one_interface_in_a_dual_network() {
 fn can_reach_takes_the_kernels_interface_and_source_address() {
     let mut host = two_interfaces();
     let options = InterfaceOptions {
-        iface_can_reach: ip("192.168.50.1"),
+        iface_can_reach: Some(ip("192.168.50.1")),
         ..asking()
     };
     host.reach = Some(Ok(Reach {
         ifindex: 3,
-        source: ip("192.168.50.8"),
+        source: Some(ip("192.168.50.8")),
     }));
     assert_eq!(
         chosen(&host, &options, Families::Ipv4),
@@ -310,7 +310,7 @@ fn can_reach_takes_the_kernels_interface_and_source_address() {
     );
     host.reach = Some(Ok(Reach {
         ifindex: 3,
-        source: ip("2001:db8:50::7"),
+        source: Some(ip("2001:db8:50::7")),
     }));
     assert_eq!(
         chosen(&host, &options, Families::Ipv6),
@@ -349,8 +349,8 @@ fn a_candidate_without_an_address_gives_way_to_the_next() {
 #[test]
 fn the_public_address_is_advertised_and_is_not_the_tunnels_own() {
     let options = InterfaceOptions {
-        public_ip: ip("203.0.113.9"),
-        public_ipv6: ip("2001:db8:ffff::9"),
+        public_ip: Some(ip("203.0.113.9")),
+        public_ipv6: Some(ip("2001:db8:ffff::9")),
         ..iface(&["eth1"])
     };
     assert_eq!(
@@ -368,7 +368,7 @@ fn the_public_address_is_advertised_and_is_not_the_tunnels_own() {
 #[test]
 fn a_local_public_address_alone_chooses_its_interface() {
     let options = InterfaceOptions {
-        public_ip: ip("192.168.50.8"),
+        public_ip: Some(ip("192.168.50.8")),
         ..asking()
     };
     assert_eq!(
@@ -376,7 +376,7 @@ fn a_local_public_address_alone_chooses_its_interface() {
         "eth1 192.168.50.8/192.168.50.8 -"
     );
     let options = InterfaceOptions {
-        public_ipv6: ip("2001:db8:50::7"),
+        public_ipv6: Some(ip("2001:db8:50::7")),
         ..asking()
     };
     assert_eq!(
@@ -388,7 +388,7 @@ fn a_local_public_address_alone_chooses_its_interface() {
 #[test]
 fn a_public_address_behind_a_nat_needs_no_iface_and_is_noted() {
     let options = InterfaceOptions {
-        public_ip: ip("203.0.113.9"),
+        public_ip: Some(ip("203.0.113.9")),
         ..asking()
     };
     let selection = select(&two_interfaces(), &options, Families::Ipv4).unwrap();
@@ -411,7 +411,7 @@ fn a_public_address_behind_a_nat_needs_no_iface_and_is_noted() {
 #[test]
 fn public_addresses_on_two_interfaces_are_refused() {
     let options = InterfaceOptions {
-        public_ipv6: ip("2001:db8:2::15"),
+        public_ipv6: Some(ip("2001:db8:2::15")),
         ..iface(&["192.168.50.7"])
     };
     assert_eq!(
