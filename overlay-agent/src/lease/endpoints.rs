@@ -1,0 +1,333 @@
+//! Connections to the etcd endpoints, one client each, and the choice among them.
+//!
+//! etcd-client's own balancer hands requests to dead endpoints as readily as to living ones and
+//! hides which one failed. Here one endpoint is used until it fails, then the next.
+
+use std::{
+    error::Error as _,
+    future::Future,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{Client, ConnectOptions, Error};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{
+    options::{EtcdOptions, redact},
+    store::StoreError,
+};
+
+/// How long etcd may take. etcd itself gives up on a proposal after 7 s, so a slow but working
+/// cluster answers within `request`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// One endpoint's TCP connection and TLS handshake.
+    pub connect: Duration,
+    /// One request to one endpoint.
+    pub request: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            request: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Interval and patience of HTTP/2 pings on a connection that carries a watch. etcd answers pings
+/// more frequent than one in 5 s by closing the connection.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// The endpoints and the clients connected to them.
+pub(super) struct Endpoints {
+    options: EtcdOptions,
+    deadlines: Deadlines,
+    slots: Vec<Slot>,
+    preferred: AtomicUsize,
+}
+
+struct Slot {
+    url: String,
+    client: Mutex<Option<Client>>,
+}
+
+/// What an error says about the endpoint that returned it.
+enum Verdict {
+    /// This endpoint does not work; another may.
+    Endpoint,
+    /// The login is stale: log in again and repeat.
+    StaleLogin,
+    /// The cluster refused the request.
+    Refused(StoreError),
+}
+
+impl Endpoints {
+    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, StoreError> {
+        if options.endpoints.is_empty() {
+            return Err(StoreError::Options {
+                reason: "--etcd-endpoints names no endpoint".to_owned(),
+            });
+        }
+        if options.wants_tls() {
+            options.tls()?;
+        }
+        let slots = options.endpoints.iter().map(|url| Slot {
+            url: url.clone(),
+            client: Mutex::new(None),
+        });
+        Ok(Self {
+            slots: slots.collect(),
+            options,
+            deadlines,
+            preferred: AtomicUsize::new(0),
+        })
+    }
+
+    /// The URLs, without secrets.
+    pub fn urls(&self) -> String {
+        let urls: Vec<_> = self.slots.iter().map(|slot| redact(&slot.url)).collect();
+        urls.join(",")
+    }
+
+    /// Runs a request on the endpoint in use, and on each other one until one answers.
+    pub async fn call<T, F, R>(&self, operation: &'static str, request: F) -> Result<T, StoreError>
+    where
+        F: Fn(Client) -> R,
+        R: Future<Output = Result<T, Error>>,
+    {
+        let (_, answer) = self.call_at(operation, request).await?;
+        Ok(answer)
+    }
+
+    /// As [`Endpoints::call`], and says which endpoint answered.
+    pub async fn call_at<T, F, R>(
+        &self,
+        operation: &'static str,
+        request: F,
+    ) -> Result<(usize, T), StoreError>
+    where
+        F: Fn(Client) -> R,
+        R: Future<Output = Result<T, Error>>,
+    {
+        let mut failures = Vec::new();
+        let first = self.preferred.load(Ordering::Relaxed);
+        for index in (first..).take(self.slots.len()) {
+            let Some((index, slot)) = self.slot(index) else {
+                break;
+            };
+            let mut logins = 0;
+            let failure = loop {
+                let attempt = async { request(self.client(slot).await?).await };
+                match timeout(self.deadlines.request, attempt).await {
+                    Ok(Ok(answer)) => {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Ok((index, answer));
+                    }
+                    Ok(Err(error)) => match self.judge(operation, &error) {
+                        Verdict::StaleLogin if logins == 0 => {
+                            logins += 1;
+                            slot.disconnect();
+                        }
+                        Verdict::StaleLogin => {
+                            return Err(StoreError::Login {
+                                reason: describe(&error),
+                            });
+                        }
+                        Verdict::Refused(error) => return Err(error),
+                        Verdict::Endpoint => break describe(&error),
+                    },
+                    Err(_) => break format!("no answer within {:?}", self.deadlines.request),
+                }
+            };
+            slot.disconnect();
+            failures.push(format!("{}: {failure}", redact(&slot.url)));
+        }
+        let failures = failures.join("; ");
+        Err(if is_tls_failure(&failures) {
+            StoreError::Tls { failures }
+        } else {
+            StoreError::Unreachable { failures }
+        })
+    }
+
+    /// Reports that a stream of an endpoint broke: the next request connects anew, to another
+    /// endpoint if there is one.
+    pub fn stream_broke(
+        &self,
+        endpoint: usize,
+        operation: &'static str,
+        error: &Error,
+    ) -> StoreError {
+        let url = match self.slot(endpoint) {
+            Some((_, slot)) => {
+                slot.disconnect();
+                redact(&slot.url)
+            }
+            None => String::new(),
+        };
+        match self.judge(operation, error) {
+            Verdict::Refused(error) => error,
+            Verdict::StaleLogin => StoreError::Login {
+                reason: describe(error),
+            },
+            Verdict::Endpoint => {
+                let next = endpoint.wrapping_add(1);
+                let _ = self.preferred.compare_exchange(
+                    endpoint,
+                    next,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+                StoreError::Unreachable {
+                    failures: format!("{url}: {}", describe(error)),
+                }
+            }
+        }
+    }
+
+    fn slot(&self, index: usize) -> Option<(usize, &Slot)> {
+        let index = index.checked_rem(self.slots.len())?;
+        self.slots.get(index).map(|slot| (index, slot))
+    }
+
+    async fn client(&self, slot: &Slot) -> Result<Client, Error> {
+        let connected = slot.lock().clone();
+        if let Some(client) = connected {
+            return Ok(client);
+        }
+        let client = self.connect(&slot.url).await?;
+        *slot.lock() = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn connect(&self, url: &str) -> Result<Client, Error> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(self.deadlines.connect)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            // etcd closes connections that are pinged without a stream open.
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        let secure = url.starts_with("https://")
+            || (!url.starts_with("http://") && self.options.wants_tls());
+        if secure {
+            let tls = self.options.tls();
+            let tls = tls.map_err(|error| Error::InvalidArgs(error.to_string()))?;
+            options = options.with_tls(tls.timeout(self.deadlines.connect));
+        }
+        let Some((name, password)) = self.options.login() else {
+            return Client::connect([url], Some(options)).await;
+        };
+        let login = options.clone().with_user(name, password);
+        match Client::connect([url], Some(login)).await {
+            Err(Error::GRpcStatus(status)) if is_auth_off(status.message()) => {
+                warn!(
+                    user = name,
+                    "etcd has authentication switched off; going on without a login"
+                );
+                Client::connect([url], Some(options)).await
+            }
+            result => result,
+        }
+    }
+
+    fn judge(&self, operation: &'static str, error: &Error) -> Verdict {
+        let (message, code, from_etcd) = match error {
+            // tonic reports a failed connection as a status with a source; etcd's own have none.
+            Error::GRpcStatus(status) => (
+                status.message(),
+                i32::from(status.code()),
+                status.source().is_none(),
+            ),
+            // The reason of a cancelled watch comes without a code.
+            Error::WatchError(reason) if reason.contains("permission denied") => {
+                (reason.as_str(), PERMISSION_DENIED, true)
+            }
+            Error::WatchError(reason) => (reason.as_str(), UNAVAILABLE, true),
+            Error::TransportError(_) | Error::IoError(_) => return Verdict::Endpoint,
+            error => {
+                return Verdict::Refused(StoreError::Rejected {
+                    operation,
+                    reason: describe(error),
+                });
+            }
+        };
+        let login = ["authentication failed", "user name is empty"];
+        if message.contains("invalid auth token") || message.contains("auth store is old") {
+            Verdict::StaleLogin
+        } else if login.iter().any(|text| message.contains(text)) {
+            Verdict::Refused(StoreError::Login {
+                reason: message.to_owned(),
+            })
+        } else if !from_etcd || code == UNAVAILABLE {
+            Verdict::Endpoint
+        } else if code == PERMISSION_DENIED {
+            Verdict::Refused(StoreError::Denied {
+                operation,
+                prefix: self.options.key(""),
+                reason: message.to_owned(),
+            })
+        } else {
+            Verdict::Refused(StoreError::Rejected {
+                operation,
+                reason: message.to_owned(),
+            })
+        }
+    }
+}
+
+impl Slot {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disconnect(&self) {
+        self.lock().take();
+    }
+}
+
+/// gRPC status codes.
+const PERMISSION_DENIED: i32 = 7;
+const UNAVAILABLE: i32 = 14;
+
+/// Everything an error knows, innermost cause last. tonic's own text is only "transport error".
+fn describe(error: &Error) -> String {
+    let (mut text, mut cause) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        Error::TransportError(error) => (error.to_string(), error.source()),
+        error => (error.to_string(), None),
+    };
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// rustls errors arrive as texts inside I/O errors.
+fn is_tls_failure(text: &str) -> bool {
+    [
+        "certificate",
+        "received fatal alert",
+        "received corrupt message",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
+}
+
+fn is_auth_off(message: &str) -> bool {
+    message.contains("authentication is not enabled")
+}

@@ -1,0 +1,352 @@
+//! Lease values: the JSON a node publishes about itself.
+//!
+//! Written byte for byte as Go's `encoding/json` writes flannel's `LeaseAttrs`: fixed key order,
+//! `PublicIPv6` present even when `null`, empty fields left out, `<`, `>` and `&` escaped. Read as
+//! Go reads it: keys in any case, unknown keys ignored, the last of repeated keys wins.
+
+use std::{
+    fmt::{self, Write as _},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use overlay_common::addr::MacAddr;
+use serde::{
+    Deserialize,
+    de::{self, IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// What a node says about itself in its lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseAttrs {
+    /// The node's identity, and where peers send tunnel packets.
+    pub public_ip: Ipv4Addr,
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// Empty for the udp and alloc backends.
+    pub backend_type: String,
+    /// JSON text without insignificant blanks.
+    pub backend_data: Option<String>,
+    pub backend_v6_data: Option<String>,
+}
+
+/// Why the value of a lease key cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("not a flannel lease value: {reason}")]
+pub struct ValueError {
+    pub reason: String,
+}
+
+/// The vxlan backend's part of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanData {
+    /// Absent in leases of flannel before v0.15, and ignored by receivers.
+    pub vni: Option<u32>,
+    pub vtep_mac: MacAddr,
+}
+
+impl LeaseAttrs {
+    /// Attributes of a vxlan node in an IPv4 cluster.
+    pub fn vxlan(public_ip: Ipv4Addr, vni: u32, vtep_mac: MacAddr) -> Self {
+        Self {
+            backend_type: "vxlan".to_owned(),
+            backend_data: Some(format!(r#"{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}"#)),
+            ..Self::alloc(public_ip)
+        }
+    }
+
+    pub fn host_gw(public_ip: Ipv4Addr) -> Self {
+        Self {
+            backend_type: "host-gw".to_owned(),
+            ..Self::alloc(public_ip)
+        }
+    }
+
+    /// Attributes of a node that only leases its subnet.
+    pub const fn alloc(public_ip: Ipv4Addr) -> Self {
+        Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: String::new(),
+            backend_data: None,
+            backend_v6_data: None,
+        }
+    }
+
+    /// The vxlan data, if there is any with a usable MAC address.
+    pub fn vxlan_data(&self) -> Option<VxlanData> {
+        VxlanData::parse(self.backend_data.as_deref()?)
+    }
+
+    /// The text flannel would write.
+    pub fn encode(&self) -> String {
+        let mut out = format!(r#"{{"PublicIP":"{}","PublicIPv6":"#, self.public_ip);
+        match self.public_ipv6 {
+            Some(address) => push_string(&mut out, &address.to_string()),
+            None => out.push_str("null"),
+        }
+        if !self.backend_type.is_empty() {
+            out.push_str(r#","BackendType":"#);
+            push_string(&mut out, &self.backend_type);
+        }
+        for (name, data) in [
+            ("BackendData", &self.backend_data),
+            ("BackendV6Data", &self.backend_v6_data),
+        ] {
+            if let Some(data) = data {
+                let _ = write!(out, r#","{name}":"#);
+                data.chars().for_each(|c| push_html_safe(&mut out, c));
+            }
+        }
+        out.push('}');
+        out
+    }
+
+    /// Reads a value written by any flannel release, or by hand.
+    pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
+        serde_json::from_str(&String::from_utf8_lossy(value)).map_err(|error| ValueError {
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl VxlanData {
+    fn parse(json: &str) -> Option<Self> {
+        struct Parsed(Option<VxlanData>);
+
+        impl<'de> Deserialize<'de> for Parsed {
+            fn deserialize<D: de::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+                struct Fields;
+
+                impl<'de> Visitor<'de> for Fields {
+                    type Value = Parsed;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("vxlan backend data")
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
+                        let (mut vni, mut mac) = (None, None);
+                        while let Some(key) = map.next_key::<String>()? {
+                            match key.to_ascii_lowercase().as_str() {
+                                "vni" => vni = map.next_value()?,
+                                "vtepmac" => mac = map.next_value::<Option<String>>()?,
+                                _ => drop(map.next_value::<IgnoredAny>()?),
+                            }
+                        }
+                        let vtep_mac = mac.and_then(|mac| mac.parse().ok());
+                        Ok(Parsed(vtep_mac.map(|vtep_mac| VxlanData { vni, vtep_mac })))
+                    }
+                }
+
+                input.deserialize_map(Fields)
+            }
+        }
+
+        serde_json::from_str::<Parsed>(json).ok()?.0
+    }
+}
+
+impl<'de> Deserialize<'de> for LeaseAttrs {
+    fn deserialize<D: de::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = LeaseAttrs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with PublicIP and backend data")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LeaseAttrs, A::Error> {
+                // A missing PublicIP is 0.0.0.0, as Go's zero value is.
+                let mut attrs = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED);
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.to_ascii_lowercase().as_str() {
+                        "publicip" => attrs.public_ip = map.next_value()?,
+                        "publicipv6" => attrs.public_ipv6 = map.next_value()?,
+                        "backendtype" => {
+                            if let Some(backend_type) = map.next_value()? {
+                                attrs.backend_type = backend_type;
+                            }
+                        }
+                        "backenddata" => attrs.backend_data = compact(map.next_value()?),
+                        "backendv6data" => attrs.backend_v6_data = compact(map.next_value()?),
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(attrs)
+            }
+        }
+
+        input.deserialize_map(Fields)
+    }
+}
+
+/// JSON text without blanks between tokens; `None` for `null`.
+fn compact(json: Option<Box<RawValue>>) -> Option<String> {
+    let json = json?;
+    let (mut out, mut quoted, mut escaped) = (String::new(), false, false);
+    for c in json.get().chars() {
+        if !quoted && c.is_ascii_whitespace() {
+            continue;
+        }
+        out.push(c);
+        match c {
+            '"' if !escaped => quoted = !quoted,
+            '\\' if quoted => {
+                escaped = !escaped;
+                continue;
+            }
+            _ => {}
+        }
+        escaped = false;
+    }
+    (out != "null").then_some(out)
+}
+
+fn push_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c < ' ' => push_unicode_escape(out, c),
+            c => push_html_safe(out, c),
+        }
+    }
+    out.push('"');
+}
+
+/// Go escapes what could end a `<script>`, and the two line separators of JavaScript.
+fn push_html_safe(out: &mut String, c: char) {
+    match c {
+        '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => push_unicode_escape(out, c),
+        c => out.push(c),
+    }
+}
+
+fn push_unicode_escape(out: &mut String, c: char) {
+    let _ = write!(out, "\\u{:04x}", u32::from(c));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 3);
+
+    fn mac(text: &str) -> MacAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn values_are_written_byte_for_byte_as_flannel_writes_them() {
+        let vtep = mac("c6:d2:32:6f:8f:44");
+        let dual = LeaseAttrs {
+            public_ipv6: Some("fd00::3".parse().unwrap()),
+            backend_v6_data: Some(r#"{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}"#.to_owned()),
+            ..LeaseAttrs::vxlan(NODE, 1, vtep)
+        };
+        let extension = LeaseAttrs {
+            backend_type: "extension".to_owned(),
+            backend_data: Some(r#""<a> & b+/=""#.to_owned()),
+            ..LeaseAttrs::alloc(NODE)
+        };
+        for (attrs, text) in [
+            (
+                LeaseAttrs::vxlan(NODE, 1, vtep),
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+            ),
+            (
+                dual,
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}}"#,
+            ),
+            (
+                LeaseAttrs::host_gw(NODE),
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            ),
+            (
+                LeaseAttrs::alloc(NODE),
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#,
+            ),
+            (
+                extension,
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"extension","BackendData":"\u003ca\u003e \u0026 b+/="}"#,
+            ),
+        ] {
+            assert_eq!(attrs.encode(), text);
+        }
+    }
+
+    #[test]
+    fn every_written_value_reads_back_equal() {
+        for text in [
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"wireguard","BackendData":{"PublicKey":"K+/=","Port":51820},"BackendV6Data":{"PublicKey":"K","Port":51821}}"#,
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#,
+        ] {
+            let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
+            assert_eq!(attrs.encode(), text);
+        }
+    }
+
+    #[test]
+    fn old_and_hand_written_values_are_understood() {
+        let v0_14 = br#"{"PublicIP":"10.0.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"AA-BB-CC-DD-EE-0F"}}"#;
+        let attrs = LeaseAttrs::decode(v0_14).unwrap();
+        assert_eq!(
+            attrs.vxlan_data(),
+            Some(VxlanData {
+                vni: None,
+                vtep_mac: mac("aa:bb:cc:dd:ee:0f")
+            })
+        );
+
+        let by_hand = br#" { "publicip" : "10.0.0.1", "PUBLICIP": "10.0.0.2", "extra": [1, {}],
+            "backendtype": null, "BackendData": { "vtepmac" : "aabb.ccdd.ee0f", "a": "x \" y" } } "#;
+        let attrs = LeaseAttrs::decode(by_hand).unwrap();
+        assert_eq!(attrs.public_ip, Ipv4Addr::new(10, 0, 0, 2));
+        assert_eq!(attrs.backend_type, "");
+        assert_eq!(
+            attrs.backend_data.as_deref(),
+            Some(r#"{"vtepmac":"aabb.ccdd.ee0f","a":"x \" y"}"#)
+        );
+        assert_eq!(
+            attrs.vxlan_data().unwrap().vtep_mac,
+            mac("aa:bb:cc:dd:ee:0f")
+        );
+
+        assert_eq!(
+            LeaseAttrs::decode(b"{}"),
+            Ok(LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED))
+        );
+    }
+
+    #[test]
+    fn values_go_would_refuse_are_refused() {
+        for text in [
+            "",
+            "[]",
+            r#"{"PublicIP":null}"#,
+            r#"{"PublicIP":"fd00::1"}"#,
+            r#"{"PublicIP":"10.0.0.1"} x"#,
+            r#"{"PublicIP":"10.0.0.1","BackendType":5}"#,
+            r#"{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}"#,
+        ] {
+            assert!(LeaseAttrs::decode(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn vxlan_data_without_a_usable_mac_is_none() {
+        for data in [r#""x""#, "{}", r#"{"VtepMAC":"junk"}"#, r#"{"VtepMAC":7}"#] {
+            let attrs = LeaseAttrs {
+                backend_data: Some(data.to_owned()),
+                ..LeaseAttrs::alloc(NODE)
+            };
+            assert_eq!(attrs.vxlan_data(), None, "{data}");
+        }
+    }
+}
