@@ -10,6 +10,7 @@ pub mod filter;
 pub mod health;
 pub mod lifecycle;
 pub mod logging;
+pub mod core;
 pub mod lease;
 pub mod model;
 pub mod netlink;

@@ -124,7 +124,7 @@ impl Endpoints {
             };
             let mut logins = 0;
             let failure = loop {
-                let attempt = async { request(self.client(slot).await?).await };
+                let attempt = Box::pin(async { request(self.client(slot).await?).await });
                 match timeout(self.deadlines.request, attempt).await {
                     Ok(Ok(answer)) => {
                         self.preferred.store(index, Ordering::Relaxed);

@@ -1,5 +1,12 @@
 //! Leases: who owns which subnet of the pod network, kept in etcd with flannel's keys and values.
+//!
+//! A start is [`await_config`], then (once the device and with it the VTEP MAC address exist)
+//! [`acquire`], then [`spawn`], which keeps the lease and publishes a
+//! [`LeaseView`](crate::core::LeaseView). The decisions are in [`crate::core`].
 
+mod acquire;
+mod await_config;
+mod driver;
 mod endpoints;
 mod etcd;
 mod etcd_watch;
@@ -8,6 +15,9 @@ mod options;
 mod store;
 mod value;
 
+pub use acquire::{AcquireError, Acquired, acquire};
+pub use await_config::await_config;
+pub use driver::{LeaseHandle, spawn};
 pub use endpoints::Deadlines;
 pub use etcd::EtcdStore;
 pub use key::LeaseKey;

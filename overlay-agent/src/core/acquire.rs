@@ -1,0 +1,332 @@
+//! Which record a starting node writes: flannel's order of preference, without its races.
+//!
+//! A node finds itself again by its public IP. It keeps the subnet its containers already use
+//! (from the subnet file) where it can, and takes a random free one otherwise.
+
+use std::{fmt, net::Ipv4Addr};
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+use rand::RngCore;
+
+use super::allocation::Allocation;
+use crate::lease::{Entry, Expect, LeaseAttrs, LeaseKey};
+
+/// What a starting node asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    pub attrs: LeaseAttrs,
+    pub allocation: Allocation,
+    /// `FLANNEL_SUBNET` of the subnet file; may have host bits.
+    pub previous: Option<Ipv4Network>,
+    /// `FLANNEL_IPV6_SUBNET` of the subnet file.
+    pub previous6: Option<Ipv6Network>,
+}
+
+/// Why a subnet was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A record of this public IP exists.
+    Recorded,
+    /// The record shows another public IP but this node's VTEP.
+    Readdressed { from: Ipv4Addr },
+    /// The subnet file names it.
+    SubnetFile,
+    /// Chosen at random.
+    Chosen,
+}
+
+/// The next step towards a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Write {
+        key: LeaseKey,
+        expect: Expect,
+        /// The record is not attached to a lease and must stay so.
+        reservation: bool,
+        origin: Origin,
+    },
+    /// A record of this node that the config does not allow is in the way.
+    Delete {
+        key: LeaseKey,
+        mod_revision: i64,
+    },
+    OutOfSubnets,
+}
+
+/// The next step, given all records.
+pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision {
+    let (fitting, misfits): (Vec<_>, Vec<_>) = entries
+        .iter()
+        .filter(|entry| shows(entry, wish.attrs.public_ip))
+        .partition(|entry| wish.allocation.accepts(&entry.key));
+    let previous = wish.previous.map(network4);
+    let remembered = |entry: &&&Entry| Some(entry.key.subnet) == previous;
+    let known = fitting.iter().find(remembered).or(fitting.first());
+    if let Some(entry) = known {
+        return rewrite(entry, Origin::Recorded);
+    }
+    // An operator's reservation is not ours to delete, even if it does not fit.
+    if let Some(misfit) = misfits.iter().find(|entry| entry.lease_id.is_some()) {
+        return Decision::Delete {
+            key: misfit.key,
+            mod_revision: misfit.mod_revision,
+        };
+    }
+    if let Some((entry, from)) = readdressed(wish, entries) {
+        return rewrite(entry, Origin::Readdressed { from });
+    }
+    let taken = || entries.iter().map(|entry| &entry.key);
+    let free4 = |subnet: &Ipv4Network| !taken().any(|key| key.subnet.overlaps(*subnet));
+    let kept = previous.filter(|subnet| wish.allocation.accepts4(*subnet) && free4(subnet));
+    let Some(subnet) = kept.or_else(|| wish.allocation.pick4(taken(), rng)) else {
+        return Decision::OutOfSubnets;
+    };
+    let subnet6 = match &wish.allocation.v6 {
+        None => None,
+        Some(v6) => {
+            let free6 = |subnet: &Ipv6Network| {
+                !taken().any(|key| key.subnet6.is_some_and(|other| other.overlaps(*subnet)))
+            };
+            let previous = wish.previous6.and_then(network6);
+            let kept = previous.filter(|subnet| v6.accepts(*subnet) && free6(subnet));
+            match kept.or_else(|| v6.pick(taken(), rng)) {
+                Some(subnet) => Some(subnet),
+                None => return Decision::OutOfSubnets,
+            }
+        }
+    };
+    Decision::Write {
+        key: LeaseKey { subnet, subnet6 },
+        expect: Expect::Absent,
+        reservation: false,
+        origin: match kept {
+            Some(_) => Origin::SubnetFile,
+            None => Origin::Chosen,
+        },
+    }
+}
+
+fn rewrite(entry: &Entry, origin: Origin) -> Decision {
+    Decision::Write {
+        key: entry.key,
+        expect: Expect::ModRevision(entry.mod_revision),
+        reservation: entry.lease_id.is_none(),
+        origin,
+    }
+}
+
+fn shows(entry: &Entry, public_ip: Ipv4Addr) -> bool {
+    let attrs = entry.value.as_ref();
+    !public_ip.is_unspecified() && attrs.is_ok_and(|attrs| attrs.public_ip == public_ip)
+}
+
+/// The record of the subnet this node used last, if it shows this node's VTEP MAC address: the
+/// node's address changed while the daemon was away.
+fn readdressed<'a>(wish: &Wish, entries: &'a [Entry]) -> Option<(&'a Entry, Ipv4Addr)> {
+    let previous = network4(wish.previous?);
+    let own = wish.attrs.vxlan_data()?;
+    let entry = entries.iter().find(|e| e.key.subnet == previous)?;
+    let attrs = entry.value.as_ref().ok()?;
+    let same = attrs.vxlan_data()?.vtep_mac == own.vtep_mac;
+    (same && wish.allocation.accepts(&entry.key)).then_some((entry, attrs.public_ip))
+}
+
+/// The subnet file holds the gateway's address, `10.5.34.1/24`.
+fn network4(address: Ipv4Network) -> Ipv4Network {
+    Ipv4Network::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+fn network6(address: Ipv6Network) -> Option<Ipv6Network> {
+    Ipv6Network::new(address.network(), address.prefix()).ok()
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recorded => f.write_str("recorded for this public IP"),
+            Self::Readdressed { from } => write!(f, "recorded for this VTEP at {from}"),
+            Self::SubnetFile => f.write_str("from the subnet file"),
+            Self::Chosen => f.write_str("chosen among the free ones"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::addr::MacAddr;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+    const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+    const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+    fn wish(previous: Option<&str>) -> Wish {
+        Wish {
+            attrs: LeaseAttrs::vxlan(NODE, 1, MAC),
+            allocation: Allocation {
+                network: "10.3.0.0/16".parse().unwrap(),
+                subnet_min: "10.3.1.0".parse().unwrap(),
+                subnet_max: "10.3.255.0".parse().unwrap(),
+                subnet_len: 24,
+                v6: None,
+            },
+            previous: previous.map(|text| text.parse().unwrap()),
+            previous6: None,
+        }
+    }
+
+    fn entry(key: &str, public_ip: Ipv4Addr) -> Entry {
+        Entry {
+            key: LeaseKey::parse(key).unwrap(),
+            value: Ok(LeaseAttrs::alloc(public_ip)),
+            lease_id: Some(9),
+            mod_revision: 5,
+        }
+    }
+
+    fn step(wish: &Wish, entries: &[Entry]) -> Decision {
+        decide(wish, entries, &mut StdRng::seed_from_u64(3))
+    }
+
+    fn written(decision: Decision) -> (String, Expect, bool, Origin) {
+        match decision {
+            Decision::Write {
+                key,
+                expect,
+                reservation,
+                origin,
+            } => (key.to_string(), expect, reservation, origin),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_record_of_the_own_public_ip_is_reused() {
+        let entries = [entry("10.3.4.0-24", OTHER), entry("10.3.9.0-24", NODE)];
+        assert_eq!(
+            written(step(&wish(None), &entries)),
+            (
+                "10.3.9.0-24".into(),
+                Expect::ModRevision(5),
+                false,
+                Origin::Recorded
+            )
+        );
+    }
+
+    #[test]
+    fn of_several_own_records_the_subnet_in_use_is_kept() {
+        let entries = [entry("10.3.4.0-24", NODE), entry("10.3.9.0-24", NODE)];
+        assert_eq!(written(step(&wish(None), &entries)).0, "10.3.4.0-24");
+        assert_eq!(
+            written(step(&wish(Some("10.3.9.1/24")), &entries)).0,
+            "10.3.9.0-24"
+        );
+    }
+
+    #[test]
+    fn a_record_without_a_lease_pins_the_subnet_and_stays_a_reservation() {
+        let mut pinned = entry("10.3.4.0-24", NODE);
+        pinned.lease_id = None;
+        assert_eq!(
+            written(step(&wish(None), &[pinned])),
+            (
+                "10.3.4.0-24".into(),
+                Expect::ModRevision(5),
+                true,
+                Origin::Recorded
+            )
+        );
+    }
+
+    #[test]
+    fn an_own_record_outside_the_config_is_deleted_but_a_reservation_is_not() {
+        let mut misfit = entry("10.4.4.0-24", NODE);
+        assert_eq!(
+            step(&wish(None), &[misfit.clone()]),
+            Decision::Delete {
+                key: misfit.key,
+                mod_revision: 5
+            }
+        );
+        misfit.lease_id = None;
+        assert_eq!(written(step(&wish(None), &[misfit])).3, Origin::Chosen);
+    }
+
+    #[test]
+    fn the_subnet_of_the_subnet_file_is_taken_when_nobody_holds_it() {
+        let wish = wish(Some("10.3.21.1/24"));
+        assert_eq!(
+            written(step(&wish, &[entry("10.3.4.0-24", OTHER)])),
+            (
+                "10.3.21.0-24".into(),
+                Expect::Absent,
+                false,
+                Origin::SubnetFile
+            )
+        );
+        let held = [entry("10.3.21.0-24", OTHER)];
+        let (key, _, _, origin) = written(step(&wish, &held));
+        assert_eq!(origin, Origin::Chosen);
+        assert_ne!(key, "10.3.21.0-24");
+    }
+
+    #[test]
+    fn a_subnet_file_that_does_not_fit_the_config_is_ignored() {
+        for previous in ["10.4.1.1/24", "10.3.1.1/25", "10.3.0.1/24"] {
+            let (_, _, _, origin) = written(step(&wish(Some(previous)), &[]));
+            assert_eq!(origin, Origin::Chosen, "{previous}");
+        }
+    }
+
+    #[test]
+    fn a_node_whose_address_changed_finds_its_subnet_by_its_vtep() {
+        let mut mine = entry("10.3.21.0-24", OTHER);
+        mine.value = Ok(LeaseAttrs::vxlan(OTHER, 1, MAC));
+        assert_eq!(
+            written(step(&wish(Some("10.3.21.1/24")), &[mine.clone()])),
+            (
+                "10.3.21.0-24".into(),
+                Expect::ModRevision(5),
+                false,
+                Origin::Readdressed { from: OTHER }
+            )
+        );
+        mine.value = Ok(LeaseAttrs::vxlan(
+            OTHER,
+            1,
+            MacAddr::new([2, 0, 0, 0, 0, 9]),
+        ));
+        assert_eq!(
+            written(step(&wish(Some("10.3.21.1/24")), &[mine])).3,
+            Origin::Chosen
+        );
+    }
+
+    #[test]
+    fn a_full_network_is_reported() {
+        assert_eq!(
+            step(&wish(None), &[entry("10.3.0.0-16", OTHER)]),
+            Decision::OutOfSubnets
+        );
+    }
+
+    #[test]
+    fn a_dual_stack_node_keeps_or_gets_a_subnet_of_each_family() {
+        let mut dual = wish(Some("10.3.21.1/24"));
+        dual.allocation.v6 = Some(crate::core::Allocation6 {
+            network: "fc00::/48".parse().unwrap(),
+            subnet_min: "fc00:0:0:1::".parse().unwrap(),
+            subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
+            subnet_len: 64,
+        });
+        dual.previous6 = "fc00:0:0:15::1/64".parse().ok();
+        let (key, ..) = written(step(&dual, &[entry("10.3.4.0-24&fc00:0:0:4::-64", OTHER)]));
+        assert_eq!(key, "10.3.21.0-24&fc00:0:0:15::-64");
+        let (key, ..) = written(step(&dual, &[entry("10.3.4.0-24&fc00:0:0:15::-64", OTHER)]));
+        assert!(key.starts_with("10.3.21.0-24&fc00:0:0:"), "{key}");
+        assert!(!key.contains(":15::"), "{key}");
+    }
+}

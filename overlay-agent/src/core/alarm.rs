@@ -1,0 +1,80 @@
+//! Conditions an operator must hear about. They hold until cleared; each is reported when raised
+//! and when cleared, not in between.
+
+use std::{fmt, net::Ipv4Addr};
+
+use ipnetwork::Ipv4Network;
+
+/// Something is wrong with the leases that the daemon cannot put right by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// The own key shows another node's address.
+    Taken { subnet: Ipv4Network, by: Ipv4Addr },
+    /// Somebody keeps changing the own record: most likely two nodes have this public IP.
+    Contended { subnet: Ipv4Network },
+    /// The own lease could not be renewed in time.
+    Overdue { subnet: Ipv4Network },
+    /// Another node's subnet overlaps the own one.
+    Overlap {
+        subnet: Ipv4Network,
+        other: Ipv4Network,
+        by: Ipv4Addr,
+    },
+    /// Another subnet is recorded for the own public IP.
+    SecondRecord {
+        subnet: Ipv4Network,
+        public_ip: Ipv4Addr,
+    },
+    /// The store lost its data, or went back to an older state.
+    StoreReset { absent_peers: usize },
+    /// The network config differs from the one in force.
+    ConfigChanged,
+    /// The network config is gone from the store.
+    ConfigMissing,
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Taken { subnet, by } => write!(
+                f,
+                "subnet {subnet} of this node is claimed by {by}; forwarding for existing pods \
+                 goes on, the claim does not; delete the key in etcd to give the subnet back, or \
+                 restart this node for another one"
+            ),
+            Self::Contended { subnet } => write!(
+                f,
+                "the lease of {subnet} keeps being changed by somebody else; check that no other \
+                 node uses this node's public IP"
+            ),
+            Self::Overdue { subnet } => write!(
+                f,
+                "the lease of {subnet} ran out before it could be renewed; forwarding goes on and \
+                 the lease is written again as soon as etcd answers"
+            ),
+            Self::Overlap { subnet, other, by } => write!(
+                f,
+                "subnet {other} of {by} overlaps {subnet} of this node and is not routed; delete \
+                 one of the two keys in etcd"
+            ),
+            Self::SecondRecord { subnet, public_ip } => write!(
+                f,
+                "subnet {subnet} is recorded for {public_ip}, which is this node; no route is made \
+                 of it; delete its key in etcd, or give the other node its own public IP"
+            ),
+            Self::StoreReset { absent_peers } => write!(
+                f,
+                "etcd lost its data or was restored from an old backup; {absent_peers} peers it \
+                 does not know stay reachable until their lease would have run out"
+            ),
+            Self::ConfigChanged => f.write_str(
+                "the network config in etcd differs from the one in force; restart the daemon to \
+                 apply it",
+            ),
+            Self::ConfigMissing => f.write_str(
+                "the network config is gone from etcd; this node goes on with the one in force, \
+                 but nodes cannot start; put it back",
+            ),
+        }
+    }
+}

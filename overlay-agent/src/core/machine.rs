@@ -1,0 +1,324 @@
+//! The running node's leases as one state machine: what the store says goes in, requests and
+//! changes come out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use ipnetwork::Ipv4Network;
+use rand::{Rng, RngCore};
+
+use super::{
+    alarm::Alarm,
+    own::{Held, Own, Renewal, Request},
+    peers::{Change, Peers},
+    view::{OwnLease, PeerLease},
+};
+use crate::lease::{
+    ConfigText, LeaseAttrs, LeaseKey, Observed, PutOutcome, Snapshot, StoreError, WatchEvent,
+};
+
+/// Everything the machine reacts to.
+#[derive(Clone, Debug)]
+pub enum Input {
+    Start,
+    /// The answer to [`Output::List`].
+    Listed(Snapshot),
+    Watch(WatchEvent),
+    Written(Result<PutOutcome, StoreError>),
+    Got(Result<Observed, StoreError>),
+    TimeToLive(Result<Option<Duration>, StoreError>),
+    /// The own record is to say this.
+    Publish(LeaseAttrs),
+    /// The daemon runs with this config.
+    InForce(ConfigText),
+    Tick,
+}
+
+/// Everything the machine asks for or reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// List all leases, trying until it succeeds.
+    List,
+    /// Watch from [`Core::next_revision`], in place of a watch that stands.
+    Watch,
+    Request(Request),
+    Peer {
+        subnet: Ipv4Network,
+        lease: Option<PeerLease>,
+    },
+    Own(OwnLease),
+    Config(Option<ConfigText>),
+    Raised(Alarm),
+    Cleared(Alarm),
+}
+
+/// Leases are listed in full about this often, in case an event was lost.
+const AUDIT: Duration = Duration::from_hours(1);
+
+/// The state machine.
+pub struct Core<R> {
+    own: Own,
+    peers: Peers,
+    renewal: Renewal,
+    rng: R,
+    /// Every event up to here has been taken in.
+    revision: i64,
+    /// Events up to here were part of a list.
+    listed: i64,
+    /// The revision known when the list under way was asked for.
+    asked: Option<i64>,
+    /// There is no watch to go on with after the list.
+    unwatched: bool,
+    now: Instant,
+    audit: Instant,
+    in_force: ConfigText,
+    config: Option<ConfigText>,
+    reset: bool,
+    shown: OwnLease,
+    alarms: BTreeSet<Alarm>,
+    out: Vec<Output>,
+}
+
+impl<R: RngCore> Core<R> {
+    /// Starts from the acquired record and the list it was chosen from.
+    pub fn new(
+        now: Instant,
+        held: Held,
+        snapshot: Snapshot,
+        renewal: Renewal,
+        in_force: ConfigText,
+        mut rng: R,
+    ) -> Self {
+        let key = held.key;
+        let wanted = held.attrs.clone();
+        let mut peers = Peers::new(key, wanted.public_ip);
+        peers.replace(snapshot.entries, None);
+        let own = Own::new(held, wanted, renewal, now);
+        Self {
+            peers,
+            shown: own.lease(),
+            own,
+            renewal,
+            revision: snapshot.revision,
+            listed: snapshot.revision,
+            asked: None,
+            unwatched: false,
+            now,
+            audit: now + audit_period(&mut rng),
+            config: Some(in_force.clone()),
+            in_force,
+            rng,
+            reset: false,
+            alarms: BTreeSet::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// The peers known so far.
+    pub fn peers(&self) -> &BTreeMap<Ipv4Network, PeerLease> {
+        self.peers.shown()
+    }
+
+    /// Where a watch goes on.
+    pub fn next_revision(&self) -> i64 {
+        self.revision.saturating_add(1)
+    }
+
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    pub fn own(&self) -> OwnLease {
+        self.own.lease()
+    }
+
+    /// When to send the next [`Input::Tick`].
+    pub fn deadline(&self) -> Instant {
+        let others = [self.own.deadline(self.now), self.peers.deadline()];
+        others.into_iter().flatten().fold(self.audit, Instant::min)
+    }
+
+    /// Takes in one input and returns what follows from it.
+    pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
+        self.now = now;
+        match input {
+            Input::Start => self.out.push(Output::Watch),
+            Input::Listed(snapshot) => self.listed(now, snapshot),
+            Input::Watch(event) => self.event(now, event),
+            Input::Written(answer) => self.own.written(now, answer, &mut self.rng),
+            Input::Got(answer) => {
+                // Gone without an event: other events may be missing too.
+                if matches!(&answer, Ok(observed) if observed.entry.is_none()) {
+                    self.list(now);
+                }
+                self.own.got(now, answer, &mut self.rng);
+            }
+            Input::TimeToLive(answer) => self.own.time_to_live(now, &answer, &mut self.rng),
+            Input::Publish(attrs) => {
+                let own_ip = attrs.public_ip;
+                self.own.publish(attrs);
+                let changes = self.peers.set_own_ip(own_ip);
+                self.changed(changes);
+            }
+            Input::InForce(config) => self.in_force = config,
+            Input::Tick => {
+                let changes = self.peers.expire(now);
+                self.changed(changes);
+                if now >= self.audit {
+                    self.list(now);
+                }
+            }
+        }
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    fn listed(&mut self, now: Instant, snapshot: Snapshot) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
+        let reset = snapshot.revision < asked;
+        if snapshot.revision < self.revision && !reset {
+            // Events overtook the answer.
+            return;
+        }
+        if reset {
+            self.own.store_reset();
+            self.reset = true;
+        }
+        self.revision = snapshot.revision;
+        self.listed = snapshot.revision;
+        let own = self.own.key();
+        let (mine, others) = snapshot
+            .entries
+            .into_iter()
+            .partition::<Vec<_>, _>(|entry| entry.key == own);
+        let observed = Observed {
+            revision: snapshot.revision,
+            entry: mine.into_iter().next(),
+        };
+        self.own.observe(now, observed, &mut self.rng);
+        let keep_until = reset.then(|| now + self.renewal.ttl);
+        let changes = self.peers.replace(others, keep_until);
+        self.changed(changes);
+        if reset || self.unwatched {
+            self.unwatched = false;
+            self.out.push(Output::Watch);
+        }
+    }
+
+    fn event(&mut self, now: Instant, event: WatchEvent) {
+        match event {
+            WatchEvent::Opened { revision } => {
+                self.own.reconnected();
+                // A store behind what it has told before has lost data, or this member lags: the
+                // list, which asks the leader, tells.
+                if revision < self.revision {
+                    self.list(now);
+                }
+            }
+            WatchEvent::Put(entry) => {
+                let revision = entry.mod_revision;
+                if self.is_news(revision) {
+                    if entry.key == self.own.key() {
+                        let entry = Some(entry);
+                        self.own
+                            .observe(now, Observed { revision, entry }, &mut self.rng);
+                    } else {
+                        let change = self.peers.put(entry);
+                        self.changed(change);
+                    }
+                }
+            }
+            WatchEvent::Delete { key, revision } => {
+                if self.is_news(revision) {
+                    self.deleted(now, key, revision);
+                }
+            }
+            WatchEvent::Config(config) => {
+                if self.config != config {
+                    self.config.clone_from(&config);
+                    self.out.push(Output::Config(config));
+                }
+            }
+            WatchEvent::Progress { revision } => self.revision = self.revision.max(revision),
+            WatchEvent::Compacted { .. } => {
+                self.unwatched = true;
+                self.list(now);
+            }
+            WatchEvent::Disconnected(_) => {}
+        }
+    }
+
+    fn deleted(&mut self, now: Instant, key: LeaseKey, revision: i64) {
+        if key == self.own.key() {
+            let entry = None;
+            self.own
+                .observe(now, Observed { revision, entry }, &mut self.rng);
+        } else {
+            let change = self.peers.delete(&key);
+            self.changed(change);
+        }
+    }
+
+    fn is_news(&mut self, revision: i64) -> bool {
+        self.revision = self.revision.max(revision);
+        revision > self.listed
+    }
+
+    fn list(&mut self, now: Instant) {
+        self.audit = now + audit_period(&mut self.rng);
+        if self.asked.is_none() {
+            self.asked = Some(self.revision);
+            self.out.push(Output::List);
+        }
+    }
+
+    fn changed(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let outputs = changes
+            .into_iter()
+            .map(|(subnet, lease)| Output::Peer { subnet, lease });
+        self.out.extend(outputs);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let request = self.own.poll(now);
+        self.out.extend(request.map(Output::Request));
+        let own = self.own.lease();
+        if own != self.shown {
+            self.shown = own.clone();
+            self.out.push(Output::Own(own));
+        }
+        let alarms = self.current_alarms(now);
+        let raised = alarms.difference(&self.alarms).cloned();
+        let cleared = self.alarms.difference(&alarms).cloned();
+        self.out.extend(cleared.map(Output::Cleared));
+        self.out.extend(raised.map(Output::Raised));
+        self.alarms = alarms;
+    }
+
+    fn current_alarms(&mut self, now: Instant) -> BTreeSet<Alarm> {
+        let mut alarms: BTreeSet<_> = self.own.alarms(now).into_iter().collect();
+        alarms.extend(self.peers.alarms().cloned());
+        let absent_peers = self.peers.kept();
+        self.reset &= absent_peers > 0;
+        if self.reset {
+            alarms.insert(Alarm::StoreReset { absent_peers });
+        }
+        match &self.config {
+            None => drop(alarms.insert(Alarm::ConfigMissing)),
+            Some(config) if config.text != self.in_force.text => {
+                alarms.insert(Alarm::ConfigChanged);
+            }
+            Some(_) => {}
+        }
+        alarms
+    }
+}
+
+/// Spread over half of the period, so that the nodes of a cluster do not list in step.
+fn audit_period(rng: &mut dyn RngCore) -> Duration {
+    AUDIT.mul_f64(rng.random_range(0.75..=1.25))
+}

@@ -1,0 +1,457 @@
+//! The own lease after it was acquired: renewed in time, put right when somebody changes it,
+//! written again when it is gone, given up when another node has taken it.
+//!
+//! One request is under way at a time. What is observed meanwhile waits, because only the
+//! request's revision tells which of the two came first.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use rand::RngCore;
+
+use super::{alarm::Alarm, backoff::Backoff, view::OwnLease, view::OwnState};
+use crate::lease::{Entry, Expect, LeaseAttrs, LeaseKey, Observed, Put, PutOutcome, StoreError};
+
+/// When leases run out and are renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// Life of a lease; flannel's is 24 hours.
+    pub ttl: Duration,
+    /// How long before its end a lease is renewed.
+    pub margin: Duration,
+}
+
+/// The record as it was when acquired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub key: LeaseKey,
+    pub attrs: LeaseAttrs,
+    pub mod_revision: i64,
+    /// Id and end of the etcd lease; `None` for a reservation.
+    pub lease: Option<(i64, Instant)>,
+}
+
+/// A request to the store about the own record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Put(Put),
+    Get(LeaseKey),
+    TimeToLive(i64),
+}
+
+/// Renewals are never closer together, whatever the margin.
+const SHORTEST_RENEWAL: Duration = Duration::from_secs(10);
+
+/// Foreign changes of the own record within this time of each other count as a fight.
+const QUIET: Duration = Duration::from_mins(10);
+
+/// Foreign changes before the fight is reported.
+const FIGHT: u32 = 3;
+
+/// The own record.
+#[derive(Debug)]
+pub struct Own {
+    key: LeaseKey,
+    wanted: LeaseAttrs,
+    /// The public IP before the last change: records that show it are ours.
+    former_ip: Option<Ipv4Addr>,
+    renewal: Renewal,
+    claim: Claim,
+    /// Revision of the newest observation.
+    seen: i64,
+    under_way: Option<(Request, Instant)>,
+    waiting: Option<Observed>,
+    /// The record must be read before it is trusted again.
+    doubtful: bool,
+    /// The end of the etcd lease must be asked for.
+    unsure_of_end: bool,
+    pause: Option<Instant>,
+    retry: Backoff,
+    fight: Fight,
+}
+
+#[derive(Clone, Debug)]
+enum Claim {
+    Held {
+        mod_revision: i64,
+        /// `None` for a value that is no lease.
+        stored: Option<LeaseAttrs>,
+        life: Life,
+    },
+    Lost,
+    Taken {
+        by: Ipv4Addr,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Reservation,
+    /// On a lease whose end is not known yet.
+    Unasked {
+        id: i64,
+    },
+    Until {
+        id: i64,
+        renew: Instant,
+        end: Instant,
+    },
+}
+
+#[derive(Debug)]
+struct Fight {
+    changes: u32,
+    last: Option<Instant>,
+    pause: Backoff,
+}
+
+impl Own {
+    pub fn new(held: Held, wanted: LeaseAttrs, renewal: Renewal, now: Instant) -> Self {
+        let life = match held.lease {
+            None => Life::Reservation,
+            Some((id, end)) => renewal.life(id, now, end),
+        };
+        Self {
+            key: held.key,
+            wanted,
+            former_ip: None,
+            renewal,
+            seen: held.mod_revision,
+            claim: Claim::Held {
+                mod_revision: held.mod_revision,
+                stored: Some(held.attrs),
+                life,
+            },
+            under_way: None,
+            waiting: None,
+            doubtful: false,
+            unsure_of_end: false,
+            pause: None,
+            retry: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
+            fight: Fight {
+                changes: 0,
+                last: None,
+                pause: Backoff::new(Duration::from_secs(1), Duration::from_mins(5)),
+            },
+        }
+    }
+
+    pub fn key(&self) -> LeaseKey {
+        self.key
+    }
+
+    pub fn public_ip(&self) -> Ipv4Addr {
+        self.wanted.public_ip
+    }
+
+    pub fn lease(&self) -> OwnLease {
+        let (state, life) = match &self.claim {
+            Claim::Held { life, .. } => (OwnState::Held, Some(*life)),
+            Claim::Lost => (OwnState::Lost, None),
+            Claim::Taken { by } => (OwnState::Taken { by: *by }, None),
+        };
+        OwnLease {
+            key: self.key,
+            expires: match life {
+                Some(Life::Until { end, .. }) => Some(end),
+                _ => None,
+            },
+            reservation: life == Some(Life::Reservation),
+            state,
+        }
+    }
+
+    pub fn alarms(&self, now: Instant) -> Vec<Alarm> {
+        let subnet = self.key.subnet;
+        let mut alarms = Vec::new();
+        match self.claim {
+            Claim::Taken { by } => alarms.push(Alarm::Taken { subnet, by }),
+            Claim::Held {
+                life: Life::Until { end, .. },
+                ..
+            } if end <= now => alarms.push(Alarm::Overdue { subnet }),
+            _ => {}
+        }
+        if self.fight.changes >= FIGHT {
+            alarms.push(Alarm::Contended { subnet });
+        }
+        alarms
+    }
+
+    /// Sets what the record is to say.
+    pub fn publish(&mut self, attrs: LeaseAttrs) {
+        if attrs.public_ip != self.wanted.public_ip {
+            self.former_ip = Some(self.wanted.public_ip);
+        }
+        self.wanted = attrs;
+        self.pause = None;
+    }
+
+    /// The store answers again: read the record, and repeat at once what failed.
+    pub fn reconnected(&mut self) {
+        self.doubtful = true;
+        // The clock may have stood still with the machine.
+        self.unsure_of_end = true;
+        self.pause = None;
+    }
+
+    /// The store went back in time: revisions seen before mean nothing.
+    pub fn store_reset(&mut self) {
+        self.seen = 0;
+        self.waiting = None;
+    }
+
+    /// The record, or its absence, as the store had it.
+    pub fn observe(&mut self, now: Instant, observed: Observed, rng: &mut dyn RngCore) {
+        if self.under_way.is_some() {
+            let newer = |waiting: &Observed| waiting.revision <= observed.revision;
+            if self.waiting.as_ref().is_none_or(newer) {
+                self.waiting = Some(observed);
+            }
+            return;
+        }
+        if observed.revision < self.seen {
+            return;
+        }
+        self.seen = observed.revision;
+        match observed.entry {
+            None => self.claim = Claim::Lost,
+            Some(entry) => self.adopt(now, entry, rng),
+        }
+    }
+
+    fn adopt(&mut self, now: Instant, entry: Entry, rng: &mut dyn RngCore) {
+        let known = match &self.claim {
+            Claim::Held {
+                mod_revision, life, ..
+            } => Some((*mod_revision, *life)),
+            _ => None,
+        };
+        if known.is_some_and(|(revision, _)| revision == entry.mod_revision) {
+            return;
+        }
+        let stored = entry.value.ok();
+        if let Some(attrs) = &stored
+            && !self.is_own(attrs.public_ip)
+        {
+            self.claim = Claim::Taken {
+                by: attrs.public_ip,
+            };
+            return;
+        }
+        if stored.as_ref() != Some(&self.wanted) {
+            self.contested(now, rng);
+        }
+        let life = match (entry.lease_id, known) {
+            (None, _) => Life::Reservation,
+            (Some(id), Some((_, life @ Life::Until { id: known, .. }))) if id == known => life,
+            (Some(id), _) => Life::Unasked { id },
+        };
+        self.claim = Claim::Held {
+            mod_revision: entry.mod_revision,
+            stored,
+            life,
+        };
+    }
+
+    /// A record without an address was overwritten by hand, not taken by a node.
+    fn is_own(&self, public_ip: Ipv4Addr) -> bool {
+        public_ip == self.wanted.public_ip
+            || Some(public_ip) == self.former_ip
+            || public_ip.is_unspecified()
+    }
+
+    fn contested(&mut self, now: Instant, rng: &mut dyn RngCore) {
+        let fight = &mut self.fight;
+        if fight.last.is_none_or(|last| now >= last + QUIET) {
+            fight.changes = 0;
+            fight.pause.succeeded();
+        }
+        fight.last = Some(now);
+        fight.changes = fight.changes.saturating_add(1);
+        if fight.changes > 1 {
+            self.pause = Some(now + fight.pause.failed(rng));
+        }
+    }
+
+    /// The next request, if one is due and none is under way.
+    pub fn poll(&mut self, now: Instant) -> Option<Request> {
+        if self.fight.last.is_some_and(|last| now >= last + QUIET) {
+            self.fight.last = None;
+            self.fight.changes = 0;
+        }
+        if self.under_way.is_some() || self.pause.is_some_and(|until| now < until) {
+            return None;
+        }
+        let request = self.due(now)?;
+        self.pause = None;
+        self.under_way = Some((request.clone(), now));
+        Some(request)
+    }
+
+    fn due(&self, now: Instant) -> Option<Request> {
+        if self.doubtful {
+            return Some(Request::Get(self.key));
+        }
+        match &self.claim {
+            Claim::Taken { .. } => None,
+            Claim::Lost => Some(self.put(Expect::Absent, Some(self.renewal.ttl))),
+            Claim::Held {
+                mod_revision,
+                stored,
+                life,
+            } => {
+                let expect = Expect::ModRevision(*mod_revision);
+                let stale = stored.as_ref() != Some(&self.wanted);
+                match life {
+                    Life::Reservation if stale => Some(self.put(expect, None)),
+                    Life::Reservation => None,
+                    Life::Unasked { id } if !stale => Some(Request::TimeToLive(*id)),
+                    Life::Until { id, .. } if !stale && self.unsure_of_end => {
+                        Some(Request::TimeToLive(*id))
+                    }
+                    Life::Until { renew, .. } if !stale && now < *renew => None,
+                    _ => Some(self.put(expect, Some(self.renewal.ttl))),
+                }
+            }
+        }
+    }
+
+    fn put(&self, expect: Expect, ttl: Option<Duration>) -> Request {
+        Request::Put(Put {
+            key: self.key,
+            attrs: self.wanted.clone(),
+            expect,
+            ttl,
+        })
+    }
+
+    /// The next time after `now` at which [`Own::poll`] has something to do or an alarm changes.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let quiet = self.fight.last.map(|last| last + QUIET);
+        let ends = match &self.claim {
+            Claim::Held {
+                life: Life::Until { renew, end, .. },
+                ..
+            } => [Some(*renew), Some(*end)],
+            _ => [None, None],
+        };
+        let times = ends.into_iter().chain([quiet, self.pause]).flatten();
+        times.filter(|time| *time > now).min()
+    }
+
+    /// The answer to a `Put`.
+    pub fn written(
+        &mut self,
+        now: Instant,
+        answer: Result<PutOutcome, StoreError>,
+        rng: &mut dyn RngCore,
+    ) {
+        let Some((Request::Put(put), sent)) = self.under_way.take() else {
+            return;
+        };
+        match answer {
+            Ok(PutOutcome::Written {
+                mod_revision,
+                lease_id,
+                ttl,
+            }) => {
+                self.retry.succeeded();
+                self.unsure_of_end = false;
+                self.seen = self.seen.max(mod_revision);
+                let life = match lease_id.zip(ttl) {
+                    Some((id, ttl)) => self.renewal.life(id, sent, sent + ttl),
+                    None => Life::Reservation,
+                };
+                self.claim = Claim::Held {
+                    mod_revision,
+                    stored: Some(put.attrs),
+                    life,
+                };
+            }
+            Ok(PutOutcome::Conflict(observed)) => {
+                self.retry.succeeded();
+                self.observe(now, observed, rng);
+            }
+            Err(_) => self.pause = Some(now + self.retry.failed(rng)),
+        }
+        self.release_waiting(now, rng);
+    }
+
+    /// The answer to a `TimeToLive`.
+    pub fn time_to_live(
+        &mut self,
+        now: Instant,
+        answer: &Result<Option<Duration>, StoreError>,
+        rng: &mut dyn RngCore,
+    ) {
+        let Some((Request::TimeToLive(asked), sent)) = self.under_way.take() else {
+            return;
+        };
+        match answer {
+            Ok(left) => {
+                self.retry.succeeded();
+                let end = sent + left.unwrap_or_default();
+                self.unsure_of_end = false;
+                if let Claim::Held { life, .. } = &mut self.claim
+                    && life.id() == Some(asked)
+                {
+                    *life = self.renewal.life(asked, sent, end);
+                }
+            }
+            Err(_) => self.pause = Some(now + self.retry.failed(rng)),
+        }
+        self.release_waiting(now, rng);
+    }
+
+    /// The answer to a `Get`.
+    pub fn got(
+        &mut self,
+        now: Instant,
+        answer: Result<Observed, StoreError>,
+        rng: &mut dyn RngCore,
+    ) {
+        self.under_way = None;
+        match answer {
+            Ok(observed) => {
+                self.retry.succeeded();
+                self.doubtful = false;
+                self.observe(now, observed, rng);
+            }
+            Err(_) => self.pause = Some(now + self.retry.failed(rng)),
+        }
+        self.release_waiting(now, rng);
+    }
+
+    fn release_waiting(&mut self, now: Instant, rng: &mut dyn RngCore) {
+        if let Some(observed) = self.waiting.take() {
+            self.observe(now, observed, rng);
+        }
+    }
+}
+
+impl Life {
+    fn id(self) -> Option<i64> {
+        match self {
+            Self::Reservation => None,
+            Self::Unasked { id } | Self::Until { id, .. } => Some(id),
+        }
+    }
+}
+
+impl Renewal {
+    pub const TTL: Duration = Duration::from_hours(24);
+
+    fn life(&self, id: i64, from: Instant, end: Instant) -> Life {
+        let left = end.saturating_duration_since(from);
+        let shortest = SHORTEST_RENEWAL.min(left / 3);
+        let wait = left.saturating_sub(self.margin).max(shortest);
+        Life::Until {
+            id,
+            renew: from + wait,
+            end,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Acquiring the own lease: list, decide, write, and again when somebody was faster.
+
+use std::time::Duration;
+
+use rand::RngCore;
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    store::{Expect, LeaseStore, Put, PutOutcome, Snapshot, StoreError},
+    value::LeaseAttrs,
+};
+use crate::core::{Backoff, Decision, Held, Origin, Renewal, Wish, decide};
+
+/// Lost races in a row before giving up, as flannel.
+const RACES: usize = 10;
+
+/// Why no lease could be acquired.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum AcquireError {
+    #[error(
+        "out of subnets: every subnet from {min} to {max} with length {len} is leased; delete keys \
+         of nodes that are gone, or enlarge the network"
+    )]
+    OutOfSubnets {
+        min: std::net::Ipv4Addr,
+        max: std::net::Ipv4Addr,
+        len: u8,
+    },
+    #[error(
+        "max retries reached trying to acquire a subnet: lost {RACES} races against other nodes"
+    )]
+    TooManyRaces,
+    #[error("stopped before a subnet was acquired")]
+    Cancelled,
+}
+
+/// The own lease, and all leases as they were when it was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquired {
+    pub held: Held,
+    pub snapshot: Snapshot,
+}
+
+/// Acquires the lease this node keeps. While the store does not answer, tries on.
+pub async fn acquire<S: LeaseStore>(
+    store: &S,
+    wish: &Wish,
+    renewal: Renewal,
+    rng: &mut (dyn RngCore + Send),
+    cancel: &CancellationToken,
+) -> Result<Acquired, AcquireError> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut races = 0;
+    let mut reported = None;
+    while races < RACES {
+        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, rng));
+        match attempt.await.ok_or(AcquireError::Cancelled)? {
+            Ok(Attempt::Acquired(acquired)) => return Ok(acquired),
+            Ok(Attempt::Lost) => races += 1,
+            Ok(Attempt::Cleared) => {}
+            Ok(Attempt::OutOfSubnets) => {
+                return Err(AcquireError::OutOfSubnets {
+                    min: wish.allocation.subnet_min,
+                    max: wish.allocation.subnet_max,
+                    len: wish.allocation.subnet_len,
+                });
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if reported.as_ref() != Some(&problem) {
+                    warn!("cannot acquire a lease, trying on: {problem}");
+                    reported = Some(problem);
+                }
+                let pause = backoff.failed(rng);
+                let paused = cancel.run_until_cancelled(sleep(pause)).await;
+                paused.ok_or(AcquireError::Cancelled)?;
+            }
+        }
+    }
+    Err(AcquireError::TooManyRaces)
+}
+
+enum Attempt {
+    Acquired(Acquired),
+    /// Another node wrote the record first.
+    Lost,
+    /// A record in the way was deleted.
+    Cleared,
+    OutOfSubnets,
+}
+
+async fn attempt<S: LeaseStore>(
+    store: &S,
+    wish: &Wish,
+    renewal: Renewal,
+    rng: &mut (dyn RngCore + Send),
+) -> Result<Attempt, StoreError> {
+    let snapshot = store.list().await?;
+    let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, rng) {
+        Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),
+        Decision::Delete { key, mod_revision } => {
+            warn!(lease = %key, "the lease of this node does not fit the network config; deleting it");
+            store.delete(&key, mod_revision).await?;
+            return Ok(Attempt::Cleared);
+        }
+        Decision::Write {
+            key,
+            expect,
+            reservation,
+            origin,
+        } => (key, expect, reservation, origin),
+    };
+    let put = Put {
+        key,
+        attrs: wish.attrs.clone(),
+        expect,
+        ttl: (!reservation).then_some(renewal.ttl),
+    };
+    let sent = Instant::now().into_std();
+    Ok(match store.put(&put).await? {
+        PutOutcome::Written {
+            mod_revision,
+            lease_id,
+            ttl,
+        } => {
+            report(&put.attrs, origin, expect);
+            info!(lease = %key, %origin, reservation, "lease acquired");
+            let held = Held {
+                key,
+                attrs: put.attrs,
+                mod_revision,
+                lease: lease_id.zip(ttl).map(|(id, ttl)| (id, sent + ttl)),
+            };
+            Attempt::Acquired(Acquired { held, snapshot })
+        }
+        PutOutcome::Conflict(_) => {
+            info!(lease = %key, "another node wrote this lease first; choosing again");
+            Attempt::Lost
+        }
+    })
+}
+
+/// flannel's own words, which people search logs for.
+fn report(attrs: &LeaseAttrs, origin: Origin, expect: Expect) {
+    if let (Origin::Recorded, Expect::ModRevision(_)) = (origin, expect) {
+        info!("Found lease for current IP ({}), reusing", attrs.public_ip);
+    }
+}

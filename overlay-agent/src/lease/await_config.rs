@@ -1,0 +1,53 @@
+//! Waiting for the network config: as flannel, once a second and for ever, because on a new
+//! cluster the nodes are often up before the config is written. Each cause is logged once.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::store::{ConfigText, LeaseStore};
+
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The first network config that can be read and understood; `None` when cancelled.
+pub async fn await_config<S, T, E>(
+    store: &S,
+    cancel: &CancellationToken,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Option<(T, ConfigText)>
+where
+    S: LeaseStore,
+    E: fmt::Display,
+{
+    let mut reported = None;
+    loop {
+        let attempt = cancel.run_until_cancelled(store.config()).await?;
+        let problem = match attempt {
+            Ok(Some(config)) => match parse(&config.text) {
+                Ok(parsed) => {
+                    info!(revision = config.mod_revision, "network config read");
+                    return Some((parsed, config));
+                }
+                Err(problem) => format!(
+                    "{problem}; the config is at {}, revision {}",
+                    store.config_place(),
+                    config.mod_revision
+                ),
+            },
+            Ok(None) => format!(
+                "flannel config not found in etcd store. Did you create your config using etcdv3 \
+                 API? Looked for {}; create it with: {}",
+                store.config_place(),
+                store.config_hint()
+            ),
+            Err(problem) => problem.to_string(),
+        };
+        if reported.as_ref() != Some(&problem) {
+            error!("Couldn't fetch network config: {problem}");
+            reported = Some(problem);
+        }
+        cancel.run_until_cancelled(sleep(PAUSE)).await?;
+    }
+}

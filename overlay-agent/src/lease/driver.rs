@@ -1,0 +1,321 @@
+//! Runs the lease state machine: carries its requests to the store and the store's answers back,
+//! and publishes what it knows.
+//!
+//! Nothing here decides anything about leases. A lost connection changes `etcd.connected` and
+//! nothing else in the view.
+
+use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    acquire::Acquired,
+    store::{ConfigText, LeaseStore, Snapshot, StoreError, WatchEvent},
+    value::LeaseAttrs,
+};
+use crate::core::{Backoff, Core, EtcdState, Input, LeaseView, Output, OwnState, Renewal, Request};
+
+/// A running lease task.
+#[derive(Debug)]
+pub struct LeaseHandle {
+    /// The leases, from now on.
+    pub view: watch::Receiver<LeaseView>,
+    /// Ends when the token given to [`spawn`] is cancelled.
+    pub task: JoinHandle<()>,
+    orders: mpsc::UnboundedSender<Input>,
+}
+
+impl LeaseHandle {
+    /// Has the own record say this, under the same key.
+    pub fn publish(&self, attrs: LeaseAttrs) {
+        self.order(Input::Publish(attrs));
+    }
+
+    /// Tells that the daemon runs with this network config.
+    pub fn in_force(&self, config: ConfigText) {
+        self.order(Input::InForce(config));
+    }
+
+    fn order(&self, input: Input) {
+        // The task has ended only if it was cancelled; then nobody needs the order.
+        let _ = self.orders.send(input);
+    }
+}
+
+/// Keeps the acquired lease and follows all others until cancelled. `config` is the network
+/// config the daemon runs with. Etcd is left as it is on return.
+pub fn spawn<S: LeaseStore>(
+    store: Arc<S>,
+    acquired: Acquired,
+    renewal: Renewal,
+    config: ConfigText,
+    cancel: CancellationToken,
+) -> LeaseHandle {
+    let now = Instant::now().into_std();
+    let Acquired { held, snapshot } = acquired;
+    let rng = StdRng::from_os_rng();
+    let core = Core::new(now, held, snapshot, renewal, config.clone(), rng);
+    let (view, receiver) = watch::channel(LeaseView {
+        own: core.own(),
+        peers: core.peers().clone(),
+        etcd: EtcdState::default(),
+        config: Some(config),
+        alarms: BTreeSet::new(),
+    });
+    let (orders, inbox) = mpsc::unbounded_channel();
+    let driver = Driver {
+        store,
+        core,
+        view,
+        inbox,
+        request: None,
+        listing: None,
+        link: Link::Down,
+        pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+        rng: StdRng::from_os_rng(),
+    };
+    let task = tokio::spawn(async move {
+        cancel.run_until_cancelled(driver.run()).await;
+    });
+    LeaseHandle {
+        view: receiver,
+        task,
+        orders,
+    }
+}
+
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Driver<S> {
+    store: Arc<S>,
+    core: Core<StdRng>,
+    view: watch::Sender<LeaseView>,
+    inbox: mpsc::UnboundedReceiver<Input>,
+    request: Option<Pending<Input>>,
+    listing: Option<Pending<Result<Snapshot, StoreError>>>,
+    link: Link,
+    pause: Backoff,
+    rng: StdRng,
+}
+
+/// The watch.
+enum Link {
+    /// Waits for a list.
+    Down,
+    /// Opens again then.
+    Paused(Instant),
+    Watching(BoxStream<'static, WatchEvent>),
+}
+
+enum Wake {
+    Input(Input),
+    Listed(Result<Snapshot, StoreError>),
+    Reopen,
+}
+
+impl<S: LeaseStore> Driver<S> {
+    async fn run(mut self) {
+        self.handle(Input::Start);
+        loop {
+            match self.wake().await {
+                Wake::Input(input) => self.take_in(input),
+                Wake::Listed(Ok(snapshot)) => {
+                    self.listing = None;
+                    self.handle(Input::Listed(snapshot));
+                }
+                Wake::Listed(Err(error)) => {
+                    self.disconnected(&error);
+                    let pause = self.pause.failed(&mut self.rng);
+                    self.list(pause);
+                }
+                Wake::Reopen => self.open(),
+            }
+        }
+    }
+
+    /// Waits for whatever comes first. Cancel-safe: every future lives in `self`.
+    async fn wake(&mut self) -> Wake {
+        let deadline = Instant::from_std(self.core.deadline());
+        tokio::select! {
+            Some(input) = self.inbox.recv() => Wake::Input(input),
+            input = poll_option(&mut self.request) => {
+                self.request = None;
+                Wake::Input(input)
+            }
+            listed = poll_option(&mut self.listing) => Wake::Listed(listed),
+            wake = self.link.next() => wake,
+            () = sleep_until(deadline) => Wake::Input(Input::Tick),
+        }
+    }
+
+    fn take_in(&mut self, input: Input) {
+        if let Input::Watch(event) = &input {
+            match event {
+                WatchEvent::Opened { .. } => self.connected(),
+                WatchEvent::Compacted { .. } => {
+                    warn!("the watch fell behind etcd's compaction; listing all leases");
+                    self.link = Link::Down;
+                }
+                WatchEvent::Disconnected(error) => {
+                    let error = error.clone();
+                    self.disconnected(&error);
+                    let pause = self.pause.failed(&mut self.rng);
+                    self.link = Link::Paused(Instant::now() + pause);
+                }
+                _ => {}
+            }
+        }
+        self.handle(input);
+    }
+
+    fn handle(&mut self, input: Input) {
+        let outputs = self.core.handle(Instant::now().into_std(), input);
+        let revision = self.core.revision();
+        let mut changes = Vec::new();
+        for output in outputs {
+            match output {
+                Output::List => self.list(Duration::ZERO),
+                Output::Watch => self.open(),
+                Output::Request(request) => self.request = Some(self.send(request)),
+                change => {
+                    report(&change);
+                    changes.push(change);
+                }
+            }
+        }
+        self.view.send_if_modified(|view| {
+            view.etcd.revision = revision;
+            let visible = !changes.is_empty();
+            for change in changes {
+                apply(view, change);
+            }
+            visible
+        });
+    }
+
+    fn list(&mut self, pause: Duration) {
+        let store = self.store.clone();
+        let start = Instant::now() + pause;
+        self.listing = Some(Box::pin(async move {
+            sleep_until(start).await;
+            store.list().await
+        }));
+    }
+
+    fn open(&mut self) {
+        self.link = Link::Watching(self.store.watch(self.core.next_revision()));
+    }
+
+    fn send(&self, request: Request) -> Pending<Input> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            match request {
+                Request::Put(put) => Input::Written(store.put(&put).await),
+                Request::Get(key) => Input::Got(store.get(&key).await),
+                Request::TimeToLive(id) => Input::TimeToLive(store.time_to_live(id).await),
+            }
+        })
+    }
+
+    fn connected(&mut self) {
+        self.pause.succeeded();
+        self.view.send_if_modified(|view| {
+            let changed = !view.etcd.connected;
+            if changed {
+                info!("connected to etcd");
+            }
+            view.etcd.connected = true;
+            view.etcd.last_error = None;
+            changed
+        });
+    }
+
+    fn disconnected(&mut self, error: &StoreError) {
+        let text = error.to_string();
+        self.view.send_if_modified(|view| {
+            let changed = view.etcd.connected || view.etcd.last_error.as_ref() != Some(&text);
+            if changed {
+                warn!("etcd is away, forwarding goes on: {text}");
+            }
+            view.etcd.connected = false;
+            view.etcd.last_error = Some(text);
+            changed
+        });
+    }
+}
+
+impl Link {
+    async fn next(&mut self) -> Wake {
+        match self {
+            Self::Down => std::future::pending().await,
+            Self::Paused(until) => {
+                sleep_until(*until).await;
+                Wake::Reopen
+            }
+            Self::Watching(events) => {
+                if let Some(event) = events.next().await {
+                    return Wake::Input(Input::Watch(event));
+                }
+                *self = Self::Down;
+                Wake::Reopen
+            }
+        }
+    }
+}
+
+/// The future's output; never, when there is none.
+async fn poll_option<T>(future: &mut Option<Pending<T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn apply(view: &mut LeaseView, change: Output) {
+    match change {
+        Output::Peer {
+            subnet,
+            lease: Some(lease),
+        } => drop(view.peers.insert(subnet, lease)),
+        Output::Peer { subnet, .. } => drop(view.peers.remove(&subnet)),
+        Output::Own(own) => view.own = own,
+        Output::Config(config) => view.config = config,
+        Output::Raised(alarm) => drop(view.alarms.insert(alarm)),
+        Output::Cleared(alarm) => drop(view.alarms.remove(&alarm)),
+        Output::List | Output::Watch | Output::Request(_) => {}
+    }
+}
+
+fn report(change: &Output) {
+    match change {
+        Output::Peer {
+            subnet,
+            lease: Some(lease),
+        } => info!(%subnet, public_ip = %lease.attrs.public_ip, "peer lease"),
+        Output::Peer { subnet, .. } => info!(%subnet, "peer lease gone"),
+        Output::Own(own) => match own.state {
+            OwnState::Held => {
+                info!(lease = %own.key, reservation = own.reservation, "own lease held")
+            }
+            OwnState::Lost => warn!(
+                lease = %own.key,
+                "own lease was deleted or ran out; forwarding goes on, writing it again"
+            ),
+            OwnState::Taken { .. } => {}
+        },
+        Output::Config(Some(config)) => {
+            info!(revision = config.mod_revision, "network config written");
+        }
+        Output::Raised(alarm) => error!("{alarm}"),
+        Output::Cleared(alarm) => info!("no longer: {alarm}"),
+        Output::Config(None) | Output::List | Output::Watch | Output::Request(_) => {}
+    }
+}

@@ -1,0 +1,187 @@
+//! A node that only leases: what the lease tests start against a real etcd.
+
+use std::{
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use overlay_agent::{
+    core::{Allocation, LeaseView, Renewal, Wish},
+    lease::{
+        ConfigText, Deadlines, EtcdOptions, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore,
+        acquire, spawn,
+    },
+};
+use overlay_common::addr::MacAddr;
+use rand::{SeedableRng, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
+
+use crate::etcd::Etcd;
+
+pub const PREFIX: &str = "/coreos.com/network";
+pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn etcd_with_config() -> Result<Etcd> {
+    let etcd = Etcd::start()?;
+    etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
+    Ok(etcd)
+}
+
+pub fn key(subnet: &str) -> String {
+    format!("{PREFIX}/subnets/{subnet}")
+}
+
+/// Id of the etcd lease a key is attached to, 0 for none.
+pub fn lease_of(etcd: &Etcd, key: &str) -> Result<i64> {
+    let answer: serde_json::Value =
+        serde_json::from_str(&etcd.etcdctl(&["get", key, "-w", "json"])?)?;
+    Ok(answer["kvs"][0]["lease"].as_i64().unwrap_or_default())
+}
+
+/// Options for an etcd of the tests, TLS files of its client included.
+pub fn options(etcd: &Etcd) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: EtcdOptions::split_endpoints(&etcd.endpoints()),
+        prefix: PREFIX.to_owned(),
+        cafile: etcd.tls().map(|tls| tls.ca.clone()),
+        certfile: etcd.tls().map(|tls| tls.client.cert.clone()),
+        keyfile: etcd.tls().map(|tls| tls.client.key.clone()),
+        ..EtcdOptions::default()
+    }
+}
+
+/// Waits for a condition outside the agent.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition()? {
+        if Instant::now() > deadline {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// A node to be started.
+pub struct Node {
+    options: EtcdOptions,
+    wish: Wish,
+    renewal: Renewal,
+}
+
+/// A running node.
+pub struct Running {
+    pub handle: LeaseHandle,
+    wish: Wish,
+    cancel: CancellationToken,
+}
+
+impl Node {
+    /// Node `n` has the public IP 192.168.0.n.
+    pub fn new(etcd: &Etcd, n: u8) -> Self {
+        let public_ip = Ipv4Addr::new(192, 168, 0, n);
+        let vtep_mac = MacAddr::new([2, 0, 0, 0, 0, n]);
+        Self {
+            options: options(etcd),
+            wish: Wish {
+                attrs: LeaseAttrs::vxlan(public_ip, 1, vtep_mac),
+                allocation: Allocation {
+                    network: "10.5.0.0/16".parse().expect("a network"),
+                    subnet_min: Ipv4Addr::new(10, 5, 1, 0),
+                    subnet_max: Ipv4Addr::new(10, 5, 255, 0),
+                    subnet_len: 24,
+                    v6: None,
+                },
+                previous: None,
+                previous6: None,
+            },
+            renewal: Renewal {
+                ttl: Renewal::TTL,
+                margin: Duration::from_hours(1),
+            },
+        }
+    }
+
+    /// Life and renewal margin of its lease, in seconds.
+    #[must_use]
+    pub fn ttl(mut self, ttl: u64, margin: u64) -> Self {
+        self.renewal = Renewal {
+            ttl: Duration::from_secs(ttl),
+            margin: Duration::from_secs(margin),
+        };
+        self
+    }
+
+    /// Leases only 10.5.`min`.0 to 10.5.`max`.0.
+    #[must_use]
+    pub fn subnets(mut self, min: u8, max: u8) -> Self {
+        self.wish.allocation.subnet_min = Ipv4Addr::new(10, 5, min, 0);
+        self.wish.allocation.subnet_max = Ipv4Addr::new(10, 5, max, 0);
+        self
+    }
+
+    #[must_use]
+    pub fn options(mut self, change: impl FnOnce(&mut EtcdOptions)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
+    pub async fn start(self) -> Result<Running> {
+        let deadlines = Deadlines {
+            connect: Duration::from_secs(1),
+            request: Duration::from_secs(2),
+        };
+        let store = Arc::new(EtcdStore::new(self.options, deadlines)?);
+        let cancel = CancellationToken::new();
+        let config = store.config().await?.unwrap_or(ConfigText {
+            text: CONFIG.to_owned(),
+            mod_revision: 0,
+        });
+        let mut rng = StdRng::from_os_rng();
+        let acquired = acquire(&*store, &self.wish, self.renewal, &mut rng, &cancel).await?;
+        Ok(Running {
+            handle: spawn(store, acquired, self.renewal, config, cancel.clone()),
+            wish: self.wish,
+            cancel,
+        })
+    }
+}
+
+impl Running {
+    pub fn view(&self) -> LeaseView {
+        self.handle.view.borrow().clone()
+    }
+
+    pub fn attrs(&self) -> &LeaseAttrs {
+        &self.wish.attrs
+    }
+
+    /// Waits until the view satisfies a condition.
+    pub async fn until(&self, what: &str, condition: impl FnMut(&LeaseView) -> bool) -> Result<()> {
+        let mut view = self.handle.view.clone();
+        let found = tokio::time::timeout(PATIENCE, view.wait_for(condition)).await;
+        match found {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => bail!("the lease task ended before: {what}"),
+            Err(_) => bail!(
+                "not within {PATIENCE:?}: {what}; the view is {:#?}",
+                self.view()
+            ),
+        }
+    }
+
+    pub async fn stop(mut self) {
+        self.cancel.cancel();
+        let ended = (&mut self.handle.task).await;
+        ended.expect("the lease task does not panic");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
