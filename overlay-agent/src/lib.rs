@@ -4,14 +4,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod core;
 pub mod datapath;
 pub mod docker_opts;
 pub mod filter;
 pub mod health;
+pub mod lease;
 pub mod lifecycle;
 pub mod logging;
-pub mod core;
-pub mod lease;
 pub mod model;
 pub mod netlink;
 pub mod object;

@@ -8,10 +8,13 @@ use std::{
 
 use anyhow::{Result, bail};
 use overlay_agent::{
+    config::{
+        network::Ipv4Pool,
+        options::{ClientIdentity, EtcdOptions},
+    },
     core::{Allocation, LeaseView, Renewal, Wish},
     lease::{
-        ConfigText, Deadlines, EtcdOptions, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore,
-        acquire, spawn,
+        ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore, acquire, spawn,
     },
 };
 use overlay_common::addr::MacAddr;
@@ -43,13 +46,16 @@ pub fn lease_of(etcd: &Etcd, key: &str) -> Result<i64> {
 
 /// Options for an etcd of the tests, TLS files of its client included.
 pub fn options(etcd: &Etcd) -> EtcdOptions {
+    let endpoints = etcd.endpoints();
     EtcdOptions {
-        endpoints: EtcdOptions::split_endpoints(&etcd.endpoints()),
+        endpoints: endpoints.split(',').map(str::to_owned).collect(),
         prefix: PREFIX.to_owned(),
-        cafile: etcd.tls().map(|tls| tls.ca.clone()),
-        certfile: etcd.tls().map(|tls| tls.client.cert.clone()),
-        keyfile: etcd.tls().map(|tls| tls.client.key.clone()),
-        ..EtcdOptions::default()
+        ca_file: etcd.tls().map(|tls| tls.ca.clone()),
+        client_identity: etcd.tls().map(|tls| ClientIdentity {
+            cert_file: tls.client.cert.clone(),
+            key_file: tls.client.key.clone(),
+        }),
+        credentials: None,
     }
 }
 
@@ -89,11 +95,13 @@ impl Node {
             wish: Wish {
                 attrs: LeaseAttrs::vxlan(public_ip, 1, vtep_mac),
                 allocation: Allocation {
-                    network: "10.5.0.0/16".parse().expect("a network"),
-                    subnet_min: Ipv4Addr::new(10, 5, 1, 0),
-                    subnet_max: Ipv4Addr::new(10, 5, 255, 0),
-                    subnet_len: 24,
-                    v6: None,
+                    ipv4: Ipv4Pool {
+                        network: "10.5.0.0/16".parse().expect("a network"),
+                        subnet_min: Ipv4Addr::new(10, 5, 1, 0),
+                        subnet_max: Ipv4Addr::new(10, 5, 255, 0),
+                        subnet_len: 24,
+                    },
+                    ipv6: None,
                 },
                 previous: None,
                 previous6: None,
@@ -118,8 +126,8 @@ impl Node {
     /// Leases only 10.5.`min`.0 to 10.5.`max`.0.
     #[must_use]
     pub fn subnets(mut self, min: u8, max: u8) -> Self {
-        self.wish.allocation.subnet_min = Ipv4Addr::new(10, 5, min, 0);
-        self.wish.allocation.subnet_max = Ipv4Addr::new(10, 5, max, 0);
+        self.wish.allocation.ipv4.subnet_min = Ipv4Addr::new(10, 5, min, 0);
+        self.wish.allocation.ipv4.subnet_max = Ipv4Addr::new(10, 5, max, 0);
         self
     }
 

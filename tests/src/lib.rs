@@ -9,6 +9,7 @@ pub mod capture;
 pub mod decode;
 pub mod etcd;
 pub mod lab;
+pub mod lease_node;
 pub mod netns;
 pub mod pki;
 pub mod private_netns;

@@ -8,7 +8,7 @@ use std::{fmt, net::Ipv4Addr};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::RngCore;
 
-use super::allocation::Allocation;
+use super::allocation::{Allocation, accepts4, accepts6, pick4, pick6};
 use crate::lease::{Entry, Expect, LeaseAttrs, LeaseKey};
 
 /// What a starting node asks for.
@@ -77,19 +77,20 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
     }
     let taken = || entries.iter().map(|entry| &entry.key);
     let free4 = |subnet: &Ipv4Network| !taken().any(|key| key.subnet.overlaps(*subnet));
-    let kept = previous.filter(|subnet| wish.allocation.accepts4(*subnet) && free4(subnet));
-    let Some(subnet) = kept.or_else(|| wish.allocation.pick4(taken(), rng)) else {
+    let pool = &wish.allocation.ipv4;
+    let kept = previous.filter(|subnet| accepts4(pool, *subnet) && free4(subnet));
+    let Some(subnet) = kept.or_else(|| pick4(pool, taken(), rng)) else {
         return Decision::OutOfSubnets;
     };
-    let subnet6 = match &wish.allocation.v6 {
+    let subnet6 = match &wish.allocation.ipv6 {
         None => None,
-        Some(v6) => {
+        Some(pool) => {
             let free6 = |subnet: &Ipv6Network| {
                 !taken().any(|key| key.subnet6.is_some_and(|other| other.overlaps(*subnet)))
             };
             let previous = wish.previous6.and_then(network6);
-            let kept = previous.filter(|subnet| v6.accepts(*subnet) && free6(subnet));
-            match kept.or_else(|| v6.pick(taken(), rng)) {
+            let kept = previous.filter(|subnet| accepts6(pool, *subnet) && free6(subnet));
+            match kept.or_else(|| pick6(pool, taken(), rng)) {
                 Some(subnet) => Some(subnet),
                 None => return Decision::OutOfSubnets,
             }
@@ -157,6 +158,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
+    use crate::config::network::{Ipv4Pool, Ipv6Pool};
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -166,11 +168,13 @@ mod tests {
         Wish {
             attrs: LeaseAttrs::vxlan(NODE, 1, MAC),
             allocation: Allocation {
-                network: "10.3.0.0/16".parse().unwrap(),
-                subnet_min: "10.3.1.0".parse().unwrap(),
-                subnet_max: "10.3.255.0".parse().unwrap(),
-                subnet_len: 24,
-                v6: None,
+                ipv4: Ipv4Pool {
+                    network: "10.3.0.0/16".parse().unwrap(),
+                    subnet_min: "10.3.1.0".parse().unwrap(),
+                    subnet_max: "10.3.255.0".parse().unwrap(),
+                    subnet_len: 24,
+                },
+                ipv6: None,
             },
             previous: previous.map(|text| text.parse().unwrap()),
             previous6: None,
@@ -316,7 +320,7 @@ mod tests {
     #[test]
     fn a_dual_stack_node_keeps_or_gets_a_subnet_of_each_family() {
         let mut dual = wish(Some("10.3.21.1/24"));
-        dual.allocation.v6 = Some(crate::core::Allocation6 {
+        dual.allocation.ipv6 = Some(Ipv6Pool {
             network: "fc00::/48".parse().unwrap(),
             subnet_min: "fc00:0:0:1::".parse().unwrap(),
             subnet_max: "fc00:0:0:ffff::".parse().unwrap(),

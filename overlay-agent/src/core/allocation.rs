@@ -1,100 +1,93 @@
 //! Which subnets a node may lease, and the choice of a free one.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::{RngCore, seq::IndexedRandom};
 
-use crate::lease::LeaseKey;
+use crate::{
+    config::network::{Ipv4Pool, Ipv6Pool, NetworkConfig},
+    lease::LeaseKey,
+};
 
 /// A free subnet is chosen among so many, as flannel does: few enough to keep the network compact,
 /// many enough that nodes starting together rarely collide.
 const CANDIDATES: usize = 100;
 
-/// The part of the network config that governs leases.
+/// The subnets of which nodes lease theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    pub network: Ipv4Network,
-    /// First address of the first subnet that may be leased.
-    pub subnet_min: Ipv4Addr,
-    /// First address of the last subnet that may be leased.
-    pub subnet_max: Ipv4Addr,
-    pub subnet_len: u8,
+    pub ipv4: Ipv4Pool,
     /// Set in dual-stack clusters.
-    pub v6: Option<Allocation6>,
-}
-
-/// The IPv6 twin of [`Allocation`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocation6 {
-    pub network: Ipv6Network,
-    pub subnet_min: Ipv6Addr,
-    pub subnet_max: Ipv6Addr,
-    pub subnet_len: u8,
+    pub ipv6: Option<Ipv6Pool>,
 }
 
 impl Allocation {
+    /// `None` if IPv4 is off: the key of a lease begins with an IPv4 subnet.
+    pub fn of(config: &NetworkConfig) -> Option<Self> {
+        Some(Self {
+            ipv4: config.ipv4?,
+            ipv6: config.ipv6,
+        })
+    }
+
     /// True if a node may own this subnet under this config.
     pub fn accepts(&self, key: &LeaseKey) -> bool {
-        self.accepts4(key.subnet)
-            && match (&self.v6, key.subnet6) {
+        accepts4(&self.ipv4, key.subnet)
+            && match (&self.ipv6, key.subnet6) {
                 (None, None) => true,
-                (Some(v6), Some(subnet)) => v6.accepts(subnet),
+                (Some(pool), Some(subnet)) => accepts6(pool, subnet),
                 _ => false,
             }
     }
-
-    pub fn accepts4(&self, subnet: Ipv4Network) -> bool {
-        subnet.prefix() == self.subnet_len
-            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
-    }
-
-    /// A free IPv4 subnet; `None` when all are taken.
-    pub fn pick4<'a>(
-        &self,
-        taken: impl Iterator<Item = &'a LeaseKey>,
-        rng: &mut dyn RngCore,
-    ) -> Option<Ipv4Network> {
-        let range = Range {
-            min: u32::from(self.subnet_min).into(),
-            max: u32::from(self.subnet_max).into(),
-            host_bits: 32_u32.checked_sub(self.subnet_len.into())?,
-        };
-        let taken = taken.map(|key| {
-            (
-                u32::from(key.subnet.network()).into(),
-                u32::from(key.subnet.broadcast()).into(),
-            )
-        });
-        let address = u32::try_from(range.pick(taken.collect(), rng)?).ok()?;
-        Ipv4Network::new(address.into(), self.subnet_len).ok()
-    }
 }
 
-impl Allocation6 {
-    pub fn accepts(&self, subnet: Ipv6Network) -> bool {
-        subnet.prefix() == self.subnet_len
-            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
-    }
+pub(super) fn accepts4(pool: &Ipv4Pool, subnet: Ipv4Network) -> bool {
+    subnet.prefix() == pool.subnet_len
+        && (pool.subnet_min..=pool.subnet_max).contains(&subnet.network())
+}
 
-    /// A free IPv6 subnet; `None` when all are taken.
-    pub fn pick<'a>(
-        &self,
-        taken: impl Iterator<Item = &'a LeaseKey>,
-        rng: &mut dyn RngCore,
-    ) -> Option<Ipv6Network> {
-        let range = Range {
-            min: self.subnet_min.into(),
-            max: self.subnet_max.into(),
-            host_bits: 128_u32.checked_sub(self.subnet_len.into())?,
-        };
-        let taken = taken.filter_map(|key| {
-            let subnet = key.subnet6?;
-            Some((subnet.network().into(), subnet.broadcast().into()))
-        });
-        let address = range.pick(taken.collect(), rng)?;
-        Ipv6Network::new(address.into(), self.subnet_len).ok()
-    }
+pub(super) fn accepts6(pool: &Ipv6Pool, subnet: Ipv6Network) -> bool {
+    subnet.prefix() == pool.subnet_len
+        && (pool.subnet_min..=pool.subnet_max).contains(&subnet.network())
+}
+
+/// A free subnet; `None` when all are taken.
+pub(super) fn pick4<'a>(
+    pool: &Ipv4Pool,
+    taken: impl Iterator<Item = &'a LeaseKey>,
+    rng: &mut dyn RngCore,
+) -> Option<Ipv4Network> {
+    let range = Range {
+        min: u32::from(pool.subnet_min).into(),
+        max: u32::from(pool.subnet_max).into(),
+        host_bits: 32_u32.checked_sub(pool.subnet_len.into())?,
+    };
+    let taken = taken.map(|key| {
+        (
+            u32::from(key.subnet.network()).into(),
+            u32::from(key.subnet.broadcast()).into(),
+        )
+    });
+    let address = u32::try_from(range.pick(taken.collect(), rng)?).ok()?;
+    Ipv4Network::new(address.into(), pool.subnet_len).ok()
+}
+
+/// The IPv6 twin of [`pick4`].
+pub(super) fn pick6<'a>(
+    pool: &Ipv6Pool,
+    taken: impl Iterator<Item = &'a LeaseKey>,
+    rng: &mut dyn RngCore,
+) -> Option<Ipv6Network> {
+    let range = Range {
+        min: pool.subnet_min.into(),
+        max: pool.subnet_max.into(),
+        host_bits: 128_u32.checked_sub(pool.subnet_len.into())?,
+    };
+    let taken = taken.filter_map(|key| {
+        let subnet = key.subnet6?;
+        Some((subnet.network().into(), subnet.broadcast().into()))
+    });
+    let address = range.pick(taken.collect(), rng)?;
+    Ipv6Network::new(address.into(), pool.subnet_len).ok()
 }
 
 /// The first addresses of subnets from `min` to `max`.
@@ -157,29 +150,28 @@ mod tests {
         LeaseKey::parse(text).unwrap()
     }
 
-    fn allocation(min: &str, max: &str, len: u8) -> Allocation {
-        Allocation {
+    fn pool(min: &str, max: &str, subnet_len: u8) -> Ipv4Pool {
+        Ipv4Pool {
             network: net("10.3.0.0/16"),
             subnet_min: min.parse().unwrap(),
             subnet_max: max.parse().unwrap(),
-            subnet_len: len,
-            v6: None,
+            subnet_len,
         }
     }
 
     /// Everything 2000 draws come up with.
-    fn picks(allocation: &Allocation, taken: &[LeaseKey]) -> BTreeSet<Ipv4Network> {
+    fn picks(pool: &Ipv4Pool, taken: &[LeaseKey]) -> BTreeSet<Ipv4Network> {
         let mut rng = StdRng::seed_from_u64(7);
         (0..2000)
-            .filter_map(|_| allocation.pick4(taken.iter(), &mut rng))
+            .filter_map(|_| pick4(pool, taken.iter(), &mut rng))
             .collect()
     }
 
     #[test]
     fn the_choice_falls_evenly_among_the_first_hundred_free_subnets() {
-        let allocation = allocation("10.3.1.0", "10.3.255.0", 24);
+        let pool = pool("10.3.1.0", "10.3.255.0", 24);
         let taken = [key("10.3.1.0-24"), key("10.3.5.0-24")];
-        let picked = picks(&allocation, &taken);
+        let picked = picks(&pool, &taken);
         assert_eq!(picked.len(), 100);
         assert_eq!(picked.first(), Some(&net("10.3.2.0/24")));
         assert_eq!(picked.last(), Some(&net("10.3.102.0/24")));
@@ -188,7 +180,7 @@ mod tests {
 
     #[test]
     fn leases_of_other_lengths_block_every_subnet_they_touch() {
-        let allocation = allocation("10.3.0.0", "10.3.7.0", 24);
+        let pool = pool("10.3.0.0", "10.3.7.0", 24);
         let taken = [
             key("10.3.0.0-22"),
             key("10.3.1.0-24"),
@@ -196,34 +188,34 @@ mod tests {
             key("10.3.5.128-25"),
         ];
         let free = ["10.3.4.0/24", "10.3.6.0/24", "10.3.7.0/24"].map(net);
-        assert_eq!(picks(&allocation, &taken), BTreeSet::from(free));
+        assert_eq!(picks(&pool, &taken), BTreeSet::from(free));
     }
 
     #[test]
     fn a_full_network_has_no_subnet_left() {
-        let allocation = allocation("10.3.1.0", "10.3.2.0", 24);
-        assert!(picks(&allocation, &[key("10.3.0.0-16")]).is_empty());
-        assert!(picks(&allocation, &[key("10.3.1.0-24"), key("10.3.2.0-24")]).is_empty());
-        assert_eq!(picks(&allocation, &[key("10.3.1.0-24")]).len(), 1);
+        let pool = pool("10.3.1.0", "10.3.2.0", 24);
+        assert!(picks(&pool, &[key("10.3.0.0-16")]).is_empty());
+        assert!(picks(&pool, &[key("10.3.1.0-24"), key("10.3.2.0-24")]).is_empty());
+        assert_eq!(picks(&pool, &[key("10.3.1.0-24")]).len(), 1);
     }
 
     #[test]
     fn the_last_addresses_of_the_address_space_can_be_leased() {
-        let allocation = Allocation {
+        let pool = Ipv4Pool {
             network: net("255.255.255.0/24"),
-            ..allocation("255.255.255.240", "255.255.255.252", 30)
+            ..pool("255.255.255.240", "255.255.255.252", 30)
         };
-        assert_eq!(picks(&allocation, &[]).len(), 4);
+        assert_eq!(picks(&pool, &[]).len(), 4);
     }
 
     #[test]
     fn a_minimum_above_the_maximum_leaves_nothing() {
-        assert!(picks(&allocation("10.3.9.0", "10.3.1.0", 24), &[]).is_empty());
+        assert!(picks(&pool("10.3.9.0", "10.3.1.0", 24), &[]).is_empty());
     }
 
     #[test]
     fn ipv6_subnets_are_chosen_in_the_same_way() {
-        let v6 = Allocation6 {
+        let v6 = Ipv6Pool {
             network: "fc00::/48".parse().unwrap(),
             subnet_min: "fc00:0:0:1::".parse().unwrap(),
             subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
@@ -232,7 +224,7 @@ mod tests {
         let taken = [key("10.3.1.0-24&fc00:0:0:1::-64")];
         let mut rng = StdRng::seed_from_u64(7);
         let picked: BTreeSet<_> = (0..2000)
-            .filter_map(|_| v6.pick(taken.iter(), &mut rng))
+            .filter_map(|_| pick6(&v6, taken.iter(), &mut rng))
             .collect();
         assert_eq!(picked.len(), 100);
         assert_eq!(picked.first(), "fc00:0:0:2::/64".parse().ok().as_ref());
@@ -241,7 +233,10 @@ mod tests {
 
     #[test]
     fn a_subnet_is_accepted_only_inside_the_range_with_the_length_and_families_of_the_config() {
-        let v4 = allocation("10.3.1.0", "10.3.8.0", 24);
+        let v4 = Allocation {
+            ipv4: pool("10.3.1.0", "10.3.8.0", 24),
+            ipv6: None,
+        };
         assert!(v4.accepts(&key("10.3.1.0-24")));
         assert!(v4.accepts(&key("10.3.8.0-24")));
         for other in [
@@ -253,7 +248,7 @@ mod tests {
             assert!(!v4.accepts(&key(other)), "{other}");
         }
         let dual = Allocation {
-            v6: Some(Allocation6 {
+            ipv6: Some(Ipv6Pool {
                 network: "fc00::/48".parse().unwrap(),
                 subnet_min: "fc00::".parse().unwrap(),
                 subnet_max: "fc00::".parse().unwrap(),

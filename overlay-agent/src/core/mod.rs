@@ -13,13 +13,15 @@ mod own;
 mod peers;
 #[cfg(test)]
 mod tests;
+mod usable;
 mod view;
 
 pub use acquire::{Decision, Origin, Wish, decide};
 pub use alarm::Alarm;
-pub use allocation::{Allocation, Allocation6};
+pub use allocation::Allocation;
 pub use backoff::Backoff;
 pub use machine::{Core, Input, Output};
 pub use own::{Held, Own, Renewal, Request};
 pub use peers::Peers;
+pub use usable::Unusable;
 pub use view::{EtcdState, LeaseView, OwnLease, OwnState, PeerLease};

@@ -63,9 +63,9 @@ pub async fn acquire<S: LeaseStore>(
             Ok(Attempt::Cleared) => {}
             Ok(Attempt::OutOfSubnets) => {
                 return Err(AcquireError::OutOfSubnets {
-                    min: wish.allocation.subnet_min,
-                    max: wish.allocation.subnet_max,
-                    len: wish.allocation.subnet_len,
+                    min: wish.allocation.ipv4.subnet_min,
+                    max: wish.allocation.ipv4.subnet_max,
+                    len: wish.allocation.ipv4.subnet_len,
                 });
             }
             Err(error) => {

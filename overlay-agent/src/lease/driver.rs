@@ -303,7 +303,7 @@ fn report(change: &Output) {
         Output::Peer { subnet, .. } => info!(%subnet, "peer lease gone"),
         Output::Own(own) => match own.state {
             OwnState::Held => {
-                info!(lease = %own.key, reservation = own.reservation, "own lease held")
+                info!(lease = %own.key, reservation = own.reservation, "own lease held");
             }
             OwnState::Lost => warn!(
                 lease = %own.key,

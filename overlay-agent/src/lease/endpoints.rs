@@ -18,9 +18,10 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    options::{EtcdOptions, redact},
+    options::{self, redact},
     store::StoreError,
 };
+use crate::config::options::EtcdOptions;
 
 /// How long etcd may take. etcd itself gives up on a proposal after 7 s, so a slow but working
 /// cluster answers within `request`.
@@ -75,8 +76,8 @@ impl Endpoints {
                 reason: "--etcd-endpoints names no endpoint".to_owned(),
             });
         }
-        if options.wants_tls() {
-            options.tls()?;
+        if options::wants_tls(&options) {
+            options::tls(&options)?;
         }
         let slots = options.endpoints.iter().map(|url| Slot {
             url: url.clone(),
@@ -208,31 +209,32 @@ impl Endpoints {
     }
 
     async fn connect(&self, url: &str) -> Result<Client, Error> {
-        let mut options = ConnectOptions::new()
+        let mut connect = ConnectOptions::new()
             .with_connect_timeout(self.deadlines.connect)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             // etcd closes connections that are pinged without a stream open.
             .with_keep_alive_while_idle(false)
             .with_require_leader(true)
             .with_auto_token_refresh(true);
-        let secure = url.starts_with("https://")
-            || (!url.starts_with("http://") && self.options.wants_tls());
-        if secure {
-            let tls = self.options.tls();
+        if url.starts_with("https://") {
+            let tls = options::tls(&self.options);
             let tls = tls.map_err(|error| Error::InvalidArgs(error.to_string()))?;
-            options = options.with_tls(tls.timeout(self.deadlines.connect));
+            connect = connect.with_tls(tls.timeout(self.deadlines.connect));
         }
-        let Some((name, password)) = self.options.login() else {
-            return Client::connect([url], Some(options)).await;
+        let Some(credentials) = &self.options.credentials else {
+            return Client::connect([url], Some(connect)).await;
         };
-        let login = options.clone().with_user(name, password);
+        let name = &credentials.username;
+        let login = connect
+            .clone()
+            .with_user(name, credentials.password.expose());
         match Client::connect([url], Some(login)).await {
             Err(Error::GRpcStatus(status)) if is_auth_off(status.message()) => {
                 warn!(
-                    user = name,
+                    user = %name,
                     "etcd has authentication switched off; going on without a login"
                 );
-                Client::connect([url], Some(options)).await
+                Client::connect([url], Some(connect)).await
             }
             result => result,
         }
@@ -271,7 +273,7 @@ impl Endpoints {
         } else if code == PERMISSION_DENIED {
             Verdict::Refused(StoreError::Denied {
                 operation,
-                prefix: self.options.key(""),
+                prefix: options::key(&self.options, ""),
                 reason: message.to_owned(),
             })
         } else {

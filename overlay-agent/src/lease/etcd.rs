@@ -16,13 +16,14 @@ use super::{
     endpoints::{Deadlines, Endpoints},
     etcd_watch,
     key::LeaseKey,
-    options::EtcdOptions,
+    options,
     store::{
         ConfigText, Entry, Expect, LeaseStore, Observed, Put, PutOutcome, Snapshot, StoreError,
         WatchEvent,
     },
     value::LeaseAttrs,
 };
+use crate::config::options::EtcdOptions;
 
 /// Keys per answer when listing: an answer of 4 MiB is refused by gRPC, and a lease takes about
 /// 200 bytes.
@@ -49,8 +50,8 @@ impl EtcdStore {
     /// Checks the options, files included. Does not connect.
     pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, StoreError> {
         let keys = Keys {
-            config: options.key("config"),
-            subnets: format!("{}/", options.key("subnets")),
+            config: options::key(&options, "config"),
+            subnets: format!("{}/", options::key(&options, "subnets")),
         };
         Ok(Self {
             endpoints: Arc::new(Endpoints::new(options, deadlines)?),

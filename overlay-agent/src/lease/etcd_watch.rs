@@ -36,7 +36,7 @@ struct Stream {
 
 enum Stage {
     Unopened { revision: i64 },
-    Open(Stream),
+    Open(Box<Stream>),
     Ended,
 }
 
@@ -117,11 +117,11 @@ impl Watch {
         self.digest(&created, endpoint, leases);
         Ok(match self.queue.back() {
             Some(WatchEvent::Compacted { .. } | WatchEvent::Disconnected(_)) => Stage::Ended,
-            _ => Stage::Open(Stream {
+            _ => Stage::Open(Box::new(Stream {
                 messages,
                 endpoint,
                 leases,
-            }),
+            })),
         })
     }
 

@@ -21,7 +21,6 @@ pub use driver::{LeaseHandle, spawn};
 pub use endpoints::Deadlines;
 pub use etcd::EtcdStore;
 pub use key::LeaseKey;
-pub use options::EtcdOptions;
 pub use store::{
     ConfigText, Entry, Expect, LeaseStore, Observed, Put, PutOutcome, Snapshot, StoreError,
     WatchEvent,
