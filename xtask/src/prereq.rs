@@ -275,8 +275,9 @@ impl Installer {
         println!("Installing {}", packages.join(" "));
         process::run(
             command("apt-get")
-                .args(["-q", "-o", "DPkg::Lock::Timeout=300", "install", "-y"])
-                .arg("--no-install-recommends")
+                .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+                .args(["-o", "Dpkg::Use-Pty=0"])
+                .args(["install", "-y", "--no-install-recommends"])
                 .args(packages)
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )
