@@ -4,3 +4,4 @@ mod device;
 mod node;
 mod peers;
 mod repair;
+mod traffic;

@@ -262,12 +262,69 @@ fn host_gw_and_vxlan_replace_each_others_routes() {
         );
 
         node.desired.local.backend = Backend::Vxlan(vxlan_backend());
+        let vtep = node.ensure().await;
         node.reconcile(&vtep).await;
         let routes = run("ip route show");
         assert_eq!(
             lines_with(&routes, "10.5.2.0/24"),
             ["10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 241 onlink"]
         );
+    });
+}
+
+#[test]
+fn the_device_of_an_earlier_configuration_is_removed_and_a_foreign_one_is_not() {
+    in_private_netns(|| async {
+        let mut node = Node::vxlan();
+        node.add_peer(2, "192.168.0.2");
+        let vtep = node.ensure().await;
+        node.reconcile(&vtep).await;
+        run("ip link add flannel.9 type vxlan id 9 dev eth0 local 192.168.0.1 dstport 8472");
+        run("ip addr add 10.9.1.0/32 dev flannel.9");
+
+        let backend = VxlanBackend {
+            vni: 2,
+            ..vxlan_backend()
+        };
+        node.desired.local.backend = Backend::Vxlan(backend);
+        let vtep = node.ensure().await;
+        node.reconcile(&vtep).await;
+        assert_eq!(
+            node.netlink.link_named("flannel.1").await.expect("look"),
+            None
+        );
+        let routes = run("ip route show");
+        assert_eq!(
+            lines_with(&routes, "10.5.2.0/24"),
+            ["10.5.2.0/24 via 10.5.2.0 dev flannel.2 proto 241 onlink"]
+        );
+
+        node.desired.local.backend = Backend::HostGw;
+        let summary = node.netlink.reconcile(&node.desired, None).await;
+        assert!(summary.expect("host-gw").failed.is_empty());
+        assert_eq!(
+            node.netlink.link_named("flannel.2").await.expect("look"),
+            None
+        );
+        run("ip link show flannel.9");
+    });
+}
+
+#[test]
+fn a_route_from_when_another_node_had_our_subnet_is_removed() {
+    in_private_netns(|| async {
+        let node = Node::vxlan();
+        run("ip route add 10.5.1.0/24 via 192.168.0.7");
+        run("ip link add cni0 type bridge");
+        run("ip addr add 10.5.1.1/24 dev cni0");
+        run("ip link set cni0 up");
+        assert!(
+            run("ip route get 10.5.1.9").contains("192.168.0.7"),
+            "pods are cut off"
+        );
+        let vtep = node.ensure().await;
+        node.reconcile(&vtep).await;
+        assert!(run("ip route get 10.5.1.9").contains("dev cni0"));
     });
 }
 
@@ -402,5 +459,42 @@ fn a_thousand_peers_are_programmed_and_swept() {
         assert_eq!(node.reconcile(&vtep).await.removed, 3000);
         timed("removed", start);
         assert_eq!(run("ip route show dev flannel.1"), "");
+    });
+}
+
+#[test]
+fn a_thousand_direct_peers_are_looked_up_and_programmed() {
+    in_private_netns(|| async {
+        let backend = VxlanBackend {
+            direct_routing: true,
+            ..vxlan_backend()
+        };
+        let mut node = Node::new(Backend::Vxlan(backend));
+        run("ip addr add 172.16.0.1/16 dev eth0");
+        for n in 0..1000_u32 {
+            let [_, _, high, low] = n.to_be_bytes();
+            let subnet = Ipv4Network::new(Ipv4Addr::new(10, 64 + high, low, 0), 24).expect("net");
+            let public_ip = Ipv4Addr::new(172, 16, 1 + high, low);
+            let vtep_mac = MacAddr::new([0x02, 0, 0, 1, high, low]);
+            node.desired.peers.insert(
+                subnet,
+                Peer {
+                    subnet,
+                    public_ip,
+                    vtep_mac,
+                },
+            );
+        }
+        let vtep = node.ensure().await;
+        let start = Instant::now();
+        let summary = node.reconcile(&vtep).await;
+        println!("1000 direct peers: programmed in {:?}", start.elapsed());
+        assert_eq!(summary.added, 1001, "the address and a route each");
+        let start = Instant::now();
+        assert!(node.reconcile(&vtep).await.is_unchanged());
+        println!(
+            "1000 direct peers: found unchanged in {:?}",
+            start.elapsed()
+        );
     });
 }
