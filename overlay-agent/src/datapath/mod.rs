@@ -37,12 +37,13 @@ pub use self::{
     links::{Attached, Attachment, LinkState, LinkSummary, states as link_states},
     maps::Maps,
     pins::{DEFAULT_PIN_DIR, PinDir},
-    wanted::{Fastpath, Vtep},
+    wanted::Vtep,
 };
 use self::{
     load::LoadedProgram,
     plan::{Step, Tables},
 };
+pub use crate::config::Fastpath;
 use crate::model::Desired;
 
 /// How long a lease lasts: long enough that almost every packet of a steady flow is fast, shorter

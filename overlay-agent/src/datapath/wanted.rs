@@ -11,17 +11,10 @@ use overlay_common::{
 };
 
 use super::HostFacts;
-use crate::model::{Backend, Desired, LocalNode, Peer, VxlanBackend};
-
-/// When packets may skip the host's stack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fastpath {
-    /// Never: the programs are attached and pass everything.
-    Off,
-    /// After the kernel carried a packet of the flow unchanged, for the time of a lease.
-    #[default]
-    Strict,
-}
+use crate::{
+    config::Fastpath,
+    model::{Backend, Desired, LocalNode, Peer, VxlanBackend},
+};
 
 impl Fastpath {
     /// The name used by `--fastpath` and `status`.

@@ -1,0 +1,199 @@
+//! The eBPF tier as the daemon runs it: whether there is one, where its programs belong, and the
+//! kernel settings it needs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+};
+
+use overlay_common::outcome::Hook;
+use tracing::{info, warn};
+
+use crate::{
+    config::{DatapathOptions, DatapathTier},
+    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir},
+    model::{Backend, Desired},
+    netlink::{PodLink, Vtep},
+    object::OBJECT,
+};
+
+/// Capacity of the flow table: 16 MiB of kernel memory.
+const MAX_FLOWS: u32 = 131_072;
+
+/// Conntrack of this network namespace takes TCP segments outside the window it knows. It does not
+/// see what the fast path carries, and the packets it sees again later must not look invalid.
+const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// The eBPF tier, if there is one.
+pub enum Tier1 {
+    Active(Box<Datapath>),
+    Absent,
+}
+
+impl Tier1 {
+    /// Loads the programs as the options ask: `auto` settles for the kernel tier where eBPF is
+    /// refused, `ebpf` does not.
+    pub fn open(options: &DatapathOptions) -> Result<Self, DatapathError> {
+        if options.tier == DatapathTier::Kernel {
+            info!("kernel tier only, as --datapath=kernel asks");
+            return Self::detach(options);
+        }
+        let opened = Datapath::open(&datapath::Options {
+            pin_dir: options.pin_dir.clone(),
+            object: OBJECT,
+            max_flows: MAX_FLOWS,
+            fastpath: options.fastpath,
+            lease: datapath::LEASE,
+        });
+        match opened {
+            Ok(datapath) => {
+                if options.tcp_be_liberal {
+                    be_liberal();
+                }
+                Ok(Self::Active(Box::new(datapath)))
+            }
+            Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
+                Err(error)
+            }
+            Err(error) => {
+                warn!(%error, "no eBPF tier: packets take the kernel tier alone");
+                Self::detach(options)
+            }
+        }
+    }
+
+    /// Programs of an earlier agent must not go on forwarding by maps that nobody keeps.
+    fn detach(options: &DatapathOptions) -> Result<Self, DatapathError> {
+        let removed = PinDir::new(&options.pin_dir).remove_all()?;
+        if !removed.is_empty() {
+            info!(
+                pins = removed.len(),
+                "programs of an earlier agent detached"
+            );
+        }
+        Ok(Self::Absent)
+    }
+
+    /// Brings the maps to the desired state.
+    pub fn apply(&mut self, desired: &Desired, vtep: Option<&Vtep>) -> Result<(), DatapathError> {
+        let Self::Active(datapath) = self else {
+            return Ok(());
+        };
+        let vtep = vtep.map(|vtep| datapath::Vtep {
+            ifindex: vtep.ifindex,
+            mac: vtep.mac,
+        });
+        let summary = datapath.apply(desired, vtep, HostFacts::read()?)?;
+        if !summary.left_to_kernel.is_empty() {
+            warn!(
+                subnets = summary.left_to_kernel.len(),
+                "the node map is full: these subnets have the kernel tier only"
+            );
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs to the underlay, the VTEP and every pod interface, and to nothing else.
+    /// Returns whether every attachment is in place.
+    pub fn attach(
+        &mut self,
+        desired: &Desired,
+        vtep: Option<&Vtep>,
+        pods: &BTreeMap<u32, PodLink>,
+    ) -> Result<bool, DatapathError> {
+        let Self::Active(datapath) = self else {
+            return Ok(true);
+        };
+        let gateways = pods
+            .values()
+            .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
+            .collect();
+        datapath.set_gateways(&gateways)?;
+        let summary = datapath.sync_links(&attachments(desired, vtep, pods))?;
+        if summary.created + summary.adopted + summary.removed > 0 {
+            info!(
+                created = summary.created,
+                adopted = summary.adopted,
+                removed = summary.removed,
+                pods = pods.len(),
+                "programs attached"
+            );
+        }
+        Ok(summary.failed.is_empty())
+    }
+
+    /// Makes every flow earn its lease again.
+    pub fn flush(&mut self) -> Result<(), DatapathError> {
+        match self {
+            Self::Active(datapath) => datapath.flush().map(drop),
+            Self::Absent => Ok(()),
+        }
+    }
+
+    /// Reads the maps again before the next change, in case somebody else wrote to them.
+    pub fn distrust(&mut self) {
+        if let Self::Active(datapath) = self {
+            datapath.distrust_tables();
+        }
+    }
+}
+
+/// Whether going on without the eBPF tier would only hide a mistake, or leave programs of another
+/// agent in place.
+fn needs_operator(error: &DatapathError) -> bool {
+    matches!(
+        error,
+        DatapathError::InUse { .. }
+            | DatapathError::ForeignDirectory { .. }
+            | DatapathError::Layout { .. }
+    )
+}
+
+/// Where each program belongs.
+fn attachments(
+    desired: &Desired,
+    vtep: Option<&Vtep>,
+    pods: &BTreeMap<u32, PodLink>,
+) -> BTreeSet<Attachment> {
+    let at = |hook, ifindex, name: &str| Attachment {
+        hook,
+        ifindex,
+        ifname: name.to_owned(),
+    };
+    let mut wanted = BTreeSet::new();
+    let underlay = &desired.local.underlay;
+    let direct = match desired.local.backend {
+        Backend::Alloc => return wanted,
+        Backend::HostGw => true,
+        Backend::Vxlan(vxlan) => vxlan.direct_routing,
+    };
+    wanted.insert(at(Hook::Ingress, underlay.ifindex, &underlay.name));
+    if direct {
+        wanted.insert(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+    }
+    if let Some(vtep) = vtep {
+        wanted.insert(at(Hook::Confirm, vtep.ifindex, &vtep.name));
+        wanted.insert(at(Hook::Arrive, vtep.ifindex, &vtep.name));
+    }
+    for pod in pods.values() {
+        wanted.insert(at(Hook::Egress, pod.ifindex, &pod.name));
+        wanted.insert(at(Hook::Deliver, pod.ifindex, &pod.name));
+    }
+    wanted
+}
+
+fn be_liberal() {
+    match fs::read_to_string(TCP_BE_LIBERAL) {
+        Ok(value) if value.trim() != "0" => {}
+        // Without conntrack there is nothing to set.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(_) | Err(_) => match fs::write(TCP_BE_LIBERAL, "1") {
+            Ok(()) => info!("set nf_conntrack_tcp_be_liberal, as the fast path needs"),
+            Err(error) => warn!(
+                %error,
+                "cannot set nf_conntrack_tcp_be_liberal: where a rule drops invalid packets, long \
+                 TCP connections may stall; set it with sysctl, or use --fastpath=off"
+            ),
+        },
+    }
+}
