@@ -53,11 +53,16 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The command line as a person would type it, without the directory of the program.
+/// The command line as a person would type it: the cargo that started xtask is just `cargo`.
 pub fn display(command: &Command) -> String {
-    let program = Path::new(command.get_program());
-    let name = program.file_name().unwrap_or(command.get_program());
-    let mut words = vec![name.to_string_lossy().into_owned()];
+    let program = command.get_program();
+    let is_own_cargo = env::var_os("CARGO").is_some_and(|cargo| cargo == program);
+    let name = if is_own_cargo {
+        "cargo".into()
+    } else {
+        program.to_string_lossy()
+    };
+    let mut words = vec![name.into_owned()];
     words.extend(
         command
             .get_args()
