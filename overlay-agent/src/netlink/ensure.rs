@@ -3,7 +3,10 @@
 use std::{fs, io};
 
 use overlay_common::addr::MacAddr;
-use rtnetlink::packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use rtnetlink::{
+    LinkMessageBuilder,
+    packet_route::{RouteNetlinkMessage, link::LinkMessage},
+};
 
 use super::{
     Netlink, NetlinkError,
@@ -76,68 +79,59 @@ impl Netlink {
                 .ok_or(NetlinkError::UnderlayGone {
                     ifindex: spec.underlay_ifindex,
                 })?;
-        let mtu = spec.mtu_on(underlay.mtu);
+        let mtu = spec.mtu_on(underlay.mtu)?;
         let default_port = kernel_default_port();
 
-        let mut mac = rule.known();
-        if let Some(link) = self.link_named(&spec.name).await? {
-            let problem = match spec.compare(&link, mtu, rule.required(), default_port) {
-                Fit::Incompatible(reason) => reason,
-                Fit::Compatible(corrections) => match self.correct(&link, corrections).await? {
-                    Ok(()) => return self.verify(spec, rule.required().or(link.mac)).await,
-                    Err(error) => {
-                        tracing::warn!(device = %spec.name, %error, "cannot correct the device");
-                        "the kernel refused to correct it"
-                    }
-                },
-            };
-            tracing::warn!(device = %spec.name, reason = problem, "device is created again");
-            if mac.is_none() && matches!(link.kind, LinkKind::Vxlan(_)) {
-                mac = link.mac;
-            }
-            self.change(
-                format!("delete {}", spec.name),
-                request::delete_link(link.ifindex),
-            )
-            .await?;
-        }
-
-        let mac = mac.unwrap_or_else(|| MacAddr::new(rand::random()).to_local_unicast());
-        let created = self
-            .transport
-            .apply_one(request::create_vtep(spec, mtu, mac))
-            .await?;
-        if let Err(source) = created {
+        let mac = match self.take_over(spec, mtu, rule, default_port).await? {
+            Ok(vtep) => return Ok(vtep),
+            Err(known) => known.unwrap_or_else(random_mac),
+        };
+        let create = || request::create_vtep(spec, mtu, mac);
+        if let Err(source) = self.transport.apply_one(create()).await? {
+            let operation = format!("create {}", spec.name);
             if source.raw_os_error() != Some(libc::EEXIST) {
-                let operation = format!("create {}", spec.name);
                 return Err(NetlinkError::Refused { operation, source });
             }
             self.rename_back(spec, mac, default_port).await?;
-            let renamed = self
-                .link_named(&spec.name)
-                .await?
-                .ok_or(NetlinkError::VtepMissing)?;
-            if let Fit::Compatible(corrections) =
-                spec.compare(&renamed, mtu, Some(mac), default_port)
-            {
-                self.correct(&renamed, corrections)
-                    .await?
-                    .map_err(|source| NetlinkError::Refused {
-                        operation: format!("correct {}", spec.name),
-                        source,
-                    })?;
+            let rule = MacRule::Exactly(mac);
+            if let Ok(vtep) = self.take_over(spec, mtu, rule, default_port).await? {
+                return Ok(vtep);
             }
+            self.change(operation, create()).await?;
         }
-        let link = self
-            .link_named(&spec.name)
-            .await?
-            .ok_or(NetlinkError::VtepMissing)?;
-        self.change(
-            format!("bring up {}", spec.name),
-            request::set_link(link.ifindex, rtnetlink::LinkMessageBuilder::up),
-        )
-        .await?;
+        let link = self.vtep_link(spec).await?;
+        let up = request::set_link(link.ifindex, LinkMessageBuilder::up);
+        self.change(format!("bring up {}", spec.name), up).await?;
         self.verify(spec, Some(mac)).await
+    }
+
+    /// Adopts the device of this name. One that cannot be used is removed; the inner error is then
+    /// the MAC address its successor should have, where one is known.
+    async fn take_over(
+        &self,
+        spec: &VtepSpec,
+        mtu: u32,
+        rule: MacRule,
+        default_port: u16,
+    ) -> Result<Result<Vtep, Option<MacAddr>>, NetlinkError> {
+        let Some(link) = self.link_named(&spec.name).await? else {
+            return Ok(Err(rule.known()));
+        };
+        let reason = match spec.compare(&link, mtu, rule.required(), default_port) {
+            Fit::Incompatible(reason) => reason.to_owned(),
+            Fit::Compatible(corrections) => match self.correct(&link, corrections).await? {
+                Ok(()) => {
+                    let mac = rule.required().or(link.mac);
+                    return self.verify(spec, mac).await.map(Ok);
+                }
+                Err(error) => format!("the kernel refuses to correct it: {error}"),
+            },
+        };
+        tracing::warn!(device = %spec.name, %reason, "device is created again");
+        let delete = request::delete_link(link.ifindex);
+        self.change(format!("delete {}", spec.name), delete).await?;
+        let old = link.mac.filter(|_| matches!(link.kind, LinkKind::Vxlan(_)));
+        Ok(Err(rule.known().or(old)))
     }
 
     /// The kernel refuses a second device with the same VNI and port. If the first carries the MAC
@@ -166,22 +160,19 @@ impl Netlink {
             });
         }
         tracing::warn!(device = %twin.name, name = %spec.name, "device had been renamed");
+        let operation = format!("rename {} to {}", twin.name, spec.name);
         let rename = || request::set_link(twin.ifindex, |link| link.name(spec.name.as_str()));
-        let live = self.transport.apply_one(rename()).await?;
-        if live
-            .as_ref()
-            .is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
-        {
+        if let Err(source) = self.transport.apply_one(rename()).await? {
+            if source.raw_os_error() != Some(libc::EBUSY) {
+                return Err(NetlinkError::Refused { operation, source });
+            }
             // Before Linux 6.2 only a device that is down can be renamed.
-            let down = request::set_link(twin.ifindex, rtnetlink::LinkMessageBuilder::down);
+            let down = request::set_link(twin.ifindex, LinkMessageBuilder::down);
             self.change(format!("bring down {}", twin.name), down)
                 .await?;
-            return self.change(format!("rename {}", twin.name), rename()).await;
+            self.change(operation, rename()).await?;
         }
-        live.map_err(|source| NetlinkError::Refused {
-            operation: format!("rename {}", twin.name),
-            source,
-        })
+        Ok(())
     }
 
     /// Applies corrections. The inner error is the kernel's refusal.
@@ -205,10 +196,7 @@ impl Netlink {
             requests.push(set_mac(link.ifindex, mac));
         }
         if corrections.up {
-            requests.push(request::set_link(
-                link.ifindex,
-                rtnetlink::LinkMessageBuilder::up,
-            ));
+            requests.push(request::set_link(link.ifindex, LinkMessageBuilder::up));
         }
         let verdicts = self.transport.apply(requests).await?;
         Ok(verdicts.into_iter().collect())
@@ -218,13 +206,11 @@ impl Netlink {
     /// MACAddressPolicy, replaced it in the meantime.
     async fn verify(&self, spec: &VtepSpec, mac: Option<MacAddr>) -> Result<Vtep, NetlinkError> {
         refuse_router_advertisements(&spec.name);
-        for _ in 0..MAC_ATTEMPTS {
-            let link = self
-                .link_named(&spec.name)
-                .await?
-                .ok_or(NetlinkError::VtepMissing)?;
+        let mut attempt = 0;
+        loop {
+            let link = self.vtep_link(spec).await?;
             let LinkKind::Vxlan(vxlan) = &link.kind else {
-                return Err(NetlinkError::VtepMissing);
+                return Err(NetlinkError::VtepVanished { name: link.name });
             };
             let found = link.mac.unwrap_or(MacAddr::ZERO);
             let wanted = mac.unwrap_or(found);
@@ -237,6 +223,14 @@ impl Netlink {
                     port: vxlan.port,
                 });
             }
+            if attempt == MAC_ATTEMPTS {
+                return Err(NetlinkError::MacOverridden {
+                    name: link.name,
+                    wanted,
+                    found,
+                });
+            }
+            attempt += 1;
             tracing::warn!(device = %spec.name, %found, %wanted, "MAC address was rewritten");
             self.change(
                 format!("set the MAC address of {}", spec.name),
@@ -244,11 +238,12 @@ impl Netlink {
             )
             .await?;
         }
-        let found = self.link_named(&spec.name).await?.and_then(|link| link.mac);
-        Err(NetlinkError::MacOverridden {
+    }
+
+    async fn vtep_link(&self, spec: &VtepSpec) -> Result<Link, NetlinkError> {
+        let link = self.link_named(&spec.name).await?;
+        link.ok_or_else(|| NetlinkError::VtepVanished {
             name: spec.name.clone(),
-            wanted: mac.unwrap_or(MacAddr::ZERO).to_string(),
-            found: found.unwrap_or(MacAddr::ZERO).to_string(),
         })
     }
 
@@ -310,6 +305,10 @@ fn new_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
 
 fn set_mac(ifindex: u32, mac: MacAddr) -> Request {
     request::set_link(ifindex, |link| link.address(mac.octets.to_vec()))
+}
+
+fn random_mac() -> MacAddr {
+    MacAddr::new(rand::random()).to_local_unicast()
 }
 
 const fn usable(mac: MacAddr) -> bool {

@@ -2,7 +2,10 @@
 
 use std::io;
 
+use overlay_common::addr::MacAddr;
 use thiserror::Error;
+
+use super::vtep::{MIN_MTU, OVERHEAD};
 
 /// Why the kernel tier could not do something.
 #[derive(Debug, Error)]
@@ -33,6 +36,14 @@ pub enum NetlinkError {
     UnderlayGone { ifindex: u32 },
     #[error("interface {name} (index {ifindex}) is gone and has to be created again")]
     VtepGone { name: String, ifindex: u32 },
+    #[error("interface {name} disappears while it is being set up; another program manages it")]
+    VtepVanished { name: String },
+    #[error(
+        "{name} would have an MTU of {mtu}; vxlan takes {} bytes and IPv4 needs {MIN_MTU}: raise \
+         the MTU of the underlay interface or of the network config",
+        OVERHEAD
+    )]
+    MtuTooSmall { name: String, mtu: u32 },
     #[error("the vxlan backend needs its device before peers can be programmed")]
     VtepMissing,
     #[error(
@@ -41,8 +52,8 @@ pub enum NetlinkError {
     )]
     MacOverridden {
         name: String,
-        wanted: String,
-        found: String,
+        wanted: MacAddr,
+        found: MacAddr,
     },
     #[error(
         "cannot create {name}: interface {other} already uses VNI {vni} on the same UDP port; \

@@ -29,7 +29,7 @@ pub use admit::{Admission, PeerPath, Refusal, RefusalReason, admit};
 pub use cleanup::Owned;
 pub use error::NetlinkError;
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
-pub use plan::{Change, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
+pub use plan::{Change, Leftover, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
 pub use pods::{LinkTable, PodLink, pod_links};
 pub use reconcile::{Failure, Summary};
 pub use vtep::{OVERHEAD, Vtep, VtepSpec};

@@ -5,10 +5,12 @@
 //! the two. A direct peer has one plain route.
 //!
 //! What belongs to whom:
+//! - a device `flannel.<VNI>` of another VNI is ours if it carries this node's tunnel address;
 //! - permanent neighbours and forwarding entries of `flannel.<VNI>` are all ours;
 //! - routes with [`ROUTE_PROTOCOL`] are ours;
 //! - routes flannel left are adopted, that is replaced: in flannel's shape on `flannel.<VNI>`, or
-//!   to exactly a peer's subnet, with protocol "boot" and metric 0;
+//!   to exactly a peer's subnet, with protocol "boot" and metric 0. One through a gateway to this
+//!   node's own subnet is from the time another node leased it, and goes;
 //! - every other route stays. One to a peer's subnet is shadowed, not removed: ours goes in front.
 
 use std::{
@@ -25,7 +27,7 @@ use super::{
     admit::{Admission, PeerPath},
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::LocalNode;
+use crate::model::{Backend, LocalNode};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -41,19 +43,30 @@ pub struct Wanted {
     pub vtep: Option<u32>,
     /// The address of the device, and the range in which it has no other.
     pub address: Option<(Ipv4Network, Ipv4Network)>,
+    /// The subnet of this node and the underlay interface: no gateway there leads to it.
+    pub subnet: Option<(Ipv4Network, u32)>,
     pub neighbours: BTreeMap<Ipv4Addr, MacAddr>,
     pub fdb: BTreeMap<MacAddr, Ipv4Addr>,
     pub routes: BTreeMap<Ipv4Network, Route>,
 }
 
-/// Kernel state as dumped: addresses, neighbours and forwarding entries of `flannel.<VNI>`, and
-/// the main routing table in the kernel's order.
+/// Kernel state as dumped: addresses, neighbours and forwarding entries of `flannel.<VNI>`, the
+/// main routing table in the kernel's order, and devices of an earlier configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub addresses: Vec<Address>,
     pub neighbours: Vec<Neighbour>,
     pub fdb: Vec<FdbEntry>,
     pub routes: Vec<Route>,
+    pub leftovers: Vec<Leftover>,
+}
+
+/// A vxlan device named `flannel.<its VNI>` that carries this node's tunnel address and is not the
+/// configured one: the VNI or the backend was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    pub ifindex: u32,
+    pub vni: u32,
 }
 
 /// One step from observed to wanted.
@@ -85,6 +98,7 @@ pub enum Change {
         mac: MacAddr,
         remote: Option<Ipv4Addr>,
     },
+    DeleteVtep(Leftover),
 }
 
 /// The changes, in an order that never leaves a peer without a path it has before and after.
@@ -106,6 +120,7 @@ impl Change {
                 | Self::DeleteRoute(_)
                 | Self::DeleteNeighbour { .. }
                 | Self::DeleteFdb { .. }
+                | Self::DeleteVtep(_)
         )
     }
 }
@@ -125,6 +140,7 @@ impl fmt::Display for Change {
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
             Self::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
             Self::DeleteFdb { mac, .. } => write!(f, "delete forwarding entry {mac}"),
+            Self::DeleteVtep(leftover) => write!(f, "delete interface flannel.{}", leftover.vni),
         }
     }
 }
@@ -149,10 +165,11 @@ impl fmt::Display for Route {
 pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Wanted {
     let mut wanted = Wanted {
         vtep,
+        subnet: (local.backend != Backend::Alloc).then_some((local.subnet, local.underlay.ifindex)),
         ..Wanted::default()
     };
     if vtep.is_some() {
-        wanted.address = Some((host(local.subnet.network()), local.network));
+        wanted.address = Some((tunnel_address(local), local.network));
     }
     for (peer, path) in admission.accepted.values() {
         let base = peer.subnet.network();
@@ -191,8 +208,9 @@ fn peer_route(destination: Ipv4Network, gateway: Ipv4Addr, ifindex: u32, onlink:
     }
 }
 
-fn host(address: Ipv4Addr) -> Ipv4Network {
-    Ipv4Network::from(address)
+/// The address of this node's end of the tunnels: the first of its subnet, alone.
+pub(super) fn tunnel_address(local: &LocalNode) -> Ipv4Network {
+    Ipv4Network::from(local.subnet.network())
 }
 
 /// The changes that turn `observed` into `wanted`.
@@ -208,6 +226,9 @@ pub fn diff(wanted: &Wanted, observed: &Observed) -> Plan {
     // Neighbours and forwarding entries go after the routes that lead to them.
     removals.reverse();
     plan.changes.append(&mut removals);
+    let leftovers = observed.leftovers.iter();
+    plan.changes
+        .extend(leftovers.copied().map(Change::DeleteVtep));
     plan
 }
 
@@ -312,7 +333,7 @@ fn diff_routes(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         let target = wanted.routes.get(&route.destination);
         if target == Some(route) {
             present.insert(route.destination);
-        } else if is_replaceable(route, target.is_some(), wanted.vtep) {
+        } else if is_replaceable(route, wanted) {
             stale.push(Change::DeleteRoute(*route));
         } else if target.is_some() && route.metric == 0 && route.tos == 0 {
             plan.shadowed.push(*route);
@@ -330,21 +351,25 @@ fn diff_routes(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 }
 
 /// The route is ours or flannel's. A blackhole route of ours has its own reconciliation.
-fn is_replaceable(route: &Route, to_peer: bool, vtep: Option<u32>) -> bool {
+fn is_replaceable(route: &Route, wanted: &Wanted) -> bool {
     if route.kind != RouteType::Unicast {
         return false;
     }
     if route.protocol == ROUTE_PROTOCOL {
         return true;
     }
-    let flannel_tunnel = vtep.is_some()
-        && route.ifindex == vtep
+    let to_peer = wanted.routes.contains_key(&route.destination);
+    let to_own_subnet = wanted.subnet.is_some_and(|(subnet, underlay)| {
+        route.destination == subnet && route.gateway.is_some() && route.ifindex == Some(underlay)
+    });
+    let flannel_tunnel = wanted.vtep.is_some()
+        && route.ifindex == wanted.vtep
         && route.onlink
         && route.gateway == Some(route.destination.network());
     route.protocol == PROTOCOL_BOOT
         && route.metric == 0
         && route.tos == 0
-        && (to_peer || flannel_tunnel)
+        && (to_peer || to_own_subnet || flannel_tunnel)
 }
 
 #[cfg(test)]

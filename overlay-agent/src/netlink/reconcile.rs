@@ -9,19 +9,23 @@ use std::{
 use ipnetwork::Ipv4Network;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
-    route::{RouteHeader, RouteScope, RouteType},
+    neighbour::NeighbourMessage,
+    route::{
+        RouteAttribute::{Gateway, Oif, Via},
+        RouteHeader, RouteMessage, RouteScope, RouteType,
+    },
 };
 
 use super::{
     Netlink, NetlinkError,
     admit::{Admission, PeerPath, Refusal, admit},
-    object::{Address, FdbEntry, Neighbour, Route},
-    plan::{Change, Observed, ROUTE_PROTOCOL, diff, want},
+    object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route},
+    plan::{Change, Leftover, Observed, ROUTE_PROTOCOL, diff, tunnel_address, want},
     request,
     transport::Request,
     vtep::Vtep,
 };
-use crate::model::{Backend, Desired};
+use crate::model::{Backend, Desired, LocalNode};
 
 /// Metric of the blackhole route: it must lose against the bridge's own route to the subnet.
 const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
@@ -73,7 +77,7 @@ impl Netlink {
         }
         let admission = self.admission(desired, vtep).await?;
         let wanted = want(&desired.local, &admission, vtep.map(|vtep| vtep.ifindex));
-        let observed = self.observe(vtep).await?;
+        let observed = self.observe(&desired.local, vtep).await?;
         let plan = diff(&wanted, &observed);
 
         let requests = plan.changes.iter().map(encode).collect();
@@ -187,42 +191,48 @@ impl Netlink {
         Ok(admit(desired, &on_link))
     }
 
-    async fn observe(&self, vtep: Option<&Vtep>) -> Result<Observed, NetlinkError> {
+    async fn observe(
+        &self,
+        local: &LocalNode,
+        vtep: Option<&Vtep>,
+    ) -> Result<Observed, NetlinkError> {
         let mut observed = Observed {
             routes: self.routes().await?,
+            addresses: self.addresses().await?,
             ..Observed::default()
         };
+        let current = vtep.map(|vtep| vtep.ifindex);
+        let own = tunnel_address(local);
+        for address in observed.addresses.iter().filter(|a| a.local == own) {
+            if Some(address.ifindex) != current {
+                let link = self.link_at(address.ifindex).await?;
+                observed.leftovers.extend(link.as_ref().and_then(leftover));
+            }
+        }
+        observed.addresses.retain(|a| Some(a.ifindex) == current);
         let Some(vtep) = vtep else {
             return Ok(observed);
         };
-        let gone = || NetlinkError::VtepGone {
-            name: vtep.name.clone(),
-            ifindex: vtep.ifindex,
-        };
-        let link = self.link_at(vtep.ifindex).await?.ok_or_else(gone)?;
-        if link.name != vtep.name {
-            return Err(gone());
+        let link = self.link_at(vtep.ifindex).await?;
+        if link.is_none_or(|link| link.name != vtep.name) {
+            return Err(NetlinkError::VtepGone {
+                name: vtep.name.clone(),
+                ifindex: vtep.ifindex,
+            });
         }
-        observed.addresses = self.addresses().await?;
-        observed
-            .addresses
-            .retain(|address| address.ifindex == vtep.ifindex);
-        let operation = "list neighbours";
         let query = request::dump_neighbours(vtep.ifindex);
-        observed.neighbours = (self.transport.dump(operation, query).await?.iter())
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewNeighbour(message) => Neighbour::decode(message),
-                _ => None,
-            })
+        let messages = self.transport.dump("list neighbours", query).await?;
+        observed.neighbours = new_neighbours(&messages)
+            .filter_map(Neighbour::decode)
             .filter(|neighbour| neighbour.ifindex == vtep.ifindex)
             .collect();
-        let operation = "list forwarding entries";
         let query = request::dump_fdb(vtep.ifindex);
-        observed.fdb = (self.transport.dump(operation, query).await?.iter())
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewNeighbour(message) => FdbEntry::decode(message),
-                _ => None,
-            })
+        let messages = self
+            .transport
+            .dump("list forwarding entries", query)
+            .await?;
+        observed.fdb = new_neighbours(&messages)
+            .filter_map(FdbEntry::decode)
             .filter(|entry| entry.ifindex == vtep.ifindex)
             .collect();
         Ok(observed)
@@ -262,8 +272,7 @@ impl Netlink {
 
 /// The interface of a looked-up route that needs no gateway. flannel asks the same question for
 /// DirectRouting.
-fn directly_connected(message: &rtnetlink::packet_route::route::RouteMessage) -> Option<u32> {
-    use rtnetlink::packet_route::route::RouteAttribute::{Gateway, Oif, Via};
+fn directly_connected(message: &RouteMessage) -> Option<u32> {
     let gatewayed = message
         .attributes
         .iter()
@@ -278,6 +287,23 @@ fn directly_connected(message: &rtnetlink::packet_route::route::RouteMessage) ->
             Oif(ifindex) => Some(*ifindex),
             _ => None,
         })
+}
+
+fn leftover(link: &Link) -> Option<Leftover> {
+    match link.kind {
+        LinkKind::Vxlan(vxlan) if link.name == format!("flannel.{}", vxlan.vni) => {
+            let (ifindex, vni) = (link.ifindex, vxlan.vni);
+            Some(Leftover { ifindex, vni })
+        }
+        _ => None,
+    }
+}
+
+fn new_neighbours(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = &NeighbourMessage> {
+    messages.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewNeighbour(message) => Some(message),
+        _ => None,
+    })
 }
 
 fn encode(change: &Change) -> Request {
@@ -304,6 +330,7 @@ fn encode(change: &Change) -> Request {
             mac,
             remote,
         } => request::delete_fdb(*ifindex, *mac, *remote),
+        Change::DeleteVtep(leftover) => request::delete_link(leftover.ifindex),
     }
 }
 
@@ -311,7 +338,7 @@ fn encode(change: &Change) -> Request {
 fn already_so(change: &Change, error: &io::Error) -> bool {
     match error.raw_os_error() {
         Some(libc::EEXIST) => !change.removes(),
-        Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL) => change.removes(),
+        Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL | libc::ENODEV) => change.removes(),
         _ => false,
     }
 }

@@ -21,6 +21,9 @@ use crate::model::{Underlay, VxlanBackend};
 /// headers.
 pub const OVERHEAD: u32 = 20 + 8 + 8 + 14;
 
+/// Smallest MTU of an IPv4 link (RFC 791), and of the kernel's Ethernet devices.
+pub(super) const MIN_MTU: u32 = 68;
+
 /// `IFNAMSIZ` less the terminating zero.
 const NAME_MAX: usize = 15;
 
@@ -96,8 +99,13 @@ impl VtepSpec {
     }
 
     /// MTU the device can have on an underlay of this MTU.
-    pub(super) fn mtu_on(&self, underlay_mtu: u32) -> u32 {
-        self.mtu.min(underlay_mtu.saturating_sub(OVERHEAD))
+    pub(super) fn mtu_on(&self, underlay_mtu: u32) -> Result<u32, NetlinkError> {
+        let mtu = self.mtu.min(underlay_mtu.saturating_sub(OVERHEAD));
+        if mtu < MIN_MTU {
+            let name = self.name.clone();
+            return Err(NetlinkError::MtuTooSmall { name, mtu });
+        }
+        Ok(mtu)
     }
 
     /// Compares an existing device. `mac` is the address it must have, when it must have one;
@@ -285,9 +293,14 @@ mod tests {
             mtu: 8950,
             ..spec()
         };
-        assert_eq!(wide.mtu_on(1500), 1450);
-        assert_eq!(wide.mtu_on(9000), 8950);
-        assert_eq!(wide.mtu_on(10), 0);
+        assert!(matches!(wide.mtu_on(1500), Ok(1450)));
+        assert!(matches!(wide.mtu_on(9000), Ok(8950)));
+    }
+
+    #[test]
+    fn an_underlay_too_small_for_a_tunnel_is_reported() {
+        let error = spec().mtu_on(100).expect_err("too small");
+        assert!(error.to_string().contains("MTU of 50"), "{error}");
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn apply(observed: &mut Observed, changes: &[Change]) {
             } => observed
                 .fdb
                 .retain(|e| (e.ifindex, e.mac, e.remote) != (ifindex, mac, remote)),
+            Change::DeleteVtep(leftover) => remove(&mut observed.leftovers, &leftover),
         }
     }
 }
@@ -91,8 +92,9 @@ fn mac(n: u8) -> MacAddr {
 fn wanted_with(peers: &BTreeSet<(u8, bool)>) -> Wanted {
     let mut wanted = Wanted {
         vtep: Some(VTEP),
+        subnet: Some((subnet(1), OTHER)),
         address: Some((
-            host(Ipv4Addr::new(10, 5, 1, 0)),
+            Ipv4Network::from(Ipv4Addr::new(10, 5, 1, 0)),
             "10.5.0.0/16".parse().expect("a network"),
         )),
         ..Wanted::default()
@@ -129,7 +131,7 @@ fn arbitrary_route() -> impl Strategy<Value = Route> {
     let kind = prop_oneof![4 => Just(RouteType::Unicast), 1 => Just(RouteType::BlackHole)];
     let shape = (any::<bool>(), any::<bool>(), 0..3_u8);
     (
-        2..14_u8,
+        1..14_u8,
         protocol,
         kind,
         shape,
@@ -308,6 +310,58 @@ fn a_path_exists_before_its_predecessor_goes() {
         ),
         "{to_tunnel:#?}"
     );
+}
+
+#[test]
+fn a_gatewayed_route_to_the_own_subnet_goes_unless_it_is_foreign() {
+    let wanted = wanted_with(&BTreeSet::new());
+    let former_owner = Ipv4Addr::new(192, 0, 2, 9);
+    let stale = Route {
+        protocol: PROTOCOL_BOOT,
+        ..peer_route(subnet(1), former_owner, OTHER, false)
+    };
+    let connected = Route {
+        gateway: None,
+        protocol: 2,
+        scope: RouteScope::Link,
+        ..stale
+    };
+    let policy = Route {
+        protocol: 4,
+        ..stale
+    };
+    let observed = Observed {
+        routes: vec![stale, connected, policy],
+        ..Observed::default()
+    };
+    let changes = diff(&wanted, &observed).changes;
+    assert!(
+        changes.contains(&Change::DeleteRoute(stale)),
+        "{changes:#?}"
+    );
+    assert!(
+        !changes.contains(&Change::DeleteRoute(connected)),
+        "{changes:#?}"
+    );
+    assert!(
+        !changes.contains(&Change::DeleteRoute(policy)),
+        "{changes:#?}"
+    );
+}
+
+#[test]
+fn a_leftover_device_goes_last() {
+    let wanted = wanted_with(&[(2, false)].into());
+    let leftover = Leftover {
+        ifindex: 99,
+        vni: 4,
+    };
+    let observed = Observed {
+        leftovers: vec![leftover],
+        ..Observed::default()
+    };
+    let changes = diff(&wanted, &observed).changes;
+    assert_eq!(changes.last(), Some(&Change::DeleteVtep(leftover)));
 }
 
 #[test]
