@@ -38,7 +38,7 @@ pub const fn finish(sum: u32) -> u16 {
 /// The checksum field after one 16-bit word changed from `old` to `new` (all in native order).
 #[inline(always)]
 pub const fn replace_word(check: u16, old: u16, new: u16) -> u16 {
-    finish(!check as u16 as u32 + !old as u16 as u32 + new as u32)
+    finish(!check as u32 + !old as u32 + new as u32)
 }
 
 #[cfg(test)]

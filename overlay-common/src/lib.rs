@@ -11,6 +11,14 @@
 //! A change of any map type needs a new [`ABI_VERSION`]: it is part of the pin directory.
 #![no_std]
 #![deny(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields are packed into words and taken out of them: dropping the other bits is the point"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF program is one function: a call costs stack the verifier counts, and nanoseconds"
+)]
 
 pub mod addr;
 pub mod checksum;

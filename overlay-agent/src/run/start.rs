@@ -79,7 +79,7 @@ impl Daemon {
 
         let vtep = match &config.backend {
             Backend::Vxlan(backend) => {
-                let mac = recorded_mac(&*store, &underlay).await;
+                let mac = recorded_mac(&store, &underlay).await;
                 let spec = VtepSpec::new(backend, &underlay);
                 Some(netlink.ensure_vtep(&spec, mac).await?)
             }
