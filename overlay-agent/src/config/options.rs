@@ -92,6 +92,8 @@ pub struct FilterOptions {
     /// Fully random source ports for masqueraded traffic.
     pub masq_fully_random: bool,
     pub forward_rules: bool,
+    /// No masquerade rule hides a pod from another one.
+    pub pod_source_keep: bool,
     /// Keep a blackhole route for the local subnet.
     pub blackhole_route: bool,
     pub resync: Duration,
@@ -193,6 +195,7 @@ impl Default for FilterOptions {
             ip_masq: false,
             masq_fully_random: true,
             forward_rules: true,
+            pod_source_keep: true,
             blackhole_route: false,
             resync: Duration::from_secs(5),
         }

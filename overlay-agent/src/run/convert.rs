@@ -38,7 +38,7 @@ pub fn filter_settings(
             filter::Masquerade::Off
         },
         forward: options.forward_rules,
-        keep_pod_source: true,
+        keep_pod_source: options.pod_source_keep,
         networks: vec![filter::PodNetwork::v4(local.network, local.subnet)],
     }
 }

@@ -333,6 +333,18 @@ pub const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        name: "pod-source-keep",
+        group: Group::Filter,
+        form: Form::Switch,
+        default: "true",
+        help: "traffic between pods keeps its source address, whatever Docker's or other masquerade \
+               rules say",
+        set: |draft, value| {
+            draft.options.filter.pod_source_keep = boolean(value)?;
+            Ok(())
+        },
+    },
+    Flag {
         name: "iptables-resync",
         group: Group::Filter,
         form: Form::Value("SECONDS"),

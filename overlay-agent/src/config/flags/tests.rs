@@ -55,6 +55,7 @@ fn no_flags_give_the_defaults_of_flannel() {
     assert!(!options.filter.ip_masq);
     assert!(options.filter.masq_fully_random);
     assert!(options.filter.forward_rules);
+    assert!(options.filter.pod_source_keep);
     assert_eq!(options.filter.resync, Duration::from_secs(5));
     assert_eq!(options.health.host, "0.0.0.0");
     assert_eq!(options.health.port, None);
