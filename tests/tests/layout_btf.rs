@@ -1,0 +1,165 @@
+//! The map layouts as the BPF object carries them equal those the agent reads and writes with.
+//!
+//! Both sides compile the same types, but for different targets and by different compilers; the BTF
+//! is also what `bpftool map dump` prints by.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::{offset_of, size_of},
+};
+
+use anyhow::{Context as _, Result};
+use overlay_agent::object::OBJECT;
+use overlay_common::{
+    addr::{Ipv4Be, MacAddr},
+    config::Config,
+    encap::EncapHeader,
+    flow::{Flow, FlowKey4},
+    maps,
+    node::{Gateway, Nexthop, Node, Peer},
+    outcome::{COUNTERS, Counter},
+    route::Route,
+    wire::{EthHeader, Ipv4Header, UdpHeader, VxlanHeader},
+};
+use overlay_tests::btf::Btf;
+
+/// Name, offset and size of each member, and the size of the whole.
+type Layout = (usize, Vec<(&'static str, usize, usize)>);
+
+macro_rules! layouts {
+    ($($ty:ident { $($field:ident),+ $(,)? })+) => {
+        BTreeMap::from([$((
+            stringify!($ty),
+            (
+                size_of::<$ty>(),
+                vec![$((
+                    stringify!($field),
+                    offset_of!($ty, $field),
+                    member_size(|value: &$ty| &value.$field),
+                )),+],
+            ),
+        )),+])
+    };
+}
+
+fn member_size<T, M>(_: fn(&T) -> &M) -> usize {
+    size_of::<M>()
+}
+
+fn layouts() -> BTreeMap<&'static str, Layout> {
+    layouts! {
+        Ipv4Be { octets }
+        MacAddr { octets }
+        Route { node, flags }
+        Node { flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, _pad2 }
+        EncapHeader { ipv4, udp, vxlan, inner_eth }
+        Ipv4Header {
+            version_ihl, tos, total_len, id, fragment, ttl, protocol, check, src, dst,
+        }
+        UdpHeader { src_port, dst_port, len, check }
+        VxlanHeader { flags, reserved, vni, reserved2 }
+        EthHeader { dst, src, ethertype }
+        Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad }
+        Peer { node }
+        Gateway { mac, _pad }
+        Config {
+            stamp_key, lease_ns, generation, fastpath, vtep, network, network_mask, subnet,
+            subnet_mask, vtep_mac, vxlan_port, vni, _pad, source_port_min, source_port_span,
+            vtep_ifindex, pod_mtu, _pad2,
+        }
+        FlowKey4 { local, remote, local_port, remote_port, protocol, _pad }
+        Flow {
+            id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
+            pod_mtu, deliver_mac, egress_mode, ingress_mode, pod_ifindex, _pad,
+        }
+        Counter { packets, bytes }
+    }
+}
+
+/// Compares every struct below type `id` with its Rust layout; collects the names it met.
+fn check(
+    btf: &Btf,
+    id: u32,
+    wanted: &BTreeMap<&str, Layout>,
+    met: &mut BTreeSet<String>,
+) -> Result<()> {
+    let Some(name) = btf.struct_name(id)? else {
+        return Ok(());
+    };
+    let members = btf.members(id)?;
+    // The trie's key is aya's own generic struct around an `Ipv4Be`.
+    if name.starts_with("Key") {
+        let fields: Vec<_> = members
+            .iter()
+            .map(|member| (member.name.as_str(), member.offset, member.size))
+            .collect();
+        assert_eq!(
+            fields,
+            [("prefix_len", 0, 4), ("data", 4, size_of::<Ipv4Be>())]
+        );
+    } else {
+        let (size, fields) = wanted
+            .get(name)
+            .with_context(|| format!("{name} is in the object but not listed here"))?;
+        let found: Vec<_> = members
+            .iter()
+            .map(|member| (member.name.as_str(), member.offset, member.size))
+            .collect();
+        assert_eq!(&found, fields, "members of {name}: name, offset, size");
+        assert_eq!(btf.size(id)?, *size, "size of {name}");
+        met.insert(name.to_owned());
+    }
+    members
+        .iter()
+        .try_for_each(|member| check(btf, member.type_id, wanted, met))
+}
+
+#[test]
+fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
+    let btf = Btf::of_object(OBJECT)?;
+    let found = btf.maps()?;
+    let wanted: [(&str, &str, &str, usize); 8] = [
+        (maps::ROUTES4, "Key", "Route", maps::MAX_ROUTES),
+        (maps::NODES, "u32", "Node", maps::MAX_NODES),
+        (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
+        (maps::PEERS4, "Ipv4Be", "Peer", maps::MAX_NODES),
+        (maps::FLOWS4, "FlowKey4", "Flow", maps::MAX_FLOWS),
+        (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
+        (maps::CONFIG, "u32", "Config", 1),
+        (maps::STATS, "u32", "Counter", COUNTERS),
+    ];
+    assert_eq!(
+        found.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        BTreeSet::from(maps::ALL),
+        "the maps of the object"
+    );
+    let layouts = layouts();
+    let mut met = BTreeSet::new();
+    for (name, key, value, max_entries) in wanted {
+        let map = &found[name];
+        let struct_or_u32 = |id| -> Result<String> {
+            let name = btf.struct_name(id)?.unwrap_or("u32");
+            assert!(
+                name != "u32" || btf.size(id)? == 4,
+                "scalar keys have 32 bits"
+            );
+            // Generic parameters are part of the name.
+            Ok(if name.starts_with("Key") {
+                "Key".into()
+            } else {
+                name.to_owned()
+            })
+        };
+        assert_eq!(struct_or_u32(map.key)?, key, "key of {name}");
+        assert_eq!(struct_or_u32(map.value)?, value, "value of {name}");
+        assert_eq!(map.max_entries as usize, max_entries, "capacity of {name}");
+        check(&btf, map.key, &layouts, &mut met)?;
+        check(&btf, map.value, &layouts, &mut met)?;
+    }
+    assert_eq!(
+        met.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        layouts.keys().copied().collect::<BTreeSet<_>>(),
+        "every listed struct is part of a map"
+    );
+    Ok(())
+}
