@@ -15,7 +15,7 @@ use overlay_common::outcome::Hook;
 use super::{
     DatapathError,
     load::LoadedProgram,
-    pins::{PinDir, pin_error, remove_pin},
+    pins::{PinDir, pin_error, remove_link, remove_pin},
     sys::{self, TcxLinkInfo, TcxSide},
 };
 
@@ -162,9 +162,9 @@ pub fn attach(
     }
 }
 
-/// Removes the link, if there is one; with its pin goes the program.
+/// Removes the link and its program, if there is one.
 pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
-    remove_pin(&pins.link(hook, ifindex))
+    remove_link(&pins.link(hook, ifindex))
 }
 
 /// True if the link is alive on the right side of the interface it is named after.

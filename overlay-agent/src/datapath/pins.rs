@@ -12,6 +12,7 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions, TryLockError},
     io,
+    os::fd::AsFd as _,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread::sleep,
@@ -25,7 +26,7 @@ use nix::{
 };
 use overlay_common::{ABI_VERSION, outcome::Hook};
 
-use super::DatapathError;
+use super::{DatapathError, sys};
 
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -144,12 +145,10 @@ impl PinDir {
         Ok(file)
     }
 
-    /// Everything pinned, links first: removing those detaches the programs.
+    /// Everything pinned, links first.
     pub fn pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let mut pins = list(&self.links())?;
-        for dir in self.versions()? {
-            pins.extend(list(&dir)?);
-        }
+        pins.extend(self.pinned_maps()?);
         Ok(pins)
     }
 
@@ -165,10 +164,9 @@ impl PinDir {
                 pin_dir: self.root.clone(),
             });
         }
-        let pins = self.pins()?;
-        for pin in &pins {
-            remove_pin(pin)?;
-        }
+        let (links, maps) = (list(&self.links())?, self.pinned_maps()?);
+        links.iter().try_for_each(|link| remove_link(link))?;
+        maps.iter().try_for_each(|map| remove_pin(map))?;
         for dir in self
             .versions()?
             .into_iter()
@@ -181,7 +179,7 @@ impl PinDir {
                 _ => {}
             }
         }
-        Ok(pins)
+        Ok([links, maps].concat())
     }
 
     /// Removes the maps of other ABI versions, once no link runs a program that uses them.
@@ -199,6 +197,15 @@ impl PinDir {
         Ok(())
     }
 
+    /// The maps of every version.
+    fn pinned_maps(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let mut maps = Vec::new();
+        for dir in self.versions()? {
+            maps.extend(list(&dir)?);
+        }
+        Ok(maps)
+    }
+
     /// The `v<ABI>` directories.
     fn versions(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let is_version = |path: &PathBuf| {
@@ -208,6 +215,17 @@ impl PinDir {
         };
         Ok(list(&self.root)?.into_iter().filter(is_version).collect())
     }
+}
+
+/// Removes a link and detaches its program before returning; the kernel lets go of an unpinned link
+/// only some time later (`bpf_free_inode` runs after an RCU grace period).
+pub fn remove_link(path: &Path) -> Result<(), DatapathError> {
+    match sys::object_get(path) {
+        Ok(link) => sys::link_detach(link.as_fd()).map_err(pin_error("detach", path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(pin_error("open", path)(error)),
+    }
+    remove_pin(path)
 }
 
 /// Removes a pin. One that is gone already is fine.

@@ -1,0 +1,534 @@
+//! Pins over the life of an agent: taken over after a crash, switched without a gap, cleaned up.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::UdpSocket,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType},
+};
+use ipnetwork::Ipv4Network;
+use nix::{
+    mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+};
+use object::{Object as _, ObjectSection as _};
+use overlay_agent::{
+    datapath::{
+        Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LEASE, Maps, Options,
+        PinDir, Summary, flush, link_states,
+    },
+    model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
+    object::OBJECT,
+};
+use overlay_common::{
+    addr::{Ipv4Be, MacAddr},
+    flow::{Flow, FlowKey4},
+    maps,
+    node::Node,
+    outcome::Hook,
+    route::Route,
+};
+use overlay_tests::private_netns::run;
+
+const FACTS: HostFacts = HostFacts {
+    ip_default_ttl: 64,
+    local_port_range: (32_768, 60_999),
+};
+
+/// Runs `body` in a network and mount namespace of its own, with a BPF file system that goes with
+/// them, whatever happens.
+fn sandbox(body: impl FnOnce(&Path) + Send + 'static) {
+    let thread = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("namespaces (needs root)");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        let dir = tempfile::tempdir().expect("a directory");
+        mount(
+            Some("bpf"),
+            dir.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .expect("bpffs");
+        run("ip link set lo up");
+        body(&dir.path().join("overlay"));
+        nix::mount::umount(dir.path()).expect("unmount bpffs");
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn open(pin_dir: &Path) -> Datapath {
+    try_open(pin_dir, OBJECT).expect("the programs load")
+}
+
+fn try_open(pin_dir: &Path, object: &[u8]) -> Result<Datapath, DatapathError> {
+    Datapath::open(&options(pin_dir, object))
+}
+
+fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
+    Options {
+        pin_dir: pin_dir.to_owned(),
+        object,
+        max_flows: 4_096,
+        fastpath: Fastpath::Strict,
+        lease: LEASE,
+    }
+}
+
+/// The error of an attempt that must fail.
+fn refusal(result: Result<Datapath, DatapathError>) -> DatapathError {
+    match result {
+        Ok(_) => panic!("opened although it must be refused"),
+        Err(error) => error,
+    }
+}
+
+fn subnet(third: u8) -> Ipv4Network {
+    Ipv4Network::new([10, 1, third, 0].into(), 24).expect("a prefix")
+}
+
+/// Peers as third octet of the subnet and last octet of the address.
+fn desired(peers: &[(u8, u8)]) -> Desired {
+    let peer = |&(third, last): &(u8, u8)| {
+        let peer = Peer {
+            subnet: subnet(third),
+            public_ip: [192, 168, 0, last].into(),
+            vtep_mac: MacAddr::new([2, 0, 0, 0, 0, last]),
+        };
+        (subnet(third), peer)
+    };
+    Desired {
+        local: LocalNode {
+            network: "10.1.0.0/16".parse().expect("a network"),
+            subnet: subnet(200),
+            underlay: Underlay {
+                ifindex: 2,
+                name: "eth0".into(),
+                mtu: 1500,
+                address: [192, 168, 0, 200].into(),
+                public_ip: [192, 168, 0, 200].into(),
+            },
+            backend: Backend::Vxlan(VxlanBackend {
+                vni: 1,
+                port: None,
+                mtu: None,
+                gbp: false,
+                learning: false,
+                direct_routing: false,
+            }),
+            vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 200]),
+        },
+        peers: peers.iter().map(peer).collect(),
+    }
+}
+
+fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
+    datapath
+        .apply(&desired(peers), None, FACTS)
+        .expect("the maps take it")
+}
+
+/// What a person sees in the maps: subnet to node index and VTEP address.
+fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
+    let nodes = maps.nodes().expect("nodes");
+    let routes = maps.routes().expect("routes");
+    let entry = |(subnet, route): (Ipv4Network, Route)| {
+        let node: &Node = &nodes[&route.node];
+        (subnet, (route.node, node.vtep.octets))
+    };
+    routes.into_iter().map(entry).collect()
+}
+
+fn veth(name: &str) -> Attachment {
+    run(&format!(
+        "ip link add {name} type veth peer name {name}-peer"
+    ));
+    run(&format!("ip link set {name} up"));
+    at(Hook::Egress, name)
+}
+
+fn at(hook: Hook, ifname: &str) -> Attachment {
+    Attachment {
+        hook,
+        ifindex: if_nametoindex(ifname).expect("the interface exists"),
+        ifname: ifname.to_owned(),
+    }
+}
+
+/// Numbers of the programs at the receiving side of an interface.
+fn programs_at(ifname: &str) -> Vec<u32> {
+    let (_, programs) =
+        SchedClassifier::query_tcx(ifname, TcAttachType::Ingress).expect("a tcx query");
+    programs.iter().map(ProgramInfo::id).collect()
+}
+
+fn packets_at(maps: &Maps, hook: Hook) -> u64 {
+    let counters = maps.counters().expect("counters");
+    counters
+        .iter()
+        .filter(|(at, ..)| *at == hook)
+        .map(|(.., counter)| counter.packets)
+        .sum()
+}
+
+#[test]
+fn a_restarted_agent_takes_over_the_maps() {
+    sandbox(|pins| {
+        let mut first = open(pins);
+        apply(&mut first, &[(1, 1), (2, 2), (3, 3)]);
+        apply(&mut first, &[(2, 2), (3, 3)]);
+        let before = (routed(first.maps()), first.maps().config().expect("config"));
+        drop(first);
+
+        let mut second = open(pins);
+        let adopted = second.maps().config().expect("config");
+        assert_eq!(
+            routed(second.maps()),
+            before.0,
+            "forwarding state is as the first agent left it"
+        );
+        assert_eq!(adopted.stamp_key, before.1.stamp_key);
+        assert_ne!(adopted.stamp_key, [0; 2], "the key is a secret");
+        assert_eq!(
+            adopted.generation,
+            before.1.generation + 1,
+            "flows have to earn their leases"
+        );
+
+        let summary = apply(&mut second, &[(2, 2), (3, 3)]);
+        assert!(!summary.flushed && summary.added + summary.updated + summary.removed == 0);
+        assert_eq!(routed(second.maps()), before.0);
+    });
+}
+
+#[test]
+fn no_packet_meets_an_interface_without_a_program_while_agents_change() {
+    sandbox(|pins| {
+        let lo = BTreeSet::from([at(Hook::Ingress, "lo")]);
+        let mut agent = open(pins);
+        assert_eq!(agent.sync_links(&lo).expect("links").created, 1);
+        let counted = packets_at(agent.maps(), Hook::Ingress);
+
+        let done = AtomicBool::new(false);
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        sender
+            .connect(receiver.local_addr().expect("an address"))
+            .expect("connected");
+        let mut programs = BTreeSet::from_iter(programs_at("lo"));
+        let sent = thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                let mut sent = 0u64;
+                let mut buffer = [0; 8];
+                while !done.load(Ordering::Relaxed) {
+                    sender.send(&sent.to_ne_bytes()).expect("sent");
+                    receiver.recv(&mut buffer).expect("received");
+                    sent += 1;
+                }
+                sent
+            });
+            for _ in 0..5 {
+                drop(agent);
+                agent = open(pins);
+                let summary = agent.sync_links(&lo).expect("links");
+                assert_eq!((summary.created, summary.adopted), (0, 1), "{summary:?}");
+                assert_eq!(programs_at("lo").len(), 1);
+                programs.extend(programs_at("lo"));
+            }
+            done.store(true, Ordering::Relaxed);
+            traffic.join().expect("traffic")
+        });
+        assert_eq!(programs.len(), 6, "each agent runs its own program");
+        assert!(sent > 0);
+        let maps = Maps::open(&PinDir::new(pins)).expect("maps");
+        assert_eq!(packets_at(&maps, Hook::Ingress) - counted, sent);
+    });
+}
+
+#[test]
+fn links_follow_the_wanted_set_and_defunct_ones_go() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let (a, b) = (veth("pod-a"), veth("pod-b"));
+        let both = BTreeSet::from([a.clone(), b.clone()]);
+        assert_eq!(agent.sync_links(&both).expect("links").created, 2);
+        assert_eq!(agent.attach(&a).expect("attached"), Attached::Unchanged);
+        let summary = agent.sync_links(&both).expect("links");
+        assert_eq!(
+            (summary.created, summary.adopted, summary.removed),
+            (0, 0, 0)
+        );
+
+        run("ip link del pod-a");
+        let states = link_states(&PinDir::new(pins)).expect("links");
+        let alive = |ifindex| {
+            states
+                .iter()
+                .any(|link| link.ifindex == ifindex && link.alive)
+        };
+        assert!(!alive(a.ifindex) && alive(b.ifindex), "{states:?}");
+
+        // Another interface takes over the index.
+        run(&format!(
+            "ip link add pod-c index {} type veth peer name pod-c-peer",
+            a.ifindex
+        ));
+        let c = at(Hook::Egress, "pod-c");
+        assert_eq!(c.ifindex, a.ifindex);
+        let summary = agent
+            .sync_links(&BTreeSet::from([c.clone()]))
+            .expect("links");
+        assert_eq!((summary.created, summary.removed), (1, 1), "{summary:?}");
+        assert_eq!(programs_at("pod-c").len(), 1);
+        assert_eq!(programs_at("pod-b"), [0; 0]);
+
+        run("ip link del pod-c");
+        let summary = agent.sync_links(&BTreeSet::new()).expect("links");
+        assert_eq!(summary.removed, 1, "{summary:?}");
+        assert_eq!(link_states(&PinDir::new(pins)).expect("links"), []);
+        agent
+            .detach(c.hook, c.ifindex)
+            .expect("nothing to detach is fine");
+    });
+}
+
+#[test]
+fn a_pod_that_is_gone_already_does_not_keep_others_from_being_attached() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let alive = veth("alive");
+        let gone = Attachment {
+            ifindex: 9_999,
+            ifname: "gone".into(),
+            ..alive.clone()
+        };
+        let summary = agent
+            .sync_links(&BTreeSet::from([gone.clone(), alive.clone()]))
+            .expect("links");
+        assert_eq!(summary.created, 1);
+        assert_eq!(summary.gone, [gone]);
+        assert!(summary.failed.is_empty());
+    });
+}
+
+#[test]
+fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flushes() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let start = apply(&mut agent, &[(1, 1), (2, 2)]);
+        let node = routed(agent.maps())[&subnet(1)].0;
+
+        let moved = apply(&mut agent, &[(1, 7), (2, 2)]);
+        assert_eq!((moved.updated, moved.flushed), (1, false));
+        assert_eq!(routed(agent.maps())[&subnet(1)], (node, [192, 168, 0, 7]));
+        let entry = agent.maps().nodes().expect("nodes")[&node];
+        assert_eq!(entry.encap.ipv4.dst.octets, [192, 168, 0, 7]);
+        assert_eq!(entry.encap.inner_eth.dst, MacAddr::new([2, 0, 0, 0, 0, 7]));
+        assert_eq!(
+            agent.maps().config().expect("config").generation,
+            start.generation
+        );
+
+        let gone = apply(&mut agent, &[(2, 2)]);
+        assert_eq!((gone.removed, gone.flushed), (1, true));
+        assert_eq!(gone.generation, start.generation + 1);
+        assert_eq!(
+            routed(agent.maps()).keys().copied().collect::<Vec<_>>(),
+            [subnet(2)]
+        );
+    });
+}
+
+#[test]
+fn what_someone_else_changed_in_the_maps_is_repaired() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        apply(&mut agent, &[(1, 1), (2, 2)]);
+        let right = routed(agent.maps());
+        let mut meddler = Maps::open(&PinDir::new(pins)).expect("maps");
+        meddler.remove_route(subnet(1)).expect("removed");
+        meddler.put_route(subnet(77), 2).expect("added");
+
+        agent.distrust_tables();
+        apply(&mut agent, &[(1, 1), (2, 2)]);
+        assert_eq!(routed(agent.maps()), right);
+    });
+}
+
+#[test]
+fn an_operators_flush_counts_while_the_agent_runs() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let before = apply(&mut agent, &[(1, 1), (2, 2)]).generation;
+        let dir = PinDir::new(pins);
+        let mut maps = Maps::open(&dir).expect("maps");
+        assert_eq!(flush(&dir, &mut maps).expect("flushed"), before + 1);
+        assert_eq!(apply(&mut agent, &[(1, 1)]).generation, before + 2);
+        assert_eq!(agent.flush().expect("flushed"), before + 3);
+    });
+}
+
+#[test]
+fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let generation = |agent: &Datapath| agent.maps().config().expect("config").generation;
+        let start = generation(&agent);
+        let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
+        assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
+        assert!(!agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
+        assert_eq!(generation(&agent), start, "a gateway more concerns no flow");
+        assert!(
+            agent
+                .set_gateways(&[(7, mac(2)), (8, mac(3))].into())
+                .expect("set")
+        );
+        assert_eq!(generation(&agent), start + 1);
+        assert!(agent.set_gateways(&[(8, mac(3))].into()).expect("set"));
+        assert_eq!(generation(&agent), start + 2);
+        assert_eq!(
+            agent.maps().gateways().expect("gateways"),
+            [(8, mac(3))].into()
+        );
+    });
+}
+
+#[test]
+fn a_second_agent_on_the_same_directory_is_refused() {
+    sandbox(|pins| {
+        let first = open(pins);
+        let error = refusal(try_open(pins, OBJECT));
+        assert!(matches!(error, DatapathError::InUse { .. }), "{error}");
+        assert!(PinDir::new(pins).is_in_use().expect("a lock"));
+        drop(first);
+        assert!(!PinDir::new(pins).is_in_use().expect("a lock"));
+        open(pins);
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_layout_is_refused_with_the_remedy() {
+    sandbox(|pins| {
+        drop(open(pins));
+        let dir = PinDir::new(pins);
+        let map = dir.map(maps::NODES);
+        std::fs::remove_file(&map).expect("removed");
+        let path = map.display();
+        run(&format!(
+            "bpftool map create {path} type array key 4 value 64 entries 16384 name OVL_NODES"
+        ));
+        let error = refusal(try_open(pins, OBJECT)).to_string();
+        assert!(
+            error.contains("value 64 bytes") && error.contains("value 80 bytes"),
+            "{error}"
+        );
+        assert!(
+            error.contains(&format!("rm -r {}", dir.maps().display())),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn another_capacity_gives_another_flow_table_and_keeps_the_rest() {
+    sandbox(|pins| {
+        let mut first = open(pins);
+        apply(&mut first, &[(1, 1)]);
+        let before = routed(first.maps());
+        drop(first);
+        let second = Datapath::open(&Options {
+            max_flows: 8_192,
+            ..options(pins, OBJECT)
+        })
+        .expect("opened");
+        assert!(second.maps().max_flows() >= 8_192);
+        assert_eq!(routed(second.maps()), before);
+    });
+}
+
+#[test]
+fn every_entry_of_a_large_flow_table_is_read_once() {
+    sandbox(|pins| {
+        const ENTRIES: u32 = 10_000;
+        let agent = Datapath::open(&Options {
+            max_flows: 8 * ENTRIES,
+            ..options(pins, OBJECT)
+        })
+        .expect("opened");
+        let data = MapData::from_pin(PinDir::new(pins).map(maps::FLOWS4)).expect("pinned");
+        let mut table: HashMap<_, FlowKey4, Flow> =
+            Map::LruHashMap(data).try_into().expect("the flow table");
+        for number in 0..ENTRIES {
+            let key = FlowKey4 {
+                local: Ipv4Be {
+                    octets: number.to_be_bytes(),
+                },
+                ..FlowKey4::default()
+            };
+            let flow = Flow {
+                node: number,
+                ..Flow::default()
+            };
+            table.insert(key, flow, 0).expect("room");
+        }
+        let flows = agent.maps().flows().expect("flows");
+        let numbers: BTreeSet<u32> = flows.iter().map(|(_, flow)| flow.node).collect();
+        assert_eq!(flows.len(), ENTRIES as usize);
+        assert_eq!(numbers, (0..ENTRIES).collect());
+        assert!(
+            flows
+                .iter()
+                .all(|(key, flow)| key.local.to_u32() == flow.node)
+        );
+    });
+}
+
+#[test]
+fn a_rejected_program_is_reported_with_the_verifiers_own_words() {
+    sandbox(|pins| {
+        // `exit` as the first instruction: nothing behind it can be reached.
+        const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+        let mut object = OBJECT.to_vec();
+        let file = object::File::parse(OBJECT).expect("an ELF object");
+        let section = file
+            .sections()
+            .find(|s| s.name() == Ok("classifier"))
+            .expect("programs");
+        let (start, _) = section.file_range().expect("bytes");
+        let start = usize::try_from(start).expect("an offset");
+        object[start..start + EXIT.len()].copy_from_slice(&EXIT);
+        let error = refusal(try_open(pins, &object));
+        assert!(matches!(error, DatapathError::Verifier { .. }), "{error}");
+        assert!(error.to_string().contains("unreachable insn 1"), "{error}");
+    });
+}
+
+#[test]
+fn removing_the_pins_detaches_everything_but_not_under_a_running_agent() {
+    sandbox(|pins| {
+        let dir = PinDir::new(pins);
+        let mut agent = open(pins);
+        agent.attach(&veth("pod-a")).expect("attached");
+        assert!(matches!(dir.remove_all(), Err(DatapathError::InUse { .. })));
+        drop(agent);
+        assert_eq!(programs_at("pod-a").len(), 1);
+
+        let listed = dir.pins().expect("pins");
+        assert_eq!(listed.len(), maps::ALL.len() + 1);
+        assert_eq!(dir.remove_all().expect("removed"), listed);
+        assert_eq!(programs_at("pod-a"), [0; 0]);
+        assert!(!pins.exists());
+        assert!(dir.remove_all().expect("nothing to do").is_empty());
+    });
+}
