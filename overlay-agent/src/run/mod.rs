@@ -122,16 +122,13 @@ async fn serve(
                     manager.reloaded();
                 }
             },
-            event = daemon.watch.next() => match event {
-                Some(event) => {
-                    let dirty = daemon.controller.note(&event);
-                    pending.mark(dirty, QUIET);
-                }
-                None => {
-                    warn!("the kernel's notifications ended; subscribing again");
-                    daemon.watch = Netlink::watch()?;
-                    pending.mark(Dirty::ALL, Duration::ZERO);
-                }
+            event = daemon.watch.next() => if let Some(event) = event {
+                let dirty = daemon.controller.note(&event);
+                pending.mark(dirty, QUIET);
+            } else {
+                warn!("the kernel's notifications ended; subscribing again");
+                daemon.watch = Netlink::watch()?;
+                pending.mark(Dirty::ALL, Duration::ZERO);
             },
             Ok(()) = daemon.leases.view.changed() => {
                 let dirty = daemon.take_leases();
