@@ -187,7 +187,7 @@ outcomes! {
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";
-    /// A pod tried to send tunnel packets to a VTEP.
+    /// A pod tried to send tunnel packets to a VTEP, or may have: it hid the packet in VLAN tags.
     PodTunnel = 49, Drop, "pod_tunnel";
 }
 

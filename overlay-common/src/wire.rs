@@ -7,6 +7,12 @@ use bytemuck::{Pod, Zeroable};
 use crate::addr::{Ipv4Be, MacAddr};
 
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// IEEE 802.1Q tag.
+pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+/// IEEE 802.1ad service tag.
+pub const ETHERTYPE_SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
+/// The VLAN's number in a tag's control information; 0 is no VLAN but a priority alone.
+pub const VLAN_ID_MASK: u32 = 0x0fff;
 /// First byte of an IPv4 header that has no options: version 4, five words.
 pub const IPV4_NO_OPTIONS: u8 = 0x45;
 pub const IPPROTO_ICMP: u8 = 1;

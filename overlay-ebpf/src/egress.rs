@@ -9,7 +9,9 @@ use overlay_common::{
     node::{MODE_DIRECT, MODE_TUNNEL, Node},
     outcome::Outcome,
     stamp::stamp,
-    wire::{ETHERTYPE_IPV4, Ipv4Header, UdpHeader},
+    wire::{
+        ETHERTYPE_IPV4, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ipv4Header, UdpHeader, VLAN_ID_MASK,
+    },
 };
 
 use crate::{
@@ -34,14 +36,14 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
     let frame_dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
     let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
     if skb.vlan_present() != 0 {
-        return Err(Outcome::Vlan);
+        return guard_tagged(skb, packet, config, ethertype);
     }
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);
     }
     let flow = match Flow4::parse(packet, ETH_LEN, Local::Source) {
         Ok(flow) if config.is_remote_pod(flow.words.remote()) => flow,
-        other => return guard_tunnel(packet, config, other.err()),
+        other => return guard_tunnel(skb, packet, config, other.err()),
     };
     forward(skb, config, packet, frame_dst, &flow).inspect_err(|_| {
         skb.set_hash(stamp(flow.words, &config.stamp_key, config.generation));
@@ -52,16 +54,39 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
 /// address, and the peer would believe them. Anything else that is no pod-to-pod packet goes on.
 #[inline(always)]
 fn guard_tunnel(
+    skb: &Skb,
     packet: Packet,
     config: &Config,
     reason: Option<Outcome>,
 ) -> Result<Handled, Outcome> {
-    if let Some(destination) = udp_destination(packet, config.vxlan_port)
+    if let Some(destination) = udp_destination(skb, packet, config.vxlan_port)
         && (destination == config.vtep || maps::is_peer(destination))
     {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     Err(reason.unwrap_or(Outcome::NotOverlay))
+}
+
+/// The kernel takes priority tags (VLAN 0) off, however many there are one inside another, and goes
+/// on with what is in them; frames of a VLAN that has no device it does not route. The outermost tag
+/// is already off the packet. Nobody but an attacker puts more tags into a priority tag, and what is
+/// under all of them cannot be read here.
+#[inline(always)]
+fn guard_tagged(
+    skb: &Skb,
+    packet: Packet,
+    config: &Config,
+    ethertype: u16,
+) -> Result<Handled, Outcome> {
+    let is_tag = ethertype == u16::from_ne_bytes(ETHERTYPE_VLAN)
+        || ethertype == u16::from_ne_bytes(ETHERTYPE_SERVICE_VLAN);
+    if is_tag && skb.vlan_tci() & VLAN_ID_MASK == 0 {
+        return Ok(Handled::drop(Outcome::PodTunnel));
+    }
+    if ethertype == u16::from_ne_bytes(ETHERTYPE_IPV4) {
+        return guard_tunnel(skb, packet, config, Some(Outcome::Vlan));
+    }
+    Err(Outcome::Vlan)
 }
 
 #[inline(always)]

@@ -72,6 +72,8 @@ impl Skb {
         hash;
         /// Not 0 if the packet carries a VLAN tag outside its bytes.
         vlan_present;
+        /// Tag control information of that tag.
+        vlan_tci;
     }
 
     /// Whether the frame is addressed to the interface's own MAC.

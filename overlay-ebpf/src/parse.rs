@@ -1,13 +1,15 @@
 //! From packet bytes to a flow, or to the reason why the packet has none.
 
+use core::mem::offset_of;
+
 use overlay_common::{
     addr::Ipv4Be,
     flow::FlowWords,
     outcome::Outcome,
-    wire::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header},
+    wire::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader},
 };
 
-use crate::packet::Packet;
+use crate::{helpers::Skb, packet::Packet};
 
 pub const ETH_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
@@ -147,15 +149,17 @@ impl Flow4 {
 }
 
 /// Whether the frame carries the beginning of a UDP datagram to `port`, whatever IP options or
-/// later fragments it has. Returns the destination address.
+/// later fragments it has. Returns the destination address. The UDP header may lie behind more
+/// options than `packet` has been asked to hold.
 #[inline(always)]
-pub fn udp_destination(packet: Packet, port: [u8; 2]) -> Option<Ipv4Be> {
+pub fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Ipv4Be> {
     let ip: Ipv4Header = packet.read(ETH_LEN)?;
     let first_fragment = u16::from_be_bytes(ip.fragment) & 0x1fff == 0;
     if ip.version_ihl >> 4 != 4 || ip.protocol != IPPROTO_UDP || !first_fragment {
         return None;
     }
-    let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
-    let dst_port: [u8; 2] = packet.read(ETH_LEN + header_len + 2)?;
+    let at = ETH_LEN + usize::from(ip.version_ihl & 0x0f) * 4 + offset_of!(UdpHeader, dst_port);
+    let packet = skb.packet_with((at + size_of_val(&port)) as u32);
+    let dst_port: [u8; 2] = packet.read(at)?;
     (dst_port == port).then_some(ip.dst)
 }
