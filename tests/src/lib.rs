@@ -15,6 +15,7 @@ pub mod netns;
 pub mod pki;
 pub mod private_netns;
 pub mod process;
+pub mod prog;
 pub mod requirements;
 pub mod sys;
 pub mod traffic;

@@ -1,0 +1,553 @@
+//! Runs one BPF program on one packet (`BPF_PROG_TEST_RUN`), with maps of its own, and says what
+//! came of it: verdict, packet, and which counter counted.
+//!
+//! What a test run cannot show: the interface a redirect goes to, and packets with paged data. The
+//! lab's tests send real packets for those.
+
+pub mod dispatcher;
+pub mod fixture;
+pub mod node;
+pub mod packet;
+mod sys;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::{create_dir, read},
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    programs::{ProgramFd, SchedClassifier},
+    util::nr_cpus,
+};
+use bytemuck::Zeroable as _;
+use nix::mount::{MsFlags, mount};
+use overlay_common::{
+    addr::Ipv4Be,
+    config::Config,
+    flow::{Flow, FlowKey4},
+    maps,
+    node::{Gateway, Nexthop, Node, Peer},
+    outcome::{COUNTERS, Counter, Hook, Kind, Outcome, slot},
+    route::Route,
+};
+
+use self::{
+    dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
+    fixture::Fixture,
+    sys::SkBuff,
+};
+
+/// Enough for any test, and quick to allocate.
+const MAX_FLOWS: u32 = 1024;
+
+/// Ethernet and IPv6 headers: the shortest frame a test run takes of any type.
+const WHOLE_HEADER: usize = 54;
+
+/// What a program decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    Drop,
+    Redirect,
+    /// No verdict these programs may give.
+    Other(u32),
+}
+
+impl From<u32> for Verdict {
+    /// `TC_ACT_*` of `linux/pkt_cls.h`.
+    fn from(number: u32) -> Self {
+        match number {
+            0 => Self::Pass,
+            2 => Self::Drop,
+            7 => Self::Redirect,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// The packet's surroundings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Surroundings {
+    /// The device the program runs on; 0 is the loopback device.
+    pub ifindex: u32,
+    /// The device through which the packet entered the host.
+    pub ingress_ifindex: u32,
+    pub gso_size: u32,
+    /// The stamp it carries.
+    pub hash: u32,
+    /// Tag control information of a VLAN tag.
+    pub vlan: Option<u16>,
+}
+
+/// What came of one program and one packet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Run {
+    pub verdict: Verdict,
+    /// The packet afterwards.
+    pub frame: Vec<u8>,
+    /// What was counted, and how often.
+    pub counted: Vec<(Hook, Outcome, Counter)>,
+}
+
+impl Run {
+    /// The one outcome that `hook` counted, once and with the right number of bytes.
+    pub fn outcome(&self, hook: Hook, bytes: usize) -> Result<Outcome> {
+        match self.counted.as_slice() {
+            &[(at, outcome, counter)]
+                if at == hook && counter.packets == 1 && counter.bytes == bytes as u64 =>
+            {
+                Ok(outcome)
+            }
+            other => bail!("not one packet of {bytes} bytes at {hook:?} was counted: {other:?}"),
+        }
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}, counted {:?}", self.verdict, self.counted)?;
+        write!(f, "{}", Hex(&self.frame))
+    }
+}
+
+/// A frame for people.
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match etherparse::PacketHeaders::from_ethernet_slice(self.0) {
+            Ok(headers) => writeln!(f, "{:?} {:?}", headers.net, headers.transport)?,
+            Err(error) => writeln!(f, "{error}")?,
+        }
+        for (row, bytes) in self.0.chunks(16).enumerate() {
+            write!(f, "{:04x} ", row * 16)?;
+            for byte in bytes {
+                write!(f, " {byte:02x}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// How big a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Instructions after the kernel's rewrites.
+    pub translated: u32,
+    /// Instructions the verifier looked at, on all paths.
+    pub verified: u32,
+}
+
+/// The programs and maps, loaded for one test.
+pub struct Bench {
+    ebpf: Ebpf,
+    programs: Vec<ProgramFd>,
+    dispatcher: Dispatcher,
+    cpus: usize,
+    /// What was last written to the maps.
+    written: Option<Fixture>,
+}
+
+impl Bench {
+    /// Loads the object the agent embeds, or the one that `OVERLAY_EBPF_OBJECT` names.
+    pub fn load() -> Result<Self> {
+        Self::load_with(|_| {})
+    }
+
+    /// Like [`Self::load`], but the flow table refuses new entries once it holds one. That is a
+    /// plain hash table: an LRU table makes room instead. To be called on a
+    /// [node](node::on_node), for its mount namespace.
+    pub fn load_with_refusing_flow_table() -> Result<Self> {
+        let path = pin_refusing_flow_table()?;
+        Self::load_with(|loader| {
+            loader.map_pin_path(maps::FLOWS4, path);
+        })
+    }
+
+    fn load_with(adjust: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Self> {
+        let named = std::env::var_os("OVERLAY_EBPF_OBJECT")
+            .map(read)
+            .transpose()?;
+        let object = named.as_deref().unwrap_or(overlay_agent::object::OBJECT);
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(maps::FLOWS4, MAX_FLOWS);
+        adjust(&mut loader);
+        let mut ebpf = loader.load(object).context("cannot load the BPF object")?;
+        let programs = Hook::ALL
+            .iter()
+            .map(|&hook| load_program(&mut ebpf, hook))
+            .collect::<Result<Vec<_>>>()?;
+        let fds: Vec<BorrowedFd<'_>> = programs.iter().map(ProgramFd::as_fd).collect();
+        Ok(Self {
+            dispatcher: Dispatcher::new(&fds).context("cannot load the dispatcher")?,
+            cpus: nr_cpus()
+                .map_err(|(path, error)| io::Error::other(format!("{path}: {error}")))?,
+            programs,
+            ebpf,
+            written: None,
+        })
+    }
+
+    /// Makes the maps hold `fixture`, whatever a program or an earlier fixture left in them.
+    pub fn set(&mut self, fixture: &Fixture) -> Result<()> {
+        let old = self.written.take();
+        self.hash::<FlowKey4, Flow>(maps::FLOWS4, &fixture.flows)?;
+        self.hash::<Ipv4Be, Peer>(maps::PEERS4, &fixture.peers)?;
+        self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
+        let mut routes: LpmTrie<_, Ipv4Be, Route> = self.map(maps::ROUTES4)?.try_into()?;
+        for &(octets, prefix_len) in old.iter().flat_map(|old| old.routes.keys()) {
+            routes.remove(&Key::new(prefix_len, Ipv4Be { octets }))?;
+        }
+        for (&(octets, prefix_len), route) in &fixture.routes {
+            routes.insert(&Key::new(prefix_len, Ipv4Be { octets }), route, 0)?;
+        }
+        let mut nodes: Array<_, Node> = self.map(maps::NODES)?.try_into()?;
+        for &index in old.iter().flat_map(|old| old.nodes.keys()) {
+            nodes.set(index, Node::zeroed(), 0)?;
+        }
+        for (&index, node) in &fixture.nodes {
+            nodes.set(index, node, 0)?;
+        }
+        let mut nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
+        // Programs write here too, but only where there is a node.
+        for &index in old
+            .iter()
+            .flat_map(|old| old.nodes.keys().chain(old.nexthops.keys()))
+        {
+            nexthops.set(index, Nexthop::zeroed(), 0)?;
+        }
+        for (&index, nexthop) in &fixture.nexthops {
+            nexthops.set(index, nexthop, 0)?;
+        }
+        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
+        config.set(0, fixture.config, 0)?;
+        self.written = Some(fixture.clone());
+        Ok(())
+    }
+
+    /// Runs the program of `hook` once.
+    pub fn run(&self, hook: Hook, frame: &[u8], surroundings: &Surroundings) -> Result<Run> {
+        self.chain(&[hook], frame, surroundings)
+    }
+
+    /// Runs the programs of `hooks` one after the other on one packet. The verdict is the last
+    /// one's.
+    pub fn chain(&self, hooks: &[Hook], frame: &[u8], surroundings: &Surroundings) -> Result<Run> {
+        let (run, end) = self.script(hooks, frame, surroundings, false)?;
+        match end {
+            End::Verdict(verdict) => Ok(Run {
+                verdict: verdict.into(),
+                ..run
+            }),
+            End::Hash(_) => bail!("the dispatcher reported a hash that nobody asked for"),
+        }
+    }
+
+    /// Runs the programs of `hooks` one after the other on one packet. Returns the hash the packet
+    /// carries afterwards instead of a verdict.
+    pub fn hash_after(
+        &self,
+        hooks: &[Hook],
+        frame: &[u8],
+        surroundings: &Surroundings,
+    ) -> Result<u32> {
+        match self.script(hooks, frame, surroundings, true)?.1 {
+            End::Hash(hash) => Ok(hash),
+            End::Verdict(verdict) => bail!("the dispatcher ended with verdict {verdict}"),
+        }
+    }
+
+    /// The flow table's entry.
+    pub fn flow(&mut self, key: FlowKey4) -> Result<Option<Flow>> {
+        let flows: HashMap<_, FlowKey4, Flow> = self.map(maps::FLOWS4)?.try_into()?;
+        match flows.get(&key, 0) {
+            Ok(flow) => Ok(Some(flow)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub fn nexthop(&mut self, index: u32) -> Result<Nexthop> {
+        let nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
+        Ok(nexthops.get(&index, 0)?)
+    }
+
+    pub fn size(&self, hook: Hook) -> Result<Size> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(&program_name(hook))
+            .context("loaded before")?
+            .try_into()?;
+        let info = program.info()?;
+        let missing = "the kernel does not say how big programs are (Linux 5.16 does)";
+        Ok(Size {
+            translated: info.size_translated().context(missing)? / 8,
+            verified: info.verified_instruction_count().context(missing)?,
+        })
+    }
+
+    fn script(
+        &self,
+        hooks: &[Hook],
+        frame: &[u8],
+        surroundings: &Surroundings,
+        report: bool,
+    ) -> Result<(Run, End)> {
+        let mut context = SkBuff {
+            ifindex: surroundings.ifindex,
+            ingress_ifindex: surroundings.ingress_ifindex,
+            gso_size: surroundings.gso_size,
+            ..SkBuff::default()
+        };
+        let cut = (frame.len() < WHOLE_HEADER).then_some(u32::try_from(frame.len())?);
+        let mut frame = frame.to_vec();
+        frame.resize(frame.len().max(WHOLE_HEADER), 0);
+        let before = self.counters()?;
+        let plain =
+            surroundings.hash == 0 && surroundings.vlan.is_none() && cut.is_none() && !report;
+        let end = match hooks {
+            // Without the dispatcher this is exactly what the kernel runs.
+            [hook] if plain => {
+                let program = self.programs[*hook as usize].as_fd();
+                End::Verdict(sys::test_run(program, &mut frame, &mut context, 1)?)
+            }
+            hooks => {
+                let programs: Vec<u32> = hooks.iter().map(|&hook| hook as u32).collect();
+                let script = Script {
+                    hash: surroundings.hash,
+                    vlan: surroundings.vlan,
+                    cut,
+                    programs: &programs,
+                    report,
+                };
+                self.dispatcher.run(script, &mut frame, &mut context)?
+            }
+        };
+        ensure!(
+            !matches!(end, End::Verdict(TAIL_CALL_FAILED)),
+            "a tail call of the dispatcher failed"
+        );
+        let run = Run {
+            verdict: Verdict::Pass,
+            frame,
+            counted: difference(&before, &self.counters()?)?,
+        };
+        Ok((run, end))
+    }
+
+    /// All counters, each summed over the CPUs.
+    fn counters(&self) -> Result<Vec<Counter>> {
+        let map = self.ebpf.map(maps::STATS).context("OVL_STATS is missing")?;
+        let Map::PerCpuArray(map) = map else {
+            bail!("OVL_STATS is no per-CPU array: {map:?}");
+        };
+        let per_cpu = sys::per_cpu_array::<Counter>(map.fd().as_fd(), COUNTERS, self.cpus)?;
+        Ok(per_cpu
+            .chunks(self.cpus)
+            .map(|cpus| Counter {
+                packets: cpus.iter().map(|counter| counter.packets).sum(),
+                bytes: cpus.iter().map(|counter| counter.bytes).sum(),
+            })
+            .collect())
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// Makes a hash map hold exactly `wanted`.
+    fn hash<K, V>(&mut self, name: &str, wanted: &BTreeMap<K, V>) -> Result<()>
+    where
+        K: aya::Pod + Ord,
+        V: aya::Pod,
+    {
+        let mut map: HashMap<_, K, V> = self.map(name)?.try_into()?;
+        let present = map.keys().collect::<Result<BTreeSet<K>, _>>()?;
+        for key in present.iter().filter(|key| !wanted.contains_key(key)) {
+            map.remove(key)?;
+        }
+        for (key, value) in wanted {
+            map.insert(key, value, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of the program of `hook` in the object.
+fn program_name(hook: Hook) -> String {
+    format!("overlay_{}", hook.name())
+}
+
+fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<ProgramFd> {
+    let name = program_name(hook);
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(&name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load()
+        .with_context(|| format!("cannot load {name}"))?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Mounts a BPF file system that goes with the mount namespace, and pins a plain hash table for
+/// one flow in it.
+fn pin_refusing_flow_table() -> Result<PathBuf> {
+    let directory = Path::new("/tmp");
+    let nothing = None::<&str>;
+    mount(
+        Some("tmpfs"),
+        directory,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        nothing,
+    )?;
+    let mount_point = directory.join("bpf");
+    create_dir(&mount_point)?;
+    mount(
+        Some("bpf"),
+        &mount_point,
+        Some("bpf"),
+        MsFlags::empty(),
+        nothing,
+    )?;
+    let path = mount_point.join(maps::FLOWS4);
+    HashMap::<MapData, FlowKey4, Flow>::create(1, 0)?.pin(&path)?;
+    Ok(path)
+}
+
+/// The counters that changed.
+fn difference(before: &[Counter], after: &[Counter]) -> Result<Vec<(Hook, Outcome, Counter)>> {
+    let mut known = BTreeSet::new();
+    let mut changed = Vec::new();
+    for &hook in Hook::ALL {
+        for &outcome in Outcome::ALL {
+            let index = slot(hook, outcome) as usize;
+            known.insert(index);
+            if before[index] != after[index] {
+                let counter = Counter {
+                    packets: after[index].packets - before[index].packets,
+                    bytes: after[index].bytes - before[index].bytes,
+                };
+                changed.push((hook, outcome, counter));
+            }
+        }
+    }
+    let stray =
+        (0..before.len()).find(|index| !known.contains(index) && before[*index] != after[*index]);
+    ensure!(
+        stray.is_none(),
+        "a counter without a name counted: slot {stray:?}"
+    );
+    Ok(changed)
+}
+
+/// What a row of a test expects.
+#[derive(Clone, Debug)]
+pub enum Expected {
+    /// The kernel goes on with the packet as it was.
+    Pass(Outcome),
+    Drop(Outcome),
+    /// Handled by the program, which made this frame of it.
+    Redirect(Outcome, Vec<u8>),
+}
+
+impl Expected {
+    pub const fn outcome(&self) -> Outcome {
+        match *self {
+            Self::Pass(outcome) | Self::Drop(outcome) | Self::Redirect(outcome, _) => outcome,
+        }
+    }
+}
+
+/// One case: a packet, what is around it, what must come of it.
+pub struct Row {
+    pub name: String,
+    pub hook: Hook,
+    pub frame: Vec<u8>,
+    pub surroundings: Surroundings,
+    pub fixture: Fixture,
+    pub expected: Expected,
+}
+
+impl Row {
+    /// Runs the row; an error tells what differs.
+    pub fn check(&self, bench: &mut Bench) -> Result<()> {
+        bench.set(&self.fixture)?;
+        let run = bench
+            .run(self.hook, &self.frame, &self.surroundings)
+            .with_context(|| format!("{:?}: {}", self.hook, self.name))?;
+        self.compare(&run).with_context(|| {
+            format!(
+                "{:?}: {}\npacket, {:?}:\n{}became: {run:?}",
+                self.hook,
+                self.name,
+                self.surroundings,
+                Hex(&self.frame),
+            )
+        })
+    }
+
+    fn compare(&self, run: &Run) -> Result<()> {
+        let outcome = run.outcome(self.hook, self.frame.len())?;
+        let want = self.expected.outcome();
+        ensure!(
+            outcome == want,
+            "{outcome:?} was counted instead of {want:?}"
+        );
+        let (verdict, frame, kinds): (_, _, &[Kind]) = match &self.expected {
+            Expected::Pass(_) => (
+                Verdict::Pass,
+                Some(&self.frame),
+                &[Kind::Decline, Kind::Lease],
+            ),
+            // Nobody sees the bytes of a dropped packet.
+            Expected::Drop(_) => (Verdict::Drop, None, &[Kind::Drop]),
+            Expected::Redirect(_, frame) => (Verdict::Redirect, Some(frame), &[Kind::Fast]),
+        };
+        ensure!(
+            run.verdict == verdict,
+            "{:?} instead of {verdict:?}",
+            run.verdict
+        );
+        ensure!(
+            kinds.contains(&outcome.kind()),
+            "{outcome:?} with {verdict:?}"
+        );
+        if let Some(frame) = frame {
+            ensure!(
+                run.frame == *frame,
+                "the packet must have become:\n{}",
+                Hex(frame)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Runs every row and reports all that fail.
+pub fn check_rows(bench: &mut Bench, rows: &[Row]) -> Result<()> {
+    let failures: Vec<String> = rows
+        .iter()
+        .filter_map(|row| row.check(bench).err())
+        .map(|error| format!("{error:#}"))
+        .collect();
+    ensure!(
+        failures.is_empty(),
+        "{} of {} rows failed:\n\n{}",
+        failures.len(),
+        rows.len(),
+        failures.join("\n\n")
+    );
+    Ok(())
+}

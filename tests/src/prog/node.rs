@@ -1,0 +1,105 @@
+//! A node for the programs to run on: a network namespace with the interfaces, routes and
+//! neighbours that they look at.
+
+use std::{
+    fs,
+    io::Write as _,
+    panic,
+    process::{Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+};
+use overlay_common::addr::MacAddr;
+
+/// MAC address of the underlay interface.
+pub const UNDERLAY_MAC: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 0, 1]);
+/// MAC address of the bridge that the pods' veths are ports of.
+pub const GATEWAY_MAC: MacAddr = MacAddr::new([0x02, 0xcc, 0, 0, 0, 1]);
+/// MAC addresses of the neighbours on the underlay, by the last octet of their IPv4 address.
+pub const fn neighbour_mac(last_octet: u8) -> MacAddr {
+    MacAddr::new([0x02, 0xbb, 0, 0, 0, last_octet])
+}
+
+/// MTU of the pod's veth.
+pub const POD_VETH_MTU: u16 = 1450;
+
+/// Indexes of the node's interfaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Interfaces {
+    /// The underlay: 192.168.77.1/24, with neighbours .2, .3 and the router .254, through which
+    /// 192.168.88.0/24 is reached.
+    pub underlay: u32,
+    /// Takes the place of `flannel.<VNI>`.
+    pub tunnel: u32,
+    /// The bridge.
+    pub gateway: u32,
+    /// Host side of a pod's veth.
+    pub pod: u32,
+}
+
+const SETUP: &str = "
+link add under0 address 02:aa:00:00:00:01 type veth peer name wire0
+link add cni0 address 02:cc:00:00:00:01 type bridge
+link add flannel.1 type bridge
+link add pod0 mtu 1450 type veth peer name eth0 mtu 1450
+link set wire0 up
+link set under0 up
+link set cni0 up
+link set flannel.1 up
+link set eth0 up
+link set pod0 up
+address add 192.168.77.1/24 dev under0
+address add 10.244.1.1/24 dev cni0
+neighbour add 192.168.77.2 lladdr 02:bb:00:00:00:02 dev under0 nud permanent
+neighbour add 192.168.77.3 lladdr 02:bb:00:00:00:03 dev under0 nud permanent
+neighbour add 192.168.77.254 lladdr 02:bb:00:00:00:fe dev under0 nud permanent
+route add 192.168.88.0/24 via 192.168.77.254
+";
+
+/// Calls `body` inside a new node, which is gone afterwards. It has its own mount namespace too, so
+/// that `body` may mount a BPF file system.
+pub fn on_node<T: Send>(body: impl FnOnce(Interfaces) -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let node = scope.spawn(|| body(enter()?));
+        node.join()
+            .unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+    })
+}
+
+/// Moves this thread into a new node.
+fn enter() -> Result<Interfaces> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .context("cannot create namespaces: the test needs root")?;
+    let nothing = None::<&str>;
+    mount(
+        nothing,
+        "/",
+        nothing,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        nothing,
+    )
+    .context("cannot keep mounts to this thread")?;
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot enable forwarding")?;
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start ip (package iproute2)")?;
+    ip.stdin
+        .take()
+        .context("ip has no standard input")?
+        .write_all(SETUP.as_bytes())?;
+    ensure!(ip.wait()?.success(), "ip refused the setup of the node");
+    Ok(Interfaces {
+        underlay: if_nametoindex("under0")?,
+        tunnel: if_nametoindex("flannel.1")?,
+        gateway: if_nametoindex("cni0")?,
+        pod: if_nametoindex("pod0")?,
+    })
+}
