@@ -122,6 +122,9 @@ outcomes! {
     /// Routed without encapsulation by the program.
     FastDirect = 1, Fast, "fast_direct";
 
+    /// Sent by `overlay_egress`; nothing to confirm.
+    Forwarded = 2, Fast, "forwarded";
+
     /// The kernel carried the packet unchanged: its direction got or kept a lease.
     LeaseGranted = 8, Lease, "lease_granted";
     /// FIN or RST: the flow's entry was removed.

@@ -25,6 +25,9 @@ pub fn run(skb: &Skb) -> Outcome {
 
 #[inline(always)]
 fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
+    if skb.is_forwarded() {
+        return Ok(Outcome::Forwarded);
+    }
     let config = maps::config().ok_or(Outcome::Disabled)?;
     if config.fastpath == FASTPATH_OFF {
         return Err(Outcome::Disabled);

@@ -131,7 +131,7 @@ fn forward(
     }
     match mode {
         MODE_TUNNEL => encapsulate(skb, flow, node, &nexthop, frame_len, source_port),
-        MODE_DIRECT => route(packet, flow, &nexthop),
+        MODE_DIRECT => route(skb, packet, flow, &nexthop),
         _ => Err(Outcome::NoLease),
     }
 }
@@ -151,10 +151,7 @@ fn encapsulate(
     }
     skb.grow_for_encap().map_err(|()| Outcome::AdjustRoom)?;
     match write_encap(skb.packet(), flow, node, nexthop, outer_len, source_port) {
-        Some(()) => Ok(Handled::redirect(
-            Outcome::FastTunnel,
-            redirect(nexthop.ifindex),
-        )),
+        Some(()) => Ok(send(skb, Outcome::FastTunnel, nexthop)),
         None => Ok(Handled::drop(Outcome::Rewrite)),
     }
 }
@@ -190,15 +187,24 @@ fn write_encap(
 }
 
 #[inline(always)]
-fn route(packet: Packet, flow: &Flow4, nexthop: &NexthopCopy) -> Result<Handled, Outcome> {
+fn route(
+    skb: &Skb,
+    packet: Packet,
+    flow: &Flow4,
+    nexthop: &NexthopCopy,
+) -> Result<Handled, Outcome> {
     let written = flow
         .write_hop(packet, ETH_LEN)
         .and_then(|()| write_pair(packet, nexthop.dst_mac, nexthop.src_mac));
     match written {
-        Some(()) => Ok(Handled::redirect(
-            Outcome::FastDirect,
-            redirect(nexthop.ifindex),
-        )),
+        Some(()) => Ok(send(skb, Outcome::FastDirect, nexthop)),
         None => Ok(Handled::drop(Outcome::Rewrite)),
     }
+}
+
+/// Sends the finished packet, marked so that `overlay_confirm` on the underlay lets it be.
+#[inline(always)]
+fn send(skb: &Skb, outcome: Outcome, nexthop: &NexthopCopy) -> Handled {
+    skb.mark_forwarded();
+    Handled::redirect(outcome, redirect(nexthop.ifindex))
 }

@@ -25,6 +25,9 @@ const FAMILY_IPV4: u8 = 2;
 /// `PACKET_HOST`: the frame is addressed to the interface's own MAC.
 const PACKET_HOST: u32 = 0;
 
+/// Value of `tc_index` on packets that a program redirects.
+const FORWARDED: u32 = 0x4f56;
+
 /// The packet a program was called for.
 pub struct Skb {
     raw: *mut __sk_buff,
@@ -81,6 +84,21 @@ impl Skb {
     pub fn is_to_host(&self) -> bool {
         // SAFETY: as in `fields!`.
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
+    /// Marks a packet that this program itself sends, for [`Self::is_forwarded`]. `tc_index` is a
+    /// field for classifiers that nothing else in the kernel reads.
+    #[inline(always)]
+    pub fn mark_forwarded(&self) {
+        // SAFETY: as in `fields!`; the verifier allows writes of this field.
+        unsafe { (*self.raw).tc_index = FORWARDED };
+    }
+
+    /// Whether `overlay_egress` sends this packet: nothing is to be learned from it.
+    #[inline(always)]
+    pub fn is_forwarded(&self) -> bool {
+        // SAFETY: as in `fields!`.
+        unsafe { (*self.raw).tc_index == FORWARDED }
     }
 
     #[inline(always)]
