@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::UdpSocket,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -511,6 +512,34 @@ fn a_rejected_program_is_reported_with_the_verifiers_own_words() {
         let error = refusal(try_open(pins, &object));
         assert!(matches!(error, DatapathError::Verifier { .. }), "{error}");
         assert!(error.to_string().contains("unreachable insn 1"), "{error}");
+    });
+}
+
+#[test]
+fn the_pins_are_closed_to_others_and_a_directory_with_other_content_is_kept() {
+    sandbox(|pins| {
+        let mode = |path: &Path| {
+            let metadata = std::fs::metadata(path).expect("metadata");
+            metadata.permissions().mode() & 0o777
+        };
+        let bpffs = pins.parent().expect("the mount point");
+        let before = mode(bpffs);
+        drop(open(pins));
+        let inside = PinDir::new(pins);
+        assert_eq!(
+            [mode(pins), mode(&inside.maps()), mode(&inside.links())],
+            [0o700; 3]
+        );
+
+        drop(open(bpffs));
+        let whole = PinDir::new(bpffs);
+        assert_eq!(
+            mode(bpffs),
+            before,
+            "a directory that was there is left as it was"
+        );
+        assert_eq!(whole.remove_all().expect("removed").len(), maps::ALL.len());
+        assert_eq!(inside.pins().expect("pins").len(), maps::ALL.len());
     });
 }
 

@@ -88,8 +88,11 @@ impl PinDir {
     /// them for the life of the returned file.
     pub fn prepare(&self) -> Result<File, DatapathError> {
         ensure_bpffs(&self.root)?;
-        for dir in [&self.root, &self.maps(), &self.links()] {
-            ensure_private_dir(dir)?;
+        ensure_own_dir(&self.root)?;
+        for dir in [self.maps(), self.links()] {
+            ensure_own_dir(&dir)?;
+            fs::set_permissions(&dir, Permissions::from_mode(0o700))
+                .map_err(pin_error("protect", &dir))?;
         }
         let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
         let deadline = Instant::now() + LOCK_PATIENCE;
@@ -173,7 +176,7 @@ impl PinDir {
             .chain([self.links(), self.root.clone()])
         {
             match fs::remove_dir(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error) if !is_fine_to_keep(&error) => {
                     return Err(pin_error("remove", &dir)(error));
                 }
                 _ => {}
@@ -236,6 +239,14 @@ pub fn remove_pin(path: &Path) -> Result<(), DatapathError> {
         }
         _ => Ok(()),
     }
+}
+
+/// A directory that holds something else, or is the mount point itself, stays.
+fn is_fine_to_keep(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+    )
 }
 
 pub fn pin_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
@@ -315,9 +326,8 @@ fn is_bpffs(path: &Path) -> Result<bool, DatapathError> {
     Ok(stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Creates `dir` for this user alone. A directory that another user made could hold maps of their
-/// choice.
-fn ensure_private_dir(dir: &Path) -> Result<(), DatapathError> {
+/// Creates `dir`, for this user alone. One that another user made could hold maps of their choice.
+fn ensure_own_dir(dir: &Path) -> Result<(), DatapathError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -332,7 +342,7 @@ fn ensure_private_dir(dir: &Path) -> Result<(), DatapathError> {
             owner,
         });
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(pin_error("protect", dir))
+    Ok(())
 }
 
 #[cfg(test)]
