@@ -13,7 +13,7 @@ pub struct FastShare {
 
 impl FastShare {
     /// The share at `hook`: [`Hook::Egress`] for packets from pods, [`Hook::Ingress`] for packets to
-    /// them. The other hooks see only what the kernel carries.
+    /// them. The other hooks see each packet a second time.
     pub fn at(hook: Hook, counters: &[(Hook, Outcome, Counter)]) -> Self {
         counters.iter().filter(|(at, ..)| *at == hook).fold(
             Self::default(),
@@ -68,6 +68,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::VxlanHeader => false,
         Outcome::FastTunnel
         | Outcome::FastDirect
+        | Outcome::Forwarded
         | Outcome::LeaseGranted
         | Outcome::FlowClosed
         | Outcome::TcpControl
