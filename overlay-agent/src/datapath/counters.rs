@@ -31,15 +31,6 @@ impl FastShare {
         )
     }
 
-    /// What happened since `earlier`.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            fast: self.fast.saturating_sub(earlier.fast),
-            kernel: self.kernel.saturating_sub(earlier.kernel),
-        }
-    }
-
     /// Hundredths of a percent, rounded down; `None` without packets.
     pub fn basis_points(self) -> Option<u16> {
         let all = u128::from(self.fast) + u128::from(self.kernel);
@@ -125,6 +116,5 @@ mod tests {
         );
         assert_eq!(share.basis_points(), Some(9_990));
         assert_eq!(FastShare::default().percent(), None);
-        assert_eq!(share.since(share), FastShare::default());
     }
 }
