@@ -1401,9 +1401,15 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 7] = [
         &[Outcome::Rewrite],
     ),
     (
+        Hook::Confirm,
+        "needs tc_index, which a test run cannot set: the DirectRouting test counts it",
+        &[Outcome::Forwarded],
+    ),
+    (
         Hook::Egress,
         "not an outcome of this program",
         &[
+            Outcome::Forwarded,
             Outcome::LeaseGranted,
             Outcome::FlowClosed,
             Outcome::UnknownPeer,
@@ -1448,6 +1454,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 7] = [
         Hook::Ingress,
         "not an outcome of this program",
         &[
+            Outcome::Forwarded,
             Outcome::LeaseGranted,
             Outcome::FlowClosed,
             Outcome::NotGateway,
@@ -1465,6 +1472,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 7] = [
         Hook::Arrive,
         "not an outcome of this program",
         &[
+            Outcome::Forwarded,
             Outcome::FastTunnel,
             Outcome::FastDirect,
             Outcome::LeaseGranted,
@@ -1497,6 +1505,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 7] = [
         Hook::Deliver,
         "not an outcome of this program",
         &[
+            Outcome::Forwarded,
             Outcome::FastTunnel,
             Outcome::FastDirect,
             Outcome::Vlan,
