@@ -1389,7 +1389,7 @@ fn a_flow_that_the_table_refuses_stays_with_the_kernel() -> Result<()> {
 }
 
 /// Outcomes that no row reaches, and why.
-const UNREACHED: [(Hook, &str, &[Outcome]); 7] = [
+const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
     (
         Hook::Egress,
         "cannot happen: the packet has just been made larger, so its headers can be written",
