@@ -75,6 +75,9 @@ pub struct Core<R> {
     audit: Instant,
     in_force: ConfigText,
     config: Option<ConfigText>,
+    /// The store shows signs of having lost its data.
+    suspect: bool,
+    /// It has, and peers it does not know are kept.
     reset: bool,
     shown: OwnLease,
     alarms: BTreeSet<Alarm>,
@@ -110,6 +113,7 @@ impl<R: RngCore> Core<R> {
             config: Some(in_force.clone()),
             in_force,
             rng,
+            suspect: false,
             reset: false,
             alarms: BTreeSet::new(),
             out: Vec::new(),
@@ -147,15 +151,28 @@ impl<R: RngCore> Core<R> {
             Input::Start => self.out.push(Output::Watch),
             Input::Listed(snapshot) => self.listed(now, snapshot),
             Input::Watch(event) => self.event(now, event),
-            Input::Written(answer) => self.own.written(now, answer, &mut self.rng),
+            Input::Written(answer) => {
+                if let Ok(PutOutcome::Conflict(observed)) = &answer {
+                    self.compare(now, observed);
+                }
+                self.own.written(now, answer, &mut self.rng);
+            }
             Input::Got(answer) => {
-                // Gone without an event: other events may be missing too.
-                if matches!(&answer, Ok(observed) if observed.entry.is_none()) {
-                    self.list(now);
+                if let Ok(observed) = &answer {
+                    self.compare(now, observed);
                 }
                 self.own.got(now, answer, &mut self.rng);
             }
-            Input::TimeToLive(answer) => self.own.time_to_live(now, &answer, &mut self.rng),
+            Input::TimeToLive(answer) => {
+                // A wiped store that has seen many writes since does not show by its revision.
+                if let Ok(left) = answer
+                    && self.own.is_lost_too_early(now, left)
+                {
+                    self.suspect = true;
+                    self.list(now);
+                }
+                self.own.time_to_live(now, &answer, &mut self.rng);
+            }
             Input::Publish(attrs) => {
                 let own_ip = attrs.public_ip;
                 self.own.publish(attrs);
@@ -179,7 +196,8 @@ impl<R: RngCore> Core<R> {
         let Some(asked) = self.asked.take() else {
             return;
         };
-        let reset = snapshot.revision < asked;
+        let reset = snapshot.revision < asked || self.suspect;
+        self.suspect = false;
         if snapshot.revision < self.revision && !reset {
             // Events overtook the answer.
             return;
@@ -260,6 +278,14 @@ impl<R: RngCore> Core<R> {
         } else {
             let change = self.peers.delete(&key);
             self.changed(change);
+        }
+    }
+
+    /// Lists if an answer shows that events were missed: the own record is gone without one, or
+    /// the store went back in time.
+    fn compare(&mut self, now: Instant, observed: &Observed) {
+        if observed.entry.is_none() || observed.revision < self.revision {
+            self.list(now);
         }
     }
 

@@ -47,6 +47,9 @@ const SHORTEST_RENEWAL: Duration = Duration::from_secs(10);
 /// Foreign changes of the own record within this time of each other count as a fight.
 const QUIET: Duration = Duration::from_mins(10);
 
+/// Two clocks may disagree so much about the end of a lease.
+const CLOCK_SLACK: Duration = Duration::from_mins(1);
+
 /// Foreign changes before the fight is reported.
 const FIGHT: u32 = 3;
 
@@ -222,6 +225,13 @@ impl Own {
         }
     }
 
+    /// The record as an answer has it. Answers come from the leader and never lag, so one that is
+    /// older than what was seen before it was asked for is from a store that went back in time.
+    fn read(&mut self, now: Instant, observed: Observed, rng: &mut dyn RngCore) {
+        self.seen = self.seen.min(observed.revision);
+        self.observe(now, observed, rng);
+    }
+
     fn adopt(&mut self, now: Instant, entry: Entry, rng: &mut dyn RngCore) {
         let known = match &self.claim {
             Claim::Held {
@@ -292,6 +302,14 @@ impl Own {
     }
 
     fn due(&self, now: Instant) -> Option<Request> {
+        if let Claim::Held {
+            life: Life::Until { id, .. },
+            ..
+        } = self.claim
+            && self.unsure_of_end
+        {
+            return Some(Request::TimeToLive(id));
+        }
         if self.doubtful {
             return Some(Request::Get(self.key));
         }
@@ -309,9 +327,6 @@ impl Own {
                     Life::Reservation if stale => Some(self.put(expect, None)),
                     Life::Reservation => None,
                     Life::Unasked { id } if !stale => Some(Request::TimeToLive(*id)),
-                    Life::Until { id, .. } if !stale && self.unsure_of_end => {
-                        Some(Request::TimeToLive(*id))
-                    }
                     Life::Until { renew, .. } if !stale && now < *renew => None,
                     _ => Some(self.put(expect, Some(self.renewal.ttl))),
                 }
@@ -372,12 +387,23 @@ impl Own {
                 };
             }
             Ok(PutOutcome::Conflict(observed)) => {
-                self.retry.succeeded();
-                self.observe(now, observed, rng);
+                self.read(now, observed, rng);
+                // What the conflict taught must change the next write.
+                if self.due(now) == Some(Request::Put(put)) {
+                    self.pause = Some(now + self.retry.failed(rng));
+                }
             }
             Err(_) => self.pause = Some(now + self.retry.failed(rng)),
         }
         self.release_waiting(now, rng);
+    }
+
+    /// Whether the answer to the `TimeToLive` under way tells that the store has lost a lease that
+    /// should still be alive.
+    pub fn is_lost_too_early(&self, now: Instant, answer: Option<Duration>) -> bool {
+        let asked = matches!(self.under_way, Some((Request::TimeToLive(_), _)));
+        let alive = |end: Instant| end > now + CLOCK_SLACK;
+        asked && answer.is_none() && self.lease().expires.is_some_and(alive)
     }
 
     /// The answer to a `TimeToLive`.
@@ -418,7 +444,7 @@ impl Own {
             Ok(observed) => {
                 self.retry.succeeded();
                 self.doubtful = false;
-                self.observe(now, observed, rng);
+                self.read(now, observed, rng);
             }
             Err(_) => self.pause = Some(now + self.retry.failed(rng)),
         }

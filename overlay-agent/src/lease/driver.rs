@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     acquire::Acquired,
@@ -81,6 +81,7 @@ pub fn spawn<S: LeaseStore>(
         link: Link::Down,
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         rng: StdRng::from_os_rng(),
+        reported: Vec::new(),
     };
     let task = tokio::spawn(async move {
         cancel.run_until_cancelled(driver.run()).await;
@@ -104,7 +105,12 @@ struct Driver<S> {
     link: Link,
     pause: Backoff,
     rng: StdRng,
+    /// Errors reported since the connection was lost.
+    reported: Vec<String>,
 }
+
+/// So many different errors of one outage are worth a line in the log.
+const REPORTED: usize = 5;
 
 /// The watch.
 enum Link {
@@ -132,7 +138,12 @@ impl<S: LeaseStore> Driver<S> {
                     self.handle(Input::Listed(snapshot));
                 }
                 Wake::Listed(Err(error)) => {
-                    self.disconnected(&error);
+                    // While the watch stands, the list only has to be repeated.
+                    if self.view.borrow().etcd.connected {
+                        debug!(%error, "leases not listed");
+                    } else {
+                        self.disconnected(&error);
+                    }
                     let pause = self.pause.failed(&mut self.rng);
                     self.list(pause);
                 }
@@ -161,7 +172,7 @@ impl<S: LeaseStore> Driver<S> {
             match event {
                 WatchEvent::Opened { .. } => self.connected(),
                 WatchEvent::Compacted { .. } => {
-                    warn!("the watch fell behind etcd's compaction; listing all leases");
+                    info!("the watch fell behind etcd's compaction; listing all leases");
                     self.link = Link::Down;
                 }
                 WatchEvent::Disconnected(error) => {
@@ -227,28 +238,34 @@ impl<S: LeaseStore> Driver<S> {
 
     fn connected(&mut self) {
         self.pause.succeeded();
-        self.view.send_if_modified(|view| {
-            let changed = !view.etcd.connected;
-            if changed {
-                info!("connected to etcd");
-            }
-            view.etcd.connected = true;
-            view.etcd.last_error = None;
-            changed
-        });
+        self.reported.clear();
+        let changed = self.set_etcd(true, None);
+        if changed {
+            info!("connected to etcd");
+        }
     }
 
     fn disconnected(&mut self, error: &StoreError) {
         let text = error.to_string();
+        if !self.reported.contains(&text) && self.reported.len() < REPORTED {
+            warn!("etcd is away, forwarding goes on: {text}");
+            self.reported.push(text.clone());
+        }
+        self.set_etcd(false, Some(text));
+    }
+
+    /// Whether it changed.
+    fn set_etcd(&self, connected: bool, last_error: Option<String>) -> bool {
         self.view.send_if_modified(|view| {
-            let changed = view.etcd.connected || view.etcd.last_error.as_ref() != Some(&text);
-            if changed {
-                warn!("etcd is away, forwarding goes on: {text}");
-            }
-            view.etcd.connected = false;
-            view.etcd.last_error = Some(text);
+            let etcd = EtcdState {
+                connected,
+                last_error,
+                revision: view.etcd.revision,
+            };
+            let changed = view.etcd != etcd;
+            view.etcd = etcd;
             changed
-        });
+        })
     }
 }
 

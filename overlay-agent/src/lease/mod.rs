@@ -10,9 +10,13 @@ mod driver;
 mod endpoints;
 mod etcd;
 mod etcd_watch;
+#[cfg(test)]
+pub(crate) mod fake;
 mod key;
 mod options;
 mod store;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use acquire::{AcquireError, Acquired, acquire};

@@ -1,0 +1,330 @@
+//! Waiting for the config, acquiring and keeping a lease, on a store in memory and a clock that
+//! runs as fast as it can.
+
+use std::{
+    io::Write,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use overlay_common::addr::MacAddr;
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::{
+    AcquireError, Acquired, ConfigText, LeaseAttrs, LeaseHandle, LeaseKey, acquire, await_config,
+    fake::FakeStore, spawn,
+};
+use crate::{
+    config::network::Ipv4Pool,
+    core::{Allocation, LeaseView, OwnState, Renewal, Wish},
+};
+
+const RENEWAL: Renewal = Renewal {
+    ttl: Renewal::TTL,
+    margin: Duration::from_hours(1),
+};
+
+fn wish(last: u8) -> Wish {
+    let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    Wish {
+        attrs: LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 0, 1), 1, mac),
+        allocation: Allocation {
+            ipv4: Ipv4Pool {
+                network: "10.3.0.0/16".parse().unwrap(),
+                subnet_min: Ipv4Addr::new(10, 3, 1, 0),
+                subnet_max: Ipv4Addr::new(10, 3, last, 0),
+                subnet_len: 24,
+            },
+            ipv6: None,
+        },
+        previous: None,
+        previous6: None,
+    }
+}
+
+async fn try_acquire(store: &FakeStore, wish: &Wish) -> Result<Acquired, AcquireError> {
+    let mut rng = StdRng::seed_from_u64(1);
+    acquire(store, wish, RENEWAL, &mut rng, &CancellationToken::new()).await
+}
+
+fn config(text: &str) -> ConfigText {
+    ConfigText {
+        text: text.to_owned(),
+        mod_revision: 1,
+    }
+}
+
+async fn started(store: &FakeStore) -> (LeaseHandle, CancellationToken) {
+    let acquired = try_acquire(store, &wish(255)).await.unwrap();
+    let cancel = CancellationToken::new();
+    let store = Arc::new(store.clone());
+    let handle = spawn(store, acquired, RENEWAL, config("{}"), cancel.clone());
+    (handle, cancel)
+}
+
+async fn until(handle: &LeaseHandle, condition: impl FnMut(&LeaseView) -> bool) -> LeaseView {
+    let mut view = handle.view.clone();
+    let found = timeout(Duration::from_mins(10), view.wait_for(condition)).await;
+    found.expect("in time").expect("the task runs").clone()
+}
+
+/// Collects what is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn capture(&self) -> tracing::subscriber::DefaultGuard {
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(self.clone())
+            .with_ansi(false)
+            .without_time()
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let bytes = self.0.lock().unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_config_is_waited_for_and_each_cause_is_logged_once() {
+    let store = FakeStore::new();
+    let log = Log::default();
+    let _guard = log.capture();
+    let parse = |text: &str| text.parse::<u32>().map_err(|_| "not a number");
+    let cancel = CancellationToken::new();
+    let script = async {
+        sleep(Duration::from_secs(30)).await;
+        store.set_away(true);
+        sleep(Duration::from_secs(30)).await;
+        store.set_away(false);
+        store.with(|state| state.set_config(Some("junk")));
+        sleep(Duration::from_secs(30)).await;
+        store.with(|state| state.set_config(Some("7")));
+    };
+    let (found, ()) = tokio::join!(await_config(&store, &cancel, parse), script);
+    let (number, text) = found.unwrap();
+    assert_eq!((number, text.text.as_str()), (7, "7"));
+    let errors: Vec<_> = log
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains("ERROR"))
+        .collect();
+    assert_eq!(errors.len(), 3, "{errors:#?}");
+    assert!(
+        errors[0].contains(
+            "flannel config not found in etcd store. Did you create your config using etcdv3 API? \
+             Looked for /test/config of the fake store; create it with: put /test/config"
+        ),
+        "{}",
+        errors[0]
+    );
+    assert!(
+        errors[1].contains("no etcd endpoint answered"),
+        "{}",
+        errors[1]
+    );
+    assert!(
+        errors[2].contains("not a number; the config is at /test/config"),
+        "{}",
+        errors[2]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_the_config_ends_at_once_when_cancelled() {
+    let store = FakeStore::new();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let parse = |_: &str| Ok::<_, String>(());
+    assert_eq!(await_config(&store, &cancel, parse).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_race_is_run_again_with_another_subnet() {
+    let store = FakeStore::new();
+    store.with(|state| state.races = 5);
+    let acquired = try_acquire(&store, &wish(255)).await.unwrap();
+    assert_eq!(store.with(|state| state.list()).entries.len(), 6);
+    let entry = store.with(|state| state.entry(&acquired.held.key).cloned());
+    assert_eq!(entry.unwrap().value, Ok(wish(255).attrs));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_lost_races_end_the_attempt() {
+    let store = FakeStore::new();
+    store.with(|state| state.races = 200);
+    let result = try_acquire(&store, &wish(255)).await;
+    assert_eq!(result, Err(AcquireError::TooManyRaces));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_network_is_an_error_that_names_the_range() {
+    let store = FakeStore::new();
+    let whole = LeaseKey::parse("10.3.0.0-16").unwrap();
+    let other = LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, 2));
+    store.with(|state| state.force(whole, other, None));
+    let error = try_acquire(&store, &wish(9)).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("out of subnets: every subnet from 10.3.1.0 to 10.3.9.0 with length 24"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_no_longer_fits_is_replaced() {
+    let store = FakeStore::new();
+    let misfit = LeaseKey::parse("10.4.1.0-24").unwrap();
+    let ttl = Some(Duration::from_hours(24));
+    store.with(|state| state.force(misfit, wish(9).attrs, ttl));
+    let acquired = try_acquire(&store, &wish(9)).await.unwrap();
+    assert_ne!(acquired.held.key, misfit);
+    assert_eq!(store.with(|state| state.list()).entries.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn acquiring_waits_for_a_store_that_is_away() {
+    let store = FakeStore::new();
+    store.set_away(true);
+    let wish = wish(255);
+    let (acquired, ()) = tokio::join!(try_acquire(&store, &wish), async {
+        sleep(Duration::from_hours(1)).await;
+        store.set_away(false);
+    });
+    assert!(acquired.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn acquiring_ends_at_once_when_cancelled() {
+    let store = FakeStore::new();
+    store.set_away(true);
+    let cancel = CancellationToken::new();
+    let mut rng = StdRng::seed_from_u64(1);
+    let wish = wish(255);
+    let start = Instant::now();
+    let (result, ()) = tokio::join!(acquire(&store, &wish, RENEWAL, &mut rng, &cancel), async {
+        sleep(Duration::from_secs(10)).await;
+        cancel.cancel();
+    });
+    assert_eq!(result, Err(AcquireError::Cancelled));
+    assert_eq!(start.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_kept_over_days_and_its_end_is_shown() {
+    let store = FakeStore::new();
+    let (handle, _cancel) = started(&store).await;
+    sleep(Duration::from_hours(100)).await;
+    let own = handle.view.borrow().own.clone();
+    assert_eq!(own.state, OwnState::Held);
+    let left = own.expires.unwrap() - Instant::now().into_std();
+    assert!(left >= Duration::from_hours(1), "{left:?}");
+    assert!(store.with(|state| state.entry(&own.key).is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
+    let store = FakeStore::new();
+    let first = LeaseKey::parse("10.3.200.0-24").unwrap();
+    let second = LeaseKey::parse("10.3.201.0-24").unwrap();
+    let peer = |n| LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, n));
+    store.with(|state| state.force(first, peer(2), None));
+    let (handle, _cancel) = started(&store).await;
+    let view = until(&handle, |view| view.etcd.connected).await;
+    assert!(view.peers.contains_key(&first.subnet));
+
+    store.set_away(true);
+    let view = until(&handle, |view| !view.etcd.connected).await;
+    assert!(view.etcd.last_error.is_some());
+    store.with(|state| {
+        state.remove(&first);
+        state.force(second, peer(3), None);
+        state.compact();
+    });
+    sleep(Duration::from_hours(30)).await;
+    let view = handle.view.borrow().clone();
+    assert!(view.peers.contains_key(&first.subnet), "peers are kept");
+    assert_eq!(view.own.state, OwnState::Held);
+
+    store.set_away(false);
+    let view = until(&handle, |view| {
+        view.etcd.connected && view.peers.contains_key(&second.subnet)
+    })
+    .await;
+    assert!(!view.peers.contains_key(&first.subnet));
+    assert_eq!(view.etcd.last_error, None);
+    until(&handle, |view| view.alarms.is_empty()).await;
+    assert!(store.with(|state| state.entry(&view.own.key).is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_logged_once_and_so_is_its_end() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let store = FakeStore::new();
+    let (handle, _cancel) = started(&store).await;
+    until(&handle, |view| view.etcd.connected).await;
+    store.set_away(true);
+    sleep(Duration::from_hours(1)).await;
+    store.set_away(false);
+    until(&handle, |view| view.etcd.connected).await;
+    let count = |text: &str| {
+        let lines = log.lines();
+        lines.iter().filter(|line| line.contains(text)).count()
+    };
+    assert_eq!(count("etcd is away"), 1, "{:#?}", log.lines());
+    assert_eq!(count("connected to etcd"), 2, "{:#?}", log.lines());
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_attributes_are_published_under_the_same_key() {
+    let store = FakeStore::new();
+    let (handle, _cancel) = started(&store).await;
+    let moved = LeaseAttrs::host_gw(Ipv4Addr::new(192, 168, 0, 77));
+    handle.publish(moved.clone());
+    sleep(Duration::from_secs(1)).await;
+    let key = handle.view.borrow().own.key;
+    let entry = store.with(|state| state.entry(&key).cloned()).unwrap();
+    assert_eq!(entry.value, Ok(moved));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_ends_at_once_and_leaves_the_lease() {
+    for away in [false, true] {
+        let store = FakeStore::new();
+        let (handle, cancel) = started(&store).await;
+        store.set_away(away);
+        sleep(Duration::from_secs(10)).await;
+        let start = Instant::now();
+        let key = handle.view.borrow().own.key;
+        cancel.cancel();
+        handle.task.await.unwrap();
+        assert!(start.elapsed() < Duration::from_millis(100));
+        assert!(store.with(|state| state.entry(&key).is_some()));
+    }
+}
