@@ -119,7 +119,7 @@ impl Executor {
         Ok(Answer {
             success: output.status.success(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            stderr: one_line(&String::from_utf8_lossy(&output.stderr)),
         })
     }
 
@@ -134,10 +134,7 @@ impl Executor {
         if answer.success {
             Ok(answer.stdout)
         } else {
-            Err(FilterError::Refused {
-                command: command.to_owned(),
-                message: answer.stderr,
-            })
+            Err(FilterError::refused(command, answer.stderr))
         }
     }
 
@@ -150,4 +147,14 @@ impl Executor {
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&pid)
     }
+}
+
+/// Messages go into logs and `/readyz`, where a line is an entry.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join("; ")
 }

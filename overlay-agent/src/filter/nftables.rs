@@ -76,10 +76,7 @@ impl Nft {
         if answer.stderr.contains("No such file or directory") {
             return Ok(None);
         }
-        Err(FilterError::Refused {
-            command: self.command.clone(),
-            message: answer.stderr,
-        })
+        Err(FilterError::refused(&self.command, answer.stderr))
     }
 
     /// Makes a table be exactly as written, and tells what that took.

@@ -79,6 +79,7 @@ impl FilterWatch {
         let mut poll = interval(LegacyTables::period(self.legacy_period));
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
+        let mut blind = false;
         self.note_foreign();
         loop {
             tokio::select! {
@@ -93,9 +94,17 @@ impl FilterWatch {
                     datagram.clear();
                 }
                 _ = poll.tick() => match legacy.changed().await {
-                    Ok(true) => self.note_foreign(),
-                    Ok(false) => {}
-                    Err(error) => warn!(%error, "cannot look for changes of legacy iptables rules"),
+                    Ok(changed) => {
+                        blind = false;
+                        if changed {
+                            self.note_foreign();
+                        }
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut blind, true) {
+                            warn!(%error, "cannot look for changes of legacy iptables rules");
+                        }
+                    }
                 },
             }
         }

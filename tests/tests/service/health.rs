@@ -1,0 +1,95 @@
+//! `/healthz` and `/readyz` of a running daemon.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::{
+    lab::{Lab, Node, agent, scenario},
+    wait::wait_for,
+};
+
+use crate::support::{PATIENCE, one_node};
+
+const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
+
+/// Status code and body of `GET path` on the node.
+fn get(node: &Node, path: &str) -> Result<(u16, String)> {
+    node.enter(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:2401")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok((status, body.to_owned()))
+    })
+}
+
+fn wait_answer(lab: &Lab, path: &str, status: u16, body: &str) -> Result<()> {
+    wait_for(
+        &format!("{path} to answer {status} {body}"),
+        PATIENCE,
+        || {
+            let answer = get(lab.node(0), path)?;
+            ensure!(answer.0 == status && answer.1.contains(body), "{answer:?}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_daemon_without_config_is_alive_and_not_ready_until_there_is_one() {
+    scenario(one_node().without_config(), |lab| {
+        lab.node(0).start_agent(lab.store(), &HEALTH)?;
+        wait_answer(lab, "/healthz", 200, "flanneld is running")?;
+        let (status, body) = get(lab.node(0), "/readyz")?;
+        ensure!(status == 503, "{status}");
+        ensure!(
+            body.starts_with("flanneld is not ready yet\nlease: "),
+            "{body}"
+        );
+        lab.store()
+            .set_config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#)?;
+        wait_answer(lab, "/readyz", 200, "flanneld is ready")
+    });
+}
+
+#[test]
+fn a_node_whose_subnet_is_claimed_by_another_one_is_not_ready() {
+    scenario(one_node(), |lab| {
+        lab.node(0).start_agent(lab.store(), &HEALTH)?;
+        wait_answer(lab, "/readyz", 200, "flanneld is ready")?;
+        let leases = lab.store().leases()?;
+        let mine = leases.first().context("no lease")?;
+        let theirs = mine
+            .value
+            .replace(&lab.node(0).address.to_string(), "192.0.2.99");
+        ensure!(theirs != mine.value, "{}", mine.value);
+        lab.store().put_lease(&mine.subnet_key, &theirs)?;
+        wait_answer(lab, "/readyz", 503, "lease: ")?;
+        wait_answer(lab, "/healthz", 200, "flanneld is running")
+    });
+}
+
+#[test]
+fn a_health_port_that_is_taken_is_an_error_and_exit_1() {
+    scenario(one_node(), |lab| {
+        let node = lab.node(0);
+        let _taken = node.enter(|| std::net::TcpListener::bind("127.0.0.1:2401"))?;
+        let arguments = agent::arguments(node, &lab.store().endpoints(), &HEALTH);
+        let log = lab.dir().join("agent.log");
+        let (status, text) = agent::run_to_end(node, &arguments, &log, Duration::from_secs(10))?;
+        ensure!(status.code() == Some(1), "{status}: {text}");
+        ensure!(text.contains("cannot listen on 127.0.0.1:2401"), "{text}");
+        ensure!(!text.contains("panicked"), "{text}");
+        Ok(())
+    });
+}
