@@ -180,6 +180,18 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::File("/lib/systemd/systemd"),
+        "systemd",
+        "starts the unit file in a namespace of its own",
+    ),
+    prereq(
+        Group::Lab,
+        Need::Command("setpriv"),
+        "util-linux",
+        "starts the agent with few capabilities",
+    ),
+    prereq(
+        Group::Lab,
         Need::Command("sysctl"),
         "procps",
         "reads and sets the lab's kernel settings",
