@@ -38,7 +38,7 @@ pub struct FibResult {
     pub ifindex: u32,
     pub src_mac: Mac,
     pub dst_mac: Mac,
-    /// MTU of the route or interface, bytes.
+    /// MTU of the path as far as the kernel tells, bytes.
     pub mtu: u32,
     /// The address itself is the next hop: no gateway.
     pub on_link: bool,
@@ -174,7 +174,8 @@ impl Skb {
         let mut fib: FibLookup = unsafe { zeroed() };
         fib.family = FAMILY_IPV4;
         fib.ifindex = from;
-        // A length makes the kernel report the MTU of the route, path MTU exceptions included.
+        // A length makes the kernel report the MTU: a locked one of the route, else a path MTU
+        // exception, else the device's (`ip_mtu_from_fib_result`).
         fib.__bindgen_anon_1.tot_len = 1;
         fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src.octets);
         fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst.octets);

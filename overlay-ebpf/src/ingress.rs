@@ -143,6 +143,13 @@ fn from_tunnel(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
         Err(Outcome::NoLease) if !maps::is_peer(ip.src) => return Err(Outcome::UnknownPeer),
         Err(outcome) => return Err(outcome),
     };
+    // The kernel cuts the packet to what the outer headers announce, or drops it.
+    let outer_len = skb.len() - ETH_LEN as u32;
+    if u32::from(u16::from_be_bytes(ip.total_len)) != outer_len
+        || u32::from(u16::from_be_bytes(udp.len)) != outer_len - IPV4_LEN as u32
+    {
+        return Err(Outcome::Length);
+    }
     let tos = ecn::decapsulate(ip.tos, flow.tos).ok_or(Outcome::Ecn)?;
     skb.shrink_for_decap(udp.check != [0; 2])
         .map_err(|()| Outcome::AdjustRoom)?;
