@@ -1024,6 +1024,31 @@ fn ingress_sizes(table: &mut Table) {
             });
         }
     }
+    let key = TUNNELLED.to_pod(UDP).flow(Local::Destination);
+    let frame = TUNNELLED.outer().around(&TUNNELLED.to_pod(UDP).bytes());
+    let len = u16::try_from(frame.len() - ETH_LEN).expect("short");
+    for (name, frame) in [
+        (
+            "an outer IP length one too long",
+            edit_ip(&frame, |ip| ip.total_len = len + 1),
+        ),
+        (
+            "an outer IP length one too short",
+            edit_ip(&frame, |ip| ip.total_len = len - 1),
+        ),
+        (
+            "an outer UDP length one too long",
+            byte(frame.clone(), ETH_LEN + 25, (len - 20 + 1).to_be_bytes()[1]),
+        ),
+        (
+            "an outer UDP length one too short",
+            byte(frame.clone(), ETH_LEN + 25, (len - 20 - 1).to_be_bytes()[1]),
+        ),
+    ] {
+        table.pass(Outcome::Length, name, frame, |fixture, _| {
+            fixture.grant(key, &TUNNELLED);
+        });
+    }
     for (gso_size, fits) in [(1398, true), (1399, false)] {
         let packet = DIRECT.to_pod(TCP).sized(3000);
         let expected = if fits {
@@ -1402,7 +1427,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
     ),
     (
         Hook::Confirm,
-        "needs tc_index, which a test run cannot set: the DirectRouting test counts it",
+        "needs the mark that overlay_egress leaves: the tests of leases run both programs",
         &[Outcome::Forwarded],
     ),
     (
@@ -1535,8 +1560,9 @@ fn every_outcome_of_every_hook_has_a_row_or_a_reason_why_not() {
     let interfaces = Interfaces {
         underlay: 2,
         tunnel: 3,
-        gateway: 4,
-        pod: 5,
+        wire: 4,
+        gateway: 5,
+        pod: 6,
     };
     let reached: BTreeSet<(Hook, Outcome)> =
         [egress, confirm, ingress, arrive, deliver, full_table]

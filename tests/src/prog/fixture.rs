@@ -101,6 +101,18 @@ pub const SILENT: Remote = Remote {
     neighbour: MacAddr::ZERO,
 };
 
+/// This node, as the others see it.
+pub const HERE: Remote = Remote {
+    index: 1,
+    vtep: VTEP,
+    vtep_mac: VTEP_MAC,
+    subnet: [10, 244, 1, 0],
+    pod: POD,
+    mode: MODE_TUNNEL,
+    flags: NODE_VALID,
+    neighbour: UNDERLAY_MAC,
+};
+
 const REMOTES: [Remote; 4] = [TUNNELLED, DIRECT, ROUTED, SILENT];
 
 impl Remote {
@@ -209,7 +221,7 @@ pub fn delivered(frame: &[u8]) -> Vec<u8> {
 }
 
 /// The maps' contents, but for the counters.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fixture {
     pub interfaces: Interfaces,
     pub config: Config,
@@ -283,6 +295,33 @@ impl Fixture {
                 .into(),
             gateways: [(interfaces.gateway, gateway)].into(),
             flows: BTreeMap::new(),
+        }
+    }
+
+    /// What the maps of [`TUNNELLED`] hold, whose only other node is [`HERE`].
+    pub fn far_end(interfaces: Interfaces) -> Self {
+        let near = Self::new(interfaces);
+        let config = Config {
+            vtep: Ipv4Be {
+                octets: TUNNELLED.vtep,
+            },
+            vtep_mac: TUNNELLED.vtep_mac,
+            subnet: Ipv4Be {
+                octets: TUNNELLED.subnet,
+            },
+            ..near.config
+        };
+        let route = Route {
+            node: HERE.index,
+            ..Route::default()
+        };
+        Self {
+            config,
+            nodes: [(HERE.index, HERE.node())].into(),
+            nexthops: [(HERE.index, HERE.nexthop(&interfaces))].into(),
+            routes: [((HERE.subnet, 24), route)].into(),
+            peers: [(Ipv4Be { octets: HERE.vtep }, Peer { node: HERE.index })].into(),
+            ..near
         }
     }
 

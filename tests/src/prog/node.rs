@@ -30,13 +30,16 @@ pub const fn neighbour_mac(last_octet: u8) -> MacAddr {
 pub const POD_VETH_MTU: u16 = 1450;
 
 /// Indexes of the node's interfaces.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interfaces {
     /// The underlay: 192.168.77.1/24, with neighbours .2, .3 and the router .254, through which
-    /// 192.168.88.0/24 is reached.
+    /// 192.168.88.0/24 is reached with a locked MTU of 1400.
     pub underlay: u32,
     /// Takes the place of `flannel.<VNI>`.
     pub tunnel: u32,
+    /// The other end of the underlay's wire, with the MAC address of neighbour .2: a second
+    /// underlay interface for tests that play both ends.
+    pub wire: u32,
     /// The bridge.
     pub gateway: u32,
     /// Host side of a pod's veth.
@@ -44,7 +47,7 @@ pub struct Interfaces {
 }
 
 const SETUP: &str = "
-link add under0 address 02:aa:00:00:00:01 type veth peer name wire0
+link add under0 address 02:aa:00:00:00:01 type veth peer name wire0 address 02:bb:00:00:00:02
 link add cni0 address 02:cc:00:00:00:01 type bridge
 link add flannel.1 type bridge
 link add pod0 mtu 1450 type veth peer name eth0 mtu 1450
@@ -59,7 +62,7 @@ address add 10.244.1.1/24 dev cni0
 neighbour add 192.168.77.2 lladdr 02:bb:00:00:00:02 dev under0 nud permanent
 neighbour add 192.168.77.3 lladdr 02:bb:00:00:00:03 dev under0 nud permanent
 neighbour add 192.168.77.254 lladdr 02:bb:00:00:00:fe dev under0 nud permanent
-route add 192.168.88.0/24 via 192.168.77.254
+route add 192.168.88.0/24 via 192.168.77.254 mtu lock 1400
 ";
 
 /// Calls `body` inside a new node, which is gone afterwards. It has its own mount namespace too, so
@@ -99,6 +102,7 @@ fn enter() -> Result<Interfaces> {
     Ok(Interfaces {
         underlay: if_nametoindex("under0")?,
         tunnel: if_nametoindex("flannel.1")?,
+        wire: if_nametoindex("wire0")?,
         gateway: if_nametoindex("cni0")?,
         pod: if_nametoindex("pod0")?,
     })
