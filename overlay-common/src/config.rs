@@ -59,3 +59,6 @@ impl Config {
 pub const FASTPATH_OFF: u32 = 0;
 /// A direction of a flow is fast while its lease lives.
 pub const FASTPATH_STRICT: u32 = 1;
+/// As strict, but one lease serves all flows between two pods, handshakes included. For hosts that
+/// translate no pod traffic.
+pub const FASTPATH_TRUSTED: u32 = 2;

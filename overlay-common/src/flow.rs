@@ -128,6 +128,13 @@ impl FlowWords {
         }
     }
 
+    /// The pair of pods alone: what all their flows share.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pair(self) -> Self {
+        Self { ports: 0, ..self }
+    }
+
     /// A number that differs between the flows a table entry may be passed on among.
     #[inline(always)]
     pub const fn id(self) -> u64 {

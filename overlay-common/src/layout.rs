@@ -7,7 +7,7 @@ use crate::{
     config::Config,
     encap::EncapHeader,
     flow::{Flow, FlowKey4},
-    node::{Gateway, Nexthop, Node, Peer},
+    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::Route,
 };
@@ -37,6 +37,8 @@ layout!(
 );
 layout!(Peer, size 4, align 4, node at 0);
 layout!(Gateway, size 8, align 8, mac at 0);
+layout!(PodKey, size 8, align 8, mac at 0);
+layout!(PodPort, size 4, align 4, ifindex at 0);
 layout!(
     Config, size 80, align 8,
     stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 36,

@@ -8,10 +8,11 @@ pub const CONFIG: &str = "OVL_CONFIG";
 pub const STATS: &str = "OVL_STATS";
 pub const PEERS4: &str = "OVL_PEERS4";
 pub const GATEWAYS: &str = "OVL_GATEWAYS";
+pub const PODS: &str = "OVL_PODS";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 8] = [
-    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, GATEWAYS, CONFIG, STATS,
+pub const ALL: [&str; 9] = [
+    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, GATEWAYS, PODS, CONFIG, STATS,
 ];
 
 /// Remote nodes; index 0 is never used.
@@ -21,6 +22,8 @@ pub const MAX_ROUTES: usize = 2 * MAX_NODES;
 pub const MAX_FLOWS: usize = 262_144;
 /// Bridges and point-to-point veths.
 pub const MAX_GATEWAYS: usize = 4_096;
+/// MAC addresses seen in frames from pods.
+pub const MAX_PODS: usize = 16_384;
 
 /// The kernel cuts BPF object names to 15 bytes.
 const NAME_MAX: usize = 15;

@@ -102,3 +102,22 @@ pub struct Gateway {
     #[doc(hidden)]
     pub _pad: [u8; 2],
 }
+
+/// Key of `OVL_PODS`: source MAC of a frame that a pod sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct PodKey {
+    pub mac: MacAddr,
+    #[doc(hidden)]
+    pub _pad: [u8; 2],
+}
+
+/// Value of `OVL_PODS`, written by `overlay_egress` from what pods send, as a bridge learns. A bridge
+/// that has forgotten an address floods frames for it to every pod; only where the address was seen
+/// may a delivered frame earn a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PodPort {
+    /// Host side of the veth the frame came from.
+    pub ifindex: u32,
+}

@@ -187,6 +187,8 @@ outcomes! {
     Length = 42, Decline, "length";
     /// Received another way (tunnel or direct) than the lease was granted for.
     OtherMode = 43, Decline, "other_mode";
+    /// Delivered where its MAC address was not seen: a bridge floods what it has forgotten.
+    UnknownPod = 44, Decline, "unknown_pod";
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";

@@ -33,6 +33,8 @@ map_types!(
     crate::node::Nexthop,
     crate::node::Node,
     crate::node::Peer,
+    crate::node::PodKey,
+    crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::Route,
 );

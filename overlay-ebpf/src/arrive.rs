@@ -27,7 +27,7 @@ fn arrive(skb: &Skb) -> Result<Outcome, Outcome> {
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);
     }
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination)?;
+    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination, config)?;
     if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
         return Err(Outcome::NotOverlay);
     }

@@ -37,7 +37,7 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);
     }
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Source)?;
+    let flow = Flow4::parse(packet, ETH_LEN, Local::Source, config)?;
     if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
         return Err(Outcome::NotOverlay);
     }

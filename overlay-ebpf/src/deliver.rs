@@ -36,7 +36,7 @@ fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);
     }
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination)?;
+    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination, config)?;
     if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
         return Err(Outcome::NotOverlay);
     }
@@ -56,6 +56,9 @@ fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
             maps::forget(flow.words);
             return Err(Outcome::FlowClosed);
         }
+    }
+    if !maps::is_pod_at(dst, skb.ifindex()) {
+        return Err(Outcome::UnknownPod);
     }
     let index = maps::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;
     let by_tunnel = skb.ingress_ifindex() == config.vtep_ifindex;

@@ -10,7 +10,8 @@ use overlay_common::{
     outcome::Outcome,
     stamp::stamp,
     wire::{
-        ETHERTYPE_IPV4, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ipv4Header, UdpHeader, VLAN_ID_MASK,
+        ETHERTYPE_IPV4, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthHeader, Ipv4Header, UdpHeader,
+        VLAN_ID_MASK,
     },
 };
 
@@ -28,6 +29,18 @@ const IP_LEN_MAX: u32 = 0xffff;
 
 #[inline(always)]
 pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
+    let result = classify(skb);
+    // What the fast path takes was learned when its lease was granted.
+    if !matches!(result, Ok(_) | Err(Outcome::Disabled))
+        && let Some(source) = Mac::read(skb.packet(), offset_of!(EthHeader, src))
+    {
+        maps::learn_pod(source, skb.ifindex());
+    }
+    result
+}
+
+#[inline(always)]
+fn classify(skb: &Skb) -> Result<Handled, Outcome> {
     let config = maps::config().ok_or(Outcome::Disabled)?;
     if config.fastpath == FASTPATH_OFF {
         return Err(Outcome::Disabled);
@@ -41,7 +54,7 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);
     }
-    let flow = match Flow4::parse(packet, ETH_LEN, Local::Source) {
+    let flow = match Flow4::parse(packet, ETH_LEN, Local::Source, config) {
         Ok(flow) if config.is_remote_pod(flow.words.remote()) => flow,
         other => return guard_tunnel(skb, packet, config, other.err()),
     };

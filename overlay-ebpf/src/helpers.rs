@@ -112,7 +112,8 @@ impl Skb {
     #[inline(always)]
     pub fn packet_with(&self, need: u32) -> Packet {
         let packet = self.packet();
-        if packet.linear_len() < need as usize {
+        let linear = packet.linear_len();
+        if linear < need as usize && linear < self.len() as usize {
             let want = if self.len() < need { self.len() } else { need };
             // SAFETY: `raw` is this program's context. The call may move the packet: pointers are
             // taken again below. A failure leaves fewer linear bytes, which every read checks.

@@ -137,7 +137,7 @@ fn from_tunnel(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
     if encap.inner_eth.ethertype != ETHERTYPE_IPV4 {
         return Err(Outcome::NotIpv4);
     }
-    let flow = Flow4::parse(packet, INNER, Local::Destination)?;
+    let flow = Flow4::parse(packet, INNER, Local::Destination, config)?;
     let delivery = match lease(skb, config, &flow, INNER, MODE_TUNNEL, Some(ip.src)) {
         Ok(delivery) => delivery,
         Err(Outcome::NoLease) if !maps::is_peer(ip.src) => return Err(Outcome::UnknownPeer),
@@ -159,7 +159,7 @@ fn from_tunnel(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
 #[inline(always)]
 fn from_direct(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
     let packet = skb.packet();
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination)?;
+    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination, config)?;
     match lease(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
         Ok(delivery) => deliver(skb, &flow, flow.tos, &delivery, Outcome::FastDirect),
         Err(outcome) => {

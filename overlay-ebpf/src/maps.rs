@@ -9,8 +9,8 @@ use overlay_common::{
     addr::Ipv4Be,
     config::Config,
     flow::{Flow, FlowImage, FlowKey4, FlowWords, word},
-    maps::{MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_ROUTES},
-    node::{self, Gateway, NODE_VALID, Nexthop, NexthopImage, Node, Peer},
+    maps::{MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES},
+    node::{self, Gateway, NODE_VALID, Nexthop, NexthopImage, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     route::Route,
 };
@@ -36,6 +36,9 @@ static FLOWS4: LruHashMap<FlowKey4, Flow, MAX_FLOWS, { BPF_F_NO_COMMON_LRU as us
 
 #[btf_map(name = "OVL_GATEWAYS")]
 static GATEWAYS: HashMap<u32, Gateway, MAX_GATEWAYS> = HashMap::new();
+
+#[btf_map(name = "OVL_PODS")]
+static PODS: LruHashMap<PodKey, PodPort, MAX_PODS> = LruHashMap::new();
 
 #[btf_map(name = "OVL_CONFIG")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -87,6 +90,29 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
     // grants nothing.
     let word = unsafe { entry.cast::<u64>().read_volatile() };
     Some(Mac::from_low_bits(word))
+}
+
+/// Remembers on which interface pods use the MAC address.
+#[inline(always)]
+pub fn learn_pod(mac: Mac, ifindex: u32) {
+    if mac.is_multicast() || is_pod_at(mac, ifindex) {
+        return;
+    }
+    // A full table evicts its oldest entry; should it refuse, the address is learned another time.
+    let _ = PODS.insert(pod_key(mac), PodPort { ifindex }, 0);
+}
+
+/// Whether frames from `mac` came in by the interface.
+#[inline(always)]
+pub fn is_pod_at(mac: Mac, ifindex: u32) -> bool {
+    // SAFETY: copied at once. An entry that is evicted and reused meanwhile yields another
+    // address's interface: the frame then earns no lease, or the very one the kernel delivers to.
+    unsafe { PODS.get(pod_key(mac)) }.is_some_and(|port| port.ifindex == ifindex)
+}
+
+#[inline(always)]
+fn pod_key(mac: Mac) -> PodKey {
+    bytemuck::cast(mac.bits())
 }
 
 /// Words of a map value that other CPUs may be reading or writing. Each word is read and written

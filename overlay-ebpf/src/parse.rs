@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use overlay_common::{
     addr::Ipv4Be,
+    config::{Config, FASTPATH_TRUSTED},
     flow::FlowWords,
     outcome::Outcome,
     wire::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader},
@@ -55,9 +56,14 @@ pub struct Flow4 {
 }
 
 impl Flow4 {
-    /// Parses the IP packet at `offset`.
+    /// Parses the IP packet at `offset`. In trusted mode the flow is the pair of pods.
     #[inline(always)]
-    pub fn parse(packet: Packet, offset: usize, local: Local) -> Result<Self, Outcome> {
+    pub fn parse(
+        packet: Packet,
+        offset: usize,
+        local: Local,
+        config: &Config,
+    ) -> Result<Self, Outcome> {
         let ip: Ipv4Header = packet.read(offset).ok_or(Outcome::Truncated)?;
         if ip.version_ihl != IPV4_NO_OPTIONS {
             let is_ipv4 = ip.version_ihl >> 4 == 4;
@@ -107,6 +113,9 @@ impl Flow4 {
             Local::Source => FlowWords::new(src, dst, src_port, dst_port, ip.protocol),
             Local::Destination => FlowWords::new(dst, src, dst_port, src_port, ip.protocol),
         };
+        let trusted = config.fastpath == FASTPATH_TRUSTED;
+        let words = if trusted { words.pair() } else { words };
+        let control = if trusted { Control::None } else { control };
         Ok(Self {
             words,
             control,

@@ -80,6 +80,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::TableFull
         | Outcome::Length
         | Outcome::OtherMode
+        | Outcome::UnknownPod
         | Outcome::Rewrite
         | Outcome::PodTunnel => true,
     }

@@ -8,7 +8,7 @@ use overlay_common::{
     config::Config,
     flow::{Flow, FlowKey4},
     maps,
-    node::{Gateway, Nexthop, Node, Peer},
+    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
 };
@@ -24,13 +24,14 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 8] = [
+pub const MAPS: [MapSpec; 9] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
     spec::<u32, Node>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
     spec::<Ipv4Be, Peer>(maps::PEERS4, MapType::Hash, maps::MAX_NODES),
     spec::<FlowKey4, Flow>(maps::FLOWS4, MapType::LruHash, maps::MAX_FLOWS),
     spec::<u32, Gateway>(maps::GATEWAYS, MapType::Hash, maps::MAX_GATEWAYS),
+    spec::<PodKey, PodPort>(maps::PODS, MapType::LruHash, maps::MAX_PODS),
     spec::<u32, Config>(maps::CONFIG, MapType::Array, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
 ];
