@@ -33,7 +33,7 @@ use overlay_common::{
     config::Config,
     flow::{Flow, FlowKey4},
     maps,
-    node::{Gateway, Nexthop, Node, Peer},
+    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter, Hook, Kind, Outcome, slot},
     route::Route,
 };
@@ -211,6 +211,7 @@ impl Bench {
         self.hash::<FlowKey4, Flow>(maps::FLOWS4, &fixture.flows)?;
         self.hash::<Ipv4Be, Peer>(maps::PEERS4, &fixture.peers)?;
         self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
+        self.hash::<PodKey, PodPort>(maps::PODS, &fixture.pods)?;
         let mut routes: LpmTrie<_, Ipv4Be, Route> = self.map(maps::ROUTES4)?.try_into()?;
         for &(octets, prefix_len) in old.iter().flat_map(|old| old.routes.keys()) {
             routes.remove(&Key::new(prefix_len, Ipv4Be { octets }))?;

@@ -1322,6 +1322,26 @@ fn deliver(interfaces: Interfaces) -> Vec<Row> {
         |_, surroundings| surroundings.hash = stamp,
     );
     table.pass(
+        Outcome::UnknownPod,
+        "at a port where the address was not seen: the bridge floods",
+        packet.bytes(),
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            for port in fixture.pods.values_mut() {
+                port.ifindex += 1;
+            }
+        },
+    );
+    table.pass(
+        Outcome::UnknownPod,
+        "to a pod that has sent nothing yet",
+        packet.bytes(),
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            fixture.pods.clear();
+        },
+    );
+    table.pass(
         Outcome::UnknownPeer,
         "from a subnet that nobody leases",
         packet.bytes(),
@@ -1434,6 +1454,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Egress,
         "not an outcome of this program",
         &[
+            Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::LeaseGranted,
             Outcome::FlowClosed,
@@ -1454,6 +1475,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Confirm,
         "not an outcome of this program",
         &[
+            Outcome::UnknownPod,
             Outcome::FastTunnel,
             Outcome::FastDirect,
             Outcome::Vlan,
@@ -1479,6 +1501,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Ingress,
         "not an outcome of this program",
         &[
+            Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::LeaseGranted,
             Outcome::FlowClosed,
@@ -1497,6 +1520,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Arrive,
         "not an outcome of this program",
         &[
+            Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::FastTunnel,
             Outcome::FastDirect,

@@ -135,6 +135,8 @@ pub enum Fastpath {
     /// Those of flows that netfilter let pass unchanged.
     #[default]
     Strict,
+    /// Those between two pods once netfilter let any of them pass unchanged, handshakes included.
+    Trusted,
     /// None.
     Off,
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use ipnetwork::Ipv4Network;
 use overlay_common::{
     addr::MacAddr,
-    config::{Config, FASTPATH_OFF, FASTPATH_STRICT},
+    config::{Config, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
     encap::{ENCAP_LEN, EncapHeader, EncapParams},
     node::{NODE_DIRECT, NODE_VALID, Node},
 };
@@ -22,6 +22,7 @@ impl Fastpath {
         match self {
             Self::Off => "off",
             Self::Strict => "strict",
+            Self::Trusted => "trusted",
         }
     }
 
@@ -30,6 +31,7 @@ impl Fastpath {
         match value {
             FASTPATH_OFF => Some(Self::Off),
             FASTPATH_STRICT => Some(Self::Strict),
+            FASTPATH_TRUSTED => Some(Self::Trusted),
             _ => None,
         }
     }
@@ -38,6 +40,7 @@ impl Fastpath {
         match self {
             Self::Off => FASTPATH_OFF,
             Self::Strict => FASTPATH_STRICT,
+            Self::Trusted => FASTPATH_TRUSTED,
         }
     }
 }

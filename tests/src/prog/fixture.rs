@@ -17,7 +17,10 @@ use overlay_common::{
     config::{Config, FASTPATH_STRICT},
     encap::{EncapHeader, EncapParams},
     flow::{Flow, FlowKey4, FlowWords},
-    node::{Gateway, MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, NODE_VALID, Nexthop, Node, Peer},
+    node::{
+        Gateway, MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, NODE_VALID, Nexthop, Node, Peer, PodKey,
+        PodPort,
+    },
     route::Route,
     stamp::stamp,
 };
@@ -230,6 +233,7 @@ pub struct Fixture {
     pub routes: BTreeMap<([u8; 4], u32), Route>,
     pub peers: BTreeMap<Ipv4Be, Peer>,
     pub gateways: BTreeMap<u32, Gateway>,
+    pub pods: BTreeMap<PodKey, PodPort>,
     pub flows: BTreeMap<FlowKey4, Flow>,
 }
 
@@ -294,6 +298,16 @@ impl Fixture {
                 })
                 .into(),
             gateways: [(interfaces.gateway, gateway)].into(),
+            pods: [(
+                PodKey {
+                    mac: POD_MAC,
+                    ..PodKey::default()
+                },
+                PodPort {
+                    ifindex: interfaces.pod,
+                },
+            )]
+            .into(),
             flows: BTreeMap::new(),
         }
     }

@@ -395,13 +395,18 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "fastpath",
         group: Group::Datapath,
-        form: Form::Value("strict|off"),
+        form: Form::Value("strict|trusted|off"),
         default: "strict",
-        help: "strict: flows that netfilter lets pass unchanged bypass the host stack; off: none do",
+        help: "strict: flows that netfilter lets pass unchanged bypass the host stack; trusted: all \
+               flows between two pods once one did, for hosts without DNAT services; off: none do",
         set: |draft, value| {
             draft.options.datapath.fastpath = choice(
                 value,
-                &[("strict", Fastpath::Strict), ("off", Fastpath::Off)],
+                &[
+                    ("strict", Fastpath::Strict),
+                    ("trusted", Fastpath::Trusted),
+                    ("off", Fastpath::Off),
+                ],
             )?;
             Ok(())
         },
