@@ -1,13 +1,10 @@
 //! Keeps the rules in place while the daemon runs.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,13 +17,24 @@ use crate::health::{Condition, Readiness};
 /// Others change rules in bursts; one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// A look takes long where others keep tens of thousands of rules. The next one waits this many
+/// times as long, so that looking takes a tenth of one CPU at the most.
+const COST_FACTOR: u32 = 9;
+
+/// Period of the check where the kernel announces every change.
+const ANNOUNCED_PERIOD: Duration = Duration::from_mins(1);
+
+/// A period of 0, which flannel takes for "without pause", only burns time.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
+
 /// More repairs than this within [`FEUD_WINDOW`] mean that another program insists on the
 /// opposite. From then on only the periodic check repairs, so that neither side spins.
 const FEUD_REPAIRS: usize = 10;
 const FEUD_WINDOW: Duration = Duration::from_mins(1);
 
 /// Repairs the rules whenever somebody else changes the rule set, whenever `settings` change, and
-/// every `resync` in any case. Tells the readiness model each time. Ends with `stop`.
+/// periodically: every `resync`, or [`ANNOUNCED_PERIOD`] where that is longer and every change is
+/// announced. Tells the readiness model each time. Ends with `stop`.
 pub async fn keep(
     filter: &mut Filter,
     mut settings: watch::Receiver<Settings>,
@@ -40,15 +48,16 @@ pub async fn keep(
         readiness,
         repairs: VecDeque::new(),
         failing: false,
+        looked: Instant::now(),
+        cost: Duration::ZERO,
     };
-    // A period of 0, which flannel takes for "without pause", would only burn time here.
-    let mut period = interval(resync.max(Duration::from_secs(1)));
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = ruleset.borrow_and_update().foreign;
+    keeper.check().await;
     loop {
+        let due = keeper.looked + keeper.period(resync);
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = period.tick() => keeper.check().await,
+            () = sleep_until(due) => keeper.check().await,
             Ok(()) = settings.changed() => {
                 let wanted = settings.borrow_and_update().clone();
                 keeper.replace_settings(wanted).await;
@@ -58,7 +67,7 @@ pub async fn keep(
                 if foreign == seen || keeper.feuding() {
                     continue;
                 }
-                sleep(SETTLE).await;
+                sleep(SETTLE.max(keeper.cost * COST_FACTOR)).await;
                 seen = ruleset.borrow_and_update().foreign;
                 keeper.check().await;
             }
@@ -71,11 +80,17 @@ struct Keeper<'a> {
     readiness: &'a Readiness,
     repairs: VecDeque<Instant>,
     failing: bool,
+    /// When the last look ended, and what it took.
+    looked: Instant,
+    cost: Duration,
 }
 
 impl Keeper<'_> {
     async fn check(&mut self) {
+        let started = Instant::now();
         let result = self.filter.ensure().await;
+        self.looked = Instant::now();
+        self.cost = self.looked - started;
         if let Ok(changes) = &result {
             for change in changes {
                 match change.kind {
@@ -88,6 +103,14 @@ impl Keeper<'_> {
             }
         }
         self.report(result.map(drop));
+    }
+
+    fn period(&self, resync: Duration) -> Duration {
+        if self.filter.changes_are_announced() && !self.failing {
+            resync.max(ANNOUNCED_PERIOD)
+        } else {
+            resync.max(SHORTEST_PERIOD)
+        }
     }
 
     async fn replace_settings(&mut self, settings: Settings) {

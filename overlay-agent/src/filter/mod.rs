@@ -35,7 +35,7 @@ pub use self::{
 use self::{
     exec::Executor,
     iptables::{
-        Installed, Iptables,
+        Installed, Iptables, Variant,
         diff::{ChainChange, ChainSpec, ChangeKind},
     },
     nftables::{Nft, OWN_TABLES, TableId},
@@ -121,6 +121,24 @@ impl Filter {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether the kernel announces changes of all the rules wanted, as nf_tables does and the old
+    /// ip_tables does not.
+    pub fn changes_are_announced(&self) -> bool {
+        let is_legacy = |family: &Family| {
+            self.iptables
+                .get(family)
+                .is_some_and(|iptables| iptables.variant() == Variant::Legacy)
+        };
+        let wanted = |family: &Family| {
+            self.wanted_chains(*family)
+                .iter()
+                .any(|spec| spec.rules.is_some())
+        };
+        !Family::ALL
+            .iter()
+            .any(|family| is_legacy(family) && wanted(family))
     }
 
     /// Changes what is wanted; the next [`ensure`](Self::ensure) brings it about.
