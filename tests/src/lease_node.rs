@@ -14,7 +14,8 @@ use overlay_agent::{
     },
     core::{Allocation, LeaseView, Renewal, Wish},
     lease::{
-        ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore, acquire, spawn,
+        ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore, StoreError, acquire,
+        spawn,
     },
 };
 use overlay_common::addr::MacAddr;
@@ -74,6 +75,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>)
 /// A node to be started.
 pub struct Node {
     options: EtcdOptions,
+    deadlines: Deadlines,
     wish: Wish,
     renewal: Renewal,
 }
@@ -92,6 +94,10 @@ impl Node {
         let vtep_mac = MacAddr::new([2, 0, 0, 0, 0, n]);
         Self {
             options: options(etcd),
+            deadlines: Deadlines {
+                connect: Duration::from_secs(1),
+                request: Duration::from_secs(2),
+            },
             wish: Wish {
                 attrs: LeaseAttrs::vxlan(public_ip, 1, vtep_mac),
                 allocation: Allocation {
@@ -137,12 +143,27 @@ impl Node {
         self
     }
 
+    /// Reaches etcd by these URLs.
+    #[must_use]
+    pub fn endpoints(mut self, urls: impl IntoIterator<Item = String>) -> Self {
+        self.options.endpoints = urls.into_iter().collect();
+        self
+    }
+
+    /// How long etcd may take to answer.
+    #[must_use]
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// The store this node would use.
+    pub fn store(&self) -> Result<EtcdStore, StoreError> {
+        EtcdStore::new(self.options.clone(), self.deadlines)
+    }
+
     pub async fn start(self) -> Result<Running> {
-        let deadlines = Deadlines {
-            connect: Duration::from_secs(1),
-            request: Duration::from_secs(2),
-        };
-        let store = Arc::new(EtcdStore::new(self.options, deadlines)?);
+        let store = Arc::new(self.store()?);
         let cancel = CancellationToken::new();
         let config = store.config().await?.unwrap_or(ConfigText {
             text: CONFIG.to_owned(),

@@ -18,5 +18,6 @@ pub mod process;
 pub mod prog;
 pub mod requirements;
 pub mod sys;
+pub mod tcp_proxy;
 pub mod traffic;
 pub mod wait;

@@ -139,7 +139,8 @@ impl<S: LeaseStore> Driver<S> {
                 }
                 Wake::Listed(Err(error)) => {
                     // While the watch stands, the list only has to be repeated.
-                    if self.view.borrow().etcd.connected {
+                    let watching = matches!(self.link, Link::Watching(_));
+                    if watching && self.view.borrow().etcd.connected {
                         debug!(%error, "leases not listed");
                     } else {
                         self.disconnected(&error);

@@ -148,7 +148,8 @@ impl Endpoints {
                 }
             };
             slot.disconnect();
-            failures.push(format!("{}: {failure}", redact(&slot.url)));
+            let hint = self.hint(&slot.url, &failure);
+            failures.push(format!("{}: {failure}{hint}", redact(&slot.url)));
         }
         let failures = failures.join("; ");
         Err(if is_tls_failure(&failures) {
@@ -190,6 +191,22 @@ impl Endpoints {
                     failures: format!("{url}: {}", describe(error)),
                 }
             }
+        }
+    }
+
+    /// What a bare failure of a connection most likely means. In TLS 1.3 a server that misses the
+    /// client's certificate closes the connection after the client takes it for established.
+    fn hint(&self, url: &str, failure: &str) -> &'static str {
+        let closed = failure.contains("connection closed") || failure.contains("broken pipe");
+        if closed && url.starts_with("http://") {
+            " (if etcd speaks TLS, the scheme must be https://)"
+        } else if closed && self.options.client_identity.is_none() {
+            " (etcd may ask for a client certificate)"
+        } else if failure.contains("received corrupt message") || failure.contains("handshake eof")
+        {
+            " (if etcd speaks no TLS, the scheme must be http://)"
+        } else {
+            ""
         }
     }
 
@@ -299,7 +316,7 @@ impl Slot {
 const PERMISSION_DENIED: i32 = 7;
 const UNAVAILABLE: i32 = 14;
 
-/// Everything an error knows, innermost cause last. tonic's own text is only "transport error".
+/// Everything an error knows, except tonic's own text.
 fn describe(error: &Error) -> String {
     let (mut text, mut cause) = match error {
         Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
@@ -308,7 +325,7 @@ fn describe(error: &Error) -> String {
     };
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.contains(&next) {
+        if next != "transport error" && !text.contains(&next) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
