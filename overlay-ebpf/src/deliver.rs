@@ -57,7 +57,7 @@ fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
             return Err(Outcome::FlowClosed);
         }
     }
-    if !maps::is_pod_at(dst, skb.ifindex()) {
+    if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
     }
     let index = maps::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;

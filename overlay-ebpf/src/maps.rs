@@ -92,22 +92,34 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
     Some(Mac::from_low_bits(word))
 }
 
-/// Remembers on which interface pods use the MAC address.
+/// Remembers on which interface pods use the MAC address. An address that has moved to another one
+/// flushes the flow table: leases of its pod deliver to where it was.
 #[inline(always)]
 pub fn learn_pod(mac: Mac, ifindex: u32) {
-    if mac.is_multicast() || is_pod_at(mac, ifindex) {
+    let before = pod_port(mac);
+    if mac.is_multicast() || before == Some(ifindex) {
         return;
     }
     // A full table evicts its oldest entry; should it refuse, the address is learned another time.
     let _ = PODS.insert(pod_key(mac), PodPort { ifindex }, 0);
+    if before.is_some()
+        && let Some(config) = CONFIG.get_ptr_mut(0)
+    {
+        // SAFETY: the pointer is to the live value of the array map; the field is aligned. Another
+        // writer that increments at the same time leaves a generation that is new as well.
+        unsafe {
+            let generation = &raw mut (*config).generation;
+            generation.write_volatile(generation.read_volatile().wrapping_add(1));
+        }
+    }
 }
 
-/// Whether frames from `mac` came in by the interface.
+/// The interface on which frames from `mac` were seen last.
 #[inline(always)]
-pub fn is_pod_at(mac: Mac, ifindex: u32) -> bool {
+pub fn pod_port(mac: Mac) -> Option<u32> {
     // SAFETY: copied at once. An entry that is evicted and reused meanwhile yields another
     // address's interface: the frame then earns no lease, or the very one the kernel delivers to.
-    unsafe { PODS.get(pod_key(mac)) }.is_some_and(|port| port.ifindex == ifindex)
+    unsafe { PODS.get(pod_key(mac)) }.map(|port| port.ifindex)
 }
 
 #[inline(always)]

@@ -57,7 +57,7 @@ impl Controller {
     /// Takes over an event of the kernel and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent) -> Dirty {
         let scene = Scene {
-            underlay: self.desired.local.underlay.ifindex,
+            desired: &self.desired,
             vtep: self.vtep.as_ref().map(|vtep| vtep.ifindex),
         };
         self.tracker.note(event, scene)
