@@ -21,6 +21,9 @@ use overlay_tests::prog::{
     packet::{Local, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, edit_ip, with_macs},
 };
 
+/// The interface of a program run that names none.
+const LOOPBACK: u32 = 1;
+
 const TRANSPORTS: [Transport; 4] = [
     tcp(TCP_ACK),
     Transport::Udp {
@@ -101,6 +104,7 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod() -> Result<()> {
             TUNNELLED.from_pod(TRANSPORTS[0]).flow(Local::Source),
             &TUNNELLED,
         );
+        fixture.seen_at(LOOPBACK);
         bench.set(&fixture)?;
         let mut stamped: Vec<Packet> = TRANSPORTS
             .into_iter()
@@ -166,6 +170,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on() -> Result<(
         // What the programs have to find out.
         fixture.nexthops.clear();
         for remote in [TUNNELLED, DIRECT, ROUTED] {
+            fixture.seen_at(outward(&interfaces, &remote).ifindex);
             for transport in TRANSPORTS {
                 bench.set(&fixture)?;
                 let packet = remote.from_pod(transport);
@@ -238,6 +243,7 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
         fixture.nexthops.clear();
         // The routed peer has an MTU of 1400, less 50 bytes of headers.
         for (remote, mtu) in [(TUNNELLED, POD_MTU), (DIRECT, 1500), (ROUTED, 1350)] {
+            fixture.seen_at(outward(&interfaces, &remote).ifindex);
             bench.set(&fixture)?;
             let packet = remote.from_pod(TRANSPORTS[0]);
             bench.chain(
@@ -581,7 +587,8 @@ fn a_translated_packet_earns_nothing() -> Result<()> {
 fn a_lease_earned_with_one_hop_less_serves_the_next_packet() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::load()?;
-        let fixture = Fixture::new(interfaces);
+        let mut fixture = Fixture::new(interfaces);
+        fixture.seen_at(LOOPBACK);
         bench.set(&fixture)?;
         // The kernel decrements the TTL and writes its own MAC addresses between the two hooks:
         // neither is part of the stamp.
@@ -637,6 +644,29 @@ fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels() -> R
             let left = entry(&mut bench, key)?;
             ensure!(left == granted, "{left:?} instead of {granted:?}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_that_moves_to_another_port_ends_every_lease() -> Result<()> {
+    on_node(|interfaces| {
+        let mut bench = Bench::load()?;
+        let mut fixture = Fixture::new(interfaces);
+        let packet = TUNNELLED.from_pod(TRANSPORTS[0]);
+        let other = TUNNELLED.from_pod(TRANSPORTS[1]);
+        fixture.grant(packet.flow(Local::Source), &TUNNELLED);
+        fixture.seen_at(interfaces.pod);
+        bench.set(&fixture)?;
+        let run = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
+        ensure!(run.verdict == Verdict::Redirect, "{run:?}");
+        // Not fast, so it is looked at where it comes from.
+        bench.run(Hook::Egress, &other.bytes(), &Surroundings::default())?;
+        let run = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
+        ensure!(
+            outcomes(&run) == [(Hook::Egress, Outcome::Generation)],
+            "{run:?}"
+        );
         Ok(())
     })
 }

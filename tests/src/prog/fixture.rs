@@ -238,6 +238,13 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// The pod's frames have been seen on this interface.
+    pub fn seen_at(&mut self, ifindex: u32) {
+        for port in self.pods.values_mut() {
+            port.ifindex = ifindex;
+        }
+    }
+
     /// The cluster with every next hop resolved and no flow.
     pub fn new(interfaces: Interfaces) -> Self {
         let gateway = Gateway {
