@@ -17,6 +17,8 @@ pub mod private_netns;
 pub mod process;
 pub mod prog;
 pub mod requirements;
+pub mod rules;
+pub mod services;
 pub mod sys;
 pub mod tcp_proxy;
 pub mod traffic;
