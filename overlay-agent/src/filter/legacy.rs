@@ -52,8 +52,8 @@ impl LegacyTables {
         Ok(before.is_some_and(|before| before != fingerprint))
     }
 
-    /// How often to look when asked for `period`: never more often than once a second.
+    /// How often to look when asked for `period`: each look runs a command per table.
     pub fn period(period: Duration) -> Duration {
-        period.max(Duration::from_secs(1))
+        period.max(Duration::from_millis(250))
     }
 }

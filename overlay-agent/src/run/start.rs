@@ -27,6 +27,10 @@ use crate::{
 /// Life of a lease, as flannel's.
 const LEASE_TTL: Duration = Duration::from_hours(24);
 
+/// Legacy iptables announces no changes, and what a rule drops must end within a second even for
+/// flows that the fast path carries.
+const LEGACY_PERIOD: Duration = Duration::from_millis(500);
+
 /// A running node.
 pub struct Daemon {
     pub controller: Controller,
@@ -299,7 +303,7 @@ async fn keep_rules(
     }
     filter.remove_strays(&previous_networks(previous)).await;
 
-    let filter_watch = FilterWatch::new(executor, options.filter.resync);
+    let filter_watch = FilterWatch::new(executor, LEGACY_PERIOD);
     let ruleset = filter_watch.subscribe();
     supervisor.spawn("packet filter notifications", {
         let filter_watch = filter_watch.clone();
