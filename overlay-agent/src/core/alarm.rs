@@ -68,8 +68,8 @@ impl fmt::Display for Alarm {
                  does not know stay reachable until their lease would have run out"
             ),
             Self::ConfigChanged => f.write_str(
-                "the network config in etcd differs from the one in force; restart the daemon to \
-                 apply it",
+                "the network config in etcd differs from the one in force; reload the daemon \
+                 (SIGHUP), which applies what it can and names what needs a restart",
             ),
             Self::ConfigMissing => f.write_str(
                 "the network config is gone from etcd; this node goes on with the one in force, \

@@ -16,6 +16,8 @@ pub enum Condition {
     DatapathAttached,
     /// Routes, neighbours and maps agree with the leases.
     PeersInSync,
+    /// The interface and the address that tunnel packets leave by are there.
+    UnderlayFound,
     /// The subnet file is written.
     SubnetFileWritten,
 }
@@ -32,11 +34,12 @@ pub struct Unmet {
 pub struct Readiness(Arc<watch::Sender<BTreeMap<Condition, String>>>);
 
 impl Condition {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::LeaseHeld,
         Self::RulesInstalled,
         Self::DatapathAttached,
         Self::PeersInSync,
+        Self::UnderlayFound,
         Self::SubnetFileWritten,
     ];
 }
@@ -48,6 +51,7 @@ impl fmt::Display for Condition {
             Self::RulesInstalled => "packet filter rules",
             Self::DatapathAttached => "datapath",
             Self::PeersInSync => "peers",
+            Self::UnderlayFound => "underlay",
             Self::SubnetFileWritten => "subnet file",
         })
     }
@@ -73,13 +77,13 @@ impl Readiness {
         self.set(condition, None);
     }
 
-    /// The condition does not hold.
-    pub fn fail(&self, condition: Condition, reason: impl Into<String>) {
-        self.set(condition, Some(reason.into()));
+    /// The condition does not hold. Says whether that is news.
+    pub fn fail(&self, condition: Condition, reason: impl Into<String>) -> bool {
+        self.set(condition, Some(reason.into()))
     }
 
     /// Only a change wakes watchers, and only a change of the whole is logged.
-    fn set(&self, condition: Condition, reason: Option<String>) {
+    fn set(&self, condition: Condition, reason: Option<String>) -> bool {
         self.0.send_if_modified(|unmet| {
             let was_ready = unmet.is_empty();
             if unmet.get(&condition) == reason.as_ref() {
@@ -100,7 +104,7 @@ impl Readiness {
                 }
             }
             true
-        });
+        })
     }
 
     pub fn is_ready(&self) -> bool {

@@ -27,14 +27,16 @@ pub struct HealthServer {
 }
 
 impl HealthServer {
-    /// Binds `--healthz-ip` and `--healthz-port`. Port 0, flannel's word for "no server", is the
-    /// caller's to check: here it takes any free port.
-    pub async fn bind(ip: &str, port: u16, readiness: Readiness) -> Result<Self, HealthError> {
+    /// Binds `--healthz-ip`, which may be a host name and, when empty, is every address, as in Go;
+    /// and `--healthz-port`. Port 0, flannel's word for "no server", is the caller's to check: here
+    /// it takes any free port.
+    pub async fn bind(host: &str, port: u16, readiness: Readiness) -> Result<Self, HealthError> {
+        let host = if host.is_empty() { "0.0.0.0" } else { host };
         let listener =
-            TcpListener::bind((ip, port))
+            TcpListener::bind((host, port))
                 .await
                 .map_err(|source| HealthError::Listen {
-                    address: format!("{ip}:{port}"),
+                    address: format!("{host}:{port}"),
                     source,
                 })?;
         Ok(Self {
@@ -167,10 +169,21 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_none_is_an_error_that_names_the_flag() {
-        let error = HealthServer::bind("", 0, Readiness::default())
+        let error = HealthServer::bind("no such host", 0, Readiness::default())
             .await
             .unwrap_err();
         assert!(error.to_string().contains("--healthz-ip"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_host_name_and_an_empty_address_are_accepted_as_in_flannel() {
+        for host in ["localhost", ""] {
+            let server = HealthServer::bind(host, 0, Readiness::default())
+                .await
+                .unwrap();
+            let port = server.local_addr().unwrap().port();
+            TcpStream::connect(("localhost", port)).await.unwrap();
+        }
     }
 
     #[tokio::test]

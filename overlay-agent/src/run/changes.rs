@@ -11,7 +11,7 @@ use overlay_common::addr::MacAddr;
 
 use crate::{
     model::Desired,
-    netlink::{KernelEvent, LinkTable, ROUTE_PROTOCOL},
+    netlink::{FdbEntry, KernelEvent, LinkTable, ROUTE_PROTOCOL},
 };
 
 /// What has to be looked at again.
@@ -69,6 +69,14 @@ pub struct Scene<'a> {
 impl Scene<'_> {
     fn underlay(self) -> u32 {
         self.desired.local.underlay.ifindex
+    }
+
+    /// Whether a forwarding entry is the one of a peer.
+    fn expects(self, entry: &FdbEntry) -> bool {
+        self.desired
+            .peers
+            .values()
+            .any(|peer| peer.vtep_mac == entry.mac && Some(peer.public_ip) == entry.remote)
     }
 
     /// Whether a route to `destination` can decide where pods' packets or tunnel packets go.
@@ -149,7 +157,9 @@ impl Tracker {
                     .remove(&(neighbour.ifindex, neighbour.address));
                 dirty.tiers = scene.vtep == Some(neighbour.ifindex);
             }
-            KernelEvent::Fdb(_) => {}
+            KernelEvent::Fdb(entry) => {
+                dirty.tiers = scene.vtep == Some(entry.ifindex) && !scene.expects(entry);
+            }
             KernelEvent::FdbRemoved(entry) => dirty.tiers = scene.vtep == Some(entry.ifindex),
         }
         dirty
@@ -296,6 +306,24 @@ mod tests {
         }
         let elsewhere = KernelEvent::Route(route("172.20.0.0/16", 3));
         assert!(!note(&mut tracker, &elsewhere).flush);
+    }
+
+    #[test]
+    fn a_forwarding_entry_that_leads_elsewhere_is_corrected() {
+        let mut tracker = Tracker::default();
+        let entry = |remote| {
+            KernelEvent::Fdb(FdbEntry {
+                ifindex: VTEP,
+                mac: MacAddr::new([2, 0, 0, 0, 0, 2]),
+                remote: Some(remote),
+                permanent: true,
+                overridden: false,
+            })
+        };
+        let right = entry(Ipv4Addr::new(192, 168, 7, 2));
+        assert!(!note(&mut tracker, &right).any());
+        let wrong = entry(Ipv4Addr::new(192, 168, 7, 9));
+        assert!(note(&mut tracker, &wrong).tiers);
     }
 
     #[test]

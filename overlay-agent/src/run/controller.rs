@@ -21,8 +21,18 @@ pub struct Controller {
     tier1: Tier1,
     desired: Desired,
     vtep: Option<Vtep>,
+    blackhole: Blackhole,
     readiness: Readiness,
     complaints: Complaints,
+}
+
+/// The blackhole route of this node's subnet (`--ip-blackhole-route`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blackhole {
+    Kept,
+    /// Not asked for; an earlier run may have left one.
+    Unwanted,
+    Absent,
 }
 
 /// What was last complained about, so that each problem is logged once.
@@ -37,6 +47,7 @@ impl Controller {
         tier1: Tier1,
         desired: Desired,
         vtep: Option<Vtep>,
+        blackhole: bool,
         readiness: Readiness,
     ) -> Self {
         Self {
@@ -45,6 +56,11 @@ impl Controller {
             tier1,
             desired,
             vtep,
+            blackhole: if blackhole {
+                Blackhole::Kept
+            } else {
+                Blackhole::Unwanted
+            },
             readiness,
             complaints: Complaints::default(),
         }
@@ -140,13 +156,14 @@ impl Controller {
     }
 
     async fn reconcile(&mut self) -> bool {
-        let kernel = match self
+        let reconciled = self
             .netlink
             .reconcile(&self.desired, self.vtep.as_ref())
-            .await
-        {
-            Ok(summary) => self.report(&summary),
-            Err(error) => {
+            .await;
+        let blackholed = self.reconcile_blackhole().await;
+        let kernel = match (reconciled, blackholed) {
+            (Ok(summary), Ok(())) => self.report(&summary),
+            (Err(error), _) | (_, Err(error)) => {
                 self.not_in_sync(&error);
                 false
             }
@@ -164,6 +181,19 @@ impl Controller {
             self.readiness.satisfy(Condition::PeersInSync);
         }
         kernel && maps
+    }
+
+    async fn reconcile_blackhole(&mut self) -> Result<(), NetlinkError> {
+        let wanted = match self.blackhole {
+            Blackhole::Absent => return Ok(()),
+            Blackhole::Kept => Some(self.desired.local.subnet),
+            Blackhole::Unwanted => None,
+        };
+        self.netlink.set_blackhole(wanted).await?;
+        if wanted.is_none() {
+            self.blackhole = Blackhole::Absent;
+        }
+        Ok(())
     }
 
     fn attach(&mut self) -> bool {

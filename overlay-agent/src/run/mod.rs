@@ -6,12 +6,16 @@
 mod changes;
 mod controller;
 mod convert;
+mod dir_watch;
+mod reload;
+mod rules;
 mod start;
+mod subnet_file;
 mod tier1;
 
-use std::{process::ExitCode, time::Duration};
+use std::{pin::Pin, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -107,6 +111,7 @@ async fn serve(
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     period.reset();
     let mut beat = interval(BEAT);
+    let mut config: Option<Pin<Box<dyn Future<Output = _> + Send>>> = None;
     loop {
         tokio::select! {
             request = signals.next() => match request {
@@ -117,11 +122,18 @@ async fn serve(
                 Request::Reload => {
                     manager.reloading();
                     info!("reloading");
-                    pending.mark(Dirty::ALL, Duration::ZERO);
-                    daemon.reload();
-                    manager.reloaded();
+                    config = Some(Box::pin(daemon.read_config()));
                 }
             },
+            read = poll_option(&mut config) => {
+                config = None;
+                daemon.reload(read);
+                daemon.subnet_file.keep();
+                let again = daemon.settle(Dirty::ALL).await;
+                pending.mark(again, RETRY);
+                info!("reloaded");
+                manager.reloaded();
+            }
             event = daemon.watch.next() => if let Some(event) = event {
                 let dirty = daemon.controller.note(&event);
                 pending.mark(dirty, QUIET);
@@ -130,14 +142,18 @@ async fn serve(
                 daemon.watch = Netlink::watch()?;
                 pending.mark(Dirty::ALL, Duration::ZERO);
             },
-            Ok(()) = daemon.leases.view.changed() => {
+            changed = daemon.leases.view.changed() => {
+                if changed.is_err() {
+                    bail!("the lease task has ended; this is a defect of the daemon");
+                }
                 let dirty = daemon.take_leases();
                 pending.mark(dirty, QUIET);
             }
-            Ok(()) = daemon.ruleset.changed() => {
-                daemon.ruleset.mark_unchanged();
+            Ok(()) = daemon.rules.ruleset.changed() => {
+                daemon.rules.ruleset.mark_unchanged();
                 daemon.controller.flush();
             }
+            () = daemon.subnet_file.disturbed() => daemon.subnet_file.keep(),
             () = pending.due() => {
                 let dirty = pending.take();
                 let again = daemon.settle(dirty).await;
@@ -145,7 +161,7 @@ async fn serve(
             }
             _ = period.tick() => {
                 pending.mark(Dirty { flush: false, ..Dirty::ALL }, QUIET);
-                daemon.keep_subnet_file();
+                daemon.subnet_file.keep();
             }
             _ = beat.tick() => progress.beat(),
         }
@@ -185,6 +201,14 @@ impl Pending {
             Some(due) => sleep_until(due).await,
             None => std::future::pending().await,
         }
+    }
+}
+
+/// The future's output; never, when there is none.
+async fn poll_option<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 

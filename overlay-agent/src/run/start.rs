@@ -6,41 +6,39 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use overlay_common::addr::MacAddr;
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{error, info, warn};
 
-use super::{changes::Dirty, controller::Controller, convert, tier1::Tier1};
+use super::{
+    changes::Dirty, controller::Controller, convert, reload, rules::Rules, subnet_file::SubnetFile,
+    tier1::Tier1,
+};
 use crate::{
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     core::{Allocation, Renewal, Wish},
-    filter::{self, Filter, FilterWatch, RulesetVersion, exec::Executor},
     health::{Condition, Readiness},
-    lease::{self, Deadlines, EtcdStore, LeaseHandle, LeaseStore as _},
+    lease::{self, ConfigText, Deadlines, EtcdStore, LeaseHandle, LeaseStore as _, StoreError},
     lifecycle::Supervisor,
     model::{Backend, Desired, LocalNode, Underlay},
     netlink::{Netlink, VtepSpec, Watch},
     subnet_env::{Ipv4Lines, Previous, SubnetEnv},
-    underlay::{self, Families},
+    underlay::{self, Families, Selection},
 };
 
 /// Life of a lease, as flannel's.
 const LEASE_TTL: Duration = Duration::from_hours(24);
-
-/// Legacy iptables announces no changes, and what a rule drops must end within a second even for
-/// flows that the fast path carries.
-const LEGACY_PERIOD: Duration = Duration::from_millis(500);
 
 /// A running node.
 pub struct Daemon {
     pub controller: Controller,
     pub watch: Watch,
     pub leases: LeaseHandle,
-    pub ruleset: watch::Receiver<RulesetVersion>,
+    pub rules: Rules,
     pub readiness: Readiness,
+    pub subnet_file: SubnetFile,
     options: DaemonOptions,
     config: NetworkConfig,
-    subnet_env: SubnetEnv,
+    store: Arc<EtcdStore>,
 }
 
 impl Daemon {
@@ -72,7 +70,11 @@ impl Daemon {
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
         let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
-        let underlay = choose_underlay(options, &config).await?;
+        let selection = select_underlay(options, &config).await?;
+        for note in &selection.notes {
+            info!("{note}");
+        }
+        let underlay = ipv4_side(&selection)?;
         info!(
             interface = underlay.name,
             address = %underlay.address,
@@ -112,7 +114,13 @@ impl Daemon {
             Err(error) => return Err(error.into()),
         };
         let subnet = acquired.held.key.subnet;
-        let leases = lease::spawn(store, acquired, renewal, config_text, stop.clone());
+        let leases = lease::spawn(
+            Arc::clone(&store),
+            acquired,
+            renewal,
+            config_text,
+            stop.clone(),
+        );
 
         let local = LocalNode {
             network: allocation.ipv4.network,
@@ -121,8 +129,14 @@ impl Daemon {
             backend: config.backend,
             vtep_mac,
         };
-        let ruleset =
-            keep_rules(options, &config, &local, &previous, supervisor, readiness).await?;
+        let rules = Rules::install(
+            &options.filter,
+            convert::filter_settings(&options.filter, &config, &local),
+            &previous,
+            supervisor,
+            readiness,
+        )
+        .await?;
         let subnet_env = SubnetEnv {
             ipv4: Some(Ipv4Lines {
                 network: local.network,
@@ -136,24 +150,35 @@ impl Daemon {
         let tier1 = Tier1::open(&options.datapath)?;
         let peers = leases.view.borrow().usable_peers(&local.backend);
         let desired = Desired { local, peers };
-        let mut daemon = Self {
-            controller: Controller::new(netlink, tier1, desired, vtep, readiness.clone()),
-            watch,
-            leases,
-            ruleset,
-            readiness: readiness.clone(),
-            options: options.clone(),
-            config,
-            subnet_env,
-        };
-        daemon.readiness.satisfy(Condition::LeaseHeld);
-        let again = daemon.controller.settle(Dirty::ALL).await;
+        let mut controller = Controller::new(
+            netlink,
+            tier1,
+            desired,
+            vtep,
+            options.filter.blackhole_route,
+            readiness.clone(),
+        );
+        readiness.satisfy(Condition::LeaseHeld);
+        readiness.satisfy(Condition::UnderlayFound);
+        let again = controller.settle(Dirty::ALL).await;
         if again.any() {
             warn!("not everything could be set up; trying on");
         }
-        daemon.write_subnet_file();
-        info!(%subnet, peers = daemon.controller.desired().peers.len(), "node started");
-        Ok(Some(daemon))
+        // Whoever waits for the file starts containers: everything else is in place before.
+        let path = options.lease.subnet_file.clone();
+        let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
+        info!(%subnet, peers = controller.desired().peers.len(), "node started");
+        Ok(Some(Self {
+            controller,
+            watch,
+            leases,
+            rules,
+            readiness: readiness.clone(),
+            subnet_file,
+            options: options.clone(),
+            config,
+            store,
+        }))
     }
 
     /// Looks again at what is dirty. Returns what must be tried again.
@@ -162,11 +187,18 @@ impl Daemon {
         let mut dirty = dirty;
         if dirty.underlay {
             match self.follow_underlay().await {
-                Ok(more) => dirty |= more,
+                Ok(more) => {
+                    dirty |= more;
+                    self.readiness.satisfy(Condition::UnderlayFound);
+                }
                 Err(error) => {
-                    warn!("underlay: {error:#}");
-                    self.readiness
-                        .fail(Condition::PeersInSync, format!("{error:#}"));
+                    let reason = format!("{error:#}");
+                    if self
+                        .readiness
+                        .fail(Condition::UnderlayFound, reason.clone())
+                    {
+                        warn!("underlay: {reason}");
+                    }
                     again.underlay = true;
                 }
             }
@@ -177,7 +209,10 @@ impl Daemon {
 
     /// The underlay's interface, address or MTU may have changed: the lease and both tiers follow.
     async fn follow_underlay(&mut self) -> anyhow::Result<Dirty> {
-        let underlay = choose_underlay(&self.options, &self.config).await?;
+        let underlay = ipv4_side(&select_underlay(&self.options, &self.config).await?)?;
+        if matches!(self.config.backend, Backend::HostGw) {
+            refuse_nat(&underlay)?;
+        }
         let mut desired = self.controller.desired().clone();
         if underlay == desired.local.underlay {
             return Ok(Dirty::default());
@@ -189,40 +224,82 @@ impl Daemon {
             mtu = underlay.mtu,
             "underlay changed"
         );
-        let local = &mut desired.local;
-        local.underlay = underlay;
+        desired.local.underlay = underlay;
+        Ok(self.take_local(desired))
+    }
+
+    /// Has the lease, the subnet file and both tiers say what changed about this node.
+    fn take_local(&mut self, desired: Desired) -> Dirty {
+        let local = &desired.local;
         self.leases.publish(convert::attrs(
             &local.backend,
             &local.underlay,
             local.vtep_mac,
         ));
-        self.subnet_env.mtu = convert::pod_mtu(local);
-        self.write_subnet_file();
-        Ok(self.controller.want(desired))
+        self.subnet_file.set_mtu(convert::pod_mtu(local));
+        self.controller.want(desired)
     }
 
-    /// SIGHUP: everything is looked at afresh by the next settle; here the files.
-    pub fn reload(&mut self) {
-        self.write_subnet_file();
+    /// Reads the network config for [`Self::reload`].
+    pub fn read_config(
+        &self,
+    ) -> impl Future<Output = Result<Option<ConfigText>, StoreError>> + Send + use<> {
+        let store = Arc::clone(&self.store);
+        async move { store.config().await }
     }
 
-    /// Writes the subnet file again if somebody removed it. What others put into it stays: some
-    /// set-ups add their Docker options to this very file.
-    pub fn keep_subnet_file(&mut self) {
-        if !self.options.lease.subnet_file.exists() {
-            self.write_subnet_file();
-        }
-    }
-
-    fn write_subnet_file(&mut self) {
-        match self.subnet_env.write(&self.options.lease.subnet_file) {
-            Ok(_) => self.readiness.satisfy(Condition::SubnetFileWritten),
-            Err(error) => {
-                warn!(%error, "subnet file not written");
-                self.readiness
-                    .fail(Condition::SubnetFileWritten, error.to_string());
+    /// Takes over what of the network config a running node can take over. Everything is to be
+    /// settled afterwards.
+    pub fn reload(&mut self, read: Result<Option<ConfigText>, StoreError>) {
+        let text = match read {
+            Ok(Some(text)) => text,
+            Ok(None) => {
+                error!("there is no network config in etcd; going on with the one in force");
+                return;
             }
+            Err(error) => {
+                error!(%error, "cannot read the network config; going on with the one in force");
+                return;
+            }
+        };
+        let ParsedNetworkConfig { config, warnings } =
+            match NetworkConfig::parse(text.text.as_bytes()) {
+                Ok(parsed) => parsed,
+                Err(error) => {
+                    error!(
+                        revision = text.mod_revision,
+                        "network config not applied, going on with the one in force: {error}"
+                    );
+                    return;
+                }
+            };
+        for warning in warnings {
+            warn!("network config: {warning}");
         }
+        let mut desired = self.controller.desired().clone();
+        let merged = reload::merge(&self.config, &config, desired.local.subnet);
+        if merged.applied.is_empty() && merged.postponed.is_empty() {
+            info!("the network config is the one in force");
+        }
+        if !merged.applied.is_empty() {
+            info!(keys = ?merged.applied, "network config applied");
+        }
+        if merged.postponed.is_empty() {
+            self.leases.in_force(text);
+        } else {
+            warn!(
+                keys = ?merged.postponed,
+                "these keys of the network config come into force when the daemon is restarted"
+            );
+        }
+        self.config = merged.config;
+        desired.local.backend = self.config.backend;
+        self.rules.want(convert::filter_settings(
+            &self.options.filter,
+            &self.config,
+            &desired.local,
+        ));
+        self.take_local(desired);
     }
 }
 
@@ -254,15 +331,19 @@ async fn recorded_mac(store: &EtcdStore, underlay: &Underlay) -> Option<MacAddr>
 }
 
 /// The interface and addresses the options select on this host.
-async fn choose_underlay(
+async fn select_underlay(
     options: &DaemonOptions,
     config: &NetworkConfig,
-) -> anyhow::Result<Underlay> {
+) -> anyhow::Result<Selection> {
     let host = underlay::snapshot(options.interface.iface_can_reach).await?;
-    let selection = underlay::select(&host, &options.interface, Families::of(config))?;
-    for note in &selection.notes {
-        debug!("{note}");
-    }
+    Ok(underlay::select(
+        &host,
+        &options.interface,
+        Families::of(config),
+    )?)
+}
+
+fn ipv4_side(selection: &Selection) -> anyhow::Result<Underlay> {
     selection
         .underlay()
         .context("the chosen interface has no IPv4 address")
@@ -276,65 +357,4 @@ fn refuse_nat(underlay: &Underlay) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// Installs the packet filter rules and keeps them; failing to install masquerade rules is an error
-/// at start, as in flannel. Returns the notifications of foreign rule changes.
-async fn keep_rules(
-    options: &DaemonOptions,
-    config: &NetworkConfig,
-    local: &LocalNode,
-    previous: &Previous,
-    supervisor: &Supervisor,
-    readiness: &Readiness,
-) -> anyhow::Result<watch::Receiver<RulesetVersion>> {
-    let executor = Executor::from_env();
-    let settings = convert::filter_settings(&options.filter, config, local);
-    let mut filter = Filter::open(settings.clone(), executor.clone()).await?;
-    match filter.ensure().await {
-        Ok(changes) => {
-            for change in changes {
-                info!(%change, "packet filter");
-            }
-            readiness.satisfy(Condition::RulesInstalled);
-        }
-        Err(error) if options.filter.ip_masq => return Err(error.into()),
-        Err(error) => warn!(%error, "packet filter rules are not in place, trying on"),
-    }
-    filter.remove_strays(&previous_networks(previous)).await;
-
-    let filter_watch = FilterWatch::new(executor, LEGACY_PERIOD);
-    let ruleset = filter_watch.subscribe();
-    supervisor.spawn("packet filter notifications", {
-        let filter_watch = filter_watch.clone();
-        move |stop| {
-            let filter_watch = filter_watch.clone();
-            async move { filter_watch.run(stop).await }
-        }
-    });
-    let (_, settings) = watch::channel(settings);
-    let filter = Arc::new(tokio::sync::Mutex::new(filter));
-    let readiness = readiness.clone();
-    let resync = options.filter.resync;
-    supervisor.spawn("packet filter", {
-        let changes = ruleset.clone();
-        move |stop| {
-            let (filter, settings) = (Arc::clone(&filter), settings.clone());
-            let (changes, readiness) = (changes.clone(), readiness.clone());
-            async move {
-                let mut filter = filter.lock().await;
-                filter::keep(&mut filter, settings, changes, resync, &readiness, stop).await;
-                Ok::<(), std::convert::Infallible>(())
-            }
-        }
-    });
-    Ok(ruleset)
-}
-
-/// Network and subnet of an earlier run, whose rules must go if they differ.
-fn previous_networks(previous: &Previous) -> Vec<filter::PodNetwork> {
-    match (previous.ipv4_network, previous.ipv4_subnet) {
-        (Some(network), Some(subnet)) => vec![filter::PodNetwork::v4(network, subnet)],
-        _ => Vec::new(),
-    }
 }

@@ -509,9 +509,9 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "healthz-ip",
         group: Group::General,
-        form: Form::Value("IP"),
+        form: Form::Value("HOST"),
         default: "0.0.0.0",
-        help: "address of the health server",
+        help: "address or host name that the health server listens on",
         set: |draft, value| {
             value.clone_into(&mut draft.options.health.host);
             Ok(())
