@@ -82,6 +82,11 @@ impl VxlanBackend {
 
     /// `flannel.<VNI>`.
     pub fn device_name(&self) -> String {
-        format!("flannel.{}", self.vni)
+        Self::name_of(self.vni)
+    }
+
+    /// Name of the device with this VNI.
+    pub fn name_of(vni: u32) -> String {
+        format!("flannel.{vni}")
     }
 }

@@ -1,6 +1,7 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
 //! runs. Called as `mk-docker-opts.sh`, it is that script.
 
+pub mod cleanup;
 pub mod flows;
 pub mod flush;
 pub mod pinned;
@@ -60,6 +61,9 @@ enum Command {
     Stats(stats::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
+    /// Remove everything of the agent's from this host; stop the agent first
+    #[command(after_help = "Exit codes: 0 all is gone, 1 something is left, or an agent runs")]
+    Cleanup(cleanup::Args),
     /// Write the Docker daemon's options for this node's subnet, as mk-docker-opts.sh does
     #[command(disable_help_flag = true)]
     DockerOpts {
@@ -102,6 +106,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
+        Command::Cleanup(args) => {
+            let done = cleanup::run(&args).await;
+            report(|out| cleanup::print(&done?, &args, out))
+        }
         Command::DockerOpts { args } => {
             docker_opts::main(&format!("{PROGRAM} docker-opts"), &args).await
         }

@@ -6,9 +6,9 @@ use super::{
     absent_chains,
     error::FilterError,
     exec::Executor,
-    iptables::Installed,
-    nftables::{Nft, OWN_TABLES},
-    rules::Family,
+    iptables::{Installed, diff::ChainSpec},
+    nftables::{Nft, OWN_TABLES, TableId},
+    rules::{Family, POD_SOURCE_TABLE, pod_source_chain},
 };
 
 /// One thing that was, or with `dry_run` would be, removed.
@@ -30,10 +30,28 @@ impl fmt::Display for Removal {
 /// iptables, in both families. Tools that are not installed are passed over; a tool that fails
 /// does not keep the others from being cleaned, and is returned beside what was done.
 pub async fn cleanup(executor: &Executor, dry_run: bool) -> (Vec<Removal>, Vec<FilterError>) {
+    remove(executor, &OWN_TABLES, &absent_chains(), dry_run).await
+}
+
+/// [`cleanup`] on a host where flanneld runs: what has one of flannel's names is flannel's.
+pub async fn cleanup_beside_flannel(
+    executor: &Executor,
+    dry_run: bool,
+) -> (Vec<Removal>, Vec<FilterError>) {
+    let tables = Family::ALL.map(|family| (family, POD_SOURCE_TABLE));
+    remove(executor, &tables, &[pod_source_chain(None)], dry_run).await
+}
+
+async fn remove(
+    executor: &Executor,
+    tables: &[TableId],
+    chains: &[ChainSpec],
+    dry_run: bool,
+) -> (Vec<Removal>, Vec<FilterError>) {
     let mut removals = Vec::new();
     let mut errors = Vec::new();
     if let Some(nft) = Nft::discover(executor).await {
-        for id in OWN_TABLES {
+        for &id in tables {
             match nft.remove(id, dry_run).await {
                 Ok(true) => removals.push(Removal {
                     tool: "nft".into(),
@@ -46,7 +64,7 @@ pub async fn cleanup(executor: &Executor, dry_run: bool) -> (Vec<Removal>, Vec<F
     }
     for family in Family::ALL {
         for iptables in Installed::discover(family, executor).await.iter_mut() {
-            match iptables.ensure(&absent_chains(), dry_run).await {
+            match iptables.ensure(chains, dry_run).await {
                 Ok(changes) => removals.extend(changes.into_iter().map(|change| Removal {
                     tool: iptables.name(),
                     object: format!("chain {}", change.chain),

@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, fmt};
 use tracing::{info, warn};
 
 pub use self::{
-    cleanup::{Removal, cleanup},
+    cleanup::{Removal, cleanup, cleanup_beside_flannel},
     error::FilterError,
     keep::keep,
     rules::{Family, Masquerade, Mode, PodNetwork, Settings},
