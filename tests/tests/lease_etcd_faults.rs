@@ -13,7 +13,7 @@ use overlay_agent::{
 };
 use overlay_tests::{
     etcd::Etcd,
-    lease_node::{Node, PREFIX, etcd_with_config, eventually, key},
+    lease_node::{CONFIG, Node, PREFIX, etcd_with_config, eventually, key},
     tcp_proxy::{Mode, Proxy},
 };
 
@@ -161,7 +161,7 @@ async fn every_request_to_a_stalled_etcd_ends_at_its_deadline() -> Result<()> {
         key: subnet,
         attrs: LeaseAttrs::alloc(Ipv4Addr::LOCALHOST),
         expect: Expect::Absent,
-        ttl: Some(Duration::from_secs(60)),
+        ttl: Some(Duration::from_mins(1)),
     };
     let start = Instant::now();
     let errors = [
@@ -184,6 +184,34 @@ async fn every_request_to_a_stalled_etcd_ends_at_its_deadline() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_etcd_is_reported_while_the_watch_stands() -> Result<()> {
+    let etcd = Etcd::builder()
+        .arg("--quota-backend-bytes=300000")
+        .start()?;
+    etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
+    let node = Node::new(&etcd, 1).start().await?;
+    let padding = "x".repeat(50_000);
+    while etcd.put("/padding", &padding).is_ok() {}
+    let moved = LeaseAttrs::host_gw([192, 168, 0, 77].into());
+    node.handle.publish(moved.clone());
+    node.until("the refusal is shown", |view| {
+        let error = view.etcd.last_error.as_deref().unwrap_or_default();
+        view.etcd.connected && error.contains("space exceeded")
+    })
+    .await?;
+    compact(&etcd)?;
+    etcd.etcdctl(&["defrag"])?;
+    etcd.etcdctl(&["alarm", "disarm"])?;
+    let own = key(&node.view().own.key.to_string());
+    eventually("the own lease is written", || {
+        Ok(etcd.get(&own)? == Some(moved.encode()))
+    })
+    .await?;
+    node.until("the error is gone", |view| view.etcd.last_error.is_none())
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

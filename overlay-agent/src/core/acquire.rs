@@ -110,7 +110,7 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
 fn rewrite(entry: &Entry, origin: Origin) -> Decision {
     Decision::Write {
         key: entry.key,
-        expect: Expect::ModRevision(entry.mod_revision),
+        expect: entry.unchanged(),
         reservation: entry.lease_id.is_none(),
         origin,
     }
@@ -190,6 +190,12 @@ mod tests {
         }
     }
 
+    /// What [`entry`] is expected to be when it is replaced.
+    const LEASED: Expect = Expect::Unchanged {
+        mod_revision: 5,
+        lease_id: Some(9),
+    };
+
     fn step(wish: &Wish, entries: &[Entry]) -> Decision {
         decide(wish, entries, &mut StdRng::seed_from_u64(3))
     }
@@ -211,12 +217,7 @@ mod tests {
         let entries = [entry("10.3.4.0-24", OTHER), entry("10.3.9.0-24", NODE)];
         assert_eq!(
             written(step(&wish(None), &entries)),
-            (
-                "10.3.9.0-24".into(),
-                Expect::ModRevision(5),
-                false,
-                Origin::Recorded
-            )
+            ("10.3.9.0-24".into(), LEASED, false, Origin::Recorded)
         );
     }
 
@@ -238,7 +239,10 @@ mod tests {
             written(step(&wish(None), &[pinned])),
             (
                 "10.3.4.0-24".into(),
-                Expect::ModRevision(5),
+                Expect::Unchanged {
+                    mod_revision: 5,
+                    lease_id: None
+                },
                 true,
                 Origin::Recorded
             )
@@ -293,7 +297,7 @@ mod tests {
             written(step(&wish(Some("10.3.21.1/24")), &[mine.clone()])),
             (
                 "10.3.21.0-24".into(),
-                Expect::ModRevision(5),
+                LEASED,
                 false,
                 Origin::Readdressed { from: OTHER }
             )

@@ -5,6 +5,8 @@ use std::{fmt, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 
+use crate::lease::LeaseKey;
+
 /// Something is wrong with the leases that the daemon cannot put right by itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
@@ -16,8 +18,8 @@ pub enum Alarm {
     Overdue { subnet: Ipv4Network },
     /// Another node's subnet overlaps the own one.
     Overlap {
-        subnet: Ipv4Network,
-        other: Ipv4Network,
+        own: LeaseKey,
+        other: LeaseKey,
         by: Ipv4Addr,
     },
     /// Another subnet is recorded for the own public IP.
@@ -52,10 +54,10 @@ impl fmt::Display for Alarm {
                 "the lease of {subnet} ran out before it could be renewed; forwarding goes on and \
                  the lease is written again as soon as etcd answers"
             ),
-            Self::Overlap { subnet, other, by } => write!(
+            Self::Overlap { own, other, by } => write!(
                 f,
-                "subnet {other} of {by} overlaps {subnet} of this node and is not routed; delete \
-                 one of the two keys in etcd"
+                "lease {other} of {by} overlaps {own} of this node and is not routed; delete one \
+                 of the two keys in etcd"
             ),
             Self::SecondRecord { subnet, public_ip } => write!(
                 f,

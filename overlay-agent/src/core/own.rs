@@ -233,16 +233,22 @@ impl Own {
     }
 
     fn adopt(&mut self, now: Instant, entry: Entry, rng: &mut dyn RngCore) {
+        let stored = entry.value.ok();
         let known = match &self.claim {
             Claim::Held {
-                mod_revision, life, ..
-            } => Some((*mod_revision, *life)),
+                mod_revision,
+                stored: known,
+                life,
+            } => {
+                let same = (*mod_revision, known, life.id())
+                    == (entry.mod_revision, &stored, entry.lease_id);
+                if same {
+                    return;
+                }
+                Some(*life)
+            }
             _ => None,
         };
-        if known.is_some_and(|(revision, _)| revision == entry.mod_revision) {
-            return;
-        }
-        let stored = entry.value.ok();
         if let Some(attrs) = &stored
             && !self.is_own(attrs.public_ip)
         {
@@ -256,7 +262,7 @@ impl Own {
         }
         let life = match (entry.lease_id, known) {
             (None, _) => Life::Reservation,
-            (Some(id), Some((_, life @ Life::Until { id: known, .. }))) if id == known => life,
+            (Some(id), Some(life)) if life.id() == Some(id) => life,
             (Some(id), _) => Life::Unasked { id },
         };
         self.claim = Claim::Held {
@@ -321,7 +327,10 @@ impl Own {
                 stored,
                 life,
             } => {
-                let expect = Expect::ModRevision(*mod_revision);
+                let expect = Expect::Unchanged {
+                    mod_revision: *mod_revision,
+                    lease_id: life.id(),
+                };
                 let stale = stored.as_ref() != Some(&self.wanted);
                 match life {
                     Life::Reservation if stale => Some(self.put(expect, None)),

@@ -189,10 +189,10 @@ fn fault(own: &LeaseKey, own_ip: Ipv4Addr, key: &LeaseKey, record: &Record) -> O
             subnet: key.subnet,
             public_ip: by,
         })
-    } else if key.subnet.overlaps(own.subnet) {
+    } else if key.overlaps(own) {
         Some(Alarm::Overlap {
-            subnet: own.subnet,
-            other: key.subnet,
+            own: *own,
+            other: *key,
             by,
         })
     } else {

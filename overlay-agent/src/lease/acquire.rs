@@ -145,7 +145,7 @@ async fn attempt<S: LeaseStore>(
 
 /// flannel's own words, which people search logs for.
 fn report(attrs: &LeaseAttrs, origin: Origin, expect: Expect) {
-    if let (Origin::Recorded, Expect::ModRevision(_)) = (origin, expect) {
+    if let (Origin::Recorded, Expect::Unchanged { .. }) = (origin, expect) {
         info!("Found lease for current IP ({}), reusing", attrs.public_ip);
     }
 }

@@ -105,7 +105,7 @@ struct Driver<S> {
     link: Link,
     pause: Backoff,
     rng: StdRng,
-    /// Errors reported since the connection was lost.
+    /// Errors reported since etcd worked last.
     reported: Vec<String>,
 }
 
@@ -169,21 +169,22 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn take_in(&mut self, input: Input) {
-        if let Input::Watch(event) = &input {
-            match event {
-                WatchEvent::Opened { .. } => self.connected(),
-                WatchEvent::Compacted { .. } => {
-                    info!("the watch fell behind etcd's compaction; listing all leases");
-                    self.link = Link::Down;
-                }
-                WatchEvent::Disconnected(error) => {
-                    let error = error.clone();
-                    self.disconnected(&error);
-                    let pause = self.pause.failed(&mut self.rng);
-                    self.link = Link::Paused(Instant::now() + pause);
-                }
-                _ => {}
+        match &input {
+            Input::Watch(WatchEvent::Opened { .. }) => self.connected(),
+            Input::Watch(WatchEvent::Compacted { .. }) => {
+                info!("the watch fell behind etcd's compaction; listing all leases");
+                self.link = Link::Down;
             }
+            Input::Watch(WatchEvent::Disconnected(error)) => {
+                self.disconnected(error);
+                let pause = self.pause.failed(&mut self.rng);
+                self.link = Link::Paused(Instant::now() + pause);
+            }
+            Input::Written(Err(error)) | Input::Got(Err(error)) | Input::TimeToLive(Err(error)) => {
+                self.request_failed(error)
+            }
+            Input::Written(Ok(_)) => self.request_succeeded(),
+            _ => {}
         }
         self.handle(input);
     }
@@ -248,11 +249,39 @@ impl<S: LeaseStore> Driver<S> {
 
     fn disconnected(&mut self, error: &StoreError) {
         let text = error.to_string();
-        if !self.reported.contains(&text) && self.reported.len() < REPORTED {
+        if self.is_new(&text) {
             warn!("etcd is away, forwarding goes on: {text}");
-            self.reported.push(text.clone());
         }
         self.set_etcd(false, Some(text));
+    }
+
+    /// A request about the own record failed. The watch may stand all the same, as when etcd has
+    /// run out of space.
+    fn request_failed(&mut self, error: &StoreError) {
+        let text = error.to_string();
+        if self.is_new(&text) {
+            warn!("own lease not written, trying on: {text}");
+        }
+        let connected = self.view.borrow().etcd.connected;
+        self.set_etcd(connected, Some(text));
+    }
+
+    fn request_succeeded(&mut self) {
+        let etcd = self.view.borrow().etcd.clone();
+        if etcd.connected && etcd.last_error.is_some() {
+            self.reported.clear();
+            self.set_etcd(true, None);
+        }
+    }
+
+    /// Whether an error has not been reported since etcd worked last.
+    fn is_new(&mut self, text: &str) -> bool {
+        let known = self.reported.iter().any(|reported| reported == text);
+        let new = !known && self.reported.len() < REPORTED;
+        if new {
+            self.reported.push(text.to_owned());
+        }
+        new
     }
 
     /// Whether it changed.

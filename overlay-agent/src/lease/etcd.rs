@@ -139,15 +139,20 @@ impl EtcdStore {
     async fn write(&self, put: &Put, lease: Option<i64>) -> Result<TxnEnd, StoreError> {
         let key = self.keys.lease(&put.key);
         let value = put.attrs.encode();
-        let compare = match put.expect {
-            Expect::Absent => Compare::version(key.clone(), CompareOp::Equal, 0),
-            Expect::ModRevision(revision) => {
-                Compare::mod_revision(key.clone(), CompareOp::Equal, revision)
-            }
+        let equal = CompareOp::Equal;
+        let unchanged = match put.expect {
+            Expect::Absent => vec![Compare::version(key.clone(), equal, 0)],
+            Expect::Unchanged {
+                mod_revision,
+                lease_id,
+            } => vec![
+                Compare::mod_revision(key.clone(), equal, mod_revision),
+                Compare::lease(key.clone(), equal, lease_id.unwrap_or_default()),
+            ],
         };
         let options = lease.map(|id| PutOptions::new().with_lease(id));
         let txn = Txn::new()
-            .when([compare])
+            .when(unchanged)
             .and_then([TxnOp::put(key.clone(), value, options)])
             .or_else([TxnOp::get(key, None)]);
         self.txn("write the lease", txn).await

@@ -154,12 +154,8 @@ impl State {
             self.races -= 1;
             self.force(put.key, winner, put.ttl);
         }
-        let current = self.records.get(&put.key).map(|entry| entry.mod_revision);
-        let expected = match put.expect {
-            Expect::Absent => None,
-            Expect::ModRevision(revision) => Some(revision),
-        };
-        if current != expected {
+        let current = self.records.get(&put.key).map(Entry::unchanged);
+        if current.unwrap_or(Expect::Absent) != put.expect {
             return PutOutcome::Conflict(self.observe(&put.key));
         }
         let lease_id = put.ttl.map(|ttl| self.grant(ttl));

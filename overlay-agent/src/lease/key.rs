@@ -28,6 +28,12 @@ impl LeaseKey {
         }
     }
 
+    /// True if the two name an address in common, of either family.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let pair = self.subnet6.zip(other.subnet6);
+        self.subnet.overlaps(other.subnet) || pair.is_some_and(|(a, b)| a.overlaps(b))
+    }
+
     /// Reads the end of an etcd key. `None` for keys that name no subnet, and for subnets with
     /// host bits, which no route can be made of.
     pub fn parse(key: &str) -> Option<Self> {

@@ -48,7 +48,22 @@ pub struct ConfigText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     Absent,
-    ModRevision(i64),
+    /// Not written since. The lease is compared too, because revisions repeat in a store that
+    /// lost its data; lease ids do not.
+    Unchanged {
+        mod_revision: i64,
+        lease_id: Option<i64>,
+    },
+}
+
+impl Entry {
+    /// What a write that replaces this record expects.
+    pub fn unchanged(&self) -> Expect {
+        Expect::Unchanged {
+            mod_revision: self.mod_revision,
+            lease_id: self.lease_id,
+        }
+    }
 }
 
 /// A conditional write of a lease record.

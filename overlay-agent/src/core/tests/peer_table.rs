@@ -1,0 +1,242 @@
+//! Other nodes' leases are followed through everything that happens to the store.
+
+use super::*;
+
+#[test]
+fn peers_come_change_and_go_with_the_watch() {
+    let mut sim = Sim::with(two_peers);
+    assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.2.0/24"]);
+    let moved = LeaseAttrs::host_gw([192, 168, 0, 33].into());
+    sim.store
+        .force(key("10.3.2.0-24"), moved.clone(), Some(RENEWAL.ttl));
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.deliver();
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+    assert_eq!(sim.peer("10.3.2.0/24").unwrap().attrs, moved);
+}
+
+#[test]
+fn a_peers_plain_renewal_is_no_change() {
+    let mut sim = Sim::with(two_peers);
+    let renewed = sim
+        .store
+        .force(key("10.3.1.0-24"), LeaseAttrs::alloc(OTHER), None);
+    let entry = sim.store.entry(&key("10.3.1.0-24")).unwrap().clone();
+    assert_eq!(entry.mod_revision, renewed);
+    let outputs = sim
+        .core
+        .handle(sim.now, Input::Watch(WatchEvent::Put(entry)));
+    assert_eq!(outputs, []);
+}
+
+#[test]
+fn a_compacted_watch_is_replaced_and_every_changed_attribute_is_seen() {
+    let mut sim = Sim::with(two_peers);
+    sim.disconnect();
+    let moved = LeaseAttrs::alloc([192, 168, 0, 33].into());
+    sim.store
+        .force(key("10.3.2.0-24"), moved.clone(), Some(RENEWAL.ttl));
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.store
+        .force(key("10.3.4.0-24"), LeaseAttrs::alloc(OTHER), None);
+    sim.store.compact();
+    sim.reconnect();
+    assert_eq!(sim.lists, 1);
+    assert_eq!(sim.peers(), ["10.3.2.0/24", "10.3.4.0/24"]);
+    assert_eq!(sim.peer("10.3.2.0/24").unwrap().attrs, moved);
+    // The watch goes on behind the list.
+    sim.store.remove(&key("10.3.4.0-24"));
+    sim.deliver();
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn a_store_without_its_data_gets_the_own_lease_and_takes_no_peer_away() {
+    let mut sim = Sim::with(two_peers);
+    sim.disconnect();
+    sim.pass(HOUR);
+    sim.store.wipe();
+    sim.reconnect();
+    assert_eq!(sim.stored(), Some(attrs()));
+    assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.2.0/24"]);
+    assert_eq!(sim.alarms, [Alarm::StoreReset { absent_peers: 2 }]);
+    // One comes back, the other never does.
+    let moved = LeaseAttrs::alloc([192, 168, 0, 33].into());
+    sim.store
+        .force(key("10.3.1.0-24"), moved.clone(), Some(48 * HOUR));
+    sim.deliver();
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, moved);
+    assert_eq!(sim.alarms, [Alarm::StoreReset { absent_peers: 1 }]);
+    sim.pass(25 * HOUR);
+    assert_eq!(sim.peers(), ["10.3.1.0/24"]);
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn a_wiped_store_is_recognised_even_when_its_revision_has_passed_the_old_one() {
+    let mut sim = Sim::with(two_peers);
+    sim.disconnect();
+    sim.pass(HOUR);
+    sim.store.wipe();
+    for _ in 0..50 {
+        sim.store.set_config(Some("{}"));
+    }
+    sim.reconnect();
+    assert_eq!(sim.stored(), Some(attrs()));
+    assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.2.0/24"]);
+    assert_eq!(sim.alarms, [Alarm::StoreReset { absent_peers: 2 }]);
+}
+
+#[test]
+fn a_subnet_another_node_took_after_the_loss_of_data_belongs_to_that_node() {
+    let mut sim = Sim::with(two_peers);
+    sim.disconnect();
+    sim.store.wipe();
+    let newcomer = LeaseAttrs::alloc([192, 168, 0, 50].into());
+    sim.store
+        .force(key("10.3.1.0-24"), newcomer.clone(), Some(48 * HOUR));
+    sim.reconnect();
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, newcomer);
+}
+
+#[test]
+fn a_member_that_lags_behind_is_no_loss_of_data() {
+    let mut sim = Sim::with(two_peers);
+    let revision = sim.store.revision - 1;
+    sim.give(Input::Watch(WatchEvent::Opened { revision }));
+    assert_eq!(sim.lists, 1);
+    assert_eq!(sim.alarms, []);
+    assert_eq!(sim.peers().len(), 2);
+}
+
+#[test]
+fn a_list_that_events_have_overtaken_brings_nothing_back() {
+    let mut sim = Sim::with(two_peers);
+    let old = sim.store.list();
+    let outputs = sim.core.handle(
+        sim.now,
+        Input::Watch(WatchEvent::Opened {
+            revision: sim.store.revision - 1,
+        }),
+    );
+    assert!(outputs.contains(&Output::List), "{outputs:?}");
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.deliver();
+    sim.give(Input::Listed(old));
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn events_that_a_list_already_contained_change_nothing() {
+    let mut sim = Sim::with(two_peers);
+    let stale = sim.store.entry(&key("10.3.1.0-24")).unwrap().clone();
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.store.compact();
+    sim.watching = Some(1);
+    sim.deliver();
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+    sim.give(Input::Watch(WatchEvent::Put(stale)));
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+}
+
+#[test]
+fn lists_are_repeated_about_hourly_in_case_an_event_was_lost() {
+    let mut sim = Sim::with(two_peers);
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.watching = Some(sim.store.revision + 1);
+    sim.pass(2 * HOUR);
+    assert!((1..=2).contains(&sim.lists), "{} lists", sim.lists);
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
+}
+
+#[test]
+fn leases_that_overlap_the_own_subnet_are_reported_and_not_routed() {
+    for other in ["10.3.7.128-25", "10.3.0.0-16"] {
+        let mut sim = Sim::with(|store| {
+            store.force(key(other), LeaseAttrs::alloc(OTHER), None);
+        });
+        assert!(sim.peers().is_empty(), "{other}");
+        assert!(
+            matches!(sim.alarms[..], [Alarm::Overlap { by: OTHER, .. }]),
+            "{:?}",
+            sim.alarms
+        );
+        sim.store.remove(&key(other));
+        sim.deliver();
+        assert_eq!(sim.alarms, []);
+    }
+}
+
+#[test]
+fn a_second_record_of_the_own_public_ip_is_reported_and_not_routed() {
+    let mut sim = Sim::with(|store| {
+        store.force(key("10.3.1.0-24"), LeaseAttrs::alloc(NODE), None);
+    });
+    assert!(sim.peers().is_empty());
+    assert!(
+        matches!(sim.alarms[..], [Alarm::SecondRecord { .. }]),
+        "{:?}",
+        sim.alarms
+    );
+    // With an address of its own, the node's other record is somebody else's.
+    let moved = LeaseAttrs::vxlan([192, 168, 0, 77].into(), 1, MAC);
+    sim.give(Input::Publish(moved));
+    assert_eq!(sim.peers(), ["10.3.1.0/24"]);
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_leaves_the_peer_as_it_was() {
+    let mut sim = Sim::with(two_peers);
+    let junk = Err(ValueError {
+        reason: "junk".to_owned(),
+    });
+    sim.store.write(key("10.3.1.0-24"), junk, None);
+    sim.deliver();
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs.public_ip, OTHER);
+}
+
+#[test]
+fn a_peer_without_an_address_is_not_routed() {
+    let mut sim = Sim::new();
+    let nowhere = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED);
+    sim.store.force(key("10.3.1.0-24"), nowhere, None);
+    sim.deliver();
+    assert!(sim.peers().is_empty());
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn of_two_keys_for_one_subnet_the_one_written_last_counts() {
+    let mut sim = Sim::new();
+    let dual = key("10.3.1.0-24&fd00:1::-64");
+    sim.store
+        .force(key("10.3.1.0-24"), LeaseAttrs::alloc(OTHER), None);
+    let newer = LeaseAttrs::alloc([192, 168, 0, 3].into());
+    sim.store.force(dual, newer.clone(), None);
+    sim.deliver();
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, newer);
+    sim.store.remove(&dual);
+    sim.deliver();
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs.public_ip, OTHER);
+}
+
+#[test]
+fn a_changed_or_missing_network_config_is_reported_until_it_is_in_force_again() {
+    let mut sim = Sim::new();
+    sim.store.set_config(Some("{ }"));
+    sim.deliver();
+    assert_eq!(sim.alarms, [Alarm::ConfigChanged]);
+    sim.store.set_config(None);
+    sim.deliver();
+    assert_eq!(sim.alarms, [Alarm::ConfigMissing]);
+    sim.store.set_config(Some("{}"));
+    sim.deliver();
+    assert_eq!(sim.alarms, []);
+    sim.store.set_config(Some("{ }"));
+    sim.deliver();
+    sim.give(Input::InForce(config("{ }")));
+    assert_eq!(sim.alarms, []);
+}
