@@ -189,6 +189,8 @@ outcomes! {
     OtherMode = 43, Decline, "other_mode";
     /// Delivered where its MAC address was not seen: a bridge floods what it has forgotten.
     UnknownPod = 44, Decline, "unknown_pod";
+    /// UDP datagrams in one GSO packet: once BPF has decapsulated it, the kernel cannot split it.
+    UdpGso = 45, Decline, "udp_gso";
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";

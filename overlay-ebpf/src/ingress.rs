@@ -151,6 +151,11 @@ fn from_tunnel(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
         return Err(Outcome::Length);
     }
     let tos = ecn::decapsulate(ip.tos, flow.tos).ok_or(Outcome::Ecn)?;
+    // A TCP socket takes a GSO packet whole. A UDP socket has it split into datagrams, and there the
+    // tunnel marks make the kernel look for a tunnel header that is gone.
+    if flow.protocol == IPPROTO_UDP && skb.gso_size() != 0 {
+        return Err(Outcome::UdpGso);
+    }
     skb.shrink_for_decap(udp.check != [0; 2])
         .map_err(|()| Outcome::AdjustRoom)?;
     deliver(skb, &flow, tos, &delivery, Outcome::FastTunnel)

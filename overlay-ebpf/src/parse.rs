@@ -46,6 +46,7 @@ pub enum Control {
 /// A packet of a flow. Integers are in host order.
 pub struct Flow4 {
     pub words: FlowWords,
+    pub protocol: u8,
     pub control: Control,
     pub ttl: u8,
     pub tos: u8,
@@ -118,6 +119,7 @@ impl Flow4 {
         let control = if trusted { Control::None } else { control };
         Ok(Self {
             words,
+            protocol: ip.protocol,
             control,
             ttl: ip.ttl,
             tos: ip.tos,

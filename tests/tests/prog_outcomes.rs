@@ -810,6 +810,16 @@ fn ingress(interfaces: Interfaces) -> Vec<Row> {
             surroundings.gso_size = 1000;
         },
     );
+    let datagrams = TUNNELLED.to_pod(UDP);
+    table.pass(
+        Outcome::UdpGso,
+        "datagrams in one GSO packet out of the tunnel",
+        outer.around(&datagrams.bytes()),
+        |fixture, surroundings| {
+            fixture.grant(datagrams.flow(Local::Destination), &TUNNELLED);
+            surroundings.gso_size = 1000;
+        },
+    );
     table.rows
 }
 
@@ -1469,6 +1479,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
             Outcome::Stamped,
             Outcome::TableFull,
             Outcome::OtherMode,
+            Outcome::UdpGso,
         ],
     ),
     (
@@ -1493,6 +1504,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
             Outcome::Stamped,
             Outcome::Length,
             Outcome::OtherMode,
+            Outcome::UdpGso,
             Outcome::Rewrite,
             Outcome::PodTunnel,
         ],
@@ -1546,6 +1558,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
             Outcome::TableFull,
             Outcome::Length,
             Outcome::OtherMode,
+            Outcome::UdpGso,
             Outcome::Rewrite,
             Outcome::PodTunnel,
         ],
@@ -1573,6 +1586,7 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
             Outcome::Stamped,
             Outcome::Length,
             Outcome::OtherMode,
+            Outcome::UdpGso,
             Outcome::Rewrite,
             Outcome::PodTunnel,
         ],

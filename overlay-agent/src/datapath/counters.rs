@@ -81,6 +81,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::Length
         | Outcome::OtherMode
         | Outcome::UnknownPod
+        | Outcome::UdpGso
         | Outcome::Rewrite
         | Outcome::PodTunnel => true,
     }
