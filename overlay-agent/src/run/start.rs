@@ -51,11 +51,16 @@ impl Daemon {
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
         let store = Arc::new(EtcdStore::new(options.etcd.clone(), Deadlines::default())?);
-        let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
+        // As flannel: a config that makes no sense may be mended, one that asks for what there is
+        // not ends the daemon.
+        let parse = |text: &str| match NetworkConfig::parse(text.as_bytes()) {
+            Err(error) if error.is_fatal_in_flannel() => Ok(Err(error)),
+            parsed => parsed.map(Ok),
+        };
         let Some((parsed, config_text)) = lease::await_config(&*store, stop, parse).await else {
             return Ok(None);
         };
-        let ParsedNetworkConfig { config, warnings } = parsed;
+        let ParsedNetworkConfig { config, warnings } = parsed?;
         for warning in warnings {
             warn!("network config: {warning}");
         }
