@@ -18,6 +18,7 @@ pub mod process;
 pub mod prog;
 pub mod requirements;
 pub mod rules;
+pub mod seccomp;
 pub mod services;
 pub mod sys;
 pub mod tcp_proxy;

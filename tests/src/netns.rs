@@ -14,6 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
+use overlay_common::addr::MacAddr;
+use serde_json::Value;
 
 use crate::sys;
 
@@ -109,6 +111,30 @@ impl Namespace {
         with_input(&mut command, lines)
             .with_context(|| format!("in {}, ip -batch of:\n{lines}", self.name))
             .map(drop)
+    }
+
+    /// MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<MacAddr> {
+        let link = self.link(interface)?;
+        let mac = link["address"].as_str().and_then(|mac| mac.parse().ok());
+        mac.with_context(|| format!("no MAC address in {link}"))
+    }
+
+    /// Index of an interface.
+    pub fn ifindex(&self, interface: &str) -> Result<u32> {
+        let link = self.link(interface)?;
+        let index = link["ifindex"]
+            .as_u64()
+            .and_then(|index| u32::try_from(index).ok());
+        index.with_context(|| format!("no interface index in {link}"))
+    }
+
+    fn link(&self, interface: &str) -> Result<Value> {
+        let text = self.run("ip", ["-json", "link", "show", "dev", interface])?;
+        let mut links: Vec<Value> = serde_json::from_str(&text)?;
+        links
+            .pop()
+            .with_context(|| format!("ip shows no link {interface}"))
     }
 
     /// Writes a value below `/proc/sys`, e.g. `net/ipv4/ip_forward`.

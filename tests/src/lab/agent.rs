@@ -2,18 +2,23 @@
 
 use std::{
     env,
+    ffi::OsStr,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
-    time::Duration,
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{node::Node, store::PREFIX, underlay::NODE_INTERFACE};
+use super::{
+    node::Node,
+    store::{PREFIX, Store},
+    underlay::NODE_INTERFACE,
+};
 use crate::{
     netns::checked,
     process::{Daemon, Lifetime},
+    seccomp::{BpfDenial, deny_bpf},
 };
 
 /// Names the agent binary to test instead of the one built beside the test.
@@ -38,36 +43,68 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
-/// The arguments a lab gives every agent; `extra` ones come last and win.
-pub fn arguments(node: &Node, endpoints: &str, extra: &[&str]) -> Vec<String> {
-    let mut arguments = vec![
-        format!("--etcd-endpoints={endpoints}"),
-        format!("--etcd-prefix={PREFIX}"),
-        format!("--iface={NODE_INTERFACE}"),
-        format!("--subnet-file={}", node.subnet_file.display()),
-        format!("--pin-dir={}", node.pin_dir.display()),
-    ];
-    arguments.extend(extra.iter().map(|&argument| argument.to_owned()));
-    arguments
+/// How to run an agent: the lab's arguments, and what a test changes.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub endpoints: String,
+    pub prefix: String,
+    pub interface: String,
+    /// Come last.
+    pub extra: Vec<String>,
+    /// Imitates a kernel that refuses BPF.
+    pub denial: Option<BpfDenial>,
+    /// A program, such as `setpriv` with its options, that runs the agent.
+    pub wrapper: Vec<String>,
 }
 
-/// Starts the agent in the node's namespace.
-pub fn start(node: &Node, arguments: &[String], log: &Path, lifetime: Lifetime) -> Result<Daemon> {
-    let mut command = node.namespace.command(path_text(&binary()?)?);
-    command.args(arguments);
-    Daemon::start(&format!("agent of {}", node.name), command, log, lifetime)
-}
+impl Launch {
+    pub fn new(store: &Store, extra: &[&str]) -> Self {
+        Self {
+            endpoints: store.endpoints(),
+            prefix: PREFIX.to_owned(),
+            interface: NODE_INTERFACE.to_owned(),
+            extra: extra.iter().map(|&argument| argument.to_owned()).collect(),
+            denial: None,
+            wrapper: Vec::new(),
+        }
+    }
 
-/// Runs the agent until it ends by itself: its status and what it wrote.
-pub fn run_to_end(
-    node: &Node,
-    arguments: &[String],
-    log: &Path,
-    within: Duration,
-) -> Result<(ExitStatus, String)> {
-    let agent = start(node, arguments, log, Lifetime::Bound)?;
-    let status = agent.wait_exit(within)?;
-    Ok((status, agent.log()))
+    /// The command that runs the agent in the node's namespace.
+    pub fn command(&self, node: &Node) -> Result<Command> {
+        let binary = binary()?;
+        let mut words = self
+            .wrapper
+            .iter()
+            .map(OsStr::new)
+            .chain([binary.as_os_str()]);
+        let program = words
+            .next()
+            .and_then(OsStr::to_str)
+            .context("a program in UTF-8")?;
+        let mut command = node.namespace.command(program);
+        command
+            .args(words)
+            .arg(format!("--etcd-endpoints={}", self.endpoints))
+            .arg(format!("--etcd-prefix={}", self.prefix))
+            .arg(format!("--iface={}", self.interface))
+            .arg(format!("--subnet-file={}", node.subnet_file.display()))
+            .arg(format!("--pin-dir={}", node.pin_dir.display()))
+            .args(&self.extra);
+        if let Some(denial) = self.denial {
+            deny_bpf(&mut command, denial);
+        }
+        Ok(command)
+    }
+
+    /// Starts the agent.
+    pub fn start(&self, node: &Node, log: &Path, lifetime: Lifetime) -> Result<Daemon> {
+        Daemon::start(
+            &format!("agent of {}", node.name),
+            self.command(node)?,
+            log,
+            lifetime,
+        )
+    }
 }
 
 /// Runs an operator command, such as `status`, against the node's pins.

@@ -3,9 +3,7 @@
 //! ```no_run
 //! # use overlay_tests::lab::{Lab, scenario};
 //! scenario(Lab::builder().nodes(2).routed_nodes(1), |lab| {
-//!     lab.start_agents(&[])?;
-//!     lab.add_pods(2)?;
-//!     lab.wait_converged()?;
+//!     lab.bring_up(2)?;
 //!     lab.ping_matrix()
 //! });
 //! ```
@@ -133,9 +131,12 @@ impl Builder {
     /// Builds the nodes and starts etcd; no node runs anything yet.
     pub fn build(self) -> Result<Lab> {
         let state = Arc::new(State::claim(self.kept.as_deref())?);
-        let hub = state.create_namespace("hub")?;
+        let (hub, router) = (
+            state.create_namespace("hub")?,
+            state.create_namespace("router")?,
+        );
         let segments = if self.routed_nodes > 0 { 2 } else { 1 };
-        let underlay = Underlay::create(hub, segments, self.wire)?;
+        let underlay = Underlay::create(hub, router, segments, self.wire)?;
         let mut lab = Lab {
             nodes: Vec::new(),
             store: None,
@@ -155,7 +156,7 @@ impl Builder {
                 address,
             )?);
         }
-        let store = Store::start(lab.underlay.hub(), &lab.state.dir().join("etcd"))?;
+        let store = Store::start(lab.underlay.router(), &lab.state.dir().join("etcd"))?;
         if let Some(config) = &lab.config {
             store.set_config(config)?;
         }
@@ -204,6 +205,13 @@ impl Lab {
         self.store.as_mut().expect("a built lab has its store")
     }
 
+    /// Agents and `pods` pods on every node that runs nothing yet, and all of them in touch.
+    pub fn bring_up(&self, pods: u8) -> Result<()> {
+        self.start_agents(&[])?;
+        self.add_pods(pods)?;
+        self.wait_converged()
+    }
+
     /// Starts the agent on every node that runs nothing, and waits until each is ready.
     pub fn start_agents(&self, extra: &[&str]) -> Result<()> {
         let idle: Vec<_> = self
@@ -235,12 +243,16 @@ impl Lab {
         node.start_stock(self.store(), config, subnet)
     }
 
-    /// Adds `count` pods behind the bridge of every node, named `a`, `b`, ….
+    /// Adds `count` pods behind the bridge of every node, named `a`, `b`, …, and waits until they
+    /// reach their gateway: a port of a bridge forwards some time after it is there.
     pub fn add_pods(&self, count: u8) -> Result<()> {
         for node in &self.nodes {
             for letter in (b'a'..).take(count.into()) {
                 node.add_pod(&char::from(letter).to_string(), Attachment::Bridge)?;
             }
+        }
+        for (node, pod) in self.pods() {
+            ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
         }
         Ok(())
     }
@@ -259,7 +271,8 @@ impl Lab {
         })
     }
 
-    fn check_converged(&self, node: &Node) -> Result<()> {
+    /// An error that says what `node` lacks of the other nodes' subnets.
+    pub fn check_converged(&self, node: &Node) -> Result<()> {
         node.check_running()?;
         let routes = node.cmd("ip", ["route", "show"])?;
         let mapped = if node.runs_agent() {
@@ -337,11 +350,11 @@ impl Lab {
         Ok(())
     }
 
-    /// Address of the hub, a host outside the pod network.
+    /// The router, a host outside the pod network.
     pub fn outside(&self) -> crate::traffic::Endpoint {
         crate::traffic::Endpoint {
-            namespace: self.underlay.hub().clone(),
-            address: underlay::router(0),
+            namespace: self.underlay.router().clone(),
+            address: underlay::router_address(0),
         }
     }
 

@@ -1,21 +1,32 @@
 //! A node of the lab: its namespace, its pods, and what runs the overlay on it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::Ipv4Addr,
     path::PathBuf,
+    process::ExitStatus,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{LpmTrie, Map, MapData};
+use aya::{
+    maps::{LpmTrie, Map, MapData},
+    programs::links::{FdLink, PinnedLink},
+};
 use ipnetwork::Ipv4Network;
 use nix::sys::signal::Signal;
-use overlay_common::{ABI_VERSION, addr::Ipv4Be, maps, route::Route};
+use overlay_common::{
+    ABI_VERSION,
+    addr::{Ipv4Be, MacAddr},
+    maps,
+    outcome::Hook,
+    route::Route,
+};
 
 use super::{
-    agent,
+    agent::{self, Launch},
     counters::Counters,
     pod::{self, Attachment, Pod},
     state::State,
@@ -124,15 +135,25 @@ impl Node {
 
     /// Starts the agent with the lab's arguments and `extra` ones.
     pub fn start_agent(&self, store: &Store, extra: &[&str]) -> Result<()> {
+        self.launch(&Launch::new(store, extra))
+    }
+
+    /// Starts the agent the way `launch` says.
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
         let lifetime = if self.state.is_kept() {
             Lifetime::Detached
         } else {
             Lifetime::Bound
         };
-        let arguments = agent::arguments(self, &store.endpoints(), extra);
-        let daemon = agent::start(self, &arguments, &self.log_file(), lifetime)?;
-        *self.running() = Running::Agent(daemon);
+        *self.running() = Running::Agent(launch.start(self, &self.log_file(), lifetime)?);
         Ok(())
+    }
+
+    /// Runs another agent on the node until it ends by itself: its status and what it wrote.
+    pub fn run_to_end(&self, launch: &Launch, within: Duration) -> Result<(ExitStatus, String)> {
+        let log = self.state.log_file(&format!("{}-second", self.name));
+        let agent = launch.start(self, &log, Lifetime::Bound)?;
+        Ok((agent.wait_exit(within)?, agent.log()))
     }
 
     /// Waits until the agent has a lease and has written `subnet.env`.
@@ -279,6 +300,37 @@ impl Node {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<MacAddr> {
+        self.namespace.mac(interface)
+    }
+
+    /// The programs attached to an interface, by hook, as the kernel knows them: the ids of the
+    /// links. Read from the pins.
+    pub fn attached(&self, interface: &str) -> Result<BTreeMap<String, u32>> {
+        let prefix = format!("{}-", self.namespace.ifindex(interface)?);
+        let mut hooks = BTreeMap::new();
+        for entry in fs::read_dir(self.pin_dir.join("links"))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(hook) = name.strip_prefix(&prefix) {
+                let link = PinnedLink::from_pin(&path)?;
+                hooks.insert(hook.to_owned(), FdLink::from(link).info()?.id());
+            }
+        }
+        Ok(hooks)
+    }
+
+    /// Where the links of a pod's veth are pinned.
+    pub fn pod_link_pins(&self, pod: &Pod) -> Result<[PathBuf; 2]> {
+        let ifindex = self.namespace.ifindex(&pod.host_interface)?;
+        let pin = |hook: Hook| {
+            self.pin_dir
+                .join(format!("links/{ifindex}-{}", hook.name()))
+        };
+        Ok([pin(Hook::Egress), pin(Hook::Deliver)])
     }
 
     pub fn has_interface(&self, name: &str) -> bool {

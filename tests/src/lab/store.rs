@@ -1,11 +1,11 @@
-//! The lab's etcd: a real server in the hub, reachable from every node, with nothing in it but the
+//! The lab's etcd: a real server on the router, reachable from every node, with nothing in it but the
 //! lab's cluster.
 
 use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::underlay::router;
+use super::underlay::router_address;
 use crate::{
     etcd::Etcd,
     netns::{Namespace, RUN_NETNS},
@@ -32,10 +32,10 @@ pub struct LeaseRecord {
 }
 
 impl Store {
-    pub fn start(hub: &Namespace, dir: &Path) -> Result<Self> {
-        let net = format!("--net={RUN_NETNS}/{}", hub.name());
+    pub fn start(router: &Namespace, dir: &Path) -> Result<Self> {
+        let net = format!("--net={RUN_NETNS}/{}", router.name());
         let etcd = Etcd::builder()
-            .listen(IpAddr::V4(router(0)))
+            .listen(IpAddr::V4(router_address(0)))
             .client_port(PORT)
             .enter(["nsenter", net.as_str()])
             .directory(dir)
@@ -70,6 +70,15 @@ impl Store {
         let lease = format!("--lease={id}");
         self.etcd
             .etcdctl(&["put", &lease, "--", &lease_key(subnet_key), value])
+            .map(drop)
+    }
+
+    /// Compacts all revisions so far: a watch that resumes from before is refused.
+    pub fn compact(&self) -> Result<()> {
+        let record = self.etcd.etcdctl(&["get", "-w", "fields", PREFIX])?;
+        let revision: u64 = field(&record, "Revision")?;
+        self.etcd
+            .etcdctl(&["compact", &revision.to_string()])
             .map(drop)
     }
 

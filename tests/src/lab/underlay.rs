@@ -1,10 +1,11 @@
-//! The network under the nodes: Ethernet segments and the router between them, in one namespace,
-//! the hub. Segment `s` is the bridge `seg<s>` with 172.30.s.0/24; the hub has address .1 on each
-//! and forwards.
+//! The network under the nodes: Ethernet segments, which are bridges in a namespace of their own,
+//! the hub, and a router between them. Segment `s` is the bridge `seg<s>`, with 172.30.s.0/24; the
+//! router has address .1 on each.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
+use overlay_common::addr::MacAddr;
 
 use crate::netns::Namespace;
 
@@ -25,30 +26,48 @@ pub enum Wire {
     Segmented,
 }
 
-/// The hub.
+/// The segments and the router.
 #[derive(Debug)]
 pub struct Underlay {
     hub: Namespace,
+    router: Namespace,
     wire: Wire,
 }
 
 impl Underlay {
-    pub fn create(hub: Namespace, segments: u8, wire: Wire) -> Result<Self> {
+    pub fn create(hub: Namespace, router: Namespace, segments: u8, wire: Wire) -> Result<Self> {
         hub.set_sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
-        hub.set_sysctl("net/ipv4/ip_forward", "1")?;
+        router.set_sysctl("net/ipv4/ip_forward", "1")?;
+        let router_name = router.name();
         for segment in 0..segments {
-            let router = router(segment);
             hub.ip_batch(&format!(
                 "link add seg{segment} type bridge mcast_snooping 0\n\
-                 addr add {router}/24 dev seg{segment}\n\
+                 link set seg{segment} up\n\
+                 link add router{segment} mtu {UNDERLAY_MTU} type veth \
+                     peer name seg{segment} mtu {UNDERLAY_MTU} netns {router_name}\n\
+                 link set router{segment} master seg{segment} up\n"
+            ))?;
+            let address = router_address(segment);
+            router.ip_batch(&format!(
+                "addr add {address}/24 dev seg{segment}\n\
                  link set seg{segment} up\n"
             ))?;
         }
-        Ok(Self { hub, wire })
+        Ok(Self { hub, router, wire })
     }
 
+    /// Where the bridges are, and the other ends of the nodes' wires.
     pub fn hub(&self) -> &Namespace {
         &self.hub
+    }
+
+    pub fn router(&self) -> &Namespace {
+        &self.router
+    }
+
+    /// MAC address of the router on a segment: the next hop to every other one.
+    pub fn router_mac(&self, segment: u8) -> Result<MacAddr> {
+        self.router.mac(&format!("seg{segment}"))
     }
 
     /// Connects `node` to a segment: `eth0` in the node, an interface of the node's name in the hub.
@@ -59,7 +78,7 @@ impl Underlay {
         segment: u8,
         address: Ipv4Addr,
     ) -> Result<()> {
-        let (hub, router) = (self.hub.name(), router(segment));
+        let (hub, router) = (self.hub.name(), router_address(segment));
         node.ip_batch(&format!(
             "link add {NODE_INTERFACE} mtu {UNDERLAY_MTU} type veth \
                  peer name {name} mtu {UNDERLAY_MTU} netns {hub}\n\
@@ -83,8 +102,8 @@ impl Underlay {
     }
 }
 
-/// The hub's address on a segment, the default gateway there.
-pub fn router(segment: u8) -> Ipv4Addr {
+/// The router's address on a segment, the default gateway there.
+pub fn router_address(segment: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, segment, 1)
 }
 

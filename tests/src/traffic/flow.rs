@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddrV4, UdpSocket},
+    net::UdpSocket,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::{
     Endpoint,
-    udp::{EchoServer, Report, fill, is_timeout, verify},
+    udp::{EchoServer, Report, bind, fill, is_timeout, verify},
 };
 
 /// What a reply may take after the last request.
@@ -43,8 +43,7 @@ impl SteadyFlow {
     /// Sends from `from` every `interval`, whether or not replies come.
     pub fn start(from: &Endpoint, to: &Endpoint, interval: Duration) -> Result<Self> {
         let server = EchoServer::start(to)?;
-        let bound = SocketAddrV4::new(from.address, 0);
-        let socket = from.namespace.enter(|| UdpSocket::bind(bound))?;
+        let socket = bind(from)?;
         // Routes are looked up in the socket's namespace, not in that of the calling thread.
         socket.connect(server.address)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -131,7 +130,11 @@ fn summarise(sent: u32, replies: &BTreeMap<u32, Instant>) -> FlowReport {
         .filter(|number| !replies.contains_key(number))
         .collect();
     FlowReport {
-        datagrams: Report { sent, lost },
+        datagrams: Report {
+            path: "steady UDP flow".to_owned(),
+            sent,
+            lost,
+        },
         longest_gap,
     }
 }

@@ -24,12 +24,16 @@ pub const HEADER_LEN: usize = 8;
 const ECHO_PATIENCE: Duration = Duration::from_secs(1);
 /// A receiver that hears nothing for so long has heard everything.
 const SILENCE: Duration = Duration::from_secs(1);
+/// Room for a whole transfer, so that loss is the network's and not a slow thread's.
+const RECEIVE_BUFFER: usize = 16 << 20;
 /// Largest datagram.
 const BUFFER: usize = 1 << 16;
 
 /// What was sent and what came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// For people: what was sent from where to where.
+    pub path: String,
     pub sent: u32,
     /// Numbers of datagrams that did not come.
     pub lost: Vec<u32>,
@@ -40,7 +44,8 @@ impl Report {
     pub fn ensure_lossless(&self) -> Result<()> {
         ensure!(
             self.lost.is_empty(),
-            "{} of {} datagrams were lost: {:?}…",
+            "{}: {} of {} datagrams were lost: {:?}…",
+            self.path,
             self.lost.len(),
             self.sent,
             &self.lost[..self.lost.len().min(10)]
@@ -74,6 +79,15 @@ pub fn verify(datagram: &[u8]) -> Result<u32> {
     Ok(number)
 }
 
+/// A socket at `endpoint`, on a port of the kernel's choice.
+pub fn bind(endpoint: &Endpoint) -> Result<UdpSocket> {
+    let address = SocketAddrV4::new(endpoint.address, 0);
+    let socket = endpoint.namespace.enter(|| UdpSocket::bind(address));
+    let socket = socket.with_context(|| format!("bind UDP at {address}"))?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
 /// Answers every datagram with itself until it is dropped.
 #[derive(Debug)]
 pub struct EchoServer {
@@ -84,8 +98,7 @@ pub struct EchoServer {
 
 impl EchoServer {
     pub fn start(on: &Endpoint) -> Result<Self> {
-        let bound = SocketAddrV4::new(on.address, 0);
-        let socket = on.namespace.enter(|| UdpSocket::bind(bound))?;
+        let socket = bind(on)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let address = SocketAddrV4::new(on.address, socket.local_addr()?.port());
         let stop = Arc::new(AtomicBool::new(false));
@@ -141,28 +154,36 @@ fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> Result<()> {
 /// Sends `count` datagrams of each size, one at a time; each must come back before the next goes
 /// out, or counts as lost. An error is damage, or a failing socket.
 pub fn echo_each(from: &Endpoint, to: &Endpoint, sizes: &[usize], count: u32) -> Result<Report> {
-    let path = || format!("UDP from {} to {}", from.address, to.address);
-    let server = EchoServer::start(to).with_context(path)?;
-    let report = from.namespace.enter(|| -> Result<Report> {
-        let socket = UdpSocket::bind(SocketAddrV4::new(from.address, 0))?;
-        socket.connect(server.address)?;
-        let mut report = Report::default();
-        for &size in sizes {
-            for _ in 0..count {
-                let number = report.sent;
-                report.sent += 1;
-                socket
-                    .send(&fill(number, size))
-                    .with_context(|| format!("send {size} bytes"))?;
-                if !comes_back(&socket, number)? {
-                    report.lost.push(number);
-                }
-            }
+    let path = format!("UDP from {} to {}", from.address, to.address);
+    let server = EchoServer::start(to)?;
+    let lost = send_and_await(&bind(from)?, server.address, sizes, count);
+    server.stop().with_context(|| path.clone())?;
+    let lost = lost.with_context(|| path.clone())?;
+    Ok(Report {
+        path,
+        sent: u32::try_from(sizes.len())? * count,
+        lost,
+    })
+}
+
+/// The numbers of the datagrams that did not come back.
+fn send_and_await(
+    socket: &UdpSocket,
+    server: SocketAddrV4,
+    sizes: &[usize],
+    count: u32,
+) -> Result<Vec<u32>> {
+    socket.connect(server)?;
+    let mut lost = Vec::new();
+    for (number, size) in (0..).zip(sizes.iter().flat_map(|&size| (0..count).map(move |_| size))) {
+        socket
+            .send(&fill(number, size))
+            .with_context(|| format!("send {size} bytes"))?;
+        if !comes_back(socket, number)? {
+            lost.push(number);
         }
-        Ok(report)
-    });
-    server.stop().with_context(path)?;
-    report.with_context(path)
+    }
+    Ok(lost)
 }
 
 fn comes_back(socket: &UdpSocket, number: u32) -> Result<bool> {
@@ -192,37 +213,36 @@ pub fn send_segmented(
     segments: u32,
     bursts: u32,
 ) -> Result<Report> {
-    let path = || format!("segmented UDP from {} to {}", from.address, to.address);
-    let bound = SocketAddrV4::new(to.address, 0);
-    let socket = to
-        .namespace
-        .enter(|| UdpSocket::bind(bound))
-        .with_context(path)?;
-    let target = SocketAddrV4::new(to.address, socket.local_addr()?.port());
+    let path = format!("segmented UDP from {} to {}", from.address, to.address);
+    let (sender, receiver) = (bind(from)?, bind(to)?);
+    let target = SocketAddrV4::new(to.address, receiver.local_addr()?.port());
+    setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(size)?)
+        .context("set UDP_SEGMENT")?;
     let total = segments * bursts;
-    let receiving = to.namespace.spawn(move || receive_all(&socket, total));
-    let sent = from.namespace.enter(|| -> Result<()> {
-        let socket = UdpSocket::bind(SocketAddrV4::new(from.address, 0))?;
-        setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(size)?)
-            .context("set UDP_SEGMENT")?;
+    let arrived = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive_all(&receiver, total));
         for burst in 0..bursts {
             let numbers = burst * segments..(burst + 1) * segments;
             let datagrams: Vec<u8> = numbers.flat_map(|number| fill(number, size)).collect();
-            socket.send_to(&datagrams, target).context("send")?;
-            // The receiver's socket buffer holds a few bursts only.
+            sender
+                .send_to(&datagrams, target)
+                .with_context(|| format!("{path}: send"))?;
+            // A receiver that waits for the processor must not be overrun.
             thread::sleep(Duration::from_millis(2));
         }
-        Ok(())
-    });
-    let arrived = receiving
-        .join()
-        .unwrap_or_else(|_panic| Err(anyhow!("panicked")));
-    sent.with_context(path)?;
-    let arrived = arrived.with_context(path)?;
+        receiving
+            .join()
+            .unwrap_or_else(|_panic| Err(anyhow!("panicked")))
+    })
+    .with_context(|| path.clone())?;
     let lost = (0..total)
         .filter(|number| !arrived.contains(number))
         .collect();
-    Ok(Report { sent: total, lost })
+    Ok(Report {
+        path,
+        sent: total,
+        lost,
+    })
 }
 
 fn receive_all(socket: &UdpSocket, total: u32) -> Result<BTreeSet<u32>> {

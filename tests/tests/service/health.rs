@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Lab, Node, agent, scenario},
+    lab::{Lab, Node, agent::Launch, scenario},
     wait::wait_for,
 };
 
@@ -84,9 +84,8 @@ fn a_health_port_that_is_taken_is_an_error_and_exit_1() {
     scenario(one_node(), |lab| {
         let node = lab.node(0);
         let _taken = node.enter(|| std::net::TcpListener::bind("127.0.0.1:2401"))?;
-        let arguments = agent::arguments(node, &lab.store().endpoints(), &HEALTH);
-        let log = lab.dir().join("agent.log");
-        let (status, text) = agent::run_to_end(node, &arguments, &log, Duration::from_secs(10))?;
+        let launch = Launch::new(lab.store(), &HEALTH);
+        let (status, text) = node.run_to_end(&launch, Duration::from_secs(10))?;
         ensure!(status.code() == Some(1), "{status}: {text}");
         ensure!(text.contains("cannot listen on 127.0.0.1:2401"), "{text}");
         ensure!(!text.contains("panicked"), "{text}");

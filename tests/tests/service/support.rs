@@ -1,9 +1,7 @@
 //! Starting the daemon on a lab's node the way a service manager does.
 
 use std::{
-    env,
-    ffi::OsStr,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use overlay_tests::{
-    lab::{Builder, Lab, Node, agent},
+    lab::{Builder, Lab, Node, agent::Launch},
     process::{Daemon, Lifetime},
 };
 
@@ -31,16 +29,11 @@ pub fn deploy(path: &str) -> PathBuf {
 
 /// The agent's command line on `node`, to be run by `wrapper`, such as `setpriv` with its options.
 pub fn agent_command(lab: &Lab, node: &Node, wrapper: &[&str], extra: &[&str]) -> Result<Command> {
-    let binary = agent::binary()?;
-    let arguments = agent::arguments(node, &lab.store().endpoints(), extra);
-    let mut words = wrapper.iter().map(OsStr::new).chain([binary.as_os_str()]);
-    let program = words
-        .next()
-        .and_then(OsStr::to_str)
-        .context("a program in UTF-8")?;
-    let mut command = node.namespace.command(program);
-    command.args(words).args(arguments);
-    Ok(command)
+    let launch = Launch {
+        wrapper: wrapper.iter().map(|&word| word.to_owned()).collect(),
+        ..Launch::new(lab.store(), extra)
+    };
+    launch.command(node)
 }
 
 pub fn start(lab: &Lab, name: &str, command: Command) -> Result<Daemon> {
