@@ -31,8 +31,8 @@ use super::{DatapathError, sys};
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// How long to wait for an agent that is about to exit, or for a command that looks whether one
-/// runs.
+/// How long to wait for an agent that is about to exit, for a command that looks whether one runs,
+/// or for a child that an agent is starting: until it executes its program it shares the lock.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -95,10 +95,16 @@ impl PinDir {
                 .map_err(pin_error("protect", &dir))?;
         }
         let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
+        self.lock(&root)?;
+        Ok(root)
+    }
+
+    /// Takes the lock that the running agent holds.
+    fn lock(&self, root: &File) -> Result<(), DatapathError> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match root.try_lock() {
-                Ok(()) => return Ok(root),
+                Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     sleep(LOCK_RETRY);
                 }
@@ -157,16 +163,12 @@ impl PinDir {
 
     /// Removes everything pinned and the directories. Refuses while an agent runs.
     pub fn remove_all(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let lock = match File::open(&self.root) {
+        let root = match File::open(&self.root) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(pin_error("open", &self.root)(error)),
         };
-        if lock.try_lock().is_err() {
-            return Err(DatapathError::InUse {
-                pin_dir: self.root.clone(),
-            });
-        }
+        self.lock(&root)?;
         let (links, maps) = (list(&self.links())?, self.pinned_maps()?);
         links.iter().try_for_each(|link| remove_link(link))?;
         maps.iter().try_for_each(|map| remove_pin(map))?;
