@@ -154,7 +154,6 @@ async fn a_missing_client_certificate_is_named_as_the_cause() -> Result<()> {
     let etcd = tls_etcd(1, ClientCert::Required)?;
     let node = Node::new(&etcd, 1).options(|options| options.client_identity = None);
     let error = node.store()?.config().await.err().context("refused")?;
-    assert!(matches!(error, StoreError::Tls { .. }), "{error:?}");
     assert!(error.to_string().contains("--etcd-certfile"), "{error}");
     Ok(())
 }

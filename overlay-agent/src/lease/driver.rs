@@ -181,7 +181,7 @@ impl<S: LeaseStore> Driver<S> {
                 self.link = Link::Paused(Instant::now() + pause);
             }
             Input::Written(Err(error)) | Input::Got(Err(error)) | Input::TimeToLive(Err(error)) => {
-                self.request_failed(error)
+                self.request_failed(error);
             }
             Input::Written(Ok(_)) => self.request_succeeded(),
             _ => {}

@@ -118,6 +118,7 @@ impl Endpoints {
         R: Future<Output = Result<T, Error>>,
     {
         let mut failures = Vec::new();
+        let mut tls = false;
         let first = self.preferred.load(Ordering::Relaxed);
         for index in (first..).take(self.slots.len()) {
             let Some((index, slot)) = self.slot(index) else {
@@ -148,11 +149,12 @@ impl Endpoints {
                 }
             };
             slot.disconnect();
+            tls |= is_tls_failure(&failure);
             let hint = self.hint(&slot.url, &failure);
             failures.push(format!("{}: {failure}{hint}", redact(&slot.url)));
         }
         let failures = failures.join("; ");
-        Err(if is_tls_failure(&failures) {
+        Err(if tls {
             StoreError::Tls { failures }
         } else {
             StoreError::Unreachable { failures }
@@ -194,16 +196,24 @@ impl Endpoints {
         }
     }
 
-    /// What a bare failure of a connection most likely means. In TLS 1.3 a server that misses the
-    /// client's certificate closes the connection after the client takes it for established.
+    /// What a bare failure of a connection may mean. In TLS 1.3 a server that misses the client's
+    /// certificate closes the connection after the client takes it for established.
     fn hint(&self, url: &str, failure: &str) -> &'static str {
-        let closed = failure.contains("connection closed") || failure.contains("broken pipe");
-        if closed && url.starts_with("http://") {
+        const DROPPED: [&str; 4] = [
+            "connection closed",
+            "handshake eof",
+            "broken pipe",
+            "Connection reset",
+        ];
+        let dropped = DROPPED.iter().any(|text| failure.contains(text));
+        if url.starts_with("http://") && dropped {
             " (if etcd speaks TLS, the scheme must be https://)"
-        } else if closed && self.options.client_identity.is_none() {
-            " (etcd may ask for a client certificate)"
-        } else if failure.contains("received corrupt message") || failure.contains("handshake eof")
-        {
+        } else if failure.contains("received corrupt message") {
+            " (if etcd speaks no TLS, the scheme must be http://)"
+        } else if dropped && self.options.client_identity.is_none() {
+            " (if etcd speaks no TLS, the scheme must be http://; if it asks for a client \
+             certificate, give --etcd-certfile and --etcd-keyfile)"
+        } else if dropped {
             " (if etcd speaks no TLS, the scheme must be http://)"
         } else {
             ""
