@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
@@ -46,6 +46,7 @@ pub struct Frame {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     thread: JoinHandle<Result<Vec<Frame>>>,
 }
 
@@ -56,8 +57,19 @@ impl Capture {
         let socket = namespace.enter(|| open(interface)).with_context(place)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || receive(&socket, &stopped));
-        Ok(Self { stop, thread })
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let thread = std::thread::spawn(move || receive(&socket, &stopped, &counted));
+        Ok(Self {
+            stop,
+            count,
+            thread,
+        })
+    }
+
+    /// Number of frames captured so far.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Every frame that passed before this call, in order.
@@ -79,7 +91,7 @@ fn open(interface: &str) -> Result<OwnedFd> {
 }
 
 /// Receives until it is told to stop and the socket is drained.
-fn receive(socket: &OwnedFd, stopped: &AtomicBool) -> Result<Vec<Frame>> {
+fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; LARGEST_FRAME];
     loop {
@@ -95,6 +107,7 @@ fn receive(socket: &OwnedFd, stopped: &AtomicBool) -> Result<Vec<Frame>> {
                     direction,
                     bytes: buffer[..len].to_vec(),
                 });
+                count.store(frames.len(), Ordering::Relaxed);
             }
             Err(Errno::EAGAIN) if ending => return Ok(frames),
             Err(Errno::EAGAIN | Errno::EINTR) => {}

@@ -8,6 +8,7 @@
 pub mod btf;
 pub mod capture;
 pub mod decode;
+pub mod differ;
 pub mod etcd;
 pub mod lab;
 pub mod lease_node;

@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Lab, Node, scenario},
+    differ::{self, Mode},
+    lab::{Lab, Node},
     rules::{Flavour, NodePort, Protocol, Service, install},
     services::{Connection, Server},
     traffic::Endpoint,
@@ -28,12 +29,6 @@ const PORT: u16 = 8080;
 /// Bytes and size of writes of an exchange that earns leases, if the flow can have any.
 const SMALL: (usize, usize) = (6_000, 100);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Fast,
-    Off,
-}
-
 /// A lab with services, and the servers behind them.
 struct Bench<'a> {
     lab: &'a Lab,
@@ -42,34 +37,16 @@ struct Bench<'a> {
     _servers: Vec<Server>,
 }
 
-/// Runs `test` in a lab with the fast path and in one without; what it returned in each.
+/// Runs `test` on a bench with the fast path and on one without; what it returned on each.
 fn in_both_modes<T: Send>(
     flavour: Flavour,
     test: impl Fn(&Bench<'_>) -> Result<T> + Sync,
 ) -> [T; 2] {
-    thread::scope(|scope| {
-        let test = &test;
-        let runs =
-            [Mode::Fast, Mode::Off].map(|mode| scope.spawn(move || in_mode(flavour, mode, test)));
-        runs.map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic)))
-    })
-}
-
-fn in_mode<T>(flavour: Flavour, mode: Mode, test: impl Fn(&Bench<'_>) -> Result<T>) -> T {
-    let mut returned = None;
-    scenario(Lab::builder().nodes(2), |lab| {
-        let fastpath = match mode {
-            Mode::Fast => "--fastpath=strict",
-            Mode::Off => "--fastpath=off",
-        };
-        lab.start_agents(&["--ip-masq", fastpath])?;
+    let nodes = Lab::builder().nodes(2);
+    differ::in_both_modes(&nodes, &["--ip-masq"], |lab, mode| {
         lab.add_pods(2)?;
-        lab.wait_converged()?;
-        let bench = Bench::start(lab, flavour, mode)?;
-        returned = Some(test(&bench)?);
-        Ok(())
-    });
-    returned.expect("a scenario that passed has run its test")
+        test(&Bench::start(lab, flavour, mode)?)
+    })
 }
 
 impl<'a> Bench<'a> {

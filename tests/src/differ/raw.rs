@@ -1,0 +1,67 @@
+//! Frames as they are: sent by a pod past its own IP layer, and received before it.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::socket::{MsgFlags, send},
+};
+use overlay_common::addr::MacAddr;
+use serde_json::Value;
+
+use crate::{lab::Pod, netns::Namespace, sys};
+
+/// Interface of every pod.
+pub const POD_INTERFACE: &str = "eth0";
+
+/// A socket that sends frames out of a pod's interface.
+#[derive(Debug)]
+pub struct RawPort {
+    socket: OwnedFd,
+    /// The interface's own address.
+    pub mac: MacAddr,
+}
+
+impl RawPort {
+    pub fn open(pod: &Pod) -> Result<Self> {
+        let socket = pod
+            .namespace
+            .enter(|| -> Result<_> { Ok(sys::packet_socket(if_nametoindex(POD_INTERFACE)?)?) })?;
+        Ok(Self {
+            socket,
+            mac: mac_of(&pod.namespace, POD_INTERFACE)?,
+        })
+    }
+
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        loop {
+            match send(self.socket.as_raw_fd(), frame, MsgFlags::empty()) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR | Errno::ENOBUFS) => {}
+                Err(errno) => {
+                    return Err(errno)
+                        .with_context(|| format!("send a frame of {} bytes", frame.len()));
+                }
+            }
+        }
+    }
+}
+
+/// MAC address of an interface.
+pub fn mac_of(namespace: &Namespace, interface: &str) -> Result<MacAddr> {
+    let links = namespace.run("ip", ["-j", "link", "show", "dev", interface])?;
+    let links: Value = serde_json::from_str(&links)?;
+    let mac = links[0]["address"].as_str().context("no address")?;
+    mac.parse().ok().with_context(|| format!("`{mac}`"))
+}
+
+/// Makes a pod's IP layer deaf: nothing answers what arrives, ARP excepted. Captures still see it.
+pub fn deafen(pod: &Pod) -> Result<()> {
+    let rules = format!(
+        "table netdev deaf {{ chain everything {{ type filter hook ingress device {POD_INTERFACE} \
+         priority 0; meta protocol ip drop; }}; }}"
+    );
+    pod.namespace.run("nft", [rules.as_str()]).map(drop)
+}
