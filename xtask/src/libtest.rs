@@ -42,12 +42,23 @@ pub struct Parser {
     pub counts: Counts,
     /// Names of failed tests, in the order they failed.
     pub failures: Vec<String>,
+    /// Tests that announced since the last result that they skip: the result calls them passed.
+    announced: u64,
 }
+
+/// How a test of the lab announces that it skips, `overlay_tests::requirements::SKIP_MARK`.
+const SKIP_MARK: &str = "skipped: ";
 
 impl Parser {
     pub fn line(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
-            self.counts += result_counts(result);
+            let mut counts = result_counts(result);
+            let announced = std::mem::take(&mut self.announced).min(counts.passed);
+            counts.passed -= announced;
+            counts.skipped += announced;
+            self.counts += counts;
+        } else if line.starts_with(SKIP_MARK) {
+            self.announced += 1;
         } else if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -112,6 +123,26 @@ mod tests {
             }
         );
         assert_eq!(parser.failures, ["lab::ping"]);
+    }
+
+    #[test]
+    fn a_test_that_announces_a_skip_has_not_passed() {
+        let parser = parse(
+            "test lab::docker ... \n\
+             skipped: lab::docker: no dockerd\n\
+             ok\n\
+             test lab::ping ... ok\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.02s\n",
+        );
+        assert_eq!(
+            parser.counts,
+            Counts {
+                passed: 1,
+                failed: 0,
+                skipped: 1
+            }
+        );
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Texts and tables for the demo's reader.
 
-use std::{env, fmt::Write as _};
+use std::env;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use overlay_tests::{
-    lab::{Lab, Node, PairPing, store::PREFIX, underlay},
+    lab::{Lab, Node, PairPing, agent::Launch, store::PREFIX, underlay::NODE_INTERFACE},
     netns::RUN_NETNS,
 };
 
@@ -96,42 +96,49 @@ pub fn share(part: u64, whole: u64) -> f64 {
 /// What `--keep` prints at the end.
 pub fn how_to_enter(lab: &Lab) -> Result<String> {
     let node = lab.node(0);
-    let agent = overlay_tests::lab::agent::binary()?;
-    let (agent, pin_dir) = (agent.display(), node.pin_dir.display());
-    let enter = format!("nsenter --net={RUN_NETNS}/{}", node.namespace.name());
-    let mut text = format!(
-        "The cluster stays up.\n\n\
-         Enter a node, and look around:\n  \
-           {enter}\n  \
-           ip -d link show flannel.1; ip route; bridge fdb show dev flannel.1\n  \
-           tcpdump -ni {} udp port 8472\n\n\
-         What the agent knows and does:\n",
-        underlay::NODE_INTERFACE
-    );
-    for command in ["status", "routes", "flows", "stats"] {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {agent} {command} --pin-dir {pin_dir}");
-    }
-    let _ = writeln!(text, "  bpftool map dump pinned {}\n", route_pin(node));
-    text += "Talk from pod to pod:\n";
-    if let (Some(from), Some((peer_node, to))) = (node.pods().first(), lab.pods().last()) {
-        let pod = from.namespace.name();
-        let _ = writeln!(
-            text,
-            "  nsenter --net={RUN_NETNS}/{pod} ping {}   # {}/{}",
-            to.address, peer_node.name, to.name
-        );
-    }
-    let _ = writeln!(
-        text,
-        "\nTake an agent away and see that pods keep talking:\n  \
-           ip netns pids {}\n\n\
-         Logs: {}\nRemove it all: {} --clean",
-        node.namespace.name(),
-        lab.dir().join("logs").display(),
-        env::current_exe()?.display()
-    );
-    Ok(text)
+    let enter = |name: &str| format!("nsenter --net={RUN_NETNS}/{name}");
+    let pin_dir = node.pin_dir.display();
+    let launch = Launch::new(lab.store(), &[]).command(node)?;
+    let agent = launch.get_program().display();
+    let arguments = launch
+        .get_args()
+        .map(|argument| argument.display().to_string());
+    let (Some(from), Some((peer_node, to))) = (node.pods().into_iter().next(), lab.pods().pop())
+    else {
+        bail!("the demo has no pods");
+    };
+    Ok(format!(
+        "The cluster stays up.
+
+Enter a node:
+  {node_enter}
+There, look around:
+  ip -d link show flannel.1; ip route; ip neigh; bridge fdb show dev flannel.1
+  {agent} status --pin-dir {pin_dir}      # or routes, flows, stats
+  bpftool map dump pinned {routes}
+  tcpdump -ni {interface} udp port 8472
+Talk from pod to pod, here from {name}/{from_name} to {peer_name}/{to_name}:
+  {pod_enter} ping {to_address}
+Take the agent of {name} away, see that pods keep talking, and start it again:
+  kill -9 $(ip netns pids {namespace})
+  {node_enter} \\\n    {agent} {arguments}
+
+Logs:     {logs}
+Clean up: {demo} --clean",
+        node_enter = enter(node.namespace.name()),
+        pod_enter = enter(from.namespace.name()),
+        routes = route_pin(node),
+        interface = NODE_INTERFACE,
+        name = node.name,
+        from_name = from.name,
+        peer_name = peer_node.name,
+        to_name = to.name,
+        to_address = to.address,
+        namespace = node.namespace.name(),
+        arguments = arguments.collect::<Vec<_>>().join(" "),
+        logs = lab.dir().join("logs").display(),
+        demo = env::current_exe()?.display(),
+    ))
 }
 
 fn table() -> Table {
