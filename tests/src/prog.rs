@@ -6,14 +6,15 @@
 
 pub mod dispatcher;
 pub mod fixture;
+pub mod model;
 pub mod node;
 pub mod packet;
 mod sys;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
-    fs::{create_dir, read},
+    fs::read,
     io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
-    programs::{ProgramFd, SchedClassifier},
+    programs::{ProgramFd, SchedClassifier, TcAttachType},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
@@ -34,18 +35,26 @@ use overlay_common::{
     flow::{Flow, FlowKey4},
     maps,
     node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
-    outcome::{COUNTERS, Counter, Hook, Kind, Outcome, slot},
+    outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
     route::Route,
 };
 
 use self::{
     dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
-    fixture::Fixture,
+    fixture::{Fixture, NODES},
     sys::SkBuff,
 };
 
 /// Enough for any test, and quick to allocate.
 const MAX_FLOWS: u32 = 1024;
+
+const MAX_PODS: u32 = 256;
+
+/// More than any hash map holds in a test.
+const MAX_ENTRIES: usize = 2048;
+
+/// Counters of the hooks there are.
+const SLOTS: usize = Hook::ALL.len() * OUTCOMES_PER_HOOK as usize;
 
 /// Ethernet and IPv6 headers: the shortest frame a test run takes of any type.
 const WHOLE_HEADER: usize = 54;
@@ -182,7 +191,9 @@ impl Bench {
             .transpose()?;
         let object = named.as_deref().unwrap_or(overlay_agent::object::OBJECT);
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(maps::FLOWS4, MAX_FLOWS);
+        loader
+            .map_max_entries(maps::FLOWS4, MAX_FLOWS)
+            .map_max_entries(maps::PODS, MAX_PODS);
         adjust(&mut loader);
         let mut ebpf = loader.load(object).context("cannot load the BPF object")?;
         let programs = Hook::ALL
@@ -196,7 +207,7 @@ impl Bench {
                 .map_err(|(path, error)| io::Error::other(format!("{path}: {error}")))?,
             programs,
             ebpf,
-            counters: vec![Counter::default(); COUNTERS],
+            counters: vec![Counter::default(); SLOTS],
             written: None,
             touched: false,
         })
@@ -207,11 +218,30 @@ impl Bench {
         if !self.touched && self.written.as_ref() == Some(fixture) {
             return Ok(());
         }
-        let old = self.written.take();
+        if self.written.as_ref() != Some(fixture) {
+            self.write_constant(fixture)?;
+        }
         self.hash::<FlowKey4, Flow>(maps::FLOWS4, &fixture.flows)?;
+        self.hash::<PodKey, PodPort>(maps::PODS, &fixture.pods)?;
+        let mut nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
+        for index in 0..NODES {
+            let wanted = fixture.nexthops.get(&index).copied().unwrap_or_default();
+            if nexthops.get(&index, 0)? != wanted {
+                nexthops.set(index, wanted, 0)?;
+            }
+        }
+        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
+        config.set(0, fixture.config, 0)?;
+        self.written = Some(fixture.clone());
+        self.touched = false;
+        Ok(())
+    }
+
+    /// Writes the maps that programs only read.
+    fn write_constant(&mut self, fixture: &Fixture) -> Result<()> {
+        let old = self.written.take();
         self.hash::<Ipv4Be, Peer>(maps::PEERS4, &fixture.peers)?;
         self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
-        self.hash::<PodKey, PodPort>(maps::PODS, &fixture.pods)?;
         let mut routes: LpmTrie<_, Ipv4Be, Route> = self.map(maps::ROUTES4)?.try_into()?;
         for &(octets, prefix_len) in old.iter().flat_map(|old| old.routes.keys()) {
             routes.remove(&Key::new(prefix_len, Ipv4Be { octets }))?;
@@ -226,21 +256,6 @@ impl Bench {
         for (&index, node) in &fixture.nodes {
             nodes.set(index, node, 0)?;
         }
-        let mut nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
-        // Programs write here too, but only where there is a node.
-        for &index in old
-            .iter()
-            .flat_map(|old| old.nodes.keys().chain(old.nexthops.keys()))
-        {
-            nexthops.set(index, Nexthop::zeroed(), 0)?;
-        }
-        for (&index, nexthop) in &fixture.nexthops {
-            nexthops.set(index, nexthop, 0)?;
-        }
-        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
-        config.set(0, fixture.config, 0)?;
-        self.written = Some(fixture.clone());
-        self.touched = false;
         Ok(())
     }
 
@@ -281,6 +296,29 @@ impl Bench {
         }
     }
 
+    /// Attaches the program of `hook` to the interface, on the side where packets come in, until
+    /// this bench is dropped.
+    pub fn attach_ingress(&mut self, hook: Hook, interface: &str) -> Result<()> {
+        let name = program_name(hook);
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(&name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        program
+            .attach(interface, TcAttachType::Ingress)
+            .with_context(|| format!("cannot attach {name} to {interface}"))?;
+        Ok(())
+    }
+
+    /// What the programs counted since the last run, or the last call of this.
+    pub fn counted(&mut self) -> Result<Vec<(Hook, Outcome, Counter)>> {
+        let counters = self.counters()?;
+        let counted = difference(&self.counters, &counters)?;
+        self.counters = counters;
+        Ok(counted)
+    }
+
     /// The flow table's entry.
     pub fn flow(&mut self, key: FlowKey4) -> Result<Option<Flow>> {
         let flows: HashMap<_, FlowKey4, Flow> = self.map(maps::FLOWS4)?.try_into()?;
@@ -317,8 +355,6 @@ impl Bench {
         surroundings: &Surroundings,
         report: bool,
     ) -> Result<(Run, End)> {
-        let reads_only = |hook| matches!(hook, Hook::Egress | Hook::Ingress | Hook::Arrive);
-        self.touched |= !hooks.iter().copied().all(reads_only);
         let mut context = SkBuff {
             ifindex: surroundings.ifindex,
             ingress_ifindex: surroundings.ingress_ifindex,
@@ -326,6 +362,7 @@ impl Bench {
             ..SkBuff::default()
         };
         let cut = (frame.len() < WHOLE_HEADER).then_some(u32::try_from(frame.len())?);
+        let source = frame.get(6..12).unwrap_or_default().to_vec();
         let mut frame = frame.to_vec();
         frame.resize(frame.len().max(WHOLE_HEADER), 0);
         let plain =
@@ -352,14 +389,44 @@ impl Bench {
             !matches!(end, End::Verdict(TAIL_CALL_FAILED)),
             "a tail call of the dispatcher failed"
         );
-        let counters = self.counters()?;
         let run = Run {
             verdict: Verdict::Pass,
             frame,
-            counted: difference(&self.counters, &counters)?,
+            counted: self.counted()?,
         };
-        self.counters = counters;
+        self.touched |= run
+            .counted
+            .iter()
+            .any(|&(hook, outcome, _)| self.may_write(hook, outcome, &source, surroundings));
         Ok((run, end))
+    }
+
+    /// Whether a program with this outcome may have changed the maps. The egress program learns
+    /// where the senders are of packets that are not fast.
+    fn may_write(
+        &self,
+        hook: Hook,
+        outcome: Outcome,
+        source: &[u8],
+        surroundings: &Surroundings,
+    ) -> bool {
+        match (hook, outcome) {
+            (Hook::Confirm | Hook::Deliver, _) => matches!(
+                outcome,
+                Outcome::LeaseGranted
+                    | Outcome::TableFull
+                    | Outcome::Handshake
+                    | Outcome::FlowClosed
+                    | Outcome::Nexthop
+            ),
+            (Hook::Egress, _) => {
+                let pods = self.written.iter().flat_map(|written| &written.pods);
+                let mut pods = pods.filter(|(pod, _)| pod.mac.octets == source);
+                outcome.kind() != Kind::Fast
+                    && !pods.any(|(_, port)| port.ifindex == surroundings.ifindex)
+            }
+            (Hook::Ingress | Hook::Arrive, _) => false,
+        }
     }
 
     /// All counters, each summed over the CPUs.
@@ -368,7 +435,7 @@ impl Bench {
         let Map::PerCpuArray(map) = map else {
             bail!("OVL_STATS is no per-CPU array: {map:?}");
         };
-        let per_cpu = sys::per_cpu_array::<Counter>(map.fd().as_fd(), COUNTERS, self.cpus)?;
+        let (_, per_cpu) = sys::entries::<u32, Counter>(map.fd().as_fd(), SLOTS, self.cpus)?;
         Ok(per_cpu
             .chunks(self.cpus)
             .map(|cpus| Counter {
@@ -387,16 +454,23 @@ impl Bench {
     /// Makes a hash map hold exactly `wanted`.
     fn hash<K, V>(&mut self, name: &str, wanted: &BTreeMap<K, V>) -> Result<()>
     where
-        K: aya::Pod + Ord,
-        V: aya::Pod,
+        K: aya::Pod + bytemuck::Pod + Ord,
+        V: aya::Pod + bytemuck::Pod + PartialEq,
     {
-        let mut map: HashMap<_, K, V> = self.map(name)?.try_into()?;
-        let present = map.keys().collect::<Result<BTreeSet<K>, _>>()?;
-        for key in present.iter().filter(|key| !wanted.contains_key(key)) {
+        let map = self.map(name)?;
+        let (Map::HashMap(data) | Map::LruHashMap(data)) = &*map else {
+            bail!("{name} is no hash map: {map:?}");
+        };
+        let (keys, values) = sys::entries::<K, V>(data.fd().as_fd(), MAX_ENTRIES, 1)?;
+        let present: BTreeMap<K, V> = keys.into_iter().zip(values).collect();
+        let mut map: HashMap<_, K, V> = map.try_into()?;
+        for key in present.keys().filter(|key| !wanted.contains_key(key)) {
             map.remove(key)?;
         }
         for (key, value) in wanted {
-            map.insert(key, value, 0)?;
+            if present.get(key) != Some(value) {
+                map.insert(key, value, 0)?;
+            }
         }
         Ok(())
     }
@@ -422,20 +496,11 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<ProgramFd> {
 /// Mounts a BPF file system that goes with the mount namespace, and pins a plain hash table for
 /// one flow in it.
 fn pin_refusing_flow_table() -> Result<PathBuf> {
-    let directory = Path::new("/tmp");
+    let mount_point = Path::new("/sys/fs/bpf");
     let nothing = None::<&str>;
     mount(
-        Some("tmpfs"),
-        directory,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        nothing,
-    )?;
-    let mount_point = directory.join("bpf");
-    create_dir(&mount_point)?;
-    mount(
         Some("bpf"),
-        &mount_point,
+        mount_point,
         Some("bpf"),
         MsFlags::empty(),
         nothing,

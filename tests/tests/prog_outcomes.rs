@@ -1601,6 +1601,7 @@ fn every_outcome_of_every_hook_has_a_row_or_a_reason_why_not() {
         wire: 4,
         gateway: 5,
         pod: 6,
+        eth0: 7,
     };
     let reached: BTreeSet<(Hook, Outcome)> =
         [egress, confirm, ingress, arrive, deliver, full_table]

@@ -116,6 +116,9 @@ pub const HERE: Remote = Remote {
     neighbour: UNDERLAY_MAC,
 };
 
+/// Indexes of nodes are below this.
+pub const NODES: u32 = 5;
+
 const REMOTES: [Remote; 4] = [TUNNELLED, DIRECT, ROUTED, SILENT];
 
 impl Remote {
@@ -156,6 +159,8 @@ impl Remote {
             src: self.vtep.into(),
             dst: VTEP.into(),
             tos: 0,
+            ttl: OUTER_TTL - 1,
+            id: 0x2e2e,
             src_port: 45_678,
             dst_port: VXLAN_PORT,
             checksum: false,

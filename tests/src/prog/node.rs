@@ -42,8 +42,10 @@ pub struct Interfaces {
     pub wire: u32,
     /// The bridge.
     pub gateway: u32,
-    /// Host side of a pod's veth.
+    /// Host side of a pod's veth, `pod0`.
     pub pod: u32,
+    /// The pod's side.
+    pub eth0: u32,
 }
 
 const SETUP: &str = "
@@ -105,5 +107,6 @@ fn enter() -> Result<Interfaces> {
         wire: if_nametoindex("wire0")?,
         gateway: if_nametoindex("cni0")?,
         pod: if_nametoindex("pod0")?,
+        eth0: if_nametoindex("eth0")?,
     })
 }

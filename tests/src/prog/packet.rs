@@ -236,6 +236,8 @@ pub struct Outer {
     pub src: Ipv4Addr,
     pub dst: Ipv4Addr,
     pub tos: u8,
+    pub ttl: u8,
+    pub id: u16,
     pub src_port: u16,
     pub dst_port: u16,
     /// A valid UDP checksum instead of none.
@@ -269,6 +271,8 @@ impl Outer {
         )
         .macs(self.eth_dst, self.eth_src);
         packet.tos = self.tos;
+        packet.ttl = self.ttl;
+        packet.id = self.id;
         packet.payload = datagram;
         packet.bytes()
     }

@@ -103,18 +103,22 @@ pub fn test_run(
     Ok(attr.retval)
 }
 
-/// The first `count` values of an array map with a value of type `V` for each of `cpus` CPUs: all
-/// CPUs of the first entry, then of the second.
-pub fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, count: usize, cpus: usize) -> io::Result<Vec<V>> {
+/// Up to `count` entries of an array or hash map, with `per_key` values for each key: one, or one
+/// for each possible CPU. The keys, and the values of the first key, the second, and so on.
+pub fn entries<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    count: usize,
+    per_key: usize,
+) -> io::Result<(Vec<K>, Vec<V>)> {
     const {
         assert!(
-            size_of::<V>().is_multiple_of(8),
-            "the kernel rounds values up to words"
+            size_of::<V>().is_multiple_of(4),
+            "the kernel rounds values up, per CPU to words of 8 bytes"
         );
     };
-    let mut keys = vec![0u32; count];
-    let mut values = vec![V::zeroed(); count * cpus];
-    let mut position = 0u32;
+    let mut keys = vec![K::zeroed(); count];
+    let mut values = vec![V::zeroed(); count * per_key];
+    let mut position = [0u64; 4];
     let mut attr = BatchAttr {
         in_batch: 0,
         out_batch: (&raw mut position) as u64,
@@ -125,15 +129,18 @@ pub fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, count: usize, cpus: usize) -> 
         elem_flags: 0,
         flags: 0,
     };
-    // SAFETY: `keys` has room for `count` keys of an array map, `values` for a value per CPU of
-    // each, `position` for a key; all outlive the call, none is referred to elsewhere, and `Pod`
+    // SAFETY: `keys` has room for `count` keys, `values` for `per_key` values of each, `position`
+    // for a key or bucket number; all outlive the call, none is referred to elsewhere, and `Pod`
     // makes any bytes the kernel writes a value.
     match unsafe { bpf(Command::MapLookupBatch, &mut attr) } {
-        Ok(_) => Ok(values),
+        Ok(_) => {}
         // The end of the map was reached.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(values),
-        Err(error) => Err(error),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
     }
+    keys.truncate(attr.count as usize);
+    values.truncate(attr.count as usize * per_key);
+    Ok((keys, values))
 }
 
 /// An array of programs to tail-call.

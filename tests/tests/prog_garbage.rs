@@ -1,0 +1,318 @@
+//! Damaged, truncated and random packets: whatever comes, a program passes it on or handles it the
+//! way a plain reading of its rules says, and counts it once.
+
+use std::{collections::BTreeMap, env, ops::RangeInclusive};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use overlay_common::{
+    addr::MacAddr,
+    flow::Flow,
+    node::MODE_DIRECT,
+    outcome::{Hook, Kind, Outcome},
+};
+use overlay_tests::prog::{
+    Bench, Hex, Run, Surroundings, Verdict,
+    fixture::{DIRECT, Fixture, POD_MAC, ROUTED, Remote, TUNNELLED, VTEP, VXLAN_PORT},
+    model::{Decision, Model},
+    node::{GATEWAY_MAC, Interfaces, on_node},
+    packet::{Local, Packet, TCP_ACK, Transport, edit_ip, pattern},
+};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
+/// Packets of the random test, over all programs.
+const PACKETS: u32 = 60_000;
+/// Starts the random test from another number than this one.
+const SEED: (&str, u64) = ("OVERLAY_TEST_SEED", 20_260_724);
+
+/// Offset of the inner frame in a tunnel packet.
+const INNER_FRAME: usize = 50;
+
+/// A packet to damage, as its hook sees it.
+#[derive(Clone)]
+struct Case {
+    hook: Hook,
+    frame: Vec<u8>,
+    surroundings: Surroundings,
+}
+
+/// Four transports whose packets belong to flow number `flow`.
+fn transports(flow: u16) -> [Transport; 4] {
+    [
+        Transport::Tcp {
+            src: flow,
+            dst: 80,
+            flags: TCP_ACK,
+            options: 12,
+        },
+        Transport::Udp { src: flow, dst: 53 },
+        Transport::EchoRequest { id: flow },
+        Transport::EchoReply { id: flow },
+    ]
+}
+
+/// Packets of each transport at each hook, and the fixture in which those that can be are fast.
+fn cases(interfaces: Interfaces) -> (Vec<Case>, Fixture) {
+    /// Leases that do not count, each for its own reason.
+    const BROKEN: [fn(&mut Flow); 9] = [
+        |flow| flow.egress_until = 1,
+        |flow| flow.ingress_until = 1,
+        |flow| flow.generation -= 1,
+        |flow| flow.id ^= 1,
+        |flow| flow.node = 9,
+        |flow| flow.gateway_mac = MacAddr::ZERO,
+        |flow| flow.egress_mode = MODE_DIRECT,
+        |flow| flow.ingress_mode = MODE_DIRECT,
+        |flow| flow.pod_mtu = 100,
+    ];
+
+    let mut fixture = Fixture::new(interfaces);
+    let mut cases = Vec::new();
+    let leases = (1..)
+        .zip(BROKEN)
+        .map(|(number, break_lease)| (number, TUNNELLED, break_lease));
+    let fast: fn(&mut Flow) = |_| {};
+    for (number, remote, adjust) in
+        leases.chain([(40_000, TUNNELLED, fast), (40_000, DIRECT, fast)])
+    {
+        for transport in transports(number) {
+            let out = remote.from_pod(transport).with(|p| p.payload = pattern(90));
+            let back = remote.to_pod(transport).with(|p| p.payload = pattern(90));
+            adjust(fixture.grant(out.flow(Local::Source), &remote));
+            adjust(fixture.grant(back.flow(Local::Destination), &remote));
+            cases.extend(journey(&fixture, &remote, &out, &back));
+        }
+    }
+    let injection = TUNNELLED
+        .from_pod(Transport::Udp {
+            src: 9,
+            dst: VXLAN_PORT,
+        })
+        .with(|p| p.dst = ROUTED.vtep.into());
+    let to_this_node = injection.clone().with(|p| {
+        p.dst = VTEP.into();
+        p.ip_options = vec![1; 12];
+    });
+    cases.extend([injection, to_this_node].map(|packet| Case {
+        hook: Hook::Egress,
+        frame: packet.bytes(),
+        surroundings: Surroundings {
+            ifindex: interfaces.pod,
+            ..Surroundings::default()
+        },
+    }));
+    (cases, fixture)
+}
+
+/// The two packets at every hook on their way.
+fn journey(fixture: &Fixture, remote: &Remote, out: &Packet, back: &Packet) -> [Case; 5] {
+    let Interfaces {
+        underlay,
+        tunnel,
+        gateway,
+        pod,
+        ..
+    } = fixture.interfaces;
+    let (device, arriving) = if remote.mode == MODE_DIRECT {
+        (underlay, back.bytes())
+    } else {
+        (tunnel, remote.outer().around(&back.bytes()))
+    };
+    let out_stamp = fixture.stamp(out.flow(Local::Source));
+    let back_stamp = fixture.stamp(back.flow(Local::Destination));
+    let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).bytes();
+    [
+        (Hook::Egress, out.bytes(), pod, pod, 0),
+        (Hook::Confirm, out.bytes(), device, gateway, out_stamp),
+        (Hook::Ingress, arriving, underlay, underlay, 0),
+        (Hook::Arrive, back.bytes(), tunnel, tunnel, 0),
+        (Hook::Deliver, delivered, pod, device, back_stamp),
+    ]
+    .map(|(hook, frame, ifindex, ingress_ifindex, hash)| Case {
+        hook,
+        frame,
+        surroundings: Surroundings {
+            ifindex,
+            ingress_ifindex,
+            hash,
+            ..Surroundings::default()
+        },
+    })
+}
+
+/// Runs one packet and compares what came of it with the model.
+fn check(bench: &mut Bench, fixture: &Fixture, case: &Case) -> Result<Outcome> {
+    bench.set(fixture)?;
+    let run = bench.run(case.hook, &case.frame, &case.surroundings)?;
+    let wanted = Model::new(fixture, &case.surroundings).decide(case.hook, &case.frame);
+    compare(case, &run, &wanted).with_context(|| {
+        format!(
+            "{:?}, {:?}:\n{}became {run:?}\nThe model says {}",
+            case.hook,
+            case.surroundings,
+            Hex(&case.frame),
+            match &wanted {
+                Decision::Redirect(frame) => format!("redirect:\n{}", Hex(frame)),
+                other => format!("{other:?}"),
+            }
+        )
+    })
+}
+
+fn compare(case: &Case, run: &Run, wanted: &Decision) -> Result<Outcome> {
+    let outcome = run.outcome(case.hook, case.frame.len())?;
+    let (decision, kinds): (_, &[Kind]) = match run.verdict {
+        Verdict::Pass => {
+            ensure!(
+                run.frame == case.frame,
+                "a packet that is passed on was changed"
+            );
+            (Decision::Pass, &[Kind::Decline, Kind::Lease])
+        }
+        Verdict::Drop => (Decision::Drop, &[Kind::Drop]),
+        Verdict::Redirect => (Decision::Redirect(run.frame.clone()), &[Kind::Fast]),
+        Verdict::Other(verdict) => bail!("verdict {verdict}"),
+    };
+    ensure!(
+        kinds.contains(&outcome.kind()),
+        "{:?} with {outcome:?}",
+        run.verdict
+    );
+    ensure!(decision == *wanted, "{outcome:?} was wrong");
+    Ok(outcome)
+}
+
+#[test]
+fn a_packet_cut_at_any_length_is_left_to_the_kernel() -> Result<()> {
+    const LENGTHS: RangeInclusive<usize> = 14..=120;
+
+    on_node(|interfaces| {
+        let mut bench = Bench::load()?;
+        let (cases, fixture) = cases(interfaces);
+        for case in &cases {
+            for len in LENGTHS.filter(|&len| len < case.frame.len()) {
+                let cut = Case {
+                    frame: case.frame[..len].to_vec(),
+                    ..case.clone()
+                };
+                check(&mut bench, &fixture, &cut)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Damages the packet, or leaves it be.
+fn damage(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
+    /// Values at which rules change.
+    const EDGES: [u8; 18] = [
+        0, 1, 2, 3, 4, 6, 8, 17, 20, 0x21, 0x3f, 0x40, 0x45, 0x46, 0x4f, 0x60, 0x81, 0xff,
+    ];
+
+    let len = case.frame.len();
+    match rng.random_range(0..10) {
+        0 => {}
+        1 => case.frame = reheadered(rng, &case.frame),
+        2..5 => {
+            for _ in 0..rng.random_range(1..=3) {
+                // Headers matter more than payload.
+                let at = rng.random_range(0..len.min(120));
+                case.frame[at] = rng.random();
+            }
+        }
+        5 => case.frame[rng.random_range(0..len.min(120))] = *EDGES.choose(rng).unwrap_or(&0),
+        6 => case.frame[rng.random_range(0..len)] ^= 1 << rng.random_range(0..8),
+        7 => case.frame.truncate(rng.random_range(14..=len)),
+        8 => case.frame.resize(len + rng.random_range(1..=64), 0),
+        _ => {
+            if rng.random()
+                && let Some(other) = others.choose(rng)
+            {
+                case.frame.clone_from(&other.frame);
+            } else {
+                case.frame = (0..rng.random_range(14..=200))
+                    .map(|_| rng.random())
+                    .collect();
+                if rng.random() {
+                    case.frame[12..14].copy_from_slice(&[8, 0]);
+                }
+            }
+        }
+    }
+    if rng.random_ratio(1, 10) {
+        case.surroundings.vlan = [Some(0), Some(0x2000), Some(5)]
+            .choose(rng)
+            .copied()
+            .flatten();
+        if rng.random() {
+            case.frame[12..14].copy_from_slice(&[0x81, 0]);
+        }
+    }
+    if rng.random_ratio(1, 10) {
+        case.surroundings.gso_size = *[1, 90, 1398, 1399, 1448, 1449, 0xffff]
+            .choose(rng)
+            .unwrap_or(&0);
+    }
+    if rng.random_ratio(1, 20) {
+        case.surroundings.hash = rng.random();
+    }
+}
+
+/// The frame, or the frame in it, with other values in a valid IP header.
+fn reheadered(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
+    let mut edit = |frame: &[u8]| {
+        edit_ip(frame, |ip| {
+            ip.time_to_live = rng.random_range(0..4);
+            ip.identification = rng.random();
+            ip.dont_fragment = rng.random();
+            ip.dscp = rng.random_range(0..64).try_into().unwrap_or_default();
+            ip.ecn = rng.random_range(0..4).try_into().unwrap_or_default();
+        })
+    };
+    let carries_frame = frame.get(36..38) == Some(&VXLAN_PORT.to_be_bytes()) && frame.len() > 100;
+    let frame = edit(frame);
+    if carries_frame {
+        [&frame[..INNER_FRAME], &edit(&frame[INNER_FRAME..])].concat()
+    } else {
+        frame
+    }
+}
+
+#[test]
+fn whatever_comes_is_handled_as_the_rules_say_and_counted_once() -> Result<()> {
+    /// What the test must have seen often to mean anything.
+    const COMMON: [(Hook, Outcome); 9] = [
+        (Hook::Egress, Outcome::FastTunnel),
+        (Hook::Egress, Outcome::FastDirect),
+        (Hook::Egress, Outcome::PodTunnel),
+        (Hook::Egress, Outcome::NoLease),
+        (Hook::Confirm, Outcome::LeaseGranted),
+        (Hook::Ingress, Outcome::FastTunnel),
+        (Hook::Ingress, Outcome::FastDirect),
+        (Hook::Arrive, Outcome::Stamped),
+        (Hook::Deliver, Outcome::LeaseGranted),
+    ];
+
+    let (variable, default) = SEED;
+    let seed = match env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text}"))?,
+        Err(_) => default,
+    };
+    on_node(|interfaces| {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut bench = Bench::load()?;
+        let (cases, fixture) = cases(interfaces);
+        let mut counts = BTreeMap::<(Hook, Outcome), u32>::new();
+        for number in 0..PACKETS {
+            let mut case = cases.choose(&mut rng).context("there are cases")?.clone();
+            damage(&mut rng, &mut case, &cases);
+            let outcome = check(&mut bench, &fixture, &case)
+                .with_context(|| format!("{variable}={seed}, packet {number}"))?;
+            *counts.entry((case.hook, outcome)).or_default() += 1;
+        }
+        for pair in COMMON {
+            let count = counts.get(&pair).copied().unwrap_or_default();
+            ensure!(count >= 100, "{pair:?} was seen {count} times: {counts:?}");
+        }
+        Ok(())
+    })
+}
