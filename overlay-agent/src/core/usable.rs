@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use ipnetwork::Ipv4Network;
+use overlay_common::addr::MacAddr;
 use thiserror::Error;
 
 use super::view::{LeaseView, PeerLease};
 use crate::model::{Backend, Peer};
-use overlay_common::addr::MacAddr;
 
 /// Why no peer can be made of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -280,13 +280,8 @@ impl Endpoints {
                 (reason.as_str(), PERMISSION_DENIED, true)
             }
             Error::WatchError(reason) => (reason.as_str(), UNAVAILABLE, true),
-            Error::TransportError(_) | Error::IoError(_) => return Verdict::Endpoint,
-            error => {
-                return Verdict::Refused(StoreError::Rejected {
-                    operation,
-                    reason: describe(error),
-                });
-            }
+            // What is wrong with a URL or with files is wrong before anything is sent.
+            _ => return Verdict::Endpoint,
         };
         let login = ["authentication failed", "user name is empty"];
         if message.contains("invalid auth token") || message.contains("auth store is old") {

@@ -14,6 +14,8 @@ mod etcd_watch;
 pub(crate) mod fake;
 mod key;
 mod options;
+#[cfg(test)]
+mod properties;
 mod store;
 #[cfg(test)]
 mod tests;
