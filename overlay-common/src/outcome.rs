@@ -79,6 +79,8 @@ hooks! {
     Arrive = 3, "arrive";
     /// `overlay_deliver`: host side of a pod veth, packets to the pod.
     Deliver = 4, "deliver";
+    /// `overlay_guard`: XDP on the underlay interface, before the kernel has made an skb.
+    Guard = 5, "guard";
 }
 
 macro_rules! outcomes {
@@ -191,11 +193,19 @@ outcomes! {
     UnknownPod = 44, Decline, "unknown_pod";
     /// UDP datagrams in one GSO packet: once BPF has decapsulated it, the kernel cannot split it.
     UdpGso = 45, Decline, "udp_gso";
+    /// The guard found nothing wrong with it.
+    Passed = 46, Decline, "passed";
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";
     /// A pod tried to send tunnel packets to a VTEP, or may have: it hid the packet in VLAN tags.
     PodTunnel = 49, Drop, "pod_tunnel";
+    /// Tunnel packet from an address that is no peer, stopped by the guard.
+    GuardPeer = 50, Drop, "guard_peer";
+    /// Tunnel packet without a valid VNI, stopped by the guard.
+    GuardHeader = 51, Drop, "guard_header";
+    /// Tunnel packet too short for the frame it should carry, stopped by the guard.
+    GuardTruncated = 52, Drop, "guard_truncated";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

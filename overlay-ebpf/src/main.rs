@@ -1,4 +1,4 @@
-//! The TC programs of the fast path. This file knows hooks and verdict numbers; what a program
+//! The programs of the fast path, and the guard before it. This file knows hooks and verdict numbers; what a program
 //! decides is in the module of its name.
 //!
 //! | program | attach point | module |
@@ -8,6 +8,7 @@
 //! | `overlay_ingress` | tcx ingress, underlay | [`ingress`] |
 //! | `overlay_arrive` | tcx ingress, `flannel.<VNI>` | [`arrive`] |
 //! | `overlay_deliver` | tcx egress, host side of every pod veth | [`deliver`] |
+//! | `overlay_guard` | XDP, underlay | [`guard`] |
 #![no_std]
 #![no_main]
 
@@ -15,6 +16,7 @@ mod arrive;
 mod confirm;
 mod deliver;
 mod egress;
+mod guard;
 mod helpers;
 mod ingress;
 mod mac;
@@ -23,9 +25,12 @@ mod packet;
 mod parse;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
-    macros::classifier,
-    programs::TcContext,
+    bindings::{
+        TC_ACT_OK, TC_ACT_SHOT,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use overlay_common::outcome::{Hook, Outcome};
 
@@ -95,6 +100,20 @@ pub fn overlay_arrive(ctx: TcContext) -> i32 {
 pub fn overlay_deliver(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     conclude(Hook::Deliver, skb.len(), Err(deliver::run(&skb)))
+}
+
+#[xdp(frags)]
+pub fn overlay_guard(ctx: XdpContext) -> u32 {
+    let (outcome, verdict) = match guard::run(&ctx) {
+        Ok(outcome) => (outcome, XDP_PASS),
+        Err(outcome) => (outcome, XDP_DROP),
+    };
+    maps::count(
+        Hook::Guard,
+        outcome,
+        (ctx.data_end() - ctx.data()) as u32,
+    );
+    verdict
 }
 
 #[panic_handler]

@@ -23,8 +23,7 @@ use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
         Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LEASE, Maps, Options,
-        PinDir, Summary, flush, link_states,
-    },
+        PinDir, Summary, flush, link_states, XdpMode},
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
 };
@@ -164,6 +163,7 @@ fn at(hook: Hook, ifname: &str) -> Attachment {
         hook,
         ifindex: if_nametoindex(ifname).expect("the interface exists"),
         ifname: ifname.to_owned(),
+        xdp: XdpMode::default(),
     }
 }
 

@@ -111,6 +111,7 @@ pub struct HealthOptions {
 pub struct DatapathOptions {
     pub tier: DatapathTier,
     pub fastpath: Fastpath,
+    pub xdp: Xdp,
     pub pin_dir: PathBuf,
     /// Set `nf_conntrack_tcp_be_liberal`: conntrack does not see the segments of the fast path, and
     /// would call later ones out of window.
@@ -127,6 +128,19 @@ pub enum DatapathTier {
     Ebpf,
     /// The kernel tier alone.
     Kernel,
+}
+
+/// Whether and how the underlay interface drops tunnel packets that no peer sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xdp {
+    /// In the driver, where there is one that can.
+    #[default]
+    Auto,
+    /// In the driver, and an error where it cannot.
+    Native,
+    /// Behind the driver, on any interface.
+    Generic,
+    Off,
 }
 
 /// Which packets of the eBPF tier bypass the host stack.
@@ -218,6 +232,7 @@ impl Default for DatapathOptions {
         Self {
             tier: DatapathTier::default(),
             fastpath: Fastpath::default(),
+            xdp: Xdp::default(),
             pin_dir: PathBuf::from("/sys/fs/bpf/overlay"),
             tcp_be_liberal: true,
         }

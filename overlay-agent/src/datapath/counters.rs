@@ -56,7 +56,11 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::Protocol
         | Outcome::NotOverlay
         | Outcome::UnknownPeer
-        | Outcome::VxlanHeader => false,
+        | Outcome::VxlanHeader
+        | Outcome::Passed
+        | Outcome::GuardPeer
+        | Outcome::GuardHeader
+        | Outcome::GuardTruncated => false,
         Outcome::FastTunnel
         | Outcome::FastDirect
         | Outcome::Forwarded

@@ -16,7 +16,7 @@ use super::{
     DatapathError,
     load::LoadedProgram,
     pins::{PinDir, pin_error, remove_link, remove_pin},
-    sys::{self, TcxLinkInfo, TcxSide},
+    sys::{self, LinkPlace, Place, XDP_GENERIC, XDP_NATIVE},
 };
 
 /// A place where a program is to run.
@@ -25,6 +25,29 @@ pub struct Attachment {
     pub hook: Hook,
     pub ifindex: u32,
     pub ifname: String,
+    /// How the guard is attached; of no meaning to the other hooks.
+    pub xdp: XdpMode,
+}
+
+/// Who runs an XDP program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum XdpMode {
+    /// The driver, before it makes an skb.
+    #[default]
+    Native,
+    /// The driver if it can; without it, nobody.
+    NativeIfSupported,
+    /// The kernel, on any interface, after an skb was made.
+    Generic,
+}
+
+impl XdpMode {
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Native | Self::NativeIfSupported => XDP_NATIVE,
+            Self::Generic => XDP_GENERIC,
+        }
+    }
 }
 
 /// What an attach came to.
@@ -38,6 +61,8 @@ pub enum Attached {
     Unchanged,
     /// The interface went away meanwhile: nothing to attach to.
     InterfaceGone,
+    /// The driver runs no XDP program, or another one.
+    Unsupported,
 }
 
 /// What [`sync`] did.
@@ -61,11 +86,12 @@ pub struct LinkState {
     pub alive: bool,
 }
 
-/// Side of the interface `hook` sees.
-pub const fn side(hook: Hook) -> TcxSide {
+/// Where on an interface the program of `hook` belongs.
+pub const fn place(hook: Hook) -> Place {
     match hook {
-        Hook::Egress | Hook::Ingress | Hook::Arrive => TcxSide::Ingress,
-        Hook::Confirm | Hook::Deliver => TcxSide::Egress,
+        Hook::Egress | Hook::Ingress | Hook::Arrive => Place::TcxIngress,
+        Hook::Confirm | Hook::Deliver => Place::TcxEgress,
+        Hook::Guard => Place::Xdp,
     }
 }
 
@@ -73,7 +99,7 @@ pub const fn side(hook: Hook) -> TcxSide {
 pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
     let state = |(hook, ifindex)| {
         let path = pins.link(hook, ifindex);
-        let info = sys::object_get(&path).and_then(|link| sys::tcx_link_info(link.as_fd()));
+        let info = sys::object_get(&path).and_then(|link| sys::link_place(link.as_fd()));
         match info {
             Ok(info) => Ok(Some(LinkState {
                 hook,
@@ -107,7 +133,7 @@ pub fn sync(
         match attach(pins, programs, attachment) {
             Ok(Attached::Created) => summary.created += 1,
             Ok(Attached::Adopted) => summary.adopted += 1,
-            Ok(Attached::Unchanged) => {}
+            Ok(Attached::Unchanged | Attached::Unsupported) => {}
             Ok(Attached::InterfaceGone) => summary.gone.push(attachment.clone()),
             Err(error) => summary.failed.push((attachment.clone(), error)),
         }
@@ -139,9 +165,11 @@ pub fn attach(
     let path = pins.link(hook, ifindex);
     match sys::object_get(&path) {
         Ok(link) => {
-            let info = sys::tcx_link_info(link.as_fd()).map_err(link_error("inspect"))?;
+            let info = sys::link_place(link.as_fd()).map_err(link_error("inspect"))?;
             match info.filter(|info| is_at(info, hook, ifindex)) {
                 Some(info) if info.program_id == program.id => return Ok(Attached::Unchanged),
+                // The mode of an XDP link cannot be changed, nor read here: it is made anew.
+                Some(_) if hook == Hook::Guard => remove_link(&path)?,
                 Some(_) if switch(link.as_fd(), program).map_err(link_error("switch"))? => {
                     return Ok(Attached::Adopted);
                 }
@@ -152,12 +180,19 @@ pub fn attach(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(link_error("open")(error)),
     }
-    match sys::tcx_link_create(program.fd.as_fd(), ifindex, side(hook)) {
+    let flags = match hook {
+        Hook::Guard => attachment.xdp.flags(),
+        _ => 0,
+    };
+    match sys::link_create(program.fd.as_fd(), ifindex, place(hook), flags) {
         Ok(link) => {
             sys::object_pin(link.as_fd(), &path).map_err(pin_error("pin", &path))?;
             Ok(Attached::Created)
         }
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Attached::InterfaceGone),
+        Err(error) if attachment.xdp == XdpMode::NativeIfSupported && is_refusal(&error) => {
+            Ok(Attached::Unsupported)
+        }
         Err(error) => Err(link_error("attach")(error)),
     }
 }
@@ -168,8 +203,17 @@ pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathErr
 }
 
 /// True if the link is alive on the right side of the interface it is named after.
-fn is_at(info: &TcxLinkInfo, hook: Hook, ifindex: u32) -> bool {
-    info.ifindex == ifindex && info.attach_type == side(hook) as u32
+fn is_at(info: &LinkPlace, hook: Hook, ifindex: u32) -> bool {
+    info.ifindex == ifindex && info.attach_type == place(hook) as u32
+}
+
+/// Whether a driver refuses native XDP: it has none, the MTU or the offloads stand against it, or
+/// another program has the place.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EBUSY | libc::ERANGE)
+    )
 }
 
 /// False if the interface went away meanwhile.

@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
     pin::PinError,
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError},
     sys::SyscallError,
 };
 use overlay_common::{maps, outcome::Hook};
@@ -19,7 +19,7 @@ use super::{
     DatapathError,
     pins::{PinDir, remove_pin},
     spec::{Fit, MAPS},
-    sys::{self, TcxSide},
+    sys::{self, Place},
 };
 
 /// A program in the kernel.
@@ -46,7 +46,7 @@ pub fn load(
         .iter()
         .map(|&hook| Ok((hook, load_program(&mut ebpf, hook)?)))
         .collect::<Result<BTreeMap<_, _>, DatapathError>>()?;
-    if let Some(program) = programs.values().next() {
+    if let Some(program) = programs.get(&Hook::Ingress) {
         require_tcx(program)?;
     }
     Ok(programs)
@@ -62,14 +62,13 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathEr
     let missing = || DatapathError::MissingProgram {
         program: name.clone(),
     };
-    let program: &mut SchedClassifier = ebpf
-        .program_mut(&name)
-        .ok_or_else(missing)?
-        .try_into()
-        .map_err(|_: ProgramError| missing())?;
-    program
-        .load()
-        .map_err(|error| program_error(&name, error))?;
+    let program = ebpf.program_mut(&name).ok_or_else(missing)?;
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => return Err(missing()),
+    }
+    .map_err(|error| program_error(&name, error))?;
     let fd = program
         .fd()
         .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?));
@@ -124,7 +123,7 @@ fn per_cpu_capacity(entries: u32) -> Result<usize, DatapathError> {
 /// Linux 6.6 looks the interface up, which fails for index 0; older kernels do not know the
 /// attach type.
 fn require_tcx(program: &LoadedProgram) -> Result<(), DatapathError> {
-    match sys::tcx_link_create(program.fd.as_fd(), 0, TcxSide::Ingress) {
+    match sys::link_create(program.fd.as_fd(), 0, Place::TcxIngress, 0) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(DatapathError::NoTcx),
         _ => Ok(()),
     }

@@ -34,7 +34,7 @@ pub use self::{
     counters::FastShare,
     error::DatapathError,
     host::{HostFacts, lease_clock},
-    links::{Attached, Attachment, LinkState, LinkSummary, states as link_states},
+    links::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
     maps::Maps,
     pins::{DEFAULT_PIN_DIR, PinDir},
     wanted::Vtep,

@@ -1,5 +1,5 @@
-//! The `bpf(2)` commands that aya does not offer in the form needed here: tcx links by interface
-//! index with their kernel-side state, and batched map reads.
+//! The `bpf(2)` commands that aya does not offer in the form needed here: links by interface index
+//! with their kernel-side state, and batched map reads.
 //!
 //! The only file of the agent with raw system calls. Every function passes a zero-initialised
 //! attribute struct that spells the part of the kernel's `union bpf_attr` the command reads; the
@@ -32,23 +32,30 @@ enum Command {
 }
 
 /// `enum bpf_link_type`.
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
-/// Side of an interface a tcx program is attached to: `enum bpf_attach_type`.
+/// Where on an interface a program is attached: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum TcxSide {
-    Ingress = 46,
-    Egress = 47,
+pub enum Place {
+    Xdp = 37,
+    TcxIngress = 46,
+    TcxEgress = 47,
 }
 
-/// What the kernel says about a tcx link.
+/// `XDP_FLAGS_SKB_MODE`: the program sees packets after the driver, of any interface.
+pub const XDP_GENERIC: u32 = 1 << 1;
+/// `XDP_FLAGS_DRV_MODE`: the driver runs the program.
+pub const XDP_NATIVE: u32 = 1 << 2;
+
+/// What the kernel says about a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcxLinkInfo {
+pub struct LinkPlace {
     pub program_id: u32,
     /// 0 once the interface is gone or the link was detached.
     pub ifindex: u32,
-    /// A [`TcxSide`].
+    /// A [`Place`].
     pub attach_type: u32,
 }
 
@@ -79,18 +86,20 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches `program` behind the tcx programs already there. `ENODEV`: no such interface;
-/// `EINVAL`: a kernel without tcx.
-pub fn tcx_link_create(
+/// Attaches `program`; to tcx behind the programs already there. `flags` are for XDP alone.
+/// `ENODEV`: no such interface; `EINVAL`: a kernel without tcx; `EBUSY`: another XDP program;
+/// `EOPNOTSUPP`: a driver without XDP.
+pub fn link_create(
     program: BorrowedFd<'_>,
     ifindex: u32,
-    side: TcxSide,
+    place: Place,
+    flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: fd_number(program),
         target_ifindex: ifindex,
-        attach_type: side as u32,
-        flags: 0,
+        attach_type: place as u32,
+        flags,
     };
     // SAFETY: the attributes hold no pointers.
     let fd = unsafe { bpf(Command::LinkCreate, &mut attr) }?;
@@ -119,8 +128,8 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(Command::LinkDetach, &mut attr) }.map(drop)
 }
 
-/// State of a tcx link; `None` when `link` is something else.
-pub fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkInfo>> {
+/// State of a link; `None` when `link` is no link of an interface.
+pub fn link_place(link: BorrowedFd<'_>) -> io::Result<Option<LinkPlace>> {
     let mut info = LinkInfo::default();
     let mut attr = InfoAttr {
         bpf_fd: fd_number(link),
@@ -130,13 +139,16 @@ pub fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkInfo>> {
     // SAFETY: `info` points to `info_len` writable bytes that outlive the call and nothing else
     // refers to; any bytes are a valid `LinkInfo`.
     unsafe { bpf(Command::ObjGetInfoByFd, &mut attr) }?;
-    Ok(
-        (info.link_type == BPF_LINK_TYPE_TCX).then_some(TcxLinkInfo {
-            program_id: info.prog_id,
-            ifindex: info.ifindex,
-            attach_type: info.attach_type,
-        }),
-    )
+    let attach_type = match info.link_type {
+        BPF_LINK_TYPE_TCX => info.attach_type,
+        BPF_LINK_TYPE_XDP => Place::Xdp as u32,
+        _ => return Ok(None),
+    };
+    Ok(Some(LinkPlace {
+        program_id: info.prog_id,
+        ifindex: info.ifindex,
+        attach_type,
+    }))
 }
 
 /// Entries per system call.

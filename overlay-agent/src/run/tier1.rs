@@ -4,14 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    path::Path,
 };
 
 use overlay_common::outcome::Hook;
 use tracing::{info, warn};
 
 use crate::{
-    config::{DatapathOptions, DatapathTier},
-    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir},
+    config::{DatapathOptions, DatapathTier, Xdp},
+    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, XdpMode},
     model::{Backend, Desired},
     netlink::{PodLink, Vtep},
     object::OBJECT,
@@ -26,7 +27,7 @@ const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_libera
 
 /// The eBPF tier, if there is one.
 pub enum Tier1 {
-    Active(Box<Datapath>),
+    Active { datapath: Box<Datapath>, xdp: Xdp },
     Absent,
 }
 
@@ -50,7 +51,10 @@ impl Tier1 {
                 if options.tcp_be_liberal {
                     be_liberal();
                 }
-                Ok(Self::Active(Box::new(datapath)))
+                Ok(Self::Active {
+                    datapath: Box::new(datapath),
+                    xdp: options.xdp,
+                })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
                 Err(error)
@@ -76,7 +80,7 @@ impl Tier1 {
 
     /// Brings the maps to the desired state.
     pub fn apply(&mut self, desired: &Desired, vtep: Option<&Vtep>) -> Result<(), DatapathError> {
-        let Self::Active(datapath) = self else {
+        let Self::Active { datapath, .. } = self else {
             return Ok(());
         };
         let vtep = vtep.map(|vtep| datapath::Vtep {
@@ -101,7 +105,7 @@ impl Tier1 {
         vtep: Option<&Vtep>,
         pods: &BTreeMap<u32, PodLink>,
     ) -> Result<bool, DatapathError> {
-        let Self::Active(datapath) = self else {
+        let Self::Active { datapath, xdp } = self else {
             return Ok(true);
         };
         let gateways = pods
@@ -109,7 +113,7 @@ impl Tier1 {
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
         datapath.set_gateways(&gateways)?;
-        let summary = datapath.sync_links(&attachments(desired, vtep, pods))?;
+        let summary = datapath.sync_links(&attachments(desired, vtep, pods, *xdp))?;
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,
@@ -125,14 +129,14 @@ impl Tier1 {
     /// Makes every flow earn its lease again.
     pub fn flush(&mut self) -> Result<(), DatapathError> {
         match self {
-            Self::Active(datapath) => datapath.flush().map(drop),
+            Self::Active { datapath, .. } => datapath.flush().map(drop),
             Self::Absent => Ok(()),
         }
     }
 
     /// Reads the maps again before the next change, in case somebody else wrote to them.
     pub fn distrust(&mut self) {
-        if let Self::Active(datapath) = self {
+        if let Self::Active { datapath, .. } = self {
             datapath.distrust_tables();
         }
     }
@@ -154,11 +158,13 @@ fn attachments(
     desired: &Desired,
     vtep: Option<&Vtep>,
     pods: &BTreeMap<u32, PodLink>,
+    xdp: Xdp,
 ) -> BTreeSet<Attachment> {
     let at = |hook, ifindex, name: &str| Attachment {
         hook,
         ifindex,
         ifname: name.to_owned(),
+        xdp: XdpMode::default(),
     };
     let mut wanted = BTreeSet::new();
     let underlay = &desired.local.underlay;
@@ -174,12 +180,35 @@ fn attachments(
     if let Some(vtep) = vtep {
         wanted.insert(at(Hook::Confirm, vtep.ifindex, &vtep.name));
         wanted.insert(at(Hook::Arrive, vtep.ifindex, &vtep.name));
+        if let Some(mode) = guard_mode(xdp, &underlay.name) {
+            wanted.insert(Attachment {
+                xdp: mode,
+                ..at(Hook::Guard, underlay.ifindex, &underlay.name)
+            });
+        }
     }
     for pod in pods.values() {
         wanted.insert(at(Hook::Egress, pod.ifindex, &pod.name));
         wanted.insert(at(Hook::Deliver, pod.ifindex, &pod.name));
     }
     wanted
+}
+
+/// How the guard is attached to the underlay, if at all. On virtual interfaces native XDP costs every
+/// packet a copy and takes segmentation offload away, so there it has to be asked for.
+fn guard_mode(xdp: Xdp, underlay: &str) -> Option<XdpMode> {
+    let is_hardware = || {
+        Path::new("/sys/class/net")
+            .join(underlay)
+            .join("device")
+            .exists()
+    };
+    match xdp {
+        Xdp::Auto => is_hardware().then_some(XdpMode::NativeIfSupported),
+        Xdp::Native => Some(XdpMode::Native),
+        Xdp::Generic => Some(XdpMode::Generic),
+        Xdp::Off => None,
+    }
 }
 
 fn be_liberal() {

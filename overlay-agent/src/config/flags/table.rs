@@ -10,7 +10,7 @@ use super::{
 };
 use crate::config::{
     go::{args::Shape, value::parse_ip},
-    options::{DatapathTier, Fastpath, LogFormat},
+    options::{DatapathTier, Fastpath, LogFormat, Xdp},
 };
 
 pub struct Flag {
@@ -406,6 +406,26 @@ pub const FLAGS: &[Flag] = &[
                     ("strict", Fastpath::Strict),
                     ("trusted", Fastpath::Trusted),
                     ("off", Fastpath::Off),
+                ],
+            )?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "xdp",
+        group: Group::Datapath,
+        form: Form::Value("auto|native|generic|off"),
+        default: "auto",
+        help: "drop tunnel packets that no peer sent before the kernel works on them: native: in the \
+               driver; auto: there if a hardware driver can; generic: on any interface; off: nowhere",
+        set: |draft, value| {
+            draft.options.datapath.xdp = choice(
+                value,
+                &[
+                    ("auto", Xdp::Auto),
+                    ("native", Xdp::Native),
+                    ("generic", Xdp::Generic),
+                    ("off", Xdp::Off),
                 ],
             )?;
             Ok(())
