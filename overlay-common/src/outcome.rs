@@ -83,6 +83,17 @@ hooks! {
     Guard = 5, "guard";
 }
 
+impl Hook {
+    /// The hooks of TC programs: all but the guard.
+    pub const CLASSIFIERS: &[Self] = &[
+        Self::Egress,
+        Self::Confirm,
+        Self::Ingress,
+        Self::Arrive,
+        Self::Deliver,
+    ];
+}
+
 macro_rules! outcomes {
     ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $kind:ident, $text:literal;)+) => {
         /// What happened to a packet.

@@ -26,8 +26,9 @@ pub fn run(ctx: &XdpContext) -> Result<Outcome, Outcome> {
     };
     let inner = udp + size_of::<UdpHeader>();
     let vxlan: VxlanHeader = packet.read(inner).ok_or(Outcome::GuardTruncated)?;
-    let _: EthHeader =
-        packet.read(inner + size_of::<VxlanHeader>()).ok_or(Outcome::GuardTruncated)?;
+    let _: EthHeader = packet
+        .read(inner + size_of::<VxlanHeader>())
+        .ok_or(Outcome::GuardTruncated)?;
     if vxlan.flags & VXLAN_FLAG_VNI == 0 {
         return Err(Outcome::GuardHeader);
     }

@@ -108,11 +108,7 @@ pub fn overlay_guard(ctx: XdpContext) -> u32 {
         Ok(outcome) => (outcome, XDP_PASS),
         Err(outcome) => (outcome, XDP_DROP),
     };
-    maps::count(
-        Hook::Guard,
-        outcome,
-        (ctx.data_end() - ctx.data()) as u32,
-    );
+    maps::count(Hook::Guard, outcome, (ctx.data_end() - ctx.data()) as u32);
     verdict
 }
 

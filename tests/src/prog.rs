@@ -196,7 +196,7 @@ impl Bench {
             .map_max_entries(maps::PODS, MAX_PODS);
         adjust(&mut loader);
         let mut ebpf = loader.load(object).context("cannot load the BPF object")?;
-        let programs = Hook::ALL
+        let programs = Hook::CLASSIFIERS
             .iter()
             .map(|&hook| load_program(&mut ebpf, hook))
             .collect::<Result<Vec<_>>>()?;

@@ -23,7 +23,8 @@ use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
         Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LEASE, Maps, Options,
-        PinDir, Summary, flush, link_states, XdpMode},
+        PinDir, Summary, XdpMode, flush, link_states,
+    },
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
 };

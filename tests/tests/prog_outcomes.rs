@@ -66,6 +66,7 @@ impl Table {
             Hook::Ingress => (interfaces.underlay, interfaces.underlay),
             Hook::Arrive => (interfaces.tunnel, interfaces.tunnel),
             Hook::Deliver => (interfaces.pod, interfaces.tunnel),
+            Hook::Guard => unreachable!("the guard is no TC program"),
         };
         Self {
             hook,
@@ -1464,6 +1465,10 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Egress,
         "not an outcome of this program",
         &[
+            Outcome::Passed,
+            Outcome::GuardPeer,
+            Outcome::GuardHeader,
+            Outcome::GuardTruncated,
             Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::LeaseGranted,
@@ -1486,6 +1491,10 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Confirm,
         "not an outcome of this program",
         &[
+            Outcome::Passed,
+            Outcome::GuardPeer,
+            Outcome::GuardHeader,
+            Outcome::GuardTruncated,
             Outcome::UnknownPod,
             Outcome::FastTunnel,
             Outcome::FastDirect,
@@ -1513,6 +1522,10 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Ingress,
         "not an outcome of this program",
         &[
+            Outcome::Passed,
+            Outcome::GuardPeer,
+            Outcome::GuardHeader,
+            Outcome::GuardTruncated,
             Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::LeaseGranted,
@@ -1532,6 +1545,10 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Arrive,
         "not an outcome of this program",
         &[
+            Outcome::Passed,
+            Outcome::GuardPeer,
+            Outcome::GuardHeader,
+            Outcome::GuardTruncated,
             Outcome::UnknownPod,
             Outcome::Forwarded,
             Outcome::FastTunnel,
@@ -1567,6 +1584,10 @@ const UNREACHED: [(Hook, &str, &[Outcome]); 8] = [
         Hook::Deliver,
         "not an outcome of this program",
         &[
+            Outcome::Passed,
+            Outcome::GuardPeer,
+            Outcome::GuardHeader,
+            Outcome::GuardTruncated,
             Outcome::Forwarded,
             Outcome::FastTunnel,
             Outcome::FastDirect,
@@ -1619,7 +1640,7 @@ fn every_outcome_of_every_hook_has_a_row_or_a_reason_why_not() {
             );
         }
     }
-    for &hook in Hook::ALL {
+    for &hook in Hook::CLASSIFIERS {
         for &outcome in Outcome::ALL {
             let pair = (hook, outcome);
             assert!(
