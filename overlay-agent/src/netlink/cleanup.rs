@@ -7,7 +7,9 @@ use super::{
     object::{LinkKind, Route},
     plan::ROUTE_PROTOCOL,
     request,
+    vtep::Vtep,
 };
+use crate::model::{Underlay, VxlanBackend};
 
 /// Something in the kernel that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Netlink {
         let links = self.links().await?;
         let devices = links.into_iter().filter_map(|link| match link.kind {
             LinkKind::Vxlan(vxlan)
-                if vnis.contains(&vxlan.vni) && link.name == format!("flannel.{}", vxlan.vni) =>
+                if vnis.contains(&vxlan.vni) && link.name == VxlanBackend::name_of(vxlan.vni) =>
             {
                 Some(Owned::Vtep {
                     ifindex: link.ifindex,
@@ -48,6 +50,36 @@ impl Netlink {
             _ => None,
         });
         Ok(routes.map(Owned::Route).chain(devices).collect())
+    }
+
+    /// Removes devices that a start which did not get far has left: under flannel's name, on this
+    /// underlay, without an IPv4 address, and not `current`. Returns their names. Devices that were
+    /// in use have an address, by which [`Netlink::reconcile`] knows them.
+    pub async fn remove_unfinished_vteps(
+        &self,
+        underlay: &Underlay,
+        current: Option<&Vtep>,
+    ) -> Result<Vec<String>, NetlinkError> {
+        let addresses = self.addresses().await?;
+        let mut removed = Vec::new();
+        for link in self.links().await? {
+            let LinkKind::Vxlan(vxlan) = link.kind else {
+                continue;
+            };
+            if link.name != VxlanBackend::name_of(vxlan.vni)
+                || vxlan.underlay != Some(underlay.ifindex)
+                || vxlan.local != Some(underlay.address)
+                || current.is_some_and(|vtep| vtep.ifindex == link.ifindex)
+                || addresses.iter().any(|a| a.ifindex == link.ifindex)
+            {
+                continue;
+            }
+            let operation = format!("delete {}", link.name);
+            self.change(operation, request::delete_link(link.ifindex))
+                .await?;
+            removed.push(link.name);
+        }
+        Ok(removed)
     }
 
     /// Removes everything of ours and returns it. With `dry_run` it is only listed.

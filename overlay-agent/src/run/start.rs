@@ -100,6 +100,12 @@ impl Daemon {
             }
             Backend::Alloc => None,
         };
+        for name in netlink
+            .remove_unfinished_vteps(&underlay, vtep.as_ref())
+            .await?
+        {
+            info!(device = name, "removed what an unfinished start had left");
+        }
         let vtep_mac = vtep.as_ref().map_or(MacAddr::ZERO, |vtep| vtep.mac);
 
         let wish = Wish {
