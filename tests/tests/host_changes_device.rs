@@ -40,12 +40,12 @@ impl KernelTier {
         let links: Value = serde_json::from_str(&text)?;
         let link = &links[0];
         let text_of = |value: &Value| value.as_str().map(str::to_owned).context("no text");
-        let lines = |command: &str| -> Result<Vec<String>> {
+        let output_of = |command: &str| -> Result<Vec<String>> {
             let mut words = command.split(' ');
             let output = node.cmd(words.next().unwrap_or_default(), words)?;
-            let mut lines: Vec<_> = output.lines().map(|line| line.trim().to_owned()).collect();
-            lines.sort();
-            Ok(lines)
+            let mut sorted: Vec<_> = output.lines().map(|line| line.trim().to_owned()).collect();
+            sorted.sort();
+            Ok(sorted)
         };
         Ok(Self {
             mac: text_of(&link["address"])?,
@@ -54,13 +54,13 @@ impl KernelTier {
                 .as_array()
                 .is_some_and(|flags| flags.iter().any(|flag| flag == "UP")),
             local: text_of(&link["linkinfo"]["info_data"]["local"])?,
-            addresses: lines(&format!("ip -4 -oneline address show dev {DEVICE}"))?
+            addresses: output_of(&format!("ip -4 -oneline address show dev {DEVICE}"))?
                 .iter()
                 .filter_map(|line| line.split_whitespace().nth(3).map(str::to_owned))
                 .collect(),
-            neighbours: lines(&format!("ip neigh show dev {DEVICE} nud permanent"))?,
-            forwarding: lines(&format!("bridge fdb show dev {DEVICE}"))?,
-            routes: lines("ip route show proto 241")?,
+            neighbours: output_of(&format!("ip neigh show dev {DEVICE} nud permanent"))?,
+            forwarding: output_of(&format!("bridge fdb show dev {DEVICE}"))?,
+            routes: output_of("ip route show proto 241")?,
         })
     }
 }
@@ -106,9 +106,7 @@ fn undone(lab: &Lab, what: &str, disturb: &dyn Fn(&Node) -> Result<()>) -> Resul
 /// Two nodes on one segment, one behind the router, with a pod each.
 fn three_nodes(test: impl FnOnce(&Lab) -> Result<()>) {
     scenario(Lab::builder().nodes(2).routed_nodes(1), |lab| {
-        lab.start_agents(&[])?;
-        lab.add_pods(1)?;
-        lab.wait_converged()?;
+        lab.bring_up(1)?;
         lab.ping_matrix()?;
         test(lab)
     });

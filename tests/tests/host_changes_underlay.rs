@@ -177,20 +177,22 @@ fn a_smaller_underlay_mtu_reaches_the_device_and_the_subnet_file() {
 fn a_node_without_an_underlay_address_is_not_ready_until_it_has_one_again() {
     two_nodes(None, |lab| {
         let node = lab.node(0);
-        let said = |text: &str| {
-            wait_for(&format!("the log to say `{text}`"), PATIENCE, || {
+        let said = |text: &str, times: usize| {
+            let what = format!("`{text}` in the log for the {times}. time");
+            wait_for(&what, PATIENCE, || {
                 let log = node.with_agent(|agent| Ok(agent.log()))?;
-                ensure!(log.contains(text), "{log}");
+                ensure!(log.matches(text).count() == times, "{log}");
                 Ok(log)
             })
         };
+        said("INFO ready", 1)?;
         node.cmd("ip", ["address", "flush", "dev", "eth0"])?;
-        said("not ready")?;
+        said("WARN not ready", 1)?;
         let address = format!("{}/24", node.address);
         node.cmd("ip", ["address", "add", &address, "dev", "eth0"])?;
         node.cmd("ip", ["route", "add", "default", "via", "172.30.0.1"])?;
         wait_talking(lab)?;
-        let log = said("ready")?;
+        let log = said("INFO ready", 2)?;
         ensure!(
             log.matches("underlay: ").count() == 1,
             "said more than once:\n{log}"

@@ -323,6 +323,23 @@ impl Node {
         Ok(hooks)
     }
 
+    /// The pinned links by the interface they are pinned for; `if7` for one that is gone.
+    pub fn pinned_links(&self) -> Result<BTreeMap<String, Vec<String>>> {
+        let mut links: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for entry in fs::read_dir(self.pin_dir.join("links"))? {
+            let file = entry?.file_name().to_string_lossy().into_owned();
+            let (ifindex, hook) = file.split_once('-').context("a link's file name")?;
+            let ifindex: u32 = ifindex.parse()?;
+            let name = self.enter(|| nix::net::if_::if_indextoname(ifindex));
+            let name = name.map_or_else(
+                |_| format!("if{ifindex}"),
+                |name| name.to_string_lossy().into_owned(),
+            );
+            links.entry(name).or_default().push(hook.to_owned());
+        }
+        Ok(links)
+    }
+
     /// Where the links of a pod's veth are pinned.
     pub fn pod_link_pins(&self, pod: &Pod) -> Result<[PathBuf; 2]> {
         let ifindex = self.namespace.ifindex(&pod.host_interface)?;

@@ -65,22 +65,27 @@ impl Cluster {
 }
 
 impl Stock {
-    /// Does what flanneld does at start: device, lease, address, `subnet.env`.
+    /// Does what flanneld does at start: device, lease, address, `subnet.env`. A device that is
+    /// there is adopted with its MAC address.
     pub(super) fn start(
         node: &Node,
         store: &Store,
         cluster: Cluster,
         subnet: Ipv4Network,
     ) -> Result<Self> {
-        let vtep_mac = random_mac();
         let (device, local, base) = (cluster.device(), node.address, subnet.network());
         let (vni, port, mtu) = (cluster.vni, cluster.port, UNDERLAY_MTU - 50);
+        if !node.has_interface(&device) {
+            let mac = random_mac();
+            node.namespace.ip_batch(&format!(
+                "link add {device} address {mac} mtu {mtu} type vxlan \
+                     id {vni} dev {NODE_INTERFACE} local {local} dstport {port} nolearning\n"
+            ))?;
+        }
         node.namespace.ip_batch(&format!(
-            "link add {device} address {vtep_mac} mtu {mtu} \
-                 type vxlan id {vni} dev {NODE_INTERFACE} local {local} dstport {port} nolearning\n\
-             addr add {base}/32 dev {device}\n\
-             link set {device} up\n"
+            "addr replace {base}/32 dev {device}\nlink set {device} up\n"
         ))?;
+        let vtep_mac = node.mac(&device)?;
         let lease = format!(
             r#"{{"PublicIP":"{local}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}}}"#
         );

@@ -1,6 +1,7 @@
 //! Traffic with verified payloads, sent from threads inside the namespaces: no tool is needed on
 //! the machine, and every byte that arrives is compared with the one that was sent.
 
+pub mod connection;
 pub mod flow;
 pub mod pattern;
 pub mod ping;

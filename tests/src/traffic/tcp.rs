@@ -113,7 +113,7 @@ fn outcome(result: Result<()>) -> String {
 }
 
 /// Accepts one connection, in bounded time.
-fn accept(listener: &TcpListener) -> Result<TcpStream> {
+pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let deadline = Instant::now() + PATIENCE;
     loop {
