@@ -73,6 +73,9 @@ fn install_command(workspace: &Workspace) -> Command {
         .arg("--root")
         .arg(workspace.tools())
         .env("LLVM_PREFIX", llvm_prefix())
+        // Its time goes into LLVM, which is prebuilt: a third less to compile, no slower to run.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .env("CARGO_TARGET_DIR", workspace.tools().join("build"));
     install
 }
