@@ -425,7 +425,7 @@ impl Bench {
                 outcome.kind() != Kind::Fast
                     && !pods.any(|(_, port)| port.ifindex == surroundings.ifindex)
             }
-            (Hook::Ingress | Hook::Arrive, _) => false,
+            (Hook::Ingress | Hook::Arrive | Hook::Guard, _) => false,
         }
     }
 

@@ -55,7 +55,7 @@ impl<'a> Model<'a> {
             Hook::Egress if self.is_injection(frame) => return Decision::Drop,
             Hook::Egress => self.egress(frame),
             Hook::Ingress => self.ingress(frame),
-            Hook::Confirm | Hook::Arrive | Hook::Deliver => None,
+            Hook::Confirm | Hook::Arrive | Hook::Deliver | Hook::Guard => None,
         };
         sent.map_or(Decision::Pass, Decision::Redirect)
     }
