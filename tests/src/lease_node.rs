@@ -1,7 +1,7 @@
 //! A node that only leases: what the lease tests start against a real etcd.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 use overlay_agent::{
     config::{
-        network::Ipv4Pool,
+        network::{Ipv4Pool, Ipv6Pool},
         options::{ClientIdentity, EtcdOptions},
     },
     core::{Allocation, LeaseView, Renewal, Wish},
@@ -134,6 +134,19 @@ impl Node {
     pub fn subnets(mut self, min: u8, max: u8) -> Self {
         self.wish.allocation.ipv4.subnet_min = Ipv4Addr::new(10, 5, min, 0);
         self.wish.allocation.ipv4.subnet_max = Ipv4Addr::new(10, 5, max, 0);
+        self
+    }
+
+    /// Leases an IPv6 subnet of fd00:5::/48 as well.
+    #[must_use]
+    pub fn dual_stack(mut self, public_ipv6: Ipv6Addr) -> Self {
+        self.wish.attrs.public_ipv6 = Some(public_ipv6);
+        self.wish.allocation.ipv6 = Some(Ipv6Pool {
+            network: "fd00:5::/48".parse().expect("a network"),
+            subnet_len: 64,
+            subnet_min: Ipv6Addr::new(0xfd00, 5, 0, 1, 0, 0, 0, 0),
+            subnet_max: Ipv6Addr::new(0xfd00, 5, 0, 0xffff, 0, 0, 0, 0),
+        });
         self
     }
 

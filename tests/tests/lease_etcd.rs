@@ -132,6 +132,35 @@ async fn a_lease_becomes_a_reservation_when_put_again_without_a_lease() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dual_stack_node_has_a_subnet_of_each_family_in_one_key() -> Result<()> {
+    let etcd = etcd_with_config()?;
+    let theirs = key("10.5.200.0-24&fd00:5:0:c8::-64");
+    etcd.put(
+        &theirs,
+        r#"{"PublicIP":"192.168.0.2","PublicIPv6":"fd00::2"}"#,
+    )?;
+    let start = || Node::new(&etcd, 1).dual_stack("fd00::1".parse().expect("an address"));
+    let node = start().start().await?;
+    let own = node.view().own.key;
+    let text = own.to_string();
+    assert!(
+        text.contains("-24&fd00:5:0:") && text.ends_with("::-64"),
+        "{text}"
+    );
+    let value = etcd.get(&key(&text))?;
+    assert!(
+        value.is_some_and(|value| value.contains(r#""PublicIPv6":"fd00::1""#)),
+        "{text}"
+    );
+    let peers = node.view().peers;
+    let peer = peers.values().next().expect("a peer");
+    assert_eq!(key(&peer.key.to_string()), theirs);
+    node.stop().await;
+    assert_eq!(start().start().await?.view().own.key, own);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_finds_its_subnet_again() -> Result<()> {
     let etcd = etcd_with_config()?;
     let node = Node::new(&etcd, 1).start().await?;
