@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::net::if_::if_nametoindex;
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Attachment, Lab, Node, Pod, scenario},
@@ -21,21 +22,36 @@ fn pod_hooks(node: &Node, pod: &Pod) -> Result<Vec<String>> {
     Ok(node.attached(&pod.host_interface)?.into_keys().collect())
 }
 
-/// Adds a pod and measures, from the moment its interfaces are there, how long it takes until both
-/// programs are attached.
+/// Adds a pod and measures the time from the appearance of its veth on the node until both programs
+/// are attached.
 fn time_to_attach(node: &Node, name: &str, attachment: Attachment) -> Result<Duration> {
-    let pod = node.add_pod(name, attachment)?;
+    let interface = format!("veth{name}");
+    let links = node.pin_dir.join("links");
+    let watching = node.namespace.spawn(move || -> Result<Duration> {
+        let ifindex = poll(|| if_nametoindex(interface.as_str()).ok())?;
+        let appeared = Instant::now();
+        let pin = |hook: Hook| links.join(format!("{ifindex}-{}", hook.name()));
+        let pins = [pin(Hook::Egress), pin(Hook::Deliver)];
+        poll(|| pins.iter().all(|pin| pin.exists()).then_some(()))?;
+        Ok(appeared.elapsed())
+    });
+    node.add_pod(name, attachment)?;
+    watching
+        .join()
+        .unwrap_or_else(|_panic| bail!("panicked"))
+        .with_context(|| name.to_owned())
+}
+
+/// Looks every millisecond: what is measured takes some.
+fn poll<T>(mut probe: impl FnMut() -> Option<T>) -> Result<T> {
     let start = Instant::now();
-    let pins = node.pod_link_pins(&pod)?;
-    while !pins.iter().all(|pin| pin.exists()) {
-        ensure!(
-            start.elapsed() < DEADLINE,
-            "{name}: only {:?}",
-            pod_hooks(node, &pod)?
-        );
+    loop {
+        if let Some(found) = probe() {
+            return Ok(found);
+        }
+        ensure!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}");
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(start.elapsed())
 }
 
 #[test]

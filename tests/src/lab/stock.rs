@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
-use overlay_common::addr::MacAddr;
 use serde_json::Value;
 
 use super::{
@@ -32,7 +31,6 @@ pub struct Cluster {
 pub struct Stock {
     cluster: Cluster,
     subnet: Ipv4Network,
-    vtep_mac: MacAddr,
     peers: BTreeMap<String, StockPeer>,
 }
 
@@ -101,13 +99,8 @@ impl Stock {
         Ok(Self {
             cluster,
             subnet,
-            vtep_mac,
             peers: BTreeMap::new(),
         })
-    }
-
-    pub fn vtep_mac(&self) -> MacAddr {
-        self.vtep_mac
     }
 
     /// Lists the leases and programs what changed, as flanneld does on watch events.
