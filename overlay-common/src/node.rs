@@ -39,7 +39,8 @@ pub const NODE_DIRECT: u32 = 1 << 1;
 
 /// Value of `OVL_NEXTHOPS`, same index as `OVL_NODES`: how the underlay reaches the node. Written
 /// by `overlay_confirm` from the kernel's FIB and neighbour table each time it grants an egress
-/// lease, so it follows them without user space.
+/// lease, so it follows them without user space. `overlay_ingress` invalidates it when a router says
+/// that packets to the node are too large.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Nexthop {

@@ -14,17 +14,25 @@ use overlay_common::{
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::Outcome,
     stamp::stamp,
-    wire::{ETHERTYPE_IPV4, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader, VXLAN_FLAG_VNI},
+    wire::{
+        ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader,
+        VXLAN_FLAG_VNI,
+    },
 };
 
 use crate::{
     Handled,
     helpers::{Skb, now, redirect_peer},
     mac::{Mac, write_pair},
-    maps::{self, FlowEntry},
+    maps::{self, FlowEntry, NexthopEntry},
     packet::Packet,
     parse::{Control, ETH_LEN, FLOW_LEN, Flow4, IPV4_LEN, Local},
 };
+
+const ICMP_LEN: usize = 8;
+
+/// Type and code of "fragmentation needed", as the packet holds them.
+const ICMP_TOO_BIG: [u8; 2] = [3, 4];
 
 /// Offset of the inner IP header.
 const INNER: usize = ETH_LEN + size_of::<EncapHeader>();
@@ -54,13 +62,38 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
     if skb.vlan_present() != 0 {
         return Err(Outcome::Vlan);
     }
-    if ip.dst == config.vtep && ip.protocol == IPPROTO_UDP {
-        return from_tunnel(skb, config);
+    if ip.dst == config.vtep {
+        match ip.protocol {
+            IPPROTO_UDP => return from_tunnel(skb, config),
+            IPPROTO_ICMP if ip.version_ihl == IPV4_NO_OPTIONS => heed_too_big(skb),
+            _ => {}
+        }
+        return Err(Outcome::NotOverlay);
     }
     if config.is_local_pod(ip.dst) && config.is_remote_pod(ip.src) {
         return from_direct(skb, config);
     }
     Err(Outcome::NotOverlay)
+}
+
+/// "Fragmentation needed" about a packet to a node: it was fast, the kernel's own may be fragmented.
+/// The kernel is about to note the smaller MTU with its route. The next hop is resolved again with
+/// the next packet, which takes the kernel tier; without this, large packets would go on being lost
+/// until the leases run out.
+#[inline(always)]
+fn heed_too_big(skb: &Skb) {
+    const MESSAGE: usize = ETH_LEN + IPV4_LEN;
+    const QUOTED: usize = MESSAGE + ICMP_LEN;
+    let packet = skb.packet_with((QUOTED + IPV4_LEN) as u32);
+    let Some(about) = packet.read::<Ipv4Header>(QUOTED) else {
+        return;
+    };
+    if packet.read(MESSAGE) == Some(ICMP_TOO_BIG)
+        && let Some(node) = maps::node_at(about.dst)
+        && let Some(nexthop) = NexthopEntry::find(node)
+    {
+        nexthop.invalidate();
+    }
 }
 
 /// Looks up the ingress lease of `flow`, a packet that came `by` tunnel or directly.

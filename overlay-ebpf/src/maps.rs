@@ -81,6 +81,15 @@ pub fn is_peer(address: Ipv4Be) -> bool {
     unsafe { PEERS4.get(address) }.is_some()
 }
 
+/// Index of the node whose VTEP address is `address`.
+#[inline(always)]
+pub fn node_at(address: Ipv4Be) -> Option<u32> {
+    let entry = PEERS4.get_ptr(address)?;
+    // SAFETY: the pointer is to a live value that is one aligned u32. The agent may replace it
+    // meanwhile: either index is one that this address had a moment ago.
+    Some(unsafe { entry.cast::<u32>().read_volatile() })
+}
+
 /// MAC address of the gateway whose IP layer received a pod's packet.
 #[inline(always)]
 pub fn gateway(ifindex: u32) -> Option<Mac> {
