@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{FromRawFd as _, OwnedFd},
+        fd::{AsRawFd, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
     process::Command,
@@ -30,6 +30,42 @@ pub fn enter_on_exec(command: &mut Command, netns: Arc<File>) {
 pub fn die_with_parent(command: &mut Command) {
     // SAFETY: as above: one system call, no memory is touched.
     unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
+}
+
+/// What a socket does about packets that are too large for the path, `IP_MTU_DISCOVER`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathMtuDiscovery {
+    /// They are fragmented, here or on the way.
+    Dont = libc::IP_PMTUDISC_DONT as isize,
+    /// They are never fragmented.
+    Do = libc::IP_PMTUDISC_DO as isize,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the size of an int fits socklen_t"
+)]
+pub fn set_path_mtu_discovery(
+    socket: &impl AsRawFd,
+    discovery: PathMtuDiscovery,
+) -> io::Result<()> {
+    let value = discovery as libc::c_int;
+    // SAFETY: the pointer is to one int, the length is its size, and the kernel copies it before
+    // the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A packet socket that receives every frame of interface `ifindex`, and no frame of any other:

@@ -64,8 +64,8 @@ impl<'a> Bench<'a> {
         }
         // The host outside sends cluster addresses to the first node.
         let first = lab.node(0).address.to_string();
-        let hub = lab.underlay().hub();
-        hub.run("ip", ["route", "add", "10.96.0.0/16", "via", &first])?;
+        let outside = lab.outside().namespace;
+        outside.run("ip", ["route", "add", "10.96.0.0/16", "via", &first])?;
         let bench = Self {
             lab,
             flavour,
