@@ -9,6 +9,7 @@ pub mod btf;
 pub mod capture;
 pub mod decode;
 pub mod differ;
+pub mod docker;
 pub mod etcd;
 pub mod lab;
 pub mod lease_node;

@@ -38,6 +38,12 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Names the namespace that process `pid` is in.
+    pub fn attach(name: &str, pid: u32) -> Result<Self> {
+        checked(Command::new("ip").args(["netns", "attach", name, &pid.to_string()]))?;
+        Self::open(name)
+    }
+
     pub fn open(name: &str) -> Result<Self> {
         let path = format!("{RUN_NETNS}/{name}");
         let file = File::open(&path).with_context(|| format!("open {path}"))?;

@@ -202,6 +202,18 @@ pub const ALL: &[Prereq] = &[
         "ethtool",
         "sets the lab's link offloads",
     ),
+    prereq(
+        Group::Lab,
+        Need::File("/usr/sbin/dockerd"),
+        "docker.io",
+        "the Docker hosts of the lab",
+    ),
+    prereq(
+        Group::Lab,
+        Need::File("/var/lib/dpkg/info/busybox-static.list"),
+        "busybox-static",
+        "the image of the lab's containers is made of it",
+    ),
 ];
 
 /// Installs packages when it may, otherwise says exactly what to type.
@@ -294,19 +306,28 @@ impl Installer {
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )
         .context("apt-get could not install the packages named above")?;
-        if packages.contains(&"etcd-server") {
-            stop_packaged_etcd();
+        for (package, service) in PACKAGED_SERVICES {
+            if packages.contains(package) {
+                stop_service(service);
+            }
         }
         Ok(())
     }
 }
 
-/// Debian starts etcd when its package arrives; the lab brings its own, on the same ports. Only
-/// called for a package installed by this run, so an etcd that someone uses is left alone.
-fn stop_packaged_etcd() {
+/// Debian starts these when their package arrives; the lab brings its own, in namespaces or on the
+/// same ports.
+const PACKAGED_SERVICES: &[(&str, &str)] = &[
+    ("etcd-server", "etcd"),
+    ("docker.io", "docker"),
+    ("docker.io", "containerd"),
+];
+
+/// Only called for a service installed by this run, so one that someone uses is left alone.
+fn stop_service(service: &str) {
     for (program, arguments) in [
-        ("service", ["etcd", "stop"]),
-        ("update-rc.d", ["etcd", "disable"]),
+        ("service", [service, "stop"]),
+        ("update-rc.d", [service, "disable"]),
     ] {
         match process::output(command(program).args(arguments)) {
             Ok(_) => println!("{program} {}", arguments.join(" ")),

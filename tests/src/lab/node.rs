@@ -288,6 +288,12 @@ impl Node {
         Ok(pod)
     }
 
+    /// The namespace of a process that the node's container runtime started. It goes with the lab.
+    pub fn attach_namespace(&self, name: &str, pid: u32) -> Result<Namespace> {
+        self.state
+            .attach_namespace(&format!("{}-{name}", self.name), pid)
+    }
+
     pub fn remove_pod(&self, name: &str) -> Result<()> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let index = pods.iter().position(|pod| pod.name == name);

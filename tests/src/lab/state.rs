@@ -98,6 +98,11 @@ impl State {
     pub fn create_namespace(&self, name: &str) -> Result<Namespace> {
         Namespace::create(&format!("{}{name}", namespace_prefix(&self.id)))
     }
+
+    /// Makes the namespace of process `pid` one of the lab's, with all that runs in it.
+    pub fn attach_namespace(&self, name: &str, pid: u32) -> Result<Namespace> {
+        Namespace::attach(&format!("{}{name}", namespace_prefix(&self.id)), pid)
+    }
 }
 
 impl Drop for State {
