@@ -21,7 +21,7 @@ pub struct DaemonOptions {
 }
 
 /// How to reach etcd.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdOptions {
     /// URLs, tried in order.
     pub endpoints: Vec<String>,
@@ -250,6 +250,23 @@ impl Secret {
     }
 }
 
+/// Some people put a login into the URLs.
+impl fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts = self.endpoints.iter().map(|url| match url.rsplit_once('@') {
+            Some((_, host)) => format!("<hidden>@{host}"),
+            None => url.clone(),
+        });
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", &hosts.collect::<Vec<_>>())
+            .field("prefix", &self.prefix)
+            .field("ca_file", &self.ca_file)
+            .field("client_identity", &self.client_identity)
+            .field("credentials", &self.credentials)
+            .finish()
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<hidden>")
@@ -264,6 +281,7 @@ mod tests {
     fn a_password_does_not_appear_in_debug_output() {
         let options = DaemonOptions {
             etcd: EtcdOptions {
+                endpoints: vec!["http://flannel:hunter2@10.0.0.1:2379".to_owned()],
                 credentials: Some(Credentials {
                     username: "flannel".to_owned(),
                     password: Secret::new("hunter2"),

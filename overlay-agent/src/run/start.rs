@@ -25,9 +25,6 @@ use crate::{
     underlay::{self, Families, Selection},
 };
 
-/// Life of a lease, as flannel's.
-const LEASE_TTL: Duration = Duration::from_hours(24);
-
 /// A running node.
 pub struct Daemon {
     pub controller: Controller,
@@ -115,7 +112,7 @@ impl Daemon {
             previous6: None,
         };
         let renewal = Renewal {
-            ttl: LEASE_TTL,
+            ttl: Renewal::TTL,
             margin: options.lease.renew_margin,
         };
         let mut rng = StdRng::from_os_rng();
