@@ -11,6 +11,7 @@ pub mod decode;
 pub mod differ;
 pub mod docker;
 pub mod etcd;
+pub mod http;
 pub mod lab;
 pub mod lease_node;
 pub mod netns;

@@ -99,6 +99,17 @@ impl Store {
             .collect())
     }
 
+    /// Ends the etcd lease a record is attached to, and with it the record.
+    pub fn revoke_lease(&self, subnet_key: &str) -> Result<()> {
+        let record = self
+            .etcd
+            .etcdctl(&["get", "-w", "fields", &lease_key(subnet_key)])?;
+        let id: i64 = field(&record, "Lease")?;
+        self.etcd
+            .etcdctl(&["lease", "revoke", &format!("{id:x}")])
+            .map(drop)
+    }
+
     /// Seconds a lease record has left; `None` for a record that never expires.
     pub fn lease_ttl(&self, subnet_key: &str) -> Result<Option<u64>> {
         let record = self

@@ -1,13 +1,10 @@
 //! `/healthz` and `/readyz` of a running daemon.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
+    http,
     lab::{Lab, Node, agent::Launch, scenario},
     wait::wait_for,
 };
@@ -18,19 +15,7 @@ const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
 
 /// Status code and body of `GET path` on the node.
 fn get(node: &Node, path: &str) -> Result<(u16, String)> {
-    node.enter(|| {
-        let mut stream = TcpStream::connect("127.0.0.1:2401")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split(' ').nth(1).context("no status")?.parse()?;
-        Ok((status, body.to_owned()))
-    })
+    http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), path)
 }
 
 fn wait_answer(lab: &Lab, path: &str, status: u16, body: &str) -> Result<()> {
