@@ -1,7 +1,7 @@
 //! From nothing to a running node, in flannel's order: config, interface, device, lease, rules,
 //! routes, subnet file.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use overlay_common::addr::MacAddr;
