@@ -5,6 +5,7 @@
 //! between them, [`capture`] reads frames off their wires and [`decode`] takes them apart with a
 //! decoder that shares no code with the datapath.
 
+pub mod bench;
 pub mod btf;
 pub mod capture;
 pub mod decode;

@@ -1,0 +1,66 @@
+//! The load generator of the benchmark as a program: runs one load between two network namespaces
+//! and prints what it cost as a line of JSON.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use overlay_tests::{
+    bench::load::{self, Kind, Plan},
+    netns::Namespace,
+    traffic::Endpoint,
+};
+
+/// Runs one load between two network namespaces and prints what it cost as JSON.
+#[derive(Parser)]
+struct Args {
+    #[arg(value_enum)]
+    load: Kind,
+    /// Name of a namespace below /run/netns, and an address it has: NAME/ADDRESS
+    #[arg(long, value_parser = endpoint)]
+    client: Endpoint,
+    #[arg(long, value_parser = endpoint)]
+    server: Endpoint,
+    /// Port the server listens on
+    #[arg(long, default_value_t = 7_000)]
+    port: u16,
+    /// Port the client addresses, where something on the way translates it
+    #[arg(long)]
+    send_port: Option<u16>,
+    /// The core that is measured
+    #[arg(long, default_value_t = 0)]
+    cpu: usize,
+    /// The core that `flood` sends from
+    #[arg(long, default_value_t = 0)]
+    sender_cpu: usize,
+    /// Seconds before the measurement
+    #[arg(long, default_value_t = 0.3)]
+    warm_up: f64,
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+fn endpoint(text: &str) -> Result<Endpoint> {
+    let (name, address) = text.split_once('/').context("not NAME/ADDRESS")?;
+    let address: Ipv4Addr = address.parse()?;
+    Ok(Endpoint {
+        namespace: Namespace::open(name)?,
+        address,
+    })
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let plan = Plan {
+        client: args.client,
+        server: args.server,
+        port: args.port,
+        send_port: args.send_port.unwrap_or(args.port),
+        cpu: args.cpu,
+        sender_cpu: args.sender_cpu,
+        warm_up: Duration::try_from_secs_f64(args.warm_up)?,
+        length: Duration::try_from_secs_f64(args.seconds)?,
+    };
+    println!("{}", load::run(args.load, &plan)?.to_json());
+    Ok(())
+}
