@@ -76,6 +76,14 @@ pub struct Outcome {
     pub process_ns: u64,
     /// CPU time of the core's `ksoftirqd`.
     pub softirqd_ns: u64,
+    /// CPU time in user mode of the process, as ticks count it.
+    pub process_user_ns: u64,
+    /// The same of everything on the machine.
+    pub machine_user_ns: u64,
+    /// CPU time of everything on the machine.
+    pub machine_busy_ns: u64,
+    /// Time the hypervisor gave to others.
+    pub steal_ns: u64,
     pub latency: Option<Latency>,
 }
 
@@ -98,6 +106,10 @@ impl Outcome {
             "wall_ns": self.wall_ns,
             "process_ns": self.process_ns,
             "softirqd_ns": self.softirqd_ns,
+            "process_user_ns": self.process_user_ns,
+            "machine_user_ns": self.machine_user_ns,
+            "machine_busy_ns": self.machine_busy_ns,
+            "steal_ns": self.steal_ns,
             "p50_ns": self.latency.map(|latency| latency.p50_ns),
             "p99_ns": self.latency.map(|latency| latency.p99_ns),
         })
@@ -119,6 +131,10 @@ impl Outcome {
             wall_ns: number("wall_ns")?,
             process_ns: number("process_ns")?,
             softirqd_ns: number("softirqd_ns")?,
+            process_user_ns: number("process_user_ns")?,
+            machine_user_ns: number("machine_user_ns")?,
+            machine_busy_ns: number("machine_busy_ns")?,
+            steal_ns: number("steal_ns")?,
             latency,
         })
     }
@@ -179,9 +195,13 @@ mod tests {
             wall_ns: 7,
             process_ns: 8,
             softirqd_ns: 9,
+            process_user_ns: 10,
+            machine_user_ns: 11,
+            machine_busy_ns: 12,
+            steal_ns: 13,
             latency: Some(Latency {
-                p50_ns: 10,
-                p99_ns: 11,
+                p50_ns: 14,
+                p99_ns: 15,
             }),
         };
         let read = Outcome::from_json(&outcome.to_json()).expect("its own JSON");

@@ -1,1 +1,140 @@
-fn main() {}
+//! The benchmark as a program: builds every variant, measures them in interleaved rounds, prints
+//! tables and writes JSON. `cargo xtask bench` builds and runs it.
+
+use std::{fs, path::PathBuf, time::Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use overlay_tests::{
+    bench::{
+        figure::Metric,
+        load, machine,
+        report::Report,
+        sample::{Sample, Settings},
+        site::Site,
+        table, variant,
+    },
+    requirements::require_root,
+};
+use serde_json::json;
+
+/// Measurements of one variant and metric in a round, until one is clean.
+const ATTEMPTS: usize = 3;
+
+/// Measures every way from pod to pod side by side.
+#[derive(Parser)]
+struct Args {
+    /// Interleaved rounds
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Length of one measurement
+    #[arg(long, default_value_t = 1.5)]
+    seconds: f64,
+    /// Two rounds of short measurements: shows that everything works, is no result
+    #[arg(long)]
+    quick: bool,
+    /// Measure although the machine is busy; what it disturbed does not count
+    #[arg(long)]
+    even_if_busy: bool,
+    /// Only variants whose name contains this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Where to write all samples
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What the figures belong to
+    #[arg(long, default_value = "unknown")]
+    commit: String,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    require_root();
+    let (rounds, seconds) = if args.quick {
+        (2, 0.4)
+    } else {
+        (args.rounds, args.seconds)
+    };
+    let cpus = std::thread::available_parallelism()?.get();
+    let settings = Settings {
+        load_program: load_program()?,
+        seconds,
+        warm_up: 0.3,
+        cpu: cpus - 1,
+        sender_cpu: 0,
+    };
+    if let Some(reason) = machine::busy()? {
+        if !args.even_if_busy {
+            bail!("{reason}: wait until it is idle, or measure with --even-if-busy");
+        }
+        eprintln!("warning: {reason}");
+    }
+    let facts = machine::facts();
+    // Agents, etcd and whatever else this process starts stay off the measured core.
+    load::pin_to(settings.sender_cpu)?;
+    let sites = build(&args.only, settings.cpu)?;
+    let report = measure(&sites, rounds, &settings)?;
+    drop(sites);
+    let tables = table::render(&report);
+    println!("{tables}");
+    let (clean, all) = (report.clean_samples(), report.samples.len());
+    println!("{clean} of {all} samples were taken while the machine did nothing else");
+    if let Some(path) = &args.json {
+        let document = json!({
+            "commit": args.commit,
+            "rounds": rounds,
+            "seconds": seconds,
+            "quick": args.quick,
+            "machine": facts,
+            "report": report.to_json(),
+        });
+        fs::write(path, format!("{document:#}\n"))
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The load generator, which is built beside this program.
+fn load_program() -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("overlay-load");
+    if !program.is_file() {
+        bail!("{} is missing: run `cargo xtask bench`", program.display());
+    }
+    Ok(program)
+}
+
+fn build(only: &[String], cpu: usize) -> Result<Vec<Site>> {
+    let mut sites = Vec::new();
+    for variant in variant::ALL {
+        if !only.is_empty() && !only.iter().any(|text| variant.name.contains(text)) {
+            continue;
+        }
+        let start = Instant::now();
+        let site = Site::build(variant, cpu).with_context(|| format!("build {}", variant.name))?;
+        eprintln!("{} is up after {:.1?}", variant.name, start.elapsed());
+        sites.push(site);
+    }
+    Ok(sites)
+}
+
+fn measure(sites: &[Site], rounds: usize, settings: &Settings) -> Result<Report> {
+    let mut samples = Vec::new();
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        for metric in Metric::ALL {
+            for site in sites.iter().filter(|site| metric.applies_to(site.variant)) {
+                samples.extend(attempts(site, metric, round, settings)?);
+            }
+        }
+    }
+    Ok(Report { samples, rounds })
+}
+
+/// Measures until a sample is clean; those before it are kept for the record.
+fn attempts(site: &Site, metric: Metric, round: usize, settings: &Settings) -> Result<Vec<Sample>> {
+    let mut samples: Vec<Sample> = Vec::new();
+    while samples.len() < ATTEMPTS && !samples.last().is_some_and(Sample::is_clean) {
+        samples.push(Sample::take(site, metric, round, settings)?);
+    }
+    Ok(samples)
+}

@@ -1,0 +1,131 @@
+//! What is measured, and the figures that come out of it.
+
+use super::{load::Kind, variant::Variant};
+
+/// One kind of measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    Udp,
+    Flood,
+    Ping,
+    Connect,
+    Bulk,
+    BulkSegmented,
+    /// [`Metric::Udp`] while the kernel measures the programs.
+    Programs,
+}
+
+impl Metric {
+    pub const ALL: [Self; 7] = [
+        Self::Udp,
+        Self::Flood,
+        Self::Ping,
+        Self::Connect,
+        Self::Bulk,
+        Self::BulkSegmented,
+        Self::Programs,
+    ];
+
+    pub fn load(self) -> Kind {
+        match self {
+            Self::Udp | Self::Programs => Kind::Udp,
+            Self::Flood => Kind::Flood,
+            Self::Ping => Kind::Ping,
+            Self::Connect => Kind::Connect,
+            Self::Bulk | Self::BulkSegmented => Kind::Bulk,
+        }
+    }
+
+    /// Whether it is measured for `variant`.
+    pub fn applies_to(self, variant: &Variant) -> bool {
+        match self {
+            Self::Programs => variant.is_agent() && !variant.translated,
+            Self::Udp => true,
+            _ => !variant.translated,
+        }
+    }
+
+    /// Whether nearly all its packets are ones the fast path may carry: connections of one byte are
+    /// mostly handshakes, which it must not.
+    pub fn is_established(self) -> bool {
+        self != Self::Connect
+    }
+}
+
+/// A number that is compared between variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    UdpCpu,
+    UdpReceived,
+    PingP50,
+    PingP99,
+    Connections,
+    BulkCpu,
+    SegmentedCpu,
+    EgressTime,
+    IngressTime,
+}
+
+impl Figure {
+    pub const ALL: [Self; 9] = [
+        Self::UdpCpu,
+        Self::UdpReceived,
+        Self::PingP50,
+        Self::PingP99,
+        Self::Connections,
+        Self::BulkCpu,
+        Self::SegmentedCpu,
+        Self::EgressTime,
+        Self::IngressTime,
+    ];
+
+    /// Key in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UdpCpu => "udp_cpu_ns",
+            Self::UdpReceived => "udp_received_per_s",
+            Self::PingP50 => "ping_p50_ns",
+            Self::PingP99 => "ping_p99_ns",
+            Self::Connections => "connections_per_s",
+            Self::BulkCpu => "bulk_cpu_s_per_gb",
+            Self::SegmentedCpu => "bulk_segmented_cpu_s_per_gb",
+            Self::EgressTime => "egress_program_ns",
+            Self::IngressTime => "ingress_program_ns",
+        }
+    }
+
+    /// Head of the table, with the unit.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::UdpCpu => "CPU per 64 B UDP packet, one core (ns)",
+            Self::UdpReceived => "64 B UDP received, two cores (packets/s)",
+            Self::PingP50 => "TCP ping-pong, one core, p50 (ns)",
+            Self::PingP99 => "TCP ping-pong, one core, p99 (ns)",
+            Self::Connections => "connect/request/close, one core (per s)",
+            Self::BulkCpu => "bulk TCP, GSO wire (CPU s/GB)",
+            Self::SegmentedCpu => "bulk TCP, segmented wire with GRO (CPU s/GB)",
+            Self::EgressTime => "egress program, 64 B UDP (ns)",
+            Self::IngressTime => "ingress program, 64 B UDP (ns)",
+        }
+    }
+
+    pub fn metric(self) -> Metric {
+        match self {
+            Self::UdpCpu => Metric::Udp,
+            Self::UdpReceived => Metric::Flood,
+            Self::PingP50 | Self::PingP99 => Metric::Ping,
+            Self::Connections => Metric::Connect,
+            Self::BulkCpu => Metric::Bulk,
+            Self::SegmentedCpu => Metric::BulkSegmented,
+            Self::EgressTime | Self::IngressTime => Metric::Programs,
+        }
+    }
+
+    /// Digits after the point in tables.
+    pub fn digits(self) -> usize {
+        match self {
+            Self::BulkCpu | Self::SegmentedCpu => 3,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Packet filter rules: flannel's own, as `flanneld --ip-masq` installs them in iptables mode, and a
+//! translation that keeps a flow off the fast path.
+
+use anyhow::Result;
+use ipnetwork::Ipv4Network;
+
+use crate::lab::Node;
+
+/// Port that clients of a translated flow address. The first node makes it the next number, the
+/// second node the one after that.
+pub const TRANSLATED_PORT: u16 = 7_100;
+
+/// flannel's rules for a node with `subnet` of `network`.
+pub fn install(node: &Node, network: Ipv4Network, subnet: Ipv4Network) -> Result<()> {
+    let masq = "-m comment --comment \"flanneld masq\" -j";
+    let forward = "-m comment --comment \"flanneld forward\" -j";
+    let chain = "-A FLANNEL-POSTRTG";
+    let script = format!(
+        "iptables-restore --noflush <<'RULES'
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING {masq} FLANNEL-POSTRTG
+{chain} -m mark --mark 0x4000/0x4000 {masq} RETURN
+{chain} -s {subnet} -d {network} {masq} RETURN
+{chain} -s {network} -d {subnet} {masq} RETURN
+{chain} ! -s {network} -d {subnet} {masq} RETURN
+{chain} -s {network} ! -d 224.0.0.0/4 {masq} MASQUERADE --random-fully
+{chain} ! -s {network} -d {network} {masq} MASQUERADE --random-fully
+COMMIT
+*filter
+:FLANNEL-FWD - [0:0]
+-A FORWARD {forward} FLANNEL-FWD
+-A FLANNEL-FWD -s {network} {forward} ACCEPT
+-A FLANNEL-FWD -d {network} {forward} ACCEPT
+COMMIT
+RULES
+"
+    );
+    node.cmd("sh", ["-ec", &script]).map(drop)
+}
+
+/// An error unless flannel's rules are there exactly when they should be.
+pub fn check(node: &Node, wanted: bool) -> Result<()> {
+    let listed = node.cmd("iptables-save", [])?;
+    let present = listed.contains("-A FLANNEL-POSTRTG") && listed.contains("-A FLANNEL-FWD");
+    anyhow::ensure!(
+        present == wanted,
+        "{} {} flannel's rules:\n{listed}",
+        node.name,
+        if wanted { "lacks" } else { "has" }
+    );
+    Ok(())
+}
+
+/// Adds one to the port of datagrams to `port`, without connection tracking.
+pub fn translate(node: &Node, port: u16) -> Result<()> {
+    let next = port + 1;
+    let script = format!(
+        "nft -f - <<'RULES'
+table ip benchmark {{
+    chain translate {{
+        type filter hook forward priority mangle
+        udp dport {port} udp dport set {next}
+    }}
+}}
+RULES
+"
+    );
+    node.cmd("sh", ["-ec", &script]).map(drop)
+}

@@ -1,0 +1,148 @@
+//! Two nodes with a wire between them and a pod behind a bridge on each, for one variant. The
+//! devices and their order are the same for all.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use ipnetwork::Ipv4Network;
+
+use super::{
+    crowd, rules,
+    variant::{Overlay, Variant},
+    wire,
+};
+use crate::{
+    lab::{
+        Lab, Node,
+        subnet_env::SubnetEnv,
+        underlay::{NODE_INTERFACE, UNDERLAY_MTU},
+    },
+    traffic::Endpoint,
+    wait::wait_for,
+};
+
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const DIRECT_CONFIG: &str =
+    r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+const NETWORK: &str = "10.5.0.0/16";
+/// Subnets of nodes without an agent.
+const SUBNETS: [&str; 2] = ["10.5.1.0/24", "10.5.2.0/24"];
+const RULES_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A variant, ready to carry traffic.
+pub struct Site {
+    pub variant: &'static Variant,
+    pub lab: Lab,
+}
+
+impl Site {
+    /// Builds the nodes; softirqs of every veth go to `cpu`.
+    pub fn build(variant: &'static Variant, cpu: usize) -> Result<Self> {
+        let config = match variant.overlay {
+            _ if variant.crowded => crowd::CONFIG,
+            Overlay::Agent {
+                direct_routing: true,
+                ..
+            } => DIRECT_CONFIG,
+            _ => CONFIG,
+        };
+        let lab = Lab::builder().nodes(2).config(config).build()?;
+        wire::join(&lab)?;
+        let site = Self { variant, lab };
+        site.start_overlay()?;
+        site.lab.add_pods(1)?;
+        if variant.crowded {
+            for node in site.lab.nodes() {
+                crowd::add_pods(&site.lab, node)?;
+            }
+        }
+        site.lab.wait_converged()?;
+        for (index, node) in site.lab.nodes().iter().enumerate() {
+            site.finish(node, index)?;
+            wire::pin_softirqs(&node.namespace, cpu)?;
+        }
+        for (_, pod) in site.lab.pods() {
+            wire::pin_softirqs(&pod.namespace, cpu)?;
+        }
+        Ok(site)
+    }
+
+    fn start_overlay(&self) -> Result<()> {
+        match self.variant.overlay {
+            Overlay::StockVxlan => {
+                for (node, subnet) in self.lab.nodes().iter().zip(SUBNETS) {
+                    self.lab.start_stock(node, subnet)?;
+                }
+                Ok(())
+            }
+            Overlay::StockHostGw => self.route(),
+            Overlay::Agent { fastpath, .. } => {
+                if self.variant.crowded {
+                    crowd::publish(&self.lab)?;
+                }
+                let fastpath = format!("--fastpath={fastpath}");
+                let mut arguments = vec![fastpath.as_str(), "--datapath=ebpf"];
+                if self.variant.rules {
+                    arguments.push("--ip-masq");
+                }
+                self.lab.start_agents(&arguments)
+            }
+        }
+    }
+
+    /// What flannel's host-gw backend does: a route to the peer's subnet by the peer's address. Pods
+    /// keep the MTU of the underlay.
+    fn route(&self) -> Result<()> {
+        let nodes = self.lab.nodes();
+        for (index, node) in nodes.iter().enumerate() {
+            let own: Ipv4Network = SUBNETS[index].parse()?;
+            let gateway = (own.network().to_bits() + 1).into();
+            let env = SubnetEnv {
+                network: NETWORK.parse()?,
+                gateway: Ipv4Network::new(gateway, own.prefix())?,
+                mtu: UNDERLAY_MTU,
+                ip_masq: self.variant.rules,
+            };
+            fs::write(&node.subnet_file, env.to_text())?;
+            let (peer, subnet) = (nodes[1 - index].address, SUBNETS[1 - index]);
+            node.namespace.ip_batch(&format!(
+                "route add {subnet} via {peer} dev {NODE_INTERFACE}\n"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Rules, translation and crowd; and the check that the rules are what they should be.
+    fn finish(&self, node: &Node, index: usize) -> Result<()> {
+        if self.variant.is_agent() {
+            wait_for("flannel's rules", RULES_DEADLINE, || {
+                rules::check(node, self.variant.rules)
+            })?;
+        } else if self.variant.rules {
+            let env = node.subnet_env()?;
+            rules::install(node, env.network, env.subnet()?)?;
+        }
+        rules::check(node, self.variant.rules)?;
+        if self.variant.translated {
+            rules::translate(node, rules::TRANSLATED_PORT + u16::try_from(index)?)?;
+        }
+        if self.variant.crowded {
+            crowd::fill_flows(node).context("prefill flows")?;
+        }
+        Ok(())
+    }
+
+    /// Client and server of the measured traffic.
+    pub fn ends(&self) -> Result<(Endpoint, Endpoint)> {
+        if self.variant.between_nodes {
+            return Ok((self.lab.node(0).endpoint(), self.lab.node(1).endpoint()));
+        }
+        let pod = |node: &Node| {
+            let pods = node.pods();
+            pods.first()
+                .map(crate::lab::Pod::endpoint)
+                .with_context(|| format!("no pod on {}", node.name))
+        };
+        Ok((pod(self.lab.node(0))?, pod(self.lab.node(1))?))
+    }
+}

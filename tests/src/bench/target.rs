@@ -1,0 +1,121 @@
+//! The ratios and times to reach.
+
+use super::{
+    figure::Figure,
+    variant::{
+        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, NODE, OFF_TRANSLATED, STRICT, STRICT_TRANSLATED,
+        TRUSTED, VXLAN, VXLAN_RULES, Variant,
+    },
+};
+
+/// On which side of the bound to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    pub fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(bound) => value <= bound,
+            Self::AtLeast(bound) => value >= bound,
+        }
+    }
+}
+
+/// `figure` of `variant`, as a ratio to that of `against` or, without one, as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    pub figure: Figure,
+    pub variant: &'static Variant,
+    pub against: Option<&'static Variant>,
+    pub bound: Option<Bound>,
+}
+
+const fn ratio(
+    figure: Figure,
+    variant: &'static Variant,
+    against: &'static Variant,
+    bound: Bound,
+) -> Target {
+    Target {
+        figure,
+        variant,
+        against: Some(against),
+        bound: Some(bound),
+    }
+}
+
+const fn absolute(figure: Figure, bound: Bound) -> Target {
+    Target {
+        figure,
+        variant: STRICT,
+        against: None,
+        bound: Some(bound),
+    }
+}
+
+/// A ratio that is reported and has no target.
+const fn reported(figure: Figure, variant: &'static Variant, against: &'static Variant) -> Target {
+    Target {
+        figure,
+        variant,
+        against: Some(against),
+        bound: None,
+    }
+}
+
+use Bound::{AtLeast, AtMost};
+use Figure::{
+    BulkCpu, Connections, EgressTime, IngressTime, PingP50, PingP99, SegmentedCpu, UdpCpu,
+    UdpReceived,
+};
+
+pub const ALL: [Target; 24] = [
+    ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
+    ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
+    ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
+    ratio(UdpCpu, STRICT, NODE, AtMost(1.32)),
+    ratio(UdpCpu, STRICT, TRUSTED, AtMost(1.06)),
+    reported(UdpCpu, DIRECT, HOST_GW),
+    reported(UdpReceived, STRICT, VXLAN_RULES),
+    reported(UdpReceived, STRICT, VXLAN),
+    ratio(PingP50, STRICT, VXLAN_RULES, AtMost(0.48)),
+    ratio(PingP50, STRICT, HOST_GW, AtMost(0.80)),
+    reported(PingP99, STRICT, VXLAN_RULES),
+    ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.20)),
+    ratio(BulkCpu, STRICT, VXLAN, AtMost(0.75)),
+    ratio(SegmentedCpu, STRICT, VXLAN, AtMost(0.90)),
+    absolute(EgressTime, AtMost(130.0)),
+    absolute(IngressTime, AtMost(70.0)),
+    ratio(UdpCpu, CROWDED, STRICT, AtMost(1.03)),
+    ratio(PingP50, CROWDED, STRICT, AtMost(1.03)),
+    ratio(Connections, CROWDED, STRICT, AtLeast(0.97)),
+    ratio(BulkCpu, CROWDED, STRICT, AtMost(1.03)),
+    ratio(SegmentedCpu, CROWDED, STRICT, AtMost(1.03)),
+    ratio(EgressTime, CROWDED, STRICT, AtMost(1.03)),
+    ratio(IngressTime, CROWDED, STRICT, AtMost(1.03)),
+    ratio(UdpCpu, STRICT_TRANSLATED, OFF_TRANSLATED, AtMost(1.08)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_met_by_its_own_value() {
+        assert!(AtMost(0.5).is_met(0.5) && !AtMost(0.5).is_met(0.51));
+        assert!(AtLeast(1.2).is_met(1.2) && !AtLeast(1.2).is_met(1.19));
+    }
+
+    #[test]
+    fn every_target_compares_what_is_measured() {
+        for target in ALL {
+            let metric = target.figure.metric();
+            for variant in [Some(target.variant), target.against].into_iter().flatten() {
+                assert!(metric.applies_to(variant), "{target:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The ways from pod to pod that are compared.
+
+/// How packets reach the other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlay {
+    /// The kernel objects of stock flannel's vxlan backend.
+    StockVxlan,
+    /// Those of its host-gw backend: plain routes.
+    StockHostGw,
+    /// The agent, with this value of `--fastpath`.
+    Agent {
+        fastpath: &'static str,
+        direct_routing: bool,
+    },
+}
+
+/// One way.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Variant {
+    pub name: &'static str,
+    pub overlay: Overlay,
+    /// flannel's masquerade and forward rules, and with them conntrack.
+    pub rules: bool,
+    /// Traffic between the nodes instead of between their pods.
+    pub between_nodes: bool,
+    /// A thousand nodes, 250 pods on each of the two, 100 000 flows.
+    pub crowded: bool,
+    /// A rule on each node changes the port of the measured flow, as a service would: no lease is
+    /// ever granted.
+    pub translated: bool,
+}
+
+const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
+    Variant {
+        name,
+        overlay,
+        rules,
+        between_nodes: false,
+        crowded: false,
+        translated: false,
+    }
+}
+
+const fn agent(name: &'static str, fastpath: &'static str) -> Variant {
+    let overlay = Overlay::Agent {
+        fastpath,
+        direct_routing: false,
+    };
+    variant(name, overlay, true)
+}
+
+pub const VXLAN_RULES: &Variant = &variant("vxlan, as deployed", Overlay::StockVxlan, true);
+pub const VXLAN: &Variant = &variant("vxlan, no rules", Overlay::StockVxlan, false);
+pub const HOST_GW_RULES: &Variant = &variant("host-gw, as deployed", Overlay::StockHostGw, true);
+pub const HOST_GW: &Variant = &variant("host-gw, no rules", Overlay::StockHostGw, false);
+pub const NODE: &Variant = &Variant {
+    between_nodes: true,
+    ..variant("node to node", Overlay::StockHostGw, false)
+};
+pub const STRICT: &Variant = &agent("overlay strict", "strict");
+pub const TRUSTED: &Variant = &agent("overlay trusted", "trusted");
+pub const DIRECT: &Variant = &variant(
+    "overlay direct",
+    Overlay::Agent {
+        fastpath: "strict",
+        direct_routing: true,
+    },
+    true,
+);
+pub const OFF: &Variant = &agent("overlay off", "off");
+pub const CROWDED: &Variant = &Variant {
+    crowded: true,
+    ..agent("overlay strict, 1000 nodes", "strict")
+};
+pub const STRICT_TRANSLATED: &Variant = &Variant {
+    translated: true,
+    ..agent("overlay strict, translated flow", "strict")
+};
+pub const OFF_TRANSLATED: &Variant = &Variant {
+    translated: true,
+    ..agent("overlay off, translated flow", "off")
+};
+
+/// In the order of the tables.
+pub const ALL: [&Variant; 12] = [
+    VXLAN_RULES,
+    VXLAN,
+    HOST_GW_RULES,
+    HOST_GW,
+    NODE,
+    STRICT,
+    TRUSTED,
+    DIRECT,
+    OFF,
+    CROWDED,
+    STRICT_TRANSLATED,
+    OFF_TRANSLATED,
+];
+
+impl Variant {
+    /// Whether its packets on the wire carry vxlan headers.
+    pub fn encapsulates(&self) -> bool {
+        match self.overlay {
+            Overlay::StockVxlan => true,
+            Overlay::StockHostGw => false,
+            Overlay::Agent { direct_routing, .. } => !direct_routing,
+        }
+    }
+
+    pub fn is_agent(&self) -> bool {
+        matches!(self.overlay, Overlay::Agent { .. })
+    }
+
+    /// Whether the fast path is to carry the measured flow.
+    pub fn is_fast(&self) -> bool {
+        match self.overlay {
+            Overlay::Agent { fastpath, .. } => fastpath != "off" && !self.translated,
+            Overlay::StockVxlan | Overlay::StockHostGw => false,
+        }
+    }
+}
