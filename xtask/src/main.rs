@@ -1,5 +1,6 @@
 //! Developer commands. Each subcommand is one module; this file parses and dispatches.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod fingerprint;
@@ -34,6 +35,8 @@ enum Command {
     Test(test::Args),
     /// Install what is missing, build, and show a three-node cluster at work (as root)
     Demo(demo::Args),
+    /// Install what is missing, build, and measure against flannel and plain routes (as root)
+    Bench(bench::Args),
     /// Check formatting and run clippy with warnings as errors
     Lint,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Lint => lint::run(),
     };
     match result {
