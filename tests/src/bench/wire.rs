@@ -24,20 +24,20 @@ pub fn join(lab: &Lab) -> Result<()> {
     };
     let store = router(0);
     for node in [first, second] {
-        let address = node.address;
         node.namespace.ip_batch(&format!(
             "link set {NODE_INTERFACE} down\n\
              addr flush dev {NODE_INTERFACE}\n\
              link set {NODE_INTERFACE} name {STORE_INTERFACE}\n\
              link set {STORE_INTERFACE} up\n"
         ))?;
-        if node.name == first.name {
-            first.namespace.ip_batch(&format!(
-                "link add {NODE_INTERFACE} mtu {UNDERLAY_MTU} type veth \
-                 peer name {NODE_INTERFACE} mtu {UNDERLAY_MTU} netns {}\n",
-                second.namespace.name()
-            ))?;
-        }
+    }
+    first.namespace.ip_batch(&format!(
+        "link add {NODE_INTERFACE} mtu {UNDERLAY_MTU} type veth \
+             peer name {NODE_INTERFACE} mtu {UNDERLAY_MTU} netns {}\n",
+        second.namespace.name()
+    ))?;
+    for node in [first, second] {
+        let address = node.address;
         node.namespace.ip_batch(&format!(
             "addr add {address}/24 dev {NODE_INTERFACE}\n\
              link set {NODE_INTERFACE} up\n\
