@@ -87,8 +87,7 @@ impl Sample {
         {
             check_share(site.variant, fast)?;
         }
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let machine_ns = outcome.wall_ns * u64::try_from(cpus)?;
+        let machine_ns = outcome.machine_busy_ns + outcome.machine_idle_ns + outcome.steal_ns;
         let foreign_ns = match metric.load() {
             // Softirqs of a core that waits are nobody's time: only user mode tells others apart.
             Kind::Flood => outcome
@@ -165,9 +164,10 @@ struct Readings {
 impl Readings {
     fn take(site: &Site, metric: Metric) -> Result<Self> {
         let (first, second) = (site.lab.node(0), site.lab.node(1));
-        let counters = match site.variant.is_agent() {
-            true => Some(first.counters()?.plus(&second.counters()?)),
-            false => None,
+        let counters = if site.variant.is_agent() {
+            Some(first.counters()?.plus(&second.counters()?))
+        } else {
+            None
         };
         let programs = metric == Metric::Programs;
         Ok(Self {
@@ -209,10 +209,8 @@ fn fast_share(counters: &Counters) -> f64 {
 /// Frames on the wire have the size that the variant gives them. Without this, packets that some
 /// other route carries look like a fast overlay.
 fn check_frames(variant: &Variant, sent: Sent) -> Result<()> {
-    let expected = match variant.encapsulates() {
-        true => DATAGRAM_FRAME + u64::from(ENCAP_LEN),
-        false => DATAGRAM_FRAME,
-    };
+    let headers = if variant.encapsulates() { ENCAP_LEN } else { 0 };
+    let expected = DATAGRAM_FRAME + u64::from(headers);
     let average = share(sent.bytes, sent.frames);
     ensure!(
         (average - share(expected, 1)).abs() < 1.0,

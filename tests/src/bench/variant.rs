@@ -16,6 +16,10 @@ pub enum Overlay {
 
 /// One way.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent property of the comparison"
+)]
 pub struct Variant {
     pub name: &'static str,
     pub overlay: Overlay,

@@ -47,6 +47,7 @@ impl Meter {
             process_user_ns: process_user_time()? - self.process_user_ns,
             machine_user_ns: machine.user_ns,
             machine_busy_ns: machine.busy_ns,
+            machine_idle_ns: machine.idle_ns,
             steal_ns: machine.steal_ns,
             latency: None,
         })

@@ -82,6 +82,7 @@ pub struct Outcome {
     pub machine_user_ns: u64,
     /// CPU time of everything on the machine.
     pub machine_busy_ns: u64,
+    pub machine_idle_ns: u64,
     /// Time the hypervisor gave to others.
     pub steal_ns: u64,
     pub latency: Option<Latency>,
@@ -109,6 +110,7 @@ impl Outcome {
             "process_user_ns": self.process_user_ns,
             "machine_user_ns": self.machine_user_ns,
             "machine_busy_ns": self.machine_busy_ns,
+            "machine_idle_ns": self.machine_idle_ns,
             "steal_ns": self.steal_ns,
             "p50_ns": self.latency.map(|latency| latency.p50_ns),
             "p99_ns": self.latency.map(|latency| latency.p99_ns),
@@ -134,6 +136,7 @@ impl Outcome {
             process_user_ns: number("process_user_ns")?,
             machine_user_ns: number("machine_user_ns")?,
             machine_busy_ns: number("machine_busy_ns")?,
+            machine_idle_ns: number("machine_idle_ns")?,
             steal_ns: number("steal_ns")?,
             latency,
         })
@@ -198,7 +201,8 @@ mod tests {
             process_user_ns: 10,
             machine_user_ns: 11,
             machine_busy_ns: 12,
-            steal_ns: 13,
+            machine_idle_ns: 13,
+            steal_ns: 16,
             latency: Some(Latency {
                 p50_ns: 14,
                 p99_ns: 15,

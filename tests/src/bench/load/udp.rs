@@ -33,15 +33,15 @@ fn sockets(plan: &Plan) -> Result<(UdpSocket, UdpSocket)> {
 
 /// Sends a burst, receives it, and so on: no context switch blurs what a packet costs.
 pub fn alternate(plan: &Plan) -> Result<Outcome> {
-    let (sender, receiver) = sockets(plan)?;
-    receiver.set_nonblocking(true)?;
+    let (client, server) = sockets(plan)?;
+    server.set_nonblocking(true)?;
     let exchange = |length: Duration| -> Result<(u64, u64)> {
         let (start, mut sent, mut received) = (Instant::now(), 0, 0);
         while start.elapsed() < length {
             for _ in 0..BURST {
-                sent += u64::from(send(&sender)?);
+                sent += u64::from(send(&client)?);
             }
-            while receive(&receiver)? {
+            while receive(&server)? {
                 received += 1;
             }
         }
@@ -55,15 +55,15 @@ pub fn alternate(plan: &Plan) -> Result<Outcome> {
 
 /// Sends from one core, receives on the other.
 pub fn flood(plan: &Plan) -> Result<Outcome> {
-    let (sender, receiver) = sockets(plan)?;
-    receiver.set_read_timeout(Some(POLL))?;
+    let (client, server) = sockets(plan)?;
+    server.set_read_timeout(Some(POLL))?;
     let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let sending = scope.spawn(|| -> Result<()> {
             pin_to(plan.sender_cpu)?;
             while !over.load(Ordering::Relaxed) {
                 for _ in 0..BURST {
-                    sent.fetch_add(u64::from(send(&sender)?), Ordering::Relaxed);
+                    sent.fetch_add(u64::from(send(&client)?), Ordering::Relaxed);
                 }
             }
             Ok(())
@@ -71,7 +71,7 @@ pub fn flood(plan: &Plan) -> Result<Outcome> {
         let count = |length: Duration| -> Result<u64> {
             let (start, mut received) = (Instant::now(), 0);
             while start.elapsed() < length {
-                received += u64::from(receive(&receiver)?);
+                received += u64::from(receive(&server)?);
             }
             Ok(received)
         };
