@@ -36,7 +36,7 @@ pub const CONFIG: &str = r#"{"Network":"10.64.0.0/12","SubnetLen":24,
 /// Publishes the invented nodes' leases.
 pub fn publish(lab: &Lab) -> Result<()> {
     let endpoints = lab.store().endpoints();
-    lab.underlay().hub().enter(|| {
+    lab.underlay().router().enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     lab::{
         Lab, Node,
-        underlay::{NODE_INTERFACE, UNDERLAY_MTU, router},
+        underlay::{NODE_INTERFACE, UNDERLAY_MTU, router_address},
     },
     netns::Namespace,
 };
@@ -22,7 +22,7 @@ pub fn join(lab: &Lab) -> Result<()> {
     let [first, second] = lab.nodes() else {
         anyhow::bail!("the benchmark has two nodes");
     };
-    let store = router(0);
+    let store = router_address(0);
     for node in [first, second] {
         node.namespace.ip_batch(&format!(
             "link set {NODE_INTERFACE} down\n\
