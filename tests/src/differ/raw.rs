@@ -1,6 +1,9 @@
 //! Frames as they are: sent by a pod past its own IP layer, and received before it.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -33,6 +36,24 @@ impl RawPort {
             socket,
             mac: mac_of(&pod.namespace, POD_INTERFACE)?,
         })
+    }
+
+    /// Tells everybody that `address` is here: gratuitous ARP (RFC 5227 §3), as container runtimes
+    /// and keepalived send it.
+    pub fn announce(&self, address: Ipv4Addr) -> Result<()> {
+        let (mac, address) = (self.mac.octets, address.octets());
+        let request = [0, 1, 8, 0, 6, 4, 0, 1];
+        let frame = [
+            &[0xff; 6][..],
+            &mac,
+            &[8, 6],
+            &request,
+            &mac,
+            &address,
+            &[0; 6],
+            &address,
+        ];
+        self.send(&frame.concat())
     }
 
     pub fn send(&self, frame: &[u8]) -> Result<()> {

@@ -1,0 +1,208 @@
+//! Endless change: nothing of it stays, and traffic goes on.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_common::outcome::Hook;
+use overlay_tests::{
+    differ::{
+        Mode, in_mode,
+        packets::{self, Ip, UDP},
+        raw::{RawPort, deafen, mac_of},
+    },
+    lab::{Attachment, Lab, Node},
+    rules::Protocol,
+    services::{Connection, Server},
+    traffic::flow::SteadyFlow,
+    wait::wait_for,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const PORT: u16 = 8080;
+/// Rounds after which the agent has allocated what it will.
+const WARM_UP: usize = 3;
+const ROUNDS: usize = 10;
+const GHOSTS: u8 = 4;
+/// What the allocator may keep of a round's garbage.
+const RSS_TOLERANCE_KIB: u64 = 3_072;
+/// More flows than the table has room for.
+const FLOWS: u32 = 150_000;
+
+/// What an agent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: usize,
+    pins: usize,
+    rss_kib: u64,
+}
+
+impl Holdings {
+    fn of(node: &Node) -> Result<Self> {
+        let pid = node.with_agent(|agent| Ok(agent.pid()))?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let rss = rss.and_then(|rss| rss.split_whitespace().next());
+        Ok(Self {
+            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            pins: count_files(&node.pin_dir)?,
+            rss_kib: rss.context("no VmRSS")?.parse()?,
+        })
+    }
+}
+
+fn count_files(dir: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        count += if path.is_dir() {
+            count_files(&path)?
+        } else {
+            1
+        };
+    }
+    Ok(count)
+}
+
+fn ghost_key(number: u8) -> String {
+    format!("10.5.{}.0-24", 200 + number)
+}
+
+/// Peers and pods come and go, rules change.
+fn round(lab: &Lab) -> Result<()> {
+    for number in 0..GHOSTS {
+        let lease = format!(
+            r#"{{"PublicIP":"172.30.0.{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{number:02x}"}}}}"#,
+            200 + number
+        );
+        lab.store().put_lease(&ghost_key(number), &lease)?;
+    }
+    wait_peers(lab, 1 + usize::from(GHOSTS))?;
+    for node in lab.nodes() {
+        node.add_pod("passing", Attachment::Bridge)?;
+        node.cmd("nft", ["add table ip passing"])?;
+    }
+    lab.ping_matrix()?;
+    for node in lab.nodes() {
+        node.remove_pod("passing")?;
+        node.cmd("nft", ["delete table ip passing"])?;
+    }
+    for number in 0..GHOSTS {
+        lab.store().delete_lease(&ghost_key(number))?;
+    }
+    wait_peers(lab, 1)
+}
+
+fn wait_peers(lab: &Lab, count: usize) -> Result<()> {
+    wait_for("all nodes to follow the leases", DEADLINE, || {
+        for node in lab.nodes() {
+            let peers = node.mapped_subnets()?;
+            ensure!(peers.len() == count, "{} has {peers:?}", node.name);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn churn_of_peers_pods_and_rules_loses_no_packet_and_leaks_nothing() {
+    in_mode(&Lab::builder().nodes(2), &[], Mode::Fast, |lab, _| {
+        lab.add_pods(1)?;
+        lab.ping_matrix()?;
+        let [from, to] = [0, 1].map(|node| lab.node(node).pods()[0].endpoint());
+        let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
+        for _ in 0..WARM_UP {
+            round(lab)?;
+        }
+        let settled = lab
+            .nodes()
+            .iter()
+            .map(Holdings::of)
+            .collect::<Result<Vec<_>>>()?;
+        for _ in 0..ROUNDS {
+            round(lab)?;
+        }
+        flow.stop()?.datagrams.ensure_lossless()?;
+        for (node, before) in lab.nodes().iter().zip(settled) {
+            wait_for("the agent to hold what it held", DEADLINE, || {
+                let now = Holdings::of(node)?;
+                ensure!(
+                    now.descriptors == before.descriptors
+                        && now.pins == before.pins
+                        && now.rss_kib <= before.rss_kib + RSS_TOLERANCE_KIB,
+                    "{} holds {now:?}, before {ROUNDS} rounds {before:?}",
+                    node.name
+                );
+                Ok(())
+            })?;
+        }
+        let fast = lab.node(0).counters()?.fast(Hook::Egress);
+        ensure!(fast > 500, "{fast} packets were fast");
+        Ok(())
+    });
+}
+
+/// One pod opens more flows than the table holds; others are served as before.
+#[test]
+fn a_full_flow_table_stops_nobody() {
+    in_mode(&Lab::builder().nodes(2), &[], Mode::Fast, |lab, _| {
+        for node in lab.nodes() {
+            // Connection tracking has a limit of its own, which is not the one to be reached.
+            node.cmd(
+                "nft",
+                ["table ip untracked { chain all_packets { type filter hook prerouting priority raw; \
+                  udp dport 9-20 notrack; }; }"],
+            )?;
+        }
+        lab.add_pods(2)?;
+        lab.ping_matrix()?;
+        let pods: Vec<_> = lab.pods().into_iter().map(|(_, pod)| pod).collect();
+        let (flooder, sink) = (&pods[0], &pods[2]);
+        let (from, to) = (pods[1].endpoint(), pods[3].endpoint());
+        let _server = Server::start(&to, Protocol::Tcp, PORT)?;
+        let target = SocketAddrV4::new(to.address, PORT);
+        let mut open = Connection::open(&from, Protocol::Tcp, target, 0)?;
+        open.exchange(10_000, 100)?;
+
+        deafen(sink)?;
+        let port = RawPort::open(flooder)?;
+        let gateway = mac_of(&lab.node(0).namespace, "cni0")?;
+        let header = [&gateway.octets[..], &port.mac.octets, &[8, 0]].concat();
+        for number in 0..FLOWS {
+            let [_, high, low_a, low_b] = number.to_be_bytes();
+            let ip = Ip {
+                source: flooder.address,
+                // Several destinations' worth of source ports.
+                destination: Ipv4Addr::from_bits(sink.address.to_bits() + u32::from(high % 2)),
+                protocol: UDP,
+                ttl: 64,
+                tos: 0,
+                id: 0,
+                fragment: 0,
+                options: Vec::new(),
+            };
+            let source = u16::from_be_bytes([low_a, low_b]);
+            let segment = packets::udp(&ip, [source, 9 + u16::from(high)], b"");
+            port.send(&[&header[..], &ip.packet(&segment)].concat())?;
+        }
+        let granted = lab.node(0).counters()?;
+        for connection in [
+            &mut open,
+            &mut Connection::open(&from, Protocol::Tcp, target, 0)?,
+        ] {
+            wait_for("the fast path to carry a connection", DEADLINE, || {
+                let before = lab.node(0).counters()?.fast(Hook::Egress);
+                connection.exchange(2_000, 100)?;
+                let fast = lab.node(0).counters()?.fast(Hook::Egress) - before;
+                ensure!(fast >= 15, "{fast} of 20 packets were fast; {granted}");
+                Ok(())
+            })?;
+        }
+        let dropped = lab.node(0).counters()?.dropped();
+        ensure!(dropped == 0, "{dropped} packets were dropped");
+        Ok(())
+    });
+}

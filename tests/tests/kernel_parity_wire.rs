@@ -1,0 +1,183 @@
+//! What a network card would see, and what congested routers do to it: marks and checksums that
+//! arrive in pods are the kernel's, with the fast path as without.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddrV4, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use etherparse::{IpNumber, UdpHeader};
+use nix::sys::socket::{setsockopt, sockopt};
+use overlay_common::outcome::Hook;
+use overlay_tests::{
+    capture::{Capture, Direction, Frame},
+    decode::{Packet, decode_ipv4},
+    differ::{Mode, in_both_modes, raw::POD_INTERFACE},
+    lab::Lab,
+    rules::Protocol,
+    services::Server,
+    traffic::{Endpoint, ping, tcp, udp},
+    wait::wait_for,
+};
+
+const PORT: u16 = 8080;
+const DEADLINE: Duration = Duration::from_secs(15);
+/// Names of the four ECN codepoints in nft, by value.
+const CODEPOINTS: [&str; 4] = ["not-ect", "ect1", "ect0", "ce"];
+/// An inner DSCP that must stay.
+const DSCP: u8 = 0b10_1110;
+
+fn ends(lab: &Lab) -> Result<[Endpoint; 2]> {
+    lab.add_pods(1)?;
+    lab.ping_matrix()?;
+    Ok([0, 1].map(|node| lab.node(node).pods()[0].endpoint()))
+}
+
+fn received(frames: &[Frame]) -> impl Iterator<Item = Packet> {
+    frames
+        .iter()
+        .filter(|frame| frame.direction == Direction::Received)
+        .filter_map(|frame| decode_ipv4(&frame.bytes).ok())
+}
+
+/// The network between the nodes sets the outer codepoint of what the first node sends.
+fn mark_outer(lab: &Lab, codepoint: &str) -> Result<()> {
+    let port = &lab.node(0).name;
+    let rules = format!(
+        "table netdev marks\n\
+         delete table netdev marks\n\
+         table netdev marks {{ chain set_codepoint {{\n\
+         type filter hook ingress device {port} priority 0; udp dport 8472 ip ecn set {codepoint}\n\
+         }}\n}}\n"
+    );
+    lab.underlay().hub().run("nft", [rules.as_str()]).map(drop)
+}
+
+/// The TOS with which a packet arrives, by outer and inner codepoint; `None` if it does not.
+type Arrivals = BTreeMap<(usize, usize), Option<u8>>;
+
+fn arrivals(lab: &Lab, mode: Mode) -> Result<Arrivals> {
+    let [from, to] = ends(lab)?;
+    let _server = Server::start(&to, Protocol::Udp, PORT)?;
+    let target = SocketAddrV4::new(to.address, PORT);
+    let socket = from.namespace.enter(|| -> Result<_> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(target)?;
+        Ok(socket)
+    })?;
+    socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+    let echo = |payload: &[u8]| -> Result<bool> {
+        socket.send(payload)?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    };
+    wait_for("the fast path to carry the flow", DEADLINE, || {
+        let before = lab.node(1).counters()?.fast(Hook::Ingress);
+        for _ in 0..10 {
+            ensure!(echo(b"warm")?, "no answer");
+        }
+        let fast = lab.node(1).counters()?.fast(Hook::Ingress) - before;
+        ensure!(
+            mode == Mode::Off || fast >= 8,
+            "{fast} of 10 packets were fast"
+        );
+        Ok(())
+    })?;
+    let before = lab.node(1).counters()?.fast(Hook::Ingress);
+    let capture = Capture::start(&to.namespace, POD_INTERFACE)?;
+    let mut arrivals = Arrivals::new();
+    for (outer, name) in CODEPOINTS.iter().enumerate() {
+        mark_outer(lab, name)?;
+        for inner in 0..CODEPOINTS.len() {
+            let tos = i32::from(DSCP) << 2 | i32::try_from(inner)?;
+            setsockopt(&socket, sockopt::Ipv4Tos, &tos)?;
+            echo(&[u8::try_from(outer)?, u8::try_from(inner)?])?;
+            arrivals.insert((outer, inner), None);
+        }
+    }
+    let fast = lab.node(1).counters()?.fast(Hook::Ingress) - before;
+    ensure!(
+        (fast >= 14) == (mode == Mode::Fast),
+        "{fast} of 16 packets were fast"
+    );
+    for packet in received(&capture.stop()?) {
+        if packet.ip.protocol == IpNumber::UDP
+            && let (_, &[outer, inner]) = UdpHeader::from_slice(&packet.payload)?
+        {
+            let tos = packet.ip.dscp.value() << 2 | packet.ip.ecn.value();
+            arrivals.insert((outer.into(), inner.into()), Some(tos));
+            ensure!(packet.has_valid_header_checksum(), "{packet:?}");
+        }
+    }
+    Ok(arrivals)
+}
+
+/// RFC 6040 §4.2 as Linux has it.
+fn merged(outer: usize, inner: usize) -> Option<u8> {
+    let [not_ect, ect1, ect0, ce] = [0, 1, 2, 3];
+    let ecn = match (outer, inner) {
+        (3, 0) => return None,
+        (_, 0) => not_ect,
+        (3, _) | (_, 3) => ce,
+        (1, _) | (_, 1) => ect1,
+        _ => ect0,
+    };
+    Some(DSCP << 2 | ecn)
+}
+
+#[test]
+fn congestion_marks_of_the_path_reach_pods_in_all_sixteen_combinations() {
+    let [fast, off] = in_both_modes(&Lab::builder().nodes(2), &[], arrivals);
+    let expected: Arrivals = (0..4)
+        .flat_map(|outer| (0..4).map(move |inner| ((outer, inner), merged(outer, inner))))
+        .collect();
+    assert_eq!(off, expected, "without the fast path");
+    assert_eq!(fast, expected, "with the fast path");
+}
+
+/// Nothing on the way leaves a checksum to a card: each must be right at the receiver.
+#[test]
+fn checksums_are_right_without_any_offload() {
+    in_both_modes(&Lab::builder().nodes(2), &[], |lab, mode| {
+        let ends = ends(lab)?;
+        for node in lab.nodes() {
+            for interface in ["eth0", "vetha"] {
+                node.cmd("ethtool", ["-K", interface, "tx", "off", "gro", "off"])?;
+            }
+            // Merging leaves checksums open that were right before.
+            node.cmd("ethtool", ["-K", "flannel.1", "gro", "off"])?;
+        }
+        for end in &ends {
+            end.namespace
+                .run("ethtool", ["-K", POD_INTERFACE, "tx", "off"])?;
+        }
+        let captures = [
+            Capture::start(&ends[0].namespace, POD_INTERFACE)?,
+            Capture::start(&ends[1].namespace, POD_INTERFACE)?,
+        ];
+        for (from, to) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])] {
+            tcp::transfer(from, to, tcp::Spec::bulk(300_000))?;
+            tcp::transfer(from, to, tcp::Spec::small_writes(10_000, 100))?;
+            udp::echo_each(from, to, &[8, 9, 100, 1_421, 1_422], 10)?.ensure_lossless()?;
+            ping::all(from, to.address, 10)?;
+        }
+        let mut count = 0;
+        for capture in captures {
+            for packet in received(&capture.stop()?) {
+                ensure!(packet.has_valid_header_checksum(), "IP: {packet:?}");
+                if packet.ip.protocol != IpNumber::IGMP {
+                    ensure!(packet.has_valid_payload_checksum()?, "{packet:?}");
+                    count += 1;
+                }
+            }
+        }
+        ensure!(count > 1_000, "{count} packets arrived");
+        let fast = lab.node(1).counters()?.fast(Hook::Ingress);
+        ensure!(
+            (fast > 300) == (mode == Mode::Fast),
+            "{fast} packets were fast"
+        );
+        Ok(())
+    });
+}
