@@ -38,8 +38,13 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Names the namespace that process `pid` is in.
+    /// Names the namespace that process `pid` is in, which must not be the caller's own: whatever
+    /// runs in a named namespace may be killed with it.
     pub fn attach(name: &str, pid: u32) -> Result<Self> {
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
+        if of(&pid.to_string())? == of("self")? {
+            bail!("process {pid} has no network namespace of its own");
+        }
         checked(Command::new("ip").args(["netns", "attach", name, &pid.to_string()]))?;
         Self::open(name)
     }
