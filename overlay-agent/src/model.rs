@@ -36,6 +36,9 @@ pub struct Underlay {
     pub ifindex: u32,
     pub name: String,
     pub mtu: u32,
+    /// Whether it is a network card, or a bond of them, rather than a device of the kernel's own
+    /// such as a veth: only there is native XDP free.
+    pub hardware: bool,
     /// Source of tunnel packets: an address of the interface.
     pub address: Ipv4Addr,
     /// What the lease advertises (`--public-ip`, else `address`).

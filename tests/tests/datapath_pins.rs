@@ -117,6 +117,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
                 ifindex: 2,
                 name: "eth0".into(),
                 mtu: 1500,
+                hardware: false,
                 address: [192, 168, 0, 200].into(),
                 public_ip: [192, 168, 0, 200].into(),
             },

@@ -106,8 +106,11 @@ fn killing_and_restarting_the_agent_under_traffic_loses_no_packet() {
             now == adopted,
             "links before {adopted:?}, after {now:?}: not adopted"
         );
+        wait_for("enough datagrams to tell a loss", DEADLINE, || {
+            ensure!(flow.sent() > 300, "only {}", flow.sent());
+            Ok(())
+        })?;
         let report = flow.stop()?;
-        ensure!(report.datagrams.sent > 300, "{report:?}");
         report.datagrams.ensure_lossless()?;
         let transfer = transfer
             .join()

@@ -46,6 +46,7 @@ impl Discovery {
                 ifindex: underlay.ifindex,
                 name: underlay.name.clone(),
                 mtu: underlay.mtu,
+                hardware: false,
                 address: Ipv4Addr::new(192, 168, 0, 1),
                 public_ip: Ipv4Addr::new(192, 168, 0, 1),
             },

@@ -241,6 +241,7 @@ mod tests {
                     ifindex: 3,
                     name: "eth0".into(),
                     mtu: 1500,
+                    hardware: true,
                     address: Ipv4Addr::new(192, 168, 0, 9),
                     public_ip: Ipv4Addr::new(203, 0, 113, 9),
                 },

@@ -198,6 +198,7 @@ mod tests {
                     ifindex: UNDERLAY,
                     name: "eth0".to_owned(),
                     mtu: 1500,
+                    hardware: true,
                     address: Ipv4Addr::new(192, 168, 7, 1),
                     public_ip: Ipv4Addr::new(192, 168, 7, 1),
                 },

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::Path,
 };
 
 use overlay_common::outcome::Hook;
@@ -13,7 +12,7 @@ use tracing::{info, warn};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, XdpMode},
-    model::{Backend, Desired},
+    model::{Backend, Desired, Underlay},
     netlink::{PodLink, Vtep},
     object::OBJECT,
 };
@@ -180,7 +179,7 @@ fn attachments(
     if let Some(vtep) = vtep {
         wanted.insert(at(Hook::Confirm, vtep.ifindex, &vtep.name));
         wanted.insert(at(Hook::Arrive, vtep.ifindex, &vtep.name));
-        if let Some(mode) = guard_mode(xdp, &underlay.name) {
+        if let Some(mode) = guard_mode(xdp, underlay) {
             wanted.insert(Attachment {
                 xdp: mode,
                 ..at(Hook::Guard, underlay.ifindex, &underlay.name)
@@ -196,15 +195,9 @@ fn attachments(
 
 /// How the guard is attached to the underlay, if at all. On virtual interfaces native XDP costs every
 /// packet a copy and takes segmentation offload away, so there it has to be asked for.
-fn guard_mode(xdp: Xdp, underlay: &str) -> Option<XdpMode> {
-    let is_hardware = || {
-        Path::new("/sys/class/net")
-            .join(underlay)
-            .join("device")
-            .exists()
-    };
+fn guard_mode(xdp: Xdp, underlay: &Underlay) -> Option<XdpMode> {
     match xdp {
-        Xdp::Auto => is_hardware().then_some(XdpMode::NativeIfSupported),
+        Xdp::Auto => underlay.hardware.then_some(XdpMode::NativeIfSupported),
         Xdp::Native => Some(XdpMode::Native),
         Xdp::Generic => Some(XdpMode::Generic),
         Xdp::Off => None,

@@ -35,6 +35,8 @@ pub struct Selection {
     pub ifindex: u32,
     pub name: String,
     pub mtu: u32,
+    /// See [`Underlay::hardware`].
+    pub hardware: bool,
     /// Present if the network has IPv4.
     pub ipv4: Option<Addresses<Ipv4Addr>>,
     /// Present if the network has IPv6.
@@ -78,6 +80,7 @@ impl Selection {
             ifindex: self.ifindex,
             name: self.name.clone(),
             mtu: self.mtu,
+            hardware: self.hardware,
             address: ipv4.local,
             public_ip: ipv4.public,
         })
@@ -216,6 +219,7 @@ fn finish(
         ifindex: link.ifindex,
         name: link.name.clone(),
         mtu: link.mtu,
+        hardware: link.hardware,
         ipv4: ipv4.map(|local| Addresses {
             local,
             public: options.public_ip.unwrap_or(local),

@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-        link::{LinkAttribute, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia},
     },
 };
@@ -37,6 +37,8 @@ pub struct Link {
     pub ifindex: u32,
     pub name: String,
     pub mtu: u32,
+    /// See [`Underlay::hardware`](crate::model::Underlay::hardware).
+    pub hardware: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +122,13 @@ fn link(message: LinkMessage) -> Option<Link> {
     let ifindex = message.header.index;
     let mut name = None;
     let mut mtu = 0;
+    // Network cards, paravirtual ones too, have no kind; /sys would show those of another namespace.
+    let mut hardware = true;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text),
             LinkAttribute::Mtu(bytes) => mtu = bytes,
+            LinkAttribute::LinkInfo(info) => hardware = !info.iter().any(is_virtual),
             _ => {}
         }
     }
@@ -131,7 +136,13 @@ fn link(message: LinkMessage) -> Option<Link> {
         ifindex,
         name: name?,
         mtu,
+        hardware,
     })
+}
+
+/// A bond hands native XDP on to its members.
+fn is_virtual(info: &LinkInfo) -> bool {
+    matches!(info, LinkInfo::Kind(kind) if *kind != InfoKind::Bond)
 }
 
 /// On a point-to-point interface `Local` is the own address and `Address` the peer's.

@@ -17,6 +17,7 @@ fn host(interfaces: &[(&str, &[&str])]) -> HostSnapshot {
             ifindex,
             name: name.to_owned(),
             mtu: 1500,
+            hardware: true,
         });
         for address in addresses {
             let ip = address.parse().unwrap();

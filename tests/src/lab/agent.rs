@@ -37,7 +37,7 @@ pub fn binary() -> Result<PathBuf> {
         .find(|path| path.is_file());
     found.with_context(|| {
         format!(
-            "no overlay-agent beside {}: run `cargo xtask build`, or set {AGENT_VARIABLE}",
+            "no overlay-agent beside {}: run `cargo build -p overlay-agent`, or set {AGENT_VARIABLE}",
             current.display()
         )
     })

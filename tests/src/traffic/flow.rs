@@ -5,7 +5,7 @@ use std::{
     net::UdpSocket,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ const SIZE: usize = 200;
 #[derive(Debug)]
 pub struct SteadyFlow {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU32>,
     sender: JoinHandle<Result<FlowReport>>,
     server: EchoServer,
 }
@@ -47,15 +48,23 @@ impl SteadyFlow {
         // Routes are looked up in the socket's namespace, not in that of the calling thread.
         socket.connect(server.address)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let sent = Arc::new(AtomicU32::new(0));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
         let sender = from
             .namespace
-            .spawn(move || send_and_count(&socket, interval, &stopped));
+            .spawn(move || send_and_count(&socket, interval, &count, &stopped));
         Ok(Self {
             stop,
+            sent,
             sender,
             server,
         })
+    }
+
+    /// How many datagrams have been sent so far: fewer than the interval says, where timers are coarse
+    /// or the machine is busy.
+    pub fn sent(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Ends the flow and waits for replies still under way.
@@ -73,35 +82,41 @@ impl SteadyFlow {
 fn send_and_count(
     socket: &UdpSocket,
     interval: Duration,
+    sent: &AtomicU32,
     stopped: &AtomicBool,
 ) -> Result<FlowReport> {
     let receiving = socket.try_clone()?;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let receiver = scope.spawn(|| receive_replies(&receiving, &done));
-        let sent = send_until(socket, interval, stopped);
+        let sending = send_until(socket, interval, sent, stopped);
         thread::sleep(STRAGGLERS);
         done.store(true, Ordering::Relaxed);
         let replies = receiver
             .join()
             .unwrap_or_else(|_panic| Err(anyhow!("panicked")));
-        Ok(summarise(sent?, &replies?))
+        sending?;
+        Ok(summarise(sent.load(Ordering::Relaxed), &replies?))
     })
 }
 
-/// The number of datagrams sent.
-fn send_until(socket: &UdpSocket, interval: Duration, stopped: &AtomicBool) -> Result<u32> {
-    let mut sent = 0;
+fn send_until(
+    socket: &UdpSocket,
+    interval: Duration,
+    sent: &AtomicU32,
+    stopped: &AtomicBool,
+) -> Result<()> {
     let mut next = Instant::now();
     while !stopped.load(Ordering::Relaxed) {
+        let number = sent.load(Ordering::Relaxed);
         socket
-            .send(&fill(sent, SIZE))
-            .with_context(|| format!("send datagram {sent}"))?;
-        sent += 1;
+            .send(&fill(number, SIZE))
+            .with_context(|| format!("send datagram {number}"))?;
+        sent.store(number + 1, Ordering::Relaxed);
         next += interval;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// When the reply to each datagram came.

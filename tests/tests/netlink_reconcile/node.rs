@@ -93,6 +93,7 @@ pub fn underlay() -> Underlay {
         ifindex: index_of("eth0"),
         name: "eth0".to_owned(),
         mtu: 1500,
+        hardware: false,
         address: Ipv4Addr::new(192, 168, 0, 1),
         public_ip: Ipv4Addr::new(192, 168, 0, 1),
     }

@@ -37,6 +37,7 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
                 ifindex: index_of("eth0"),
                 name: "eth0".to_owned(),
                 mtu: 1500,
+                hardware: false,
                 address,
                 public_ip: address,
             },

@@ -14,6 +14,7 @@ fn local() -> LocalNode {
             ifindex: UNDERLAY,
             name: "eth0".to_owned(),
             mtu: 1500,
+            hardware: false,
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(192, 0, 2, 1),
         },
