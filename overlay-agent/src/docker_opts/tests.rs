@@ -15,6 +15,7 @@ fn host(destination: &str, gateway: Option<&str>) -> HostSnapshot {
             ifindex: 7,
             name: "eth0".to_owned(),
             mtu: 1500,
+            hardware: true,
         }],
         routes: vec![Route {
             destination: destination.parse().unwrap(),
