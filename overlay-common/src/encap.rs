@@ -83,6 +83,30 @@ impl EncapHeader {
         }
     }
 
+    /// The same bytes as words in native order, to be stored one by one: a copy of the whole is
+    /// byte by byte in BPF.
+    #[inline(always)]
+    pub fn words(&self) -> ([u64; 6], u16) {
+        let bytes = bytemuck::bytes_of(self);
+        let word = |at: usize| {
+            u64::from_ne_bytes([
+                bytes[at],
+                bytes[at + 1],
+                bytes[at + 2],
+                bytes[at + 3],
+                bytes[at + 4],
+                bytes[at + 5],
+                bytes[at + 6],
+                bytes[at + 7],
+            ])
+        };
+        let last = u16::from_ne_bytes([bytes[48], bytes[49]]);
+        (
+            [word(0), word(8), word(16), word(24), word(32), word(40)],
+            last,
+        )
+    }
+
     /// Sum over the template's IP header for [`outer_ipv4_check`].
     pub fn ipv4_sum(&self) -> u32 {
         checksum::add_bytes(0, bytemuck::bytes_of(&self.ipv4))

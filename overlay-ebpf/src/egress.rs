@@ -187,7 +187,14 @@ fn write_encap(
     let total_len = (outer_len as u16).to_be_bytes();
     let udp_len = ((outer_len - IPV4_LEN as u32) as u16).to_be_bytes();
     flow.write_hop(packet, ETH_LEN + ENCAP_LEN as usize)?;
-    packet.write(ETH_LEN, node.encap)?;
+    let (words, last) = node.encap.words();
+    packet.write(ETH_LEN, words[0])?;
+    packet.write(ETH_LEN + 8, words[1])?;
+    packet.write(ETH_LEN + 16, words[2])?;
+    packet.write(ETH_LEN + 24, words[3])?;
+    packet.write(ETH_LEN + 32, words[4])?;
+    packet.write(ETH_LEN + 40, words[5])?;
+    packet.write(ETH_LEN + 48, last)?;
     packet.write(TOS, tos)?;
     packet.write(LEN, total_len)?;
     packet.write(

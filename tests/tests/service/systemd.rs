@@ -219,7 +219,16 @@ fn the_unit_starts_reloads_and_stops_in_its_sandbox() {
         );
 
         systemd.systemctl(&["reload", UNIT])?;
-        ensure!(systemd.property("ActiveState")? == "active");
+        // Sending the signal is all that the command waits for.
+        wait_for("the reload to end", PATIENCE, || {
+            let state = systemd.property("ActiveState")?;
+            let log = systemd.run(&["cat", "/run/agent.log"])?;
+            ensure!(
+                state == "active" && log.contains(" reloaded"),
+                "{state}: {log}"
+            );
+            Ok(())
+        })?;
         ensure!(
             systemd.property("MainPID")? == pid,
             "reloading restarted it"
