@@ -19,7 +19,7 @@ use crate::{lab::Pod, netns::Namespace, sys};
 /// Interface of every pod.
 pub const POD_INTERFACE: &str = "eth0";
 
-/// A socket that sends frames out of a pod's interface.
+/// A socket that sends frames out of an interface.
 #[derive(Debug)]
 pub struct RawPort {
     socket: OwnedFd,
@@ -29,12 +29,16 @@ pub struct RawPort {
 
 impl RawPort {
     pub fn open(pod: &Pod) -> Result<Self> {
-        let socket = pod
-            .namespace
-            .enter(|| -> Result<_> { Ok(sys::packet_socket(if_nametoindex(POD_INTERFACE)?)?) })?;
+        Self::at(&pod.namespace, POD_INTERFACE)
+    }
+
+    /// Sends out of any interface of a namespace.
+    pub fn at(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let socket = namespace
+            .enter(|| -> Result<_> { Ok(sys::packet_socket(if_nametoindex(interface)?)?) })?;
         Ok(Self {
             socket,
-            mac: mac_of(&pod.namespace, POD_INTERFACE)?,
+            mac: mac_of(namespace, interface)?,
         })
     }
 
