@@ -76,6 +76,36 @@ fn wait_ghost_gone(node: &Node) -> Result<()> {
     )
 }
 
+/// Waits until the node is healthy, with a table of this capacity and flows in it.
+fn wait_flow_table(node: &Node, capacity: u64) -> Result<()> {
+    wait_for("flows in a table of the size", DEADLINE, || {
+        let status = node.operator_json(&["status"])?;
+        let flows = &status["datapath"]["flows"];
+        let live = flows["live"].as_u64().unwrap_or(0);
+        ensure!(flows["capacity"] == capacity && live > 0, "flows: {flows}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        lab.bring_up(1)?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        wait_fast(node)?;
+        wait_flow_table(node, 131_072)?;
+        for size in [8_192, 1_048_576] {
+            node.kill_agent()?;
+            lab.start_agent(node, &[&format!("--flow-table-size={size}")])?;
+            // By the programs that use the table that `status` sees.
+            wait_flow_table(node, size)?;
+            wait_fast(node)?;
+        }
+        flow.stop()?.datagrams.ensure_lossless()
+    });
+}
+
 #[test]
 fn killing_and_restarting_the_agent_under_traffic_loses_no_packet() {
     scenario(Lab::builder().nodes(2), |lab| {

@@ -113,6 +113,8 @@ pub struct DatapathOptions {
     pub fastpath: Fastpath,
     pub xdp: Xdp,
     pub pin_dir: PathBuf,
+    /// Flows the table holds before it evicts the least recently used.
+    pub flow_table_size: u32,
     /// Set `nf_conntrack_tcp_be_liberal`: conntrack does not see the segments of the fast path, and
     /// would call later ones out of window.
     pub tcp_be_liberal: bool,
@@ -234,6 +236,7 @@ impl Default for DatapathOptions {
             fastpath: Fastpath::default(),
             xdp: Xdp::default(),
             pin_dir: PathBuf::from("/sys/fs/bpf/overlay"),
+            flow_table_size: 131_072,
             tcp_be_liberal: true,
         }
     }

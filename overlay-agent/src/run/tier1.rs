@@ -17,9 +17,6 @@ use crate::{
     object::OBJECT,
 };
 
-/// Capacity of the flow table: 16 MiB of kernel memory.
-const MAX_FLOWS: u32 = 131_072;
-
 /// Conntrack of this network namespace takes TCP segments outside the window it knows. It does not
 /// see what the fast path carries, and the packets it sees again later must not look invalid.
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
@@ -41,7 +38,7 @@ impl Tier1 {
         let opened = Datapath::open(&datapath::Options {
             pin_dir: options.pin_dir.clone(),
             object: OBJECT,
-            max_flows: MAX_FLOWS,
+            max_flows: options.flow_table_size,
             fastpath: options.fastpath,
             lease: datapath::LEASE,
         });

@@ -1,6 +1,6 @@
 //! One row per flag.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
     draft::Draft,
@@ -64,6 +64,9 @@ impl Flag {
         }
     }
 }
+
+/// Room for a list per CPU on large machines; 2 GiB.
+const FLOW_TABLE_SIZES: RangeInclusive<u32> = 4_096..=16_777_216;
 
 const LOGS_TO_STDERR: &str = "logs go to standard error; select more with --v or RUST_LOG";
 const NO_VICI: &str = "ipsec is not done through charon";
@@ -439,6 +442,24 @@ pub const FLAGS: &[Flag] = &[
         help: "bpffs directory of the eBPF maps and links; one per daemon",
         set: |draft, value| {
             draft.options.datapath.pin_dir = path(value).ok_or_else(no_path)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "flow-table-size",
+        group: Group::Datapath,
+        form: Form::Value("FLOWS"),
+        default: "131072",
+        help: "flows that can be fast at a time, 128 bytes of kernel memory each; the least recently \
+               used make room for others",
+        set: |draft, value| {
+            draft.options.datapath.flow_table_size = u32::try_from(integer(value)?)
+                .ok()
+                .filter(|size| FLOW_TABLE_SIZES.contains(size))
+                .ok_or_else(|| {
+                    let (least, most) = FLOW_TABLE_SIZES.into_inner();
+                    ValueError::Invalid(format!("give a number of flows from {least} to {most}"))
+                })?;
             Ok(())
         },
     },

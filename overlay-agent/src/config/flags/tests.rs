@@ -92,6 +92,7 @@ fn every_flag_can_be_given_with_its_documented_form() {
                     "IPV6" => "fd00::1",
                     "URL,..." => "http://10.0.0.1:2379",
                     "MINUTES" | "SECONDS" | "PORT" | "LEVEL" => "7",
+                    "FLOWS" => "8192",
                     _ => "text",
                 };
                 parse_with(&[&word, value], &[])
@@ -157,6 +158,7 @@ fn our_own_flags_are_understood() {
         "--datapath=kernel",
         "--fastpath=off",
         "--pin-dir=/sys/fs/bpf/one",
+        "--flow-table-size=1000000",
         "--conntrack-tcp-be-liberal=false",
         "--log-format=json",
         "-v=5",
@@ -164,6 +166,7 @@ fn our_own_flags_are_understood() {
     assert_eq!(options.datapath.tier, DatapathTier::Kernel);
     assert_eq!(options.datapath.fastpath, Fastpath::Off);
     assert_eq!(options.datapath.pin_dir, PathBuf::from("/sys/fs/bpf/one"));
+    assert_eq!(options.datapath.flow_table_size, 1_000_000);
     assert!(!options.datapath.tcp_be_liberal);
     assert_eq!(options.log.format, LogFormat::Json);
     assert_eq!(options.log.verbosity, 5);
@@ -404,6 +407,14 @@ fn bad_flags_are_refused_with_a_hint() {
         (
             &["--datapath=xdp"],
             r#"invalid value "xdp" for flag --datapath: give one of auto, ebpf, kernel"#,
+        ),
+        (
+            &["--flow-table-size=4095"],
+            r#"invalid value "4095" for flag --flow-table-size: give a number of flows from 4096 to 16777216"#,
+        ),
+        (
+            &["--flow-table-size=4294967296"],
+            r#"invalid value "4294967296" for flag --flow-table-size: give a number of flows from 4096 to 16777216"#,
         ),
         (
             &["--subnet-file="],
