@@ -12,6 +12,7 @@ use overlay_common::{
 
 use crate::{
     helpers::{Skb, now},
+    mac::Mac,
     maps::{self, Lease, NexthopCopy, NexthopEntry},
     parse::{Control, ETH_LEN, FLOW_LEN, Flow4, Local},
 };
@@ -58,7 +59,8 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
     }
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let index = maps::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
-    let mode = resolve(skb, config, index)?;
+    let to = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
+    let mode = resolve(skb, config, index, to)?;
     let port = source_port(stamp, config.source_port_min, config.source_port_span);
     let lease = Lease::Egress {
         mode,
@@ -76,10 +78,11 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
 }
 
 /// Resolves the way to node `index` with the kernel's own tables and remembers it. Fails unless the
-/// kernel just sent this packet that way: by the tunnel device, or straight out of the interface
-/// that reaches the node directly.
+/// kernel just sent this packet that way: by the tunnel device to the node's VTEP, or straight out of
+/// the interface that reaches the node directly, to the same neighbour. Whoever else changes the
+/// kernel's routes, stock flanneld for one, is followed by that even if the maps are out of date.
 #[inline(always)]
-fn resolve(skb: &Skb, config: &Config, index: u32) -> Result<u8, Outcome> {
+fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcome> {
     let node = maps::node(index).ok_or(Outcome::Nexthop)?;
     let nexthop = NexthopEntry::find(index).ok_or(Outcome::Nexthop)?;
     let Some(fib) = skb.route(skb.ingress_ifindex(), config.vtep, node.vtep) else {
@@ -87,8 +90,8 @@ fn resolve(skb: &Skb, config: &Config, index: u32) -> Result<u8, Outcome> {
         return Err(Outcome::Nexthop);
     };
     let direct = node.flags & NODE_DIRECT != 0 && fib.on_link;
-    let (mode, mtu, device) = if direct {
-        (MODE_DIRECT, fib.mtu, fib.ifindex)
+    let (mode, mtu, device, neighbour) = if direct {
+        (MODE_DIRECT, fib.mtu, fib.ifindex, fib.dst_mac)
     } else {
         let room = fib.mtu.saturating_sub(ENCAP_LEN);
         let mtu = if room < config.pod_mtu {
@@ -96,9 +99,9 @@ fn resolve(skb: &Skb, config: &Config, index: u32) -> Result<u8, Outcome> {
         } else {
             config.pod_mtu
         };
-        (MODE_TUNNEL, mtu, config.vtep_ifindex)
+        (MODE_TUNNEL, mtu, config.vtep_ifindex, Mac::of(&node.vtep_mac))
     };
-    if skb.ifindex() != device {
+    if skb.ifindex() != device || to != neighbour {
         return Err(Outcome::OtherPath);
     }
     nexthop.set(&NexthopCopy {

@@ -42,14 +42,14 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
 #[inline(always)]
 fn classify(skb: &Skb) -> Result<Handled, Outcome> {
     let config = maps::config().ok_or(Outcome::Disabled)?;
-    if config.fastpath == FASTPATH_OFF {
-        return Err(Outcome::Disabled);
-    }
     let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
     let frame_dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
     let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
     if skb.vlan_present() != 0 {
         return guard_tagged(skb, packet, config, ethertype);
+    }
+    if config.fastpath == FASTPATH_OFF {
+        return guard_tunnel(skb, packet, config, Some(Outcome::Disabled));
     }
     if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
         return Err(Outcome::NotIpv4);

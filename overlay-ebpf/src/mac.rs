@@ -3,6 +3,8 @@
 //! An array of bytes would be copied through the stack, where the verifier wants every access
 //! aligned; an integer stays in registers.
 
+use overlay_common::addr::MacAddr;
+
 use crate::packet::Packet;
 
 const LOW_48: u64 = 0x0000_ffff_ffff_ffff;
@@ -20,6 +22,12 @@ impl Mac {
     #[inline(always)]
     pub const fn from_halves([a, b, c]: [u16; 3]) -> Self {
         Self(a as u64 | (b as u64) << 16 | (c as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn of(mac: &MacAddr) -> Self {
+        let [a, b, c, d, e, f] = mac.octets;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
     }
 
     #[inline(always)]

@@ -122,7 +122,13 @@ fn journey(fixture: &Fixture, remote: &Remote, out: &Packet, back: &Packet) -> [
     let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).bytes();
     [
         (Hook::Egress, out.bytes(), pod, pod, 0),
-        (Hook::Confirm, out.bytes(), device, gateway, out_stamp),
+        (
+            Hook::Confirm,
+            remote.leaving(out).bytes(),
+            device,
+            gateway,
+            out_stamp,
+        ),
         (Hook::Ingress, arriving, underlay, underlay, 0),
         (Hook::Arrive, back.bytes(), tunnel, tunnel, 0),
         (Hook::Deliver, delivered, pod, device, back_stamp),

@@ -178,7 +178,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on() -> Result<(
                 let started = now()?;
                 let first = bench.chain(
                     &[Hook::Egress, Hook::Confirm],
-                    &packet.bytes(),
+                    &remote.leaving(&packet).bytes(),
                     &outward(&interfaces, &remote),
                 )?;
                 ensure!(
@@ -248,7 +248,7 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
             let packet = remote.from_pod(TRANSPORTS[0]);
             bench.chain(
                 &[Hook::Egress, Hook::Confirm],
-                &packet.bytes(),
+                &remote.leaving(&packet).bytes(),
                 &outward(&interfaces, &remote),
             )?;
             let want = Nexthop {
@@ -382,7 +382,11 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart() ->
                 hash: fixture.stamp(key),
                 ..outward(&interfaces, &TUNNELLED)
             };
-            bench.run(Hook::Confirm, &out.bytes(), &surroundings)
+            bench.run(
+                Hook::Confirm,
+                &TUNNELLED.leaving(&out).bytes(),
+                &surroundings,
+            )
         };
         let grant_ingress = |bench: &mut Bench| {
             let surroundings = Surroundings {
@@ -466,7 +470,6 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions() -
         };
         let changes: [&dyn Fn(&mut Fixture); 3] = [&moved, &flushed, &passed_on];
         for (change, node) in changes.into_iter().zip([ROUTED, TUNNELLED, TUNNELLED]) {
-            let node = node.index;
             let mut fixture = Fixture::new(interfaces);
             fixture.grant(key, &TUNNELLED);
             change(&mut fixture);
@@ -475,14 +478,14 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions() -
                 hash: fixture.stamp(key),
                 ..outward(&interfaces, &TUNNELLED)
             };
-            bench.run(Hook::Confirm, &packet.bytes(), &surroundings)?;
+            bench.run(Hook::Confirm, &node.leaving(&packet).bytes(), &surroundings)?;
             let flow = entry(&mut bench, key)?;
             ensure!(
                 flow.ingress_until == 0 && flow.pod_mac == MacAddr::ZERO && flow.pod_ifindex == 0,
                 "{flow:?}"
             );
             ensure!(
-                flow.node == node && flow.generation == fixture.config.generation,
+                flow.node == node.index && flow.generation == fixture.config.generation,
                 "{flow:?}"
             );
         }

@@ -440,6 +440,12 @@ fn tunnel_injection(table: &mut Table) {
         let dropped = Expected::Drop(Outcome::PodTunnel);
         table.row(&name, packet.bytes(), dropped, |_, _| {});
     }
+    table.row(
+        "a pod's tunnel packet while the fast path is off",
+        injection.bytes(),
+        Expected::Drop(Outcome::PodTunnel),
+        |fixture, _| fixture.config.fastpath = FASTPATH_OFF,
+    );
     let under_tag = |tci: u16, tag: [u8; 4]| {
         let frame = injection.bytes();
         let frame = [&frame[..12], &tag, &frame[12..]].concat();
@@ -1153,10 +1159,7 @@ fn stamp_rows(table: &mut Table, packet: &Packet, local: Local) {
 
 /// A packet as the kernel hands it to a device on its way out: one hop further.
 fn leaving(remote: &Remote) -> Packet {
-    remote
-        .from_pod(TCP)
-        .macs(remote.vtep_mac, VTEP_MAC)
-        .with(|p| p.ttl = 63)
+    remote.leaving(&remote.from_pod(TCP).with(|p| p.ttl = 63))
 }
 
 fn confirm(interfaces: Interfaces) -> Vec<Row> {
@@ -1188,7 +1191,11 @@ fn confirm(interfaces: Interfaces) -> Vec<Row> {
                       remote: &Remote,
                       device: u32,
                       arrange: &dyn Fn(&mut Fixture, &mut Surroundings)| {
-        let packet = leaving(remote);
+        let packet = if device == interfaces.tunnel {
+            leaving(remote).macs(remote.vtep_mac, VTEP_MAC)
+        } else {
+            leaving(remote).macs(remote.neighbour, UNDERLAY_MAC)
+        };
         let stamp = table.fixture.stamp(packet.flow(Local::Source));
         table.pass(outcome, name, packet.bytes(), |fixture, surroundings| {
             surroundings.hash = stamp;
@@ -1238,6 +1245,30 @@ fn confirm(interfaces: Interfaces) -> Vec<Row> {
         &ROUTED,
         underlay,
         &|_, _| {},
+    );
+    leaves(
+        Outcome::OtherPath,
+        "by the tunnel to another VTEP than the node's",
+        &TUNNELLED,
+        tunnel,
+        &|fixture, _| {
+            if let Some(node) = fixture.nodes.get_mut(&TUNNELLED.index) {
+                node.vtep_mac = ROUTED.vtep_mac;
+            }
+        },
+    );
+    leaves(
+        Outcome::OtherPath,
+        "straight to another neighbour than the kernel's route to the node says",
+        &DIRECT,
+        underlay,
+        &|fixture, _| {
+            if let Some(node) = fixture.nodes.get_mut(&DIRECT.index) {
+                node.vtep = Ipv4Be {
+                    octets: TUNNELLED.vtep,
+                };
+            }
+        },
     );
     leaves(
         Outcome::NoGateway,

@@ -140,6 +140,18 @@ impl Remote {
         Packet::new(POD, self.pod, transport).macs(GATEWAY_MAC, POD_MAC)
     }
 
+    /// `packet`, from this node's pod to the one there, with the MAC addresses that the kernel gives
+    /// it on its last hop.
+    #[must_use]
+    pub fn leaving(&self, packet: &Packet) -> Packet {
+        let (to, from) = if self.mode == MODE_DIRECT {
+            (self.neighbour, UNDERLAY_MAC)
+        } else {
+            (self.vtep_mac, VTEP_MAC)
+        };
+        packet.clone().macs(to, from)
+    }
+
     /// A packet from the pod there to this node's, as the sending node puts it into a tunnel
     /// packet, or sends it directly.
     pub fn to_pod(&self, transport: Transport) -> Packet {
