@@ -15,6 +15,7 @@ use overlay_common::{
     addr::Ipv4Be,
     config::Config,
     flow::{Flow, FlowKey4},
+    maps::MAX_NODES,
     node::Node,
     outcome::{Counter, Hook, Kind, Outcome},
     route::Route,
@@ -284,6 +285,12 @@ fn problems(observed: &Observed, interface_name: impl Fn(u32) -> Option<String>)
         let links = observed.links.iter().filter(|link| link.hook == hook);
         links.map(|link| link.ifindex).collect()
     };
+    if observed.nodes.len() + 1 >= MAX_NODES {
+        problems.push(format!(
+            "the node map is full: peers beyond these {} have the kernel tier only",
+            observed.nodes.len()
+        ));
+    }
     if at(Hook::Ingress).is_empty() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
@@ -537,6 +544,21 @@ mod tests {
         let report = report(&observed);
         assert_eq!(report.health, Health::Degraded);
         insta::assert_snapshot!(text(&report, Format::Table));
+    }
+
+    #[test]
+    fn a_full_node_map_is_a_problem() {
+        let mut observed = healthy();
+        let node = observed.nodes[&1];
+        let full = u32::try_from(MAX_NODES).unwrap();
+        observed.nodes = (1..full - 1).map(|index| (index, node)).collect();
+        assert!(report(&observed).problems.is_empty());
+        observed.nodes.insert(full - 1, node);
+        let problems = report(&observed).problems;
+        assert!(
+            problems.concat().contains("the node map is full"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Controller {
         if dirty.tiers || dirty.vtep {
             again.tiers |= !self.reconcile().await;
         }
-        if dirty.pods || dirty.vtep || dirty.underlay {
+        if dirty.pods || dirty.vtep || dirty.underlay || self.tier1.is_attach_due() {
             again.pods |= !self.attach();
         }
         debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");

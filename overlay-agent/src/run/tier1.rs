@@ -23,7 +23,14 @@ const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_libera
 
 /// The eBPF tier, if there is one.
 pub enum Tier1 {
-    Active { datapath: Box<Datapath>, xdp: Xdp },
+    Active {
+        datapath: Box<Datapath>,
+        xdp: Xdp,
+        /// Subnets of peers that found no room in the maps.
+        left_to_kernel: usize,
+        /// Something was applied that attachments depend on.
+        attach_due: bool,
+    },
     Absent,
 }
 
@@ -50,6 +57,8 @@ impl Tier1 {
                 Ok(Self::Active {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
+                    left_to_kernel: 0,
+                    attach_due: true,
                 })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
@@ -76,7 +85,13 @@ impl Tier1 {
 
     /// Brings the maps to the desired state.
     pub fn apply(&mut self, desired: &Desired, vtep: Option<&Vtep>) -> Result<(), DatapathError> {
-        let Self::Active { datapath, .. } = self else {
+        let Self::Active {
+            datapath,
+            left_to_kernel,
+            attach_due,
+            ..
+        } = self
+        else {
             return Ok(());
         };
         let vtep = vtep.map(|vtep| datapath::Vtep {
@@ -84,13 +99,34 @@ impl Tier1 {
             mac: vtep.mac,
         });
         let summary = datapath.apply(desired, vtep, HostFacts::read()?)?;
-        if !summary.left_to_kernel.is_empty() {
+        let left = summary.left_to_kernel.len();
+        *attach_due |= (left > 0) != (*left_to_kernel > 0);
+        if left > 0 && *left_to_kernel == 0 {
             warn!(
-                subnets = summary.left_to_kernel.len(),
-                "the node map is full: these subnets have the kernel tier only"
+                peers = summary.nodes,
+                subnets = left,
+                "the node map is full: these subnets have the kernel tier only, and the XDP guard, \
+                 which would take their nodes for strangers, is off"
+            );
+        } else if left == 0 && *left_to_kernel > 0 {
+            info!(
+                peers = summary.nodes,
+                "the node map has room for all peers again"
             );
         }
+        *left_to_kernel = left;
         Ok(())
+    }
+
+    /// Whether programs belong elsewhere since [`Self::attach`] was called.
+    pub const fn is_attach_due(&self) -> bool {
+        matches!(
+            self,
+            Self::Active {
+                attach_due: true,
+                ..
+            }
+        )
     }
 
     /// Attaches the programs to the underlay, the VTEP and every pod interface, and to nothing else.
@@ -101,15 +137,23 @@ impl Tier1 {
         vtep: Option<&Vtep>,
         pods: &BTreeMap<u32, PodLink>,
     ) -> Result<bool, DatapathError> {
-        let Self::Active { datapath, xdp } = self else {
+        let Self::Active {
+            datapath,
+            xdp,
+            left_to_kernel,
+            attach_due,
+        } = self
+        else {
             return Ok(true);
         };
+        *attach_due = false;
+        let xdp = if *left_to_kernel > 0 { Xdp::Off } else { *xdp };
         let gateways = pods
             .values()
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
         datapath.set_gateways(&gateways)?;
-        let summary = datapath.sync_links(&attachments(desired, vtep, pods, *xdp))?;
+        let summary = datapath.sync_links(&attachments(desired, vtep, pods, xdp))?;
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,

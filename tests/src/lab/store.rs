@@ -4,6 +4,7 @@
 use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
+use etcd_client::{Client, Txn, TxnOp};
 
 use super::underlay::router_address;
 use crate::{
@@ -20,6 +21,7 @@ const PORT: u16 = 2379;
 /// A running etcd server, seen as flannel uses it.
 pub struct Store {
     etcd: Etcd,
+    router: Namespace,
 }
 
 /// A lease record as it is stored.
@@ -40,7 +42,10 @@ impl Store {
             .enter(["nsenter", net.as_str()])
             .directory(dir)
             .start()?;
-        Ok(Self { etcd })
+        Ok(Self {
+            etcd,
+            router: router.clone(),
+        })
     }
 
     /// The server itself, for tests that stop or freeze it.
@@ -71,6 +76,28 @@ impl Store {
         self.etcd
             .etcdctl(&["put", &lease, "--", &lease_key(subnet_key), value])
             .map(drop)
+    }
+
+    /// Writes many lease records, of nodes that are not there, without a lease of etcd.
+    pub fn put_leases(&self, records: &[(String, String)]) -> Result<()> {
+        let (endpoints, router) = (self.endpoints(), self.router.clone());
+        router.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let mut client = Client::connect([endpoints], None).await?;
+                // etcd takes up to 128 operations at a time.
+                for batch in records.chunks(128) {
+                    let puts: Vec<_> = batch
+                        .iter()
+                        .map(|(key, value)| TxnOp::put(lease_key(key), value.as_str(), None))
+                        .collect();
+                    client.txn(Txn::new().and_then(puts)).await?;
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Compacts all revisions so far: a watch that resumes from before is refused.
