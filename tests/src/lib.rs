@@ -6,6 +6,7 @@
 //! decoder that shares no code with the datapath.
 
 pub mod bench;
+pub mod big_tcp;
 pub mod btf;
 pub mod capture;
 pub mod decode;
