@@ -139,7 +139,7 @@ fn an_agent_that_waits_for_etcd_stops_when_told() {
 fn an_absent_interface_ends_the_agent_with_its_name() {
     scenario(Lab::builder().nodes(1), |lab| {
         let launch = Launch {
-            interface: "eth7".to_owned(),
+            interface: Some("eth7".to_owned()),
             ..Launch::new(lab.store(), &[])
         };
         let log = fails(lab.node(0), &launch)?;

@@ -4,7 +4,7 @@ use std::{fs, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Lab, Node, scenario},
+    lab::{Lab, Node, agent::Launch, scenario},
     traffic::ping,
     wait::wait_for,
 };
@@ -116,6 +116,42 @@ fn a_restart_at_the_new_address_keeps_the_subnet_that_the_old_address_leased() {
         wait_for("the lease with the new address", PATIENCE, || {
             let now = lease_of(lab, node)?;
             ensure!(now == (key.clone(), moved), "{now:?}");
+            Ok(())
+        })?;
+        wait_talking(lab)
+    });
+}
+
+#[test]
+fn the_underlay_follows_the_default_route_to_another_interface() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        let node = lab.node(0);
+        let second = Ipv4Addr::new(172, 30, 0, 77);
+        node.namespace.ip_batch(&format!(
+            "link add eth1 type veth peer name second netns {}\n\
+             address add {second}/32 dev eth1\n\
+             link set eth1 up\n",
+            lab.underlay().hub().name()
+        ))?;
+        lab.underlay()
+            .hub()
+            .ip_batch("link set second master seg0 up\n")?;
+        node.launch(&Launch {
+            interface: None,
+            ..Launch::new(lab.store(), &["--ip-masq"])
+        })?;
+        node.wait_ready()?;
+        lab.bring_up(1)?;
+        let (key, before) = lease_of(lab, node)?;
+        ensure!(before == node.address, "{before}");
+
+        node.namespace.ip_batch(&format!(
+            "route replace 172.30.0.0/24 dev eth1 src {second}\n\
+             route replace default via 172.30.0.1 dev eth1\n"
+        ))?;
+        wait_for("the lease with the other address", PATIENCE, || {
+            let now = lease_of(lab, node)?;
+            ensure!(now == (key.clone(), second), "{now:?}");
             Ok(())
         })?;
         wait_talking(lab)

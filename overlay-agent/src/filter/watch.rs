@@ -3,6 +3,9 @@
 //! nf_tables multicasts every committed transaction to `NFNLGRP_NFTABLES` and ends it with a
 //! `NFT_MSG_NEWGEN` that names the process (`nf_tables_gen_notify` in the kernel); iptables-nft,
 //! nft, dockerd and kube-proxy all end up there. The old ip_tables is polled.
+//!
+//! The number is the one of the initial PID namespace. In another one, a container that has not the
+//! host's, own changes look foreign: each then costs the flows one packet on the kernel path.
 
 use std::{io, sync::Arc, time::Duration};
 

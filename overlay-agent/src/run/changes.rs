@@ -142,6 +142,8 @@ impl Tracker {
                 let unexpected = removed || route.protocol != ROUTE_PROTOCOL;
                 dirty.tiers = unexpected && scene.is_concerned_by(route.destination);
                 dirty.flush |= dirty.tiers;
+                // The default route is what chooses the underlay, unless flags do.
+                dirty.underlay = route.destination.prefix() == 0;
             }
             KernelEvent::Neighbour(neighbour) => {
                 let Some(mac) = neighbour.mac else {
@@ -307,6 +309,15 @@ mod tests {
         }
         let elsewhere = KernelEvent::Route(route("172.20.0.0/16", 3));
         assert!(!note(&mut tracker, &elsewhere).flush);
+    }
+
+    #[test]
+    fn the_default_route_decides_on_the_underlay() {
+        let mut tracker = Tracker::default();
+        let gone = KernelEvent::RouteRemoved(route("0.0.0.0/0", 3));
+        assert!(note(&mut tracker, &gone).underlay);
+        let elsewhere = KernelEvent::Route(route("192.168.7.0/24", 3));
+        assert!(!note(&mut tracker, &elsewhere).underlay);
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Launch {
     pub endpoints: String,
     pub prefix: String,
-    pub interface: String,
+    /// `--iface`; `None` leaves the choice to the agent.
+    pub interface: Option<String>,
     /// Come last.
     pub extra: Vec<String>,
     /// Imitates a kernel that refuses BPF.
@@ -62,7 +63,7 @@ impl Launch {
         Self {
             endpoints: store.endpoints(),
             prefix: PREFIX.to_owned(),
-            interface: NODE_INTERFACE.to_owned(),
+            interface: Some(NODE_INTERFACE.to_owned()),
             extra: extra.iter().map(|&argument| argument.to_owned()).collect(),
             denial: None,
             wrapper: Vec::new(),
@@ -86,7 +87,7 @@ impl Launch {
             .args(words)
             .arg(format!("--etcd-endpoints={}", self.endpoints))
             .arg(format!("--etcd-prefix={}", self.prefix))
-            .arg(format!("--iface={}", self.interface))
+            .args(self.interface.iter().map(|name| format!("--iface={name}")))
             .arg(format!("--subnet-file={}", node.subnet_file.display()))
             .arg(format!("--pin-dir={}", node.pin_dir.display()))
             .args(&self.extra);
