@@ -25,6 +25,9 @@ pub struct Args {
     /// Measure although the machine is busy; what it disturbed does not count
     #[arg(long)]
     even_if_busy: bool,
+    /// Compare with iperf3 and sockperf too, which are installed if missing
+    #[arg(long)]
+    cross_check: bool,
     /// Only variants whose name contains this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -39,7 +42,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let workspace = Workspace::locate();
     let mut installer = Installer::new(true);
-    installer.ensure(&[Group::HostBuild, Group::Lab])?;
+    let mut groups = vec![Group::HostBuild, Group::Lab];
+    if args.cross_check {
+        groups.push(Group::CrossCheck);
+    }
+    installer.ensure(&groups)?;
     test::mount_bpffs()?;
     build_ebpf::build(&workspace, &mut installer)?;
     println!("Building the agent and the benchmark");
@@ -60,6 +67,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.even_if_busy {
         bench.arg("--even-if-busy");
+    }
+    if args.cross_check {
+        bench.arg("--cross-check");
     }
     for text in &args.only {
         bench.args(["--only", text]);

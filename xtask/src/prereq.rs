@@ -19,6 +19,8 @@ pub enum Group {
     HostBuild,
     /// The lab, its tests and the demo.
     Lab,
+    /// `cargo xtask bench --cross-check`.
+    CrossCheck,
 }
 
 /// How to see that a prerequisite is there.
@@ -64,6 +66,18 @@ const fn prereq(group: Group, need: Need, package: &'static str, why: &'static s
 }
 
 pub const ALL: &[Prereq] = &[
+    prereq(
+        Group::CrossCheck,
+        Need::Command("iperf3"),
+        "iperf3",
+        "measures bulk TCP",
+    ),
+    prereq(
+        Group::CrossCheck,
+        Need::Command("sockperf"),
+        "sockperf",
+        "measures TCP ping-pong",
+    ),
     prereq(
         Group::BpfToolchain,
         Need::File("/usr/bin/rustc"),

@@ -4,6 +4,7 @@
 //! [`load`] is the load generator, [`site`] builds two nodes for one [`variant`], [`sample`] takes
 //! one measurement and judges whether it may be believed, [`report`] condenses many.
 
+pub mod cross;
 pub mod crowd;
 pub mod figure;
 pub mod load;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use overlay_tests::{
     bench::{
+        cross::{self, CrossSample, Tool},
         figure::Metric,
         load, machine,
         report::Report,
@@ -36,6 +37,9 @@ struct Args {
     /// Measure although the machine is busy; what it disturbed does not count
     #[arg(long)]
     even_if_busy: bool,
+    /// Compare with iperf3 and sockperf too, which must be installed
+    #[arg(long)]
+    cross_check: bool,
     /// Only variants whose name contains this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -74,11 +78,19 @@ fn main() -> Result<()> {
     load::pin_to(settings.sender_cpu)?;
     let sites = build(&args.only, settings.cpu)?;
     let report = measure(&sites, rounds, &settings)?;
+    let crossed = if args.cross_check {
+        cross_check(&sites, rounds, &settings)?
+    } else {
+        Vec::new()
+    };
     drop(sites);
     let tables = table::render(&report);
     println!("{tables}");
     let (clean, all) = (report.clean_samples(), report.samples.len());
     println!("{clean} of {all} samples were taken while the machine did nothing else");
+    if args.cross_check {
+        println!("\n{}", cross::render(&crossed));
+    }
     if let Some(path) = &args.json {
         let document = json!({
             "commit": args.commit,
@@ -87,6 +99,7 @@ fn main() -> Result<()> {
             "quick": args.quick,
             "machine": facts,
             "report": report.to_json(),
+            "cross_check": cross::to_json(&crossed),
         });
         fs::write(path, format!("{document:#}\n"))
             .with_context(|| format!("write {}", path.display()))?;
@@ -128,6 +141,19 @@ fn measure(sites: &[Site], rounds: usize, settings: &Settings) -> Result<Report>
         }
     }
     Ok(Report { samples, rounds })
+}
+
+fn cross_check(sites: &[Site], rounds: usize, settings: &Settings) -> Result<Vec<CrossSample>> {
+    let mut samples = Vec::new();
+    for round in 0..rounds {
+        eprintln!("cross-check {} of {rounds}", round + 1);
+        for tool in Tool::ALL {
+            for site in sites.iter().filter(|site| cross::applies_to(site.variant)) {
+                samples.push(cross::measure(site, tool, settings)?);
+            }
+        }
+    }
+    Ok(samples)
 }
 
 /// Measures until a sample is clean; those before it are kept for the record.
