@@ -26,7 +26,7 @@ pub fn run(skb: &Skb) -> Outcome {
 
 #[inline(always)]
 fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
-    if skb.is_forwarded() {
+    if skb.take_forwarded() {
         return Ok(Outcome::Forwarded);
     }
     let config = maps::config().ok_or(Outcome::Disabled)?;

@@ -86,7 +86,7 @@ impl Skb {
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
     }
 
-    /// Marks a packet that this program itself sends, for [`Self::is_forwarded`]. `tc_index` is a
+    /// Marks a packet that this program itself sends, for [`Self::take_forwarded`]. `tc_index` is a
     /// field for classifiers that nothing else in the kernel reads.
     #[inline(always)]
     pub fn mark_forwarded(&self) {
@@ -94,11 +94,18 @@ impl Skb {
         unsafe { (*self.raw).tc_index = FORWARDED };
     }
 
-    /// Whether `overlay_egress` sends this packet: nothing is to be learned from it.
+    /// Whether `overlay_egress` sends this packet: nothing is to be learned from it. Takes the mark
+    /// off: between namespaces of one host it would stay on.
     #[inline(always)]
-    pub fn is_forwarded(&self) -> bool {
-        // SAFETY: as in `fields!`.
-        unsafe { (*self.raw).tc_index == FORWARDED }
+    pub fn take_forwarded(&self) -> bool {
+        // SAFETY: as in `mark_forwarded`.
+        unsafe {
+            let marked = (*self.raw).tc_index == FORWARDED;
+            if marked {
+                (*self.raw).tc_index = 0;
+            }
+            marked
+        }
     }
 
     #[inline(always)]

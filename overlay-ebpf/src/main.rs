@@ -26,7 +26,7 @@ mod parse;
 
 use aya_ebpf::{
     bindings::{
-        TC_ACT_OK, TC_ACT_SHOT,
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS},
     },
     macros::{classifier, xdp},
@@ -59,12 +59,13 @@ impl Handled {
     }
 }
 
-/// Counts the outcome and turns it into the verdict.
+/// Counts the outcome and turns it into the verdict. A declined packet goes on to the next program or
+/// tc filter of the interface, such as those of a bandwidth limit; `TC_ACT_OK` would skip them.
 #[inline(always)]
 fn conclude(hook: Hook, bytes: u32, result: Result<Handled, Outcome>) -> i32 {
     let (outcome, verdict) = match result {
         Ok(handled) => (handled.outcome, handled.verdict),
-        Err(outcome) => (outcome, TC_ACT_OK as i32),
+        Err(outcome) => (outcome, TC_ACT_UNSPEC),
     };
     maps::count(hook, outcome, bytes);
     verdict

@@ -70,10 +70,10 @@ pub enum Verdict {
 }
 
 impl From<u32> for Verdict {
-    /// `TC_ACT_*` of `linux/pkt_cls.h`.
+    /// `TC_ACT_*` of `linux/pkt_cls.h`. To pass is to leave the verdict to others (`TC_ACT_UNSPEC`).
     fn from(number: u32) -> Self {
         match number {
-            0 => Self::Pass,
+            u32::MAX => Self::Pass,
             2 => Self::Drop,
             7 => Self::Redirect,
             other => Self::Other(other),
