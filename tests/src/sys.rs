@@ -107,3 +107,63 @@ pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
         Ok(socket)
     }
 }
+
+/// Datagrams in one call of [`send_burst`] or [`receive_burst`].
+pub const BURST: usize = 32;
+
+/// Sends [`BURST`] datagrams of `payload` by one system call on a connected socket, and returns how
+/// many the kernel took.
+pub fn send_burst(socket: &impl AsRawFd, payload: &[u8]) -> io::Result<usize> {
+    let mut payload = libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    };
+    let mut messages = [message(&mut payload); BURST];
+    // SAFETY: every message names the one vector, which names the payload; both live until after
+    // the call, and the kernel only reads the payload. Name and control pointers are null.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), COUNT, 0) };
+    usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// Receives up to [`BURST`] datagrams by one system call and forgets their content; returns how many
+/// there were. Waits for the first one, unless the socket is non-blocking.
+pub fn receive_burst(socket: &impl AsRawFd) -> io::Result<usize> {
+    let mut scratch = [0_u8; 2048];
+    let mut buffer = libc::iovec {
+        iov_base: scratch.as_mut_ptr().cast(),
+        iov_len: scratch.len(),
+    };
+    let mut messages = [message(&mut buffer); BURST];
+    // SAFETY: every message names the one vector, which names the scratch space; both live until
+    // after the call. That one datagram overwrites another there is meant to be. Name and control
+    // pointers are null.
+    let received = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            COUNT,
+            libc::MSG_WAITFORONE,
+            std::ptr::null_mut(),
+        )
+    };
+    usize::try_from(received).map_err(|_negative| io::Error::last_os_error())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+const COUNT: libc::c_uint = BURST as libc::c_uint;
+
+/// A message of one vector, with neither address nor control data.
+fn message(vector: &mut libc::iovec) -> libc::mmsghdr {
+    libc::mmsghdr {
+        msg_hdr: libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: vector,
+            msg_iovlen: 1,
+            msg_control: std::ptr::null_mut(),
+            msg_controllen: 0,
+            msg_flags: 0,
+        },
+        msg_len: 0,
+    }
+}

@@ -36,7 +36,7 @@ const CONGESTION_CONTROL: &str = "cubic";
 pub enum Kind {
     /// 64-byte datagrams, sent and received by one thread in turns
     Udp,
-    /// 64-byte datagrams, sent from another core as fast as it can
+    /// 64-byte datagrams, sent from another core, with at most 256 under way
     Flood,
     /// TCP: one byte there and one back, over and over
     Ping,
