@@ -99,7 +99,12 @@ fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcom
         } else {
             config.pod_mtu
         };
-        (MODE_TUNNEL, mtu, config.vtep_ifindex, Mac::of(&node.vtep_mac))
+        (
+            MODE_TUNNEL,
+            mtu,
+            config.vtep_ifindex,
+            Mac::of(&node.vtep_mac),
+        )
     };
     if skb.ifindex() != device || to != neighbour {
         return Err(Outcome::OtherPath);
