@@ -15,7 +15,7 @@ use aya::{
 };
 use ipnetwork::Ipv4Network;
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
 };
@@ -62,7 +62,8 @@ fn sandbox(body: impl FnOnce(&Path) + Send + 'static) {
         .expect("bpffs");
         run("ip link set lo up");
         body(&dir.path().join("overlay"));
-        nix::mount::umount(dir.path()).expect("unmount bpffs");
+        // A child of another test may hold a descriptor until it executes its program.
+        umount2(dir.path(), MntFlags::MNT_DETACH).expect("unmount bpffs");
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);

@@ -226,15 +226,20 @@ fn without_capabilities_for_bpf_they_are_named() {
 }
 
 #[test]
-fn a_kernel_without_tcx_is_named_with_the_version_that_has_it() {
+fn a_kernel_without_tcx_and_without_room_for_filters_is_named_with_what_it_lacks() {
     scenario(Lab::builder().nodes(1), |lab| {
+        lab.node(0)
+            .cmd("tc", ["qdisc", "add", "dev", "lo", "ingress"])?;
         let denial = Some(BpfDenial::Links);
         let launch = Launch {
             denial,
             ..Launch::new(lab.store(), &["--datapath=ebpf"])
         };
         let log = fails(lab.node(0), &launch)?;
-        ensure_says(&log, &["no tcx", "6.6", "--datapath=kernel"])
+        ensure_says(
+            &log,
+            &["no tcx", "6.6", "qdisc ingress", "--datapath=kernel"],
+        )
     });
 }
 

@@ -71,10 +71,11 @@ pub enum DatapathError {
     },
 
     #[error(
-        "this kernel has no tcx links: Linux 6.6 or later with CONFIG_NET_XGRESS is needed; with an \
-         older one run with --datapath=kernel"
+        "this kernel has no tcx links, which come with Linux 6.6 and CONFIG_NET_XGRESS, and takes no \
+         bpf filters on a clsact qdisc instead ({source}): CONFIG_NET_CLS_BPF and \
+         CONFIG_NET_SCH_INGRESS are needed; without them run with --datapath=kernel"
     )]
-    NoTcx,
+    NoHook { source: io::Error },
 
     #[error("the kernel's verifier rejected {program}: {source}\n{log}")]
     Verifier {

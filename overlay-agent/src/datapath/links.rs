@@ -1,11 +1,12 @@
-//! The tcx links: which program runs on which side of which interface.
+//! The links: which program runs on which side of which interface. On kernels without tcx links
+//! [`filters`] stand in for them.
 //!
 //! The pins are the truth, not the memory of this process: each change starts from what the
 //! kernel says about the link pinned for an interface. So it does not matter whether the link was
 //! made by this process, by one that crashed, or by another version.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -13,8 +14,8 @@ use std::{
 use overlay_common::outcome::Hook;
 
 use super::{
-    DatapathError,
-    load::LoadedProgram,
+    DatapathError, filters,
+    load::{LoadedProgram, Programs},
     pins::{PinDir, pin_error, remove_link, remove_pin},
     sys::{self, LinkPlace, Place, XDP_GENERIC, XDP_NATIVE},
 };
@@ -111,19 +112,28 @@ pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
             Err(error) => Err(pin_error("inspect", &path)(error)),
         }
     };
-    let states = pins.pinned_links()?.into_iter().map(state);
-    states.filter_map(Result::transpose).collect()
+    let links = pins.pinned_links()?.into_iter().map(state);
+    let filters = pins.pinned_filters()?.into_iter();
+    let filters = filters.map(|(hook, ifindex)| filters::state(pins, hook, ifindex));
+    let states = links.chain(filters).filter_map(Result::transpose);
+    let mut states = states.collect::<Result<Vec<_>, _>>()?;
+    states.sort_by_key(|link| (link.ifindex, link.hook));
+    Ok(states)
 }
 
 /// Makes the pinned links those of `wanted` and removes every other.
 pub fn sync(
     pins: &PinDir,
-    programs: &BTreeMap<Hook, LoadedProgram>,
+    programs: &Programs,
     wanted: &BTreeSet<Attachment>,
 ) -> Result<LinkSummary, DatapathError> {
     let mut summary = LinkSummary::default();
     let keep: BTreeSet<_> = wanted.iter().map(|at| (at.hook, at.ifindex)).collect();
-    for (hook, ifindex) in pins.pinned_links()? {
+    let pinned: BTreeSet<_> = [pins.pinned_links()?, pins.pinned_filters()?]
+        .concat()
+        .into_iter()
+        .collect();
+    for (hook, ifindex) in pinned {
         if !keep.contains(&(hook, ifindex)) {
             detach(pins, hook, ifindex)?;
             summary.removed += 1;
@@ -145,7 +155,7 @@ pub fn sync(
 /// meets an interface without a program.
 pub fn attach(
     pins: &PinDir,
-    programs: &BTreeMap<Hook, LoadedProgram>,
+    programs: &Programs,
     attachment: &Attachment,
 ) -> Result<Attached, DatapathError> {
     let &Attachment { hook, ifindex, .. } = attachment;
@@ -157,7 +167,10 @@ pub fn attach(
             source,
         }
     };
-    let Some(program) = programs.get(&hook) else {
+    let Some(program) = programs.by_hook.get(&hook) else {
+        if attachment.xdp == XdpMode::NativeIfSupported {
+            return Ok(Attached::Unsupported);
+        }
         return Err(DatapathError::MissingProgram {
             program: super::load::program_name(hook),
         });
@@ -180,6 +193,9 @@ pub fn attach(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(link_error("open")(error)),
     }
+    if !programs.tcx && hook != Hook::Guard {
+        return filters::attach(pins, program, attachment);
+    }
     let flags = match hook {
         Hook::Guard => attachment.xdp.flags(),
         _ => 0,
@@ -187,6 +203,8 @@ pub fn attach(
     match sys::link_create(program.fd.as_fd(), ifindex, place(hook), flags) {
         Ok(link) => {
             sys::object_pin(link.as_fd(), &path).map_err(pin_error("pin", &path))?;
+            // Two of them would count, and stamp, each packet twice.
+            filters::detach(pins, hook, ifindex)?;
             Ok(Attached::Created)
         }
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Attached::InterfaceGone),
@@ -197,8 +215,9 @@ pub fn attach(
     }
 }
 
-/// Removes the link and its program, if there is one.
+/// Removes the program from the interface, if it is there.
 pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+    filters::detach(pins, hook, ifindex)?;
     remove_link(&pins.link(hook, ifindex))
 }
 

@@ -14,9 +14,10 @@ use aya::{
     sys::SyscallError,
 };
 use overlay_common::{maps, outcome::Hook};
+use tracing::{info, warn};
 
 use super::{
-    DatapathError,
+    DatapathError, filters,
     pins::{PinDir, remove_pin},
     spec::{Fit, MAPS},
     sys::{self, Place},
@@ -29,12 +30,16 @@ pub struct LoadedProgram {
     pub id: u32,
 }
 
+/// The programs, and how this kernel attaches them.
+#[derive(Debug)]
+pub struct Programs {
+    pub by_hook: BTreeMap<Hook, LoadedProgram>,
+    /// Linux 6.6; an older one runs them by tc filters.
+    pub tcx: bool,
+}
+
 /// Loads `object` on the maps pinned in `pins`, creating and pinning those that are missing.
-pub fn load(
-    pins: &PinDir,
-    object: &[u8],
-    max_flows: u32,
-) -> Result<BTreeMap<Hook, LoadedProgram>, DatapathError> {
+pub fn load(pins: &PinDir, object: &[u8], max_flows: u32) -> Result<Programs, DatapathError> {
     check_pinned_maps(pins, max_flows)?;
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(maps::FLOWS4, max_flows);
@@ -42,14 +47,24 @@ pub fn load(
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     let mut ebpf = loader.load(object).map_err(object_error)?;
-    let programs = Hook::ALL
-        .iter()
-        .map(|&hook| Ok((hook, load_program(&mut ebpf, hook)?)))
-        .collect::<Result<BTreeMap<_, _>, DatapathError>>()?;
-    if let Some(program) = programs.get(&Hook::Ingress) {
-        require_tcx(program)?;
+    let ingress = load_program(&mut ebpf, Hook::Ingress)?;
+    let tcx = has_tcx(&ingress);
+    if !tcx {
+        filters::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
+        info!("no tcx links, which Linux 6.6 has: programs are attached as tc filters");
     }
-    Ok(programs)
+    let mut by_hook = BTreeMap::from([(Hook::Ingress, ingress)]);
+    for &hook in Hook::ALL.iter().filter(|&&hook| hook != Hook::Ingress) {
+        match load_program(&mut ebpf, hook) {
+            Ok(program) => drop(by_hook.insert(hook, program)),
+            // XDP on packets of several fragments is of Linux 5.18.
+            Err(error) if hook == Hook::Guard && !tcx => {
+                warn!(%error, "this kernel does not take the XDP guard");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Programs { by_hook, tcx })
 }
 
 /// The name of the program for `hook` in the object.
@@ -122,11 +137,9 @@ fn per_cpu_capacity(entries: u32) -> Result<usize, DatapathError> {
 
 /// Linux 6.6 looks the interface up, which fails for index 0; older kernels do not know the
 /// attach type.
-fn require_tcx(program: &LoadedProgram) -> Result<(), DatapathError> {
-    match sys::link_create(program.fd.as_fd(), 0, Place::TcxIngress, 0) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(DatapathError::NoTcx),
-        _ => Ok(()),
-    }
+fn has_tcx(program: &LoadedProgram) -> bool {
+    let attempt = sys::link_create(program.fd.as_fd(), 0, Place::TcxIngress, 0);
+    !attempt.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// `linux/capability.h`.

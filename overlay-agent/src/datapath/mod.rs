@@ -7,8 +7,10 @@
 //! [`Datapath`] is the writing side; there is one per pin directory. [`Maps`] opens the same maps
 //! for reading, agent or no agent.
 
+mod clsact;
 mod counters;
 mod error;
+mod filters;
 mod host;
 mod links;
 mod load;
@@ -40,7 +42,7 @@ pub use self::{
     wanted::Vtep,
 };
 use self::{
-    load::LoadedProgram,
+    load::Programs,
     plan::{Step, Tables},
 };
 pub use crate::config::Fastpath;
@@ -64,7 +66,7 @@ pub struct Options<'a> {
 /// The loaded programs and the maps they use.
 pub struct Datapath {
     pins: PinDir,
-    programs: BTreeMap<Hook, LoadedProgram>,
+    programs: Programs,
     maps: Maps,
     /// What the maps contain; `None` after a failed write.
     tables: Option<Tables>,

@@ -4,6 +4,8 @@
 //! <pin-dir>/                          locked (flock) by the running agent
 //! <pin-dir>/v<ABI>/<MAP>              the maps, e.g. v1/OVL_ROUTES4
 //! <pin-dir>/links/<ifindex>-<hook>    the tcx links, e.g. links/12-egress
+//! <pin-dir>/links/<ifindex>-<hook>-filter    without tcx: programs that a tc filter runs
+//! <pin-dir>/links/<ifindex>-clsact    their qdisc was made for them
 //! ```
 //!
 //! Links lie beside the version directories: an agent with other map layouts takes them over and
@@ -26,7 +28,7 @@ use nix::{
 };
 use overlay_common::{ABI_VERSION, outcome::Hook};
 
-use super::{DatapathError, sys};
+use super::{DatapathError, filters, sys};
 
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -73,12 +75,35 @@ impl PinDir {
         self.links().join(format!("{ifindex}-{}", hook.name()))
     }
 
+    /// The record of a program that a tc filter runs.
+    pub fn filter(&self, hook: Hook, ifindex: u32) -> PathBuf {
+        self.links()
+            .join(format!("{ifindex}-{}{FILTER}", hook.name()))
+    }
+
+    /// The mark of an interface whose clsact qdisc is ours.
+    pub fn qdisc(&self, ifindex: u32) -> PathBuf {
+        self.links().join(format!("{ifindex}{CLSACT}"))
+    }
+
     /// The pinned links, in the order of their interface indexes. Files of other names are not
     /// links.
     pub fn pinned_links(&self) -> Result<Vec<(Hook, u32)>, DatapathError> {
+        self.named_links(parse_link)
+    }
+
+    /// The recorded filters, likewise.
+    pub fn pinned_filters(&self) -> Result<Vec<(Hook, u32)>, DatapathError> {
+        self.named_links(parse_filter)
+    }
+
+    fn named_links(
+        &self,
+        parse: fn(&str) -> Option<(Hook, u32)>,
+    ) -> Result<Vec<(Hook, u32)>, DatapathError> {
         let mut links: Vec<_> = list(&self.links())?
             .iter()
-            .filter_map(|path| parse_link(path))
+            .filter_map(|path| parse(path.file_name()?.to_str()?))
             .collect();
         links.sort_by_key(|&(hook, ifindex)| (ifindex, hook));
         Ok(links)
@@ -170,7 +195,17 @@ impl PinDir {
         };
         self.lock(&root)?;
         let (links, maps) = (list(&self.links())?, self.pinned_maps()?);
-        links.iter().try_for_each(|link| remove_link(link))?;
+        for (hook, ifindex) in self.pinned_filters()? {
+            filters::detach(self, hook, ifindex)?;
+        }
+        for path in list(&self.links())? {
+            let name = path.file_name().unwrap_or_default();
+            if name.as_encoded_bytes().ends_with(CLSACT.as_bytes()) {
+                remove_pin(&path)?;
+            } else {
+                remove_link(&path)?;
+            }
+        }
         maps.iter().try_for_each(|map| remove_pin(map))?;
         for dir in self
             .versions()?
@@ -264,9 +299,18 @@ fn version_name() -> String {
     format!("v{ABI_VERSION}")
 }
 
+/// Ends of the names of a filter's record, and of a qdisc's mark.
+const FILTER: &str = "-filter";
+const CLSACT: &str = "-clsact";
+
+/// `<ifindex>-<hook>-filter`.
+fn parse_filter(name: &str) -> Option<(Hook, u32)> {
+    parse_link(name.strip_suffix(FILTER)?)
+}
+
 /// `<ifindex>-<hook>`.
-fn parse_link(path: &Path) -> Option<(Hook, u32)> {
-    let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
+fn parse_link(name: &str) -> Option<(Hook, u32)> {
+    let (ifindex, hook) = name.split_once('-')?;
     let hook = Hook::ALL
         .iter()
         .copied()
@@ -355,10 +399,15 @@ mod tests {
     fn a_link_is_found_again_by_its_file_name() {
         let dir = PinDir::new(Path::new("/pins"));
         for &hook in Hook::ALL {
-            assert_eq!(parse_link(&dir.link(hook, 12)), Some((hook, 12)));
+            let (link, filter) = (dir.link(hook, 12), dir.filter(hook, 12));
+            let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert_eq!(parse_link(&name(&link)), Some((hook, 12)));
+            assert_eq!(parse_filter(&name(&filter)), Some((hook, 12)));
+            assert_eq!(parse_filter(&name(&link)), None);
+            assert_eq!(parse_link(&name(&filter)), None);
         }
-        for other in ["12", "x-egress", "12-nowhere", "-egress"] {
-            assert_eq!(parse_link(Path::new(other)), None, "{other}");
+        for other in ["12", "x-egress", "12-nowhere", "-egress", "12-clsact"] {
+            assert_eq!(parse_link(other), None, "{other}");
         }
     }
 

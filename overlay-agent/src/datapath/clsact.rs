@@ -1,0 +1,243 @@
+//! tc filters of kind bpf on a clsact qdisc, the way programs are attached where the kernel has no
+//! tcx links (before Linux 6.6). One filter per side of an interface is ours, known by its priority
+//! and handle: putting it again replaces the program atomically (`cls_bpf_change`).
+//!
+//! Each call opens a socket in the network namespace of the calling thread.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::TimeVal,
+    },
+};
+use rtnetlink::{
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::{
+        RouteNetlinkMessage,
+        tc::{
+            TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+        },
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+/// The place of our filter in the order of an interface's filters; those that get a priority from the
+/// kernel come later.
+const PRIORITY: u32 = 8472;
+/// "ovl": tells our filter from others of the priority.
+const HANDLE: u32 = 0x006f_766c;
+/// `ETH_P_ALL`.
+const EVERY_PROTOCOL: u16 = 3;
+const CLSACT: &str = "clsact";
+/// The kernel answers in microseconds, unless others hold its RTNL lock.
+const PATIENCE: TimeVal = TimeVal::new(25, 0);
+
+/// Where on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Ingress,
+    Egress,
+}
+
+impl Side {
+    const fn parent(self) -> TcHandle {
+        TcHandle {
+            minor: match self {
+                Self::Ingress => TcHandle::MIN_INGRESS,
+                Self::Egress => TcHandle::MIN_EGRESS,
+            },
+            ..TcHandle::CLSACT
+        }
+    }
+}
+
+/// Makes sure the interface has a clsact qdisc. Returns whether it had none.
+pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
+    let mut message = qdisc(ifindex)?;
+    message.attributes.push(TcAttribute::Kind(CLSACT.into()));
+    let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+    match exchange(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = present_qdisc(ifindex)?;
+            match found.as_deref() {
+                Some(CLSACT) | None => Ok(false),
+                Some(other) => Err(io::Error::other(format!(
+                    "a qdisc {other} is where clsact belongs; delete it with `tc qdisc del`"
+                ))),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the clsact qdisc if it has no filter.
+pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
+    for side in [Side::Ingress, Side::Egress] {
+        let mut message = TcMessage::with_index(index(ifindex)?);
+        message.header.parent = side.parent();
+        match dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
+            Ok(filters) if filters.is_empty() => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_absence(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    let message = RouteNetlinkMessage::DelQueueDiscipline(qdisc(ifindex)?);
+    exchange(message, NLM_F_ACK)
+        .map(drop)
+        .or_else(absence_is_fine)
+}
+
+/// Runs `program` on a side of the interface, instead of the one before, if there is one. `ENODEV`:
+/// no such interface.
+pub fn put_filter(ifindex: u32, side: Side, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut message = filter(ifindex, side)?;
+    let options = [
+        TcFilterBpfOption::ProgFd(program.as_raw_fd().unsigned_abs()),
+        TcFilterBpfOption::ProgName(name.to_owned()),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    message.attributes.push(TcAttribute::Options(
+        options.into_iter().map(TcOption::Bpf).collect(),
+    ));
+    let message = RouteNetlinkMessage::NewTrafficFilter(message);
+    exchange(message, NLM_F_ACK | NLM_F_CREATE).map(drop)
+}
+
+/// The id of the program that our filter runs.
+pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
+    let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, side)?);
+    let found = match exchange(message, 0) {
+        Ok(found) => found,
+        Err(error) if is_absence(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let attributes = found.into_iter().flat_map(|message| message.attributes);
+    Ok(attributes
+        .filter_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options),
+            _ => None,
+        })
+        .flatten()
+        .find_map(|option| match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+            _ => None,
+        }))
+}
+
+/// Removes our filter. None there is fine.
+pub fn remove_filter(ifindex: u32, side: Side) -> io::Result<()> {
+    let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, side)?);
+    exchange(message, NLM_F_ACK)
+        .map(drop)
+        .or_else(absence_is_fine)
+}
+
+fn qdisc(ifindex: u32) -> io::Result<TcMessage> {
+    let mut message = TcMessage::with_index(index(ifindex)?);
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle {
+        minor: 0,
+        ..TcHandle::CLSACT
+    };
+    Ok(message)
+}
+
+fn filter(ifindex: u32, side: Side) -> io::Result<TcMessage> {
+    let mut message = TcMessage::with_index(index(ifindex)?);
+    message.header.parent = side.parent();
+    message.header.handle = HANDLE.into();
+    message.header.info = PRIORITY << 16 | u32::from(EVERY_PROTOCOL.to_be());
+    message
+        .attributes
+        .push(TcAttribute::Kind(TcFilterBpf::KIND.into()));
+    Ok(message)
+}
+
+/// The kind of the qdisc in the place of clsact.
+fn present_qdisc(ifindex: u32) -> io::Result<Option<String>> {
+    let message = TcMessage::with_index(index(ifindex)?);
+    let qdiscs = dump(RouteNetlinkMessage::GetQueueDiscipline(message))?;
+    let ours = index(ifindex)?;
+    Ok(qdiscs
+        .into_iter()
+        .filter(|found| found.header.index == ours && found.header.parent == TcHandle::CLSACT)
+        .flat_map(|found| found.attributes)
+        .find_map(|attribute| match attribute {
+            TcAttribute::Kind(kind) => Some(kind),
+            _ => None,
+        }))
+}
+
+/// The kernel's way to say that there is no such filter, no qdisc for it, or no interface.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+    )
+}
+
+fn absence_is_fine(error: io::Error) -> io::Result<()> {
+    if is_absence(&error) {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn index(ifindex: u32) -> io::Result<i32> {
+    i32::try_from(ifindex).map_err(io::Error::other)
+}
+
+fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
+    exchange(message, NLM_F_DUMP)
+}
+
+/// Sends one request and collects what answers it.
+fn exchange(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<TcMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while !rest.is_empty() {
+            let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(io::Error::other)?;
+            let len = (reply.header.length as usize).next_multiple_of(4);
+            rest = rest.get(len..).unwrap_or_default();
+            match reply.payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewTrafficFilter(message)
+                    | RouteNetlinkMessage::NewQueueDiscipline(message),
+                ) => {
+                    found.push(message);
+                    if flags & (NLM_F_ACK | NLM_F_DUMP) == 0 {
+                        return Ok(found);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
