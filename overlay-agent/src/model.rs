@@ -1,10 +1,16 @@
 //! The vocabulary shared by the control plane and the two tiers: what this node is, who its peers
 //! are. No I/O.
+//!
+//! A dual-stack node is two nodes of one family each, on one interface with one lease: what is
+//! about addresses is generic over the [`Family`], and IPv4 unless said otherwise.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+mod family;
 
-use ipnetwork::Ipv4Network;
+use std::collections::BTreeMap;
+
 use overlay_common::addr::MacAddr;
+
+pub use self::family::{Family, V4, V6};
 
 /// How pod packets reach other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +38,7 @@ pub struct VxlanBackend {
 
 /// The interface tunnel packets leave by, and the address they leave with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Underlay {
+pub struct Underlay<F: Family = V4> {
     pub ifindex: u32,
     pub name: String,
     pub mtu: u32,
@@ -40,39 +46,64 @@ pub struct Underlay {
     /// such as a veth: only there is native XDP free.
     pub hardware: bool,
     /// Source of tunnel packets: an address of the interface.
-    pub address: Ipv4Addr,
-    /// What the lease advertises (`--public-ip`, else `address`).
-    pub public_ip: Ipv4Addr,
+    pub address: F::Address,
+    /// What the lease advertises (`--public-ip`, `--public-ipv6`, else `address`).
+    pub public_ip: F::Address,
 }
 
 /// This node as the tiers must program it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalNode {
+pub struct LocalNode<F: Family = V4> {
     /// The whole pod network.
-    pub network: Ipv4Network,
+    pub network: F::Network,
     /// The subnet this node leases.
-    pub subnet: Ipv4Network,
-    pub underlay: Underlay,
+    pub subnet: F::Network,
+    pub underlay: Underlay<F>,
     pub backend: Backend,
-    /// MAC of `flannel.<VNI>`; `MacAddr::ZERO` for backends without a device.
+    /// MAC of the family's vxlan device; `MacAddr::ZERO` for backends without one.
     pub vtep_mac: MacAddr,
 }
 
 /// A remote node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    pub subnet: Ipv4Network,
-    pub public_ip: Ipv4Addr,
+pub struct Peer<F: Family = V4> {
+    pub subnet: F::Network,
+    pub public_ip: F::Address,
     /// `MacAddr::ZERO` for backends without one.
     pub vtep_mac: MacAddr,
 }
 
 /// What both tiers must bring about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Desired {
-    pub local: LocalNode,
+pub struct Desired<F: Family = V4> {
+    pub local: LocalNode<F>,
     /// Keyed by subnet. Never contains the own subnet.
-    pub peers: BTreeMap<Ipv4Network, Peer>,
+    pub peers: BTreeMap<F::Network, Peer<F>>,
+}
+
+/// This node in the families it serves, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredNode {
+    pub ipv4: Option<Desired>,
+    pub ipv6: Option<Desired<V6>>,
+}
+
+impl DesiredNode {
+    /// Number of peers in the family that has more.
+    pub fn peers(&self) -> usize {
+        let ipv4 = self.ipv4.as_ref().map_or(0, |side| side.peers.len());
+        let ipv6 = self.ipv6.as_ref().map_or(0, |side| side.peers.len());
+        ipv4.max(ipv6)
+    }
+
+    pub fn set_backend(&mut self, backend: Backend) {
+        if let Some(side) = &mut self.ipv4 {
+            side.local.backend = backend;
+        }
+        if let Some(side) = &mut self.ipv6 {
+            side.local.backend = backend;
+        }
+    }
 }
 
 impl VxlanBackend {
@@ -81,15 +112,5 @@ impl VxlanBackend {
 
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(Self::DEFAULT_PORT)
-    }
-
-    /// `flannel.<VNI>`.
-    pub fn device_name(&self) -> String {
-        Self::name_of(self.vni)
-    }
-
-    /// Name of the device with this VNI.
-    pub fn name_of(vni: u32) -> String {
-        format!("flannel.{vni}")
     }
 }

@@ -101,12 +101,7 @@ impl Node {
             wish: Wish {
                 attrs: LeaseAttrs::vxlan(public_ip, 1, vtep_mac),
                 allocation: Allocation {
-                    ipv4: Ipv4Pool {
-                        network: "10.5.0.0/16".parse().expect("a network"),
-                        subnet_min: Ipv4Addr::new(10, 5, 1, 0),
-                        subnet_max: Ipv4Addr::new(10, 5, 255, 0),
-                        subnet_len: 24,
-                    },
+                    ipv4: Some(pool(1, 255)),
                     ipv6: None,
                 },
                 previous: None,
@@ -132,8 +127,7 @@ impl Node {
     /// Leases only 10.5.`min`.0 to 10.5.`max`.0.
     #[must_use]
     pub fn subnets(mut self, min: u8, max: u8) -> Self {
-        self.wish.allocation.ipv4.subnet_min = Ipv4Addr::new(10, 5, min, 0);
-        self.wish.allocation.ipv4.subnet_max = Ipv4Addr::new(10, 5, max, 0);
+        self.wish.allocation.ipv4 = Some(pool(min, max));
         self
     }
 
@@ -225,5 +219,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.cancel.cancel();
+    }
+}
+
+fn pool(min: u8, max: u8) -> Ipv4Pool {
+    Ipv4Pool {
+        network: "10.5.0.0/16".parse().expect("a network"),
+        subnet_min: Ipv4Addr::new(10, 5, min, 0),
+        subnet_max: Ipv4Addr::new(10, 5, max, 0),
+        subnet_len: 24,
     }
 }

@@ -19,8 +19,8 @@ use serde::Serialize;
 use super::pinned::Pinned;
 use crate::{
     filter::{self, exec::Executor},
-    model::VxlanBackend,
-    netlink::{Link, LinkKind, Netlink, ROUTE_PROTOCOL, Route},
+    model::{Family, V4, V6},
+    netlink::{Link, Netlink, ROUTE_PROTOCOL, Route, flannel_vni},
     output,
 };
 
@@ -37,7 +37,7 @@ pub struct Args {
     /// Subnet file of the agent
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
-    /// VNI of the device flannel.<VNI>; without it, those that the agent's maps and routes name,
+    /// VNI of flannel.<VNI> and flannel-v6.<VNI>; without it, those that the agent's maps and routes name,
     /// and 1
     #[arg(long, value_name = "VNI")]
     pub vni: Vec<u32>,
@@ -70,14 +70,18 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
         ..Report::default()
     };
     let netlink = Netlink::connect().context("cannot talk to the kernel")?;
-    let (links, routes) = (netlink.links().await?, netlink.routes().await?);
+    let links = netlink.links().await?;
+    let routes = netlink.routes::<V4>().await?;
+    let routes6 = netlink.routes::<V6>().await?;
     let mut vnis: BTreeSet<u32> = args.vni.iter().copied().collect();
     if vnis.is_empty() {
         vnis = vnis_in_use(&links, &routes);
+        vnis.extend(vnis_in_use(&links, &routes6));
         vnis.extend(pinned_vni(&args.pinned));
         vnis.insert(DEFAULT_VNI);
     }
-    let flannels = vnis_of_flanneld(&links, &routes);
+    let mut flannels = vnis_of_flanneld(&links, &routes);
+    flannels.extend(vnis_of_flanneld(&links, &routes6));
     report.pins(args)?;
     report.kernel(&netlink, &vnis, &flannels).await;
     report.packet_filter(!flannels.is_empty()).await;
@@ -157,10 +161,10 @@ impl Report {
 }
 
 /// VNIs of the devices under flannel's name for them that carry a route which `is_sign` accepts.
-fn vnis_with_route(
+fn vnis_with_route<F: Family>(
     links: &[Link],
-    routes: &[Route],
-    is_sign: impl Fn(&Route) -> bool,
+    routes: &[Route<F>],
+    is_sign: impl Fn(&Route<F>) -> bool,
 ) -> BTreeSet<u32> {
     let signs: BTreeSet<u32> = routes
         .iter()
@@ -170,26 +174,19 @@ fn vnis_with_route(
     links
         .iter()
         .filter(|link| signs.contains(&link.ifindex))
-        .filter_map(|link| match link.kind {
-            LinkKind::Vxlan(vxlan) if link.name == VxlanBackend::name_of(vxlan.vni) => {
-                Some(vxlan.vni)
-            }
-            _ => None,
-        })
+        .filter_map(flannel_vni::<F>)
         .collect()
 }
 
-fn vnis_in_use(links: &[Link], routes: &[Route]) -> BTreeSet<u32> {
+fn vnis_in_use<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<u32> {
     vnis_with_route(links, routes, |route| route.protocol == ROUTE_PROTOCOL)
 }
 
 /// This agent replaces every route of flannel's shape on its device, so one that is there was made
 /// by a flanneld that came later.
-fn vnis_of_flanneld(links: &[Link], routes: &[Route]) -> BTreeSet<u32> {
+fn vnis_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<u32> {
     vnis_with_route(links, routes, |route| {
-        route.protocol == PROTOCOL_BOOT
-            && route.onlink
-            && route.gateway == Some(route.destination.network())
+        route.protocol == PROTOCOL_BOOT && route.is_tunnel_shaped()
     })
 }
 
@@ -230,7 +227,7 @@ mod tests {
     use rtnetlink::packet_route::route::{RouteScope, RouteType};
 
     use super::*;
-    use crate::netlink::VxlanLink;
+    use crate::netlink::{LinkKind, VxlanLink};
 
     fn device(ifindex: u32, vni: u32, name: &str) -> Link {
         Link {

@@ -1,15 +1,18 @@
 //! Which record a starting node writes: flannel's order of preference, without its races.
 //!
-//! A node finds itself again by its public IP. It keeps the subnet its containers already use
+//! A node finds itself again by its public IP, where there is no IPv4 by its public IPv6 address. It keeps the subnet its containers already use
 //! (from the subnet file) where it can, and takes a random free one otherwise.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, net::IpAddr};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::RngCore;
 
 use super::allocation::{Allocation, accepts4, accepts6, pick4, pick6};
-use crate::lease::{Entry, Expect, LeaseAttrs, LeaseKey};
+use crate::{
+    config::network::{Ipv4Pool, Ipv6Pool},
+    lease::{Entry, Expect, LeaseAttrs, LeaseKey},
+};
 
 /// What a starting node asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub enum Origin {
     /// A record of this public IP exists.
     Recorded,
     /// The record shows another public IP but this node's VTEP.
-    Readdressed { from: Ipv4Addr },
+    Readdressed { from: IpAddr },
     /// The subnet file names it.
     SubnetFile,
     /// Chosen at random.
@@ -57,10 +60,9 @@ pub enum Decision {
 pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision {
     let (fitting, misfits): (Vec<_>, Vec<_>) = entries
         .iter()
-        .filter(|entry| shows(entry, wish.attrs.public_ip))
+        .filter(|entry| shows(entry, wish.attrs.node_ip()))
         .partition(|entry| wish.allocation.accepts(&entry.key));
-    let previous = wish.previous.map(network4);
-    let remembered = |entry: &&&Entry| Some(entry.key.subnet) == previous;
+    let remembered = |entry: &&&Entry| wish.remembers(&entry.key);
     let known = fitting.iter().find(remembered).or(fitting.first());
     if let Some(entry) = known {
         return rewrite(entry, Origin::Recorded);
@@ -75,35 +77,74 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
     if let Some((entry, from)) = readdressed(wish, entries) {
         return rewrite(entry, Origin::Readdressed { from });
     }
-    let taken = || entries.iter().map(|entry| &entry.key);
-    let free4 = |subnet: &Ipv4Network| !taken().any(|key| key.subnet.overlaps(*subnet));
-    let pool = &wish.allocation.ipv4;
-    let kept = previous.filter(|subnet| accepts4(pool, *subnet) && free4(subnet));
-    let Some(subnet) = kept.or_else(|| pick4(pool, taken(), rng)) else {
+    let Allocation { ipv4, ipv6 } = &wish.allocation;
+    let subnet = match ipv4.as_ref().map(|pool| wish.choose4(pool, entries, rng)) {
+        Some(None) => return Decision::OutOfSubnets,
+        chosen => chosen.flatten(),
+    };
+    let subnet6 = match ipv6.as_ref().map(|pool| wish.choose6(pool, entries, rng)) {
+        Some(None) => return Decision::OutOfSubnets,
+        chosen => chosen.flatten(),
+    };
+    let Some(key) = LeaseKey::new(
+        subnet.map(|(subnet, _)| subnet),
+        subnet6.map(|(subnet, _)| subnet),
+    ) else {
         return Decision::OutOfSubnets;
     };
-    let subnet6 = match &wish.allocation.ipv6 {
-        None => None,
-        Some(pool) => {
-            let free6 = |subnet: &Ipv6Network| {
-                !taken().any(|key| key.subnet6.is_some_and(|other| other.overlaps(*subnet)))
-            };
-            let previous = wish.previous6.and_then(network6);
-            let kept = previous.filter(|subnet| accepts6(pool, *subnet) && free6(subnet));
-            match kept.or_else(|| pick6(pool, taken(), rng)) {
-                Some(subnet) => Some(subnet),
-                None => return Decision::OutOfSubnets,
-            }
-        }
-    };
     Decision::Write {
-        key: LeaseKey { subnet, subnet6 },
+        key,
         expect: Expect::Absent,
         reservation: false,
-        origin: match kept {
-            Some(_) => Origin::SubnetFile,
-            None => Origin::Chosen,
+        origin: match (subnet, subnet6) {
+            (Some((_, origin)), _) | (None, Some((_, origin))) => origin,
+            (None, None) => Origin::Chosen,
         },
+    }
+}
+
+impl Wish {
+    /// The subnet file names the subnet this key goes by.
+    fn remembers(&self, key: &LeaseKey) -> bool {
+        match key {
+            LeaseKey::V4(subnet, _) => self.previous.map(network4) == Some(*subnet),
+            LeaseKey::V6(subnet) => self.previous6.and_then(network6) == Some(*subnet),
+        }
+    }
+
+    fn choose4(
+        &self,
+        pool: &Ipv4Pool,
+        entries: &[Entry],
+        rng: &mut dyn RngCore,
+    ) -> Option<(Ipv4Network, Origin)> {
+        let taken = || entries.iter().map(|entry| &entry.key);
+        let free = |subnet: &Ipv4Network| {
+            !taken().any(|key| key.ipv4().is_some_and(|other| other.overlaps(*subnet)))
+        };
+        let previous = self.previous.map(network4);
+        let kept = previous.filter(|subnet| accepts4(pool, *subnet) && free(subnet));
+        let chosen = || Some((pick4(pool, taken(), rng)?, Origin::Chosen));
+        kept.map(|subnet| (subnet, Origin::SubnetFile))
+            .or_else(chosen)
+    }
+
+    /// The IPv6 twin of [`Self::choose4`].
+    fn choose6(
+        &self,
+        pool: &Ipv6Pool,
+        entries: &[Entry],
+        rng: &mut dyn RngCore,
+    ) -> Option<(Ipv6Network, Origin)> {
+        let taken = || entries.iter().map(|entry| &entry.key);
+        let free = |subnet: &Ipv6Network| {
+            !taken().any(|key| key.ipv6().is_some_and(|other| other.overlaps(*subnet)))
+        };
+        let previous = self.previous6.and_then(network6);
+        let kept = previous.filter(|subnet| accepts6(pool, *subnet) && free(subnet));
+        let chosen = || Some((pick6(pool, taken(), rng)?, Origin::Chosen));
+        kept.map(|subnet| (subnet, Origin::SubnetFile))
+            .or_else(chosen)
     }
 }
 
@@ -116,20 +157,22 @@ fn rewrite(entry: &Entry, origin: Origin) -> Decision {
     }
 }
 
-fn shows(entry: &Entry, public_ip: Ipv4Addr) -> bool {
+fn shows(entry: &Entry, node_ip: IpAddr) -> bool {
     let attrs = entry.value.as_ref();
-    !public_ip.is_unspecified() && attrs.is_ok_and(|attrs| attrs.public_ip == public_ip)
+    !node_ip.is_unspecified() && attrs.is_ok_and(|attrs| attrs.node_ip() == node_ip)
 }
 
 /// The record of the subnet this node used last, if it shows this node's VTEP MAC address: the
 /// node's address changed while the daemon was away.
-fn readdressed<'a>(wish: &Wish, entries: &'a [Entry]) -> Option<(&'a Entry, Ipv4Addr)> {
-    let previous = network4(wish.previous?);
-    let own = wish.attrs.vxlan_data()?;
-    let entry = entries.iter().find(|e| e.key.subnet == previous)?;
+fn readdressed<'a>(wish: &Wish, entries: &'a [Entry]) -> Option<(&'a Entry, IpAddr)> {
+    let entry = entries.iter().find(|entry| wish.remembers(&entry.key))?;
     let attrs = entry.value.as_ref().ok()?;
-    let same = attrs.vxlan_data()?.vtep_mac == own.vtep_mac;
-    (same && wish.allocation.accepts(&entry.key)).then_some((entry, attrs.public_ip))
+    let macs = [attrs.vxlan_data(), attrs.vxlan_v6_data()];
+    let own = [wish.attrs.vxlan_data(), wish.attrs.vxlan_v6_data()];
+    let same = macs.iter().zip(&own).any(|(theirs, own)| {
+        theirs.is_some() && theirs.map(|data| data.vtep_mac) == own.map(|data| data.vtep_mac)
+    });
+    (same && wish.allocation.accepts(&entry.key)).then_some((entry, attrs.node_ip()))
 }
 
 /// The subnet file holds the gateway's address, `10.5.34.1/24`.
@@ -154,11 +197,12 @@ impl fmt::Display for Origin {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use overlay_common::addr::MacAddr;
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::config::network::{Ipv4Pool, Ipv6Pool};
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -168,12 +212,12 @@ mod tests {
         Wish {
             attrs: LeaseAttrs::vxlan(NODE, 1, MAC),
             allocation: Allocation {
-                ipv4: Ipv4Pool {
+                ipv4: Some(Ipv4Pool {
                     network: "10.3.0.0/16".parse().unwrap(),
                     subnet_min: "10.3.1.0".parse().unwrap(),
                     subnet_max: "10.3.255.0".parse().unwrap(),
                     subnet_len: 24,
-                },
+                }),
                 ipv6: None,
             },
             previous: previous.map(|text| text.parse().unwrap()),
@@ -299,7 +343,7 @@ mod tests {
                 "10.3.21.0-24".into(),
                 LEASED,
                 false,
-                Origin::Readdressed { from: OTHER }
+                Origin::Readdressed { from: OTHER.into() }
             )
         );
         mine.value = Ok(LeaseAttrs::vxlan(
@@ -336,5 +380,62 @@ mod tests {
         let (key, ..) = written(step(&dual, &[entry("10.3.4.0-24&fc00:0:0:15::-64", OTHER)]));
         assert!(key.starts_with("10.3.21.0-24&fc00:0:0:"), "{key}");
         assert!(!key.contains(":15::"), "{key}");
+    }
+
+    /// A wish in a cluster without IPv4.
+    fn ipv6_wish(node: &str, previous: Option<&str>) -> Wish {
+        let mut wish = wish(None);
+        wish.attrs = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
+            .with_ipv6(node.parse().unwrap(), Some((1, MAC)));
+        wish.allocation = Allocation {
+            ipv4: None,
+            ipv6: Some(Ipv6Pool {
+                network: "fc00::/48".parse().unwrap(),
+                subnet_min: "fc00:0:0:1::".parse().unwrap(),
+                subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
+                subnet_len: 64,
+            }),
+        };
+        wish.previous6 = previous.map(|text| text.parse().unwrap());
+        wish
+    }
+
+    #[test]
+    fn nodes_without_ipv4_are_told_apart_by_their_public_ipv6_address() {
+        let record = |key, node: &str, mac| Entry {
+            value: Ok(LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
+                .with_ipv6(node.parse().unwrap(), Some((1, mac)))),
+            ..entry(key, NODE)
+        };
+        let other_mac = MacAddr::new([2, 0, 0, 0, 0, 2]);
+        let entries = [
+            record("0.0.0.0-0&fc00:0:0:4::-64", "fd00::4", other_mac),
+            record("0.0.0.0-0&fc00:0:0:9::-64", "fd00::9", MAC),
+        ];
+        let recorded = written(step(&ipv6_wish("fd00::9", None), &entries));
+        assert_eq!(
+            (recorded.0.as_str(), recorded.3),
+            ("0.0.0.0-0&fc00:0:0:9::-64", Origin::Recorded)
+        );
+        let wish = ipv6_wish("fd00::8", Some("fc00:0:0:9::1/64"));
+        let (key, .., origin) = written(step(&wish, &entries));
+        let from = "fd00::9".parse().unwrap();
+        assert_eq!(
+            (key.as_str(), origin),
+            ("0.0.0.0-0&fc00:0:0:9::-64", Origin::Readdressed { from })
+        );
+        let wish = ipv6_wish("fd00::8", Some("fc00:0:0:15::1/64"));
+        let (key, expect, _, origin) = written(step(&wish, &entries));
+        assert_eq!(
+            (key.as_str(), expect, origin),
+            (
+                "0.0.0.0-0&fc00:0:0:15::-64",
+                Expect::Absent,
+                Origin::SubnetFile
+            )
+        );
+        let (key, .., origin) = written(step(&ipv6_wish("fd00::8", None), &entries));
+        assert!(key.starts_with("0.0.0.0-0&fc00:0:0:"), "{key}");
+        assert_eq!(origin, Origin::Chosen);
     }
 }

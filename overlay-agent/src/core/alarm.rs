@@ -1,9 +1,9 @@
 //! Conditions an operator must hear about. They hold until cleared; each is reported when raised
 //! and when cleared, not in between.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, net::IpAddr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use crate::lease::LeaseKey;
 
@@ -11,21 +11,21 @@ use crate::lease::LeaseKey;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
     /// The own key shows another node's address.
-    Taken { subnet: Ipv4Network, by: Ipv4Addr },
+    Taken { subnet: IpNetwork, by: IpAddr },
     /// Somebody keeps changing the own record: most likely two nodes have this public IP.
-    Contended { subnet: Ipv4Network },
+    Contended { subnet: IpNetwork },
     /// The own lease could not be renewed in time.
-    Overdue { subnet: Ipv4Network },
+    Overdue { subnet: IpNetwork },
     /// Another node's subnet overlaps the own one.
     Overlap {
         own: LeaseKey,
         other: LeaseKey,
-        by: Ipv4Addr,
+        by: IpAddr,
     },
     /// Another subnet is recorded for the own public IP.
     SecondRecord {
-        subnet: Ipv4Network,
-        public_ip: Ipv4Addr,
+        subnet: IpNetwork,
+        public_ip: IpAddr,
     },
     /// The store lost its data, or went back to an older state.
     StoreReset { absent_peers: usize },

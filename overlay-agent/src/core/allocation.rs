@@ -15,28 +15,31 @@ const CANDIDATES: usize = 100;
 /// The subnets of which nodes lease theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    pub ipv4: Ipv4Pool,
-    /// Set in dual-stack clusters.
+    pub ipv4: Option<Ipv4Pool>,
     pub ipv6: Option<Ipv6Pool>,
 }
 
 impl Allocation {
-    /// `None` if IPv4 is off: the key of a lease begins with an IPv4 subnet.
-    pub fn of(config: &NetworkConfig) -> Option<Self> {
-        Some(Self {
-            ipv4: config.ipv4?,
+    pub fn of(config: &NetworkConfig) -> Self {
+        Self {
+            ipv4: config.ipv4,
             ipv6: config.ipv6,
-        })
+        }
     }
 
     /// True if a node may own this subnet under this config.
     pub fn accepts(&self, key: &LeaseKey) -> bool {
-        accepts4(&self.ipv4, key.subnet)
-            && match (&self.ipv6, key.subnet6) {
-                (None, None) => true,
-                (Some(pool), Some(subnet)) => accepts6(pool, subnet),
-                _ => false,
-            }
+        let ipv4 = match (&self.ipv4, key.ipv4()) {
+            (None, None) => true,
+            (Some(pool), Some(subnet)) => accepts4(pool, subnet),
+            _ => false,
+        };
+        let ipv6 = match (&self.ipv6, key.ipv6()) {
+            (None, None) => true,
+            (Some(pool), Some(subnet)) => accepts6(pool, subnet),
+            _ => false,
+        };
+        ipv4 && ipv6
     }
 }
 
@@ -61,11 +64,10 @@ pub(super) fn pick4<'a>(
         max: u32::from(pool.subnet_max).into(),
         host_bits: 32_u32.checked_sub(pool.subnet_len.into())?,
     };
-    let taken = taken.map(|key| {
-        (
-            u32::from(key.subnet.network()).into(),
-            u32::from(key.subnet.broadcast()).into(),
-        )
+    let taken = taken.filter_map(|key| {
+        let subnet = key.ipv4()?;
+        let (first, last) = (subnet.network(), subnet.broadcast());
+        Some((u32::from(first).into(), u32::from(last).into()))
     });
     let address = u32::try_from(range.pick(taken.collect(), rng)?).ok()?;
     Ipv4Network::new(address.into(), pool.subnet_len).ok()
@@ -83,7 +85,7 @@ pub(super) fn pick6<'a>(
         host_bits: 128_u32.checked_sub(pool.subnet_len.into())?,
     };
     let taken = taken.filter_map(|key| {
-        let subnet = key.subnet6?;
+        let subnet = key.ipv6()?;
         Some((subnet.network().into(), subnet.broadcast().into()))
     });
     let address = range.pick(taken.collect(), rng)?;
@@ -234,7 +236,7 @@ mod tests {
     #[test]
     fn a_subnet_is_accepted_only_inside_the_range_with_the_length_and_families_of_the_config() {
         let v4 = Allocation {
-            ipv4: pool("10.3.1.0", "10.3.8.0", 24),
+            ipv4: Some(pool("10.3.1.0", "10.3.8.0", 24)),
             ipv6: None,
         };
         assert!(v4.accepts(&key("10.3.1.0-24")));
@@ -259,5 +261,9 @@ mod tests {
         assert!(dual.accepts(&key("10.3.1.0-24&fc00::-64")));
         assert!(!dual.accepts(&key("10.3.1.0-24")));
         assert!(!dual.accepts(&key("10.3.1.0-24&fc00:0:0:1::-64")));
+        assert!(!dual.accepts(&key("0.0.0.0-0&fc00::-64")));
+        let ipv6 = Allocation { ipv4: None, ..dual };
+        assert!(ipv6.accepts(&key("0.0.0.0-0&fc00::-64")));
+        assert!(!ipv6.accepts(&key("10.3.1.0-24&fc00::-64")));
     }
 }

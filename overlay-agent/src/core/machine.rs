@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use rand::{Rng, RngCore};
 
 use super::{
@@ -45,7 +45,7 @@ pub enum Output {
     Watch,
     Request(Request),
     Peer {
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         lease: Option<PeerLease>,
     },
     Own(OwnLease),
@@ -96,7 +96,7 @@ impl<R: RngCore> Core<R> {
     ) -> Self {
         let key = held.key;
         let wanted = held.attrs.clone();
-        let mut peers = Peers::new(key, wanted.public_ip);
+        let mut peers = Peers::new(key, wanted.node_ip());
         peers.replace(snapshot.entries, None);
         let own = Own::new(held, wanted, renewal, now);
         Self {
@@ -121,7 +121,7 @@ impl<R: RngCore> Core<R> {
     }
 
     /// The peers known so far.
-    pub fn peers(&self) -> &BTreeMap<Ipv4Network, PeerLease> {
+    pub fn peers(&self) -> &BTreeMap<IpNetwork, PeerLease> {
         self.peers.shown()
     }
 
@@ -174,7 +174,7 @@ impl<R: RngCore> Core<R> {
                 self.own.time_to_live(now, &answer, &mut self.rng);
             }
             Input::Publish(attrs) => {
-                let own_ip = attrs.public_ip;
+                let own_ip = attrs.node_ip();
                 self.own.publish(attrs);
                 let changes = self.peers.set_own_ip(own_ip);
                 self.changed(changes);

@@ -5,7 +5,7 @@
 //! request's revision tells which of the two came first.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -59,7 +59,7 @@ pub struct Own {
     key: LeaseKey,
     wanted: LeaseAttrs,
     /// The public IP before the last change: records that show it are ours.
-    former_ip: Option<Ipv4Addr>,
+    former_ip: Option<IpAddr>,
     renewal: Renewal,
     claim: Claim,
     /// Revision of the newest observation.
@@ -85,7 +85,7 @@ enum Claim {
     },
     Lost,
     Taken {
-        by: Ipv4Addr,
+        by: IpAddr,
     },
 }
 
@@ -145,8 +145,8 @@ impl Own {
         self.key
     }
 
-    pub fn public_ip(&self) -> Ipv4Addr {
-        self.wanted.public_ip
+    pub fn node_ip(&self) -> IpAddr {
+        self.wanted.node_ip()
     }
 
     pub fn lease(&self) -> OwnLease {
@@ -167,7 +167,7 @@ impl Own {
     }
 
     pub fn alarms(&self, now: Instant) -> Vec<Alarm> {
-        let subnet = self.key.subnet;
+        let subnet = self.key.subnet();
         let mut alarms = Vec::new();
         match self.claim {
             Claim::Taken { by } => alarms.push(Alarm::Taken { subnet, by }),
@@ -185,8 +185,8 @@ impl Own {
 
     /// Sets what the record is to say.
     pub fn publish(&mut self, attrs: LeaseAttrs) {
-        if attrs.public_ip != self.wanted.public_ip {
-            self.former_ip = Some(self.wanted.public_ip);
+        if attrs.node_ip() != self.wanted.node_ip() {
+            self.former_ip = Some(self.wanted.node_ip());
         }
         self.wanted = attrs;
         self.pause = None;
@@ -250,10 +250,10 @@ impl Own {
             _ => None,
         };
         if let Some(attrs) = &stored
-            && !self.is_own(attrs.public_ip)
+            && !self.is_own(attrs.node_ip())
         {
             self.claim = Claim::Taken {
-                by: attrs.public_ip,
+                by: attrs.node_ip(),
             };
             return;
         }
@@ -273,10 +273,10 @@ impl Own {
     }
 
     /// A record without an address was overwritten by hand, not taken by a node.
-    fn is_own(&self, public_ip: Ipv4Addr) -> bool {
-        public_ip == self.wanted.public_ip
-            || Some(public_ip) == self.former_ip
-            || public_ip.is_unspecified()
+    fn is_own(&self, node_ip: IpAddr) -> bool {
+        node_ip == self.wanted.node_ip()
+            || Some(node_ip) == self.former_ip
+            || node_ip.is_unspecified()
     }
 
     fn contested(&mut self, now: Instant, rng: &mut dyn RngCore) {

@@ -2,28 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Instant,
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::{alarm::Alarm, view::PeerLease};
 use crate::lease::{Entry, LeaseAttrs, LeaseKey};
 
 /// A subnet whose peer changed: its lease now, or `None`.
-pub type Change = (Ipv4Network, Option<PeerLease>);
+pub type Change = (IpNetwork, Option<PeerLease>);
 
 /// The table of other nodes' leases.
 #[derive(Debug)]
 pub struct Peers {
     own: LeaseKey,
-    own_ip: Ipv4Addr,
+    own_ip: IpAddr,
     records: BTreeMap<LeaseKey, Record>,
     /// Records a reset store does not know, and how long they stay.
     kept: BTreeMap<LeaseKey, Instant>,
     faults: BTreeMap<LeaseKey, Alarm>,
-    shown: BTreeMap<Ipv4Network, PeerLease>,
+    shown: BTreeMap<IpNetwork, PeerLease>,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Record {
 }
 
 impl Peers {
-    pub fn new(own: LeaseKey, own_ip: Ipv4Addr) -> Self {
+    pub fn new(own: LeaseKey, own_ip: IpAddr) -> Self {
         Self {
             own,
             own_ip,
@@ -45,7 +45,7 @@ impl Peers {
     }
 
     /// The leases to route, by subnet.
-    pub fn shown(&self) -> &BTreeMap<Ipv4Network, PeerLease> {
+    pub fn shown(&self) -> &BTreeMap<IpNetwork, PeerLease> {
         &self.shown
     }
 
@@ -60,21 +60,21 @@ impl Peers {
     }
 
     pub fn put(&mut self, entry: Entry) -> Option<Change> {
-        let subnet = entry.key.subnet;
+        let subnet = entry.key.subnet();
         self.record(entry);
         self.refresh(subnet)
     }
 
     pub fn delete(&mut self, key: &LeaseKey) -> Option<Change> {
         self.remove(key);
-        self.refresh(key.subnet)
+        self.refresh(key.subnet())
     }
 
     /// Takes over a full list. What it lacks is gone, or, when the store lost its data, kept
     /// until `keep_until`.
     pub fn replace(&mut self, entries: Vec<Entry>, keep_until: Option<Instant>) -> Vec<Change> {
         let listed: BTreeSet<_> = entries.iter().map(|entry| entry.key).collect();
-        let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet).collect();
+        let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet()).collect();
         let absent: Vec<_> = self
             .records
             .keys()
@@ -86,7 +86,7 @@ impl Peers {
                 Some(until) => drop(self.kept.insert(key, until)),
                 None => self.remove(&key),
             }
-            touched.insert(key.subnet);
+            touched.insert(key.subnet());
         }
         for entry in entries {
             self.record(entry);
@@ -104,16 +104,16 @@ impl Peers {
         for key in &expired {
             self.remove(key);
         }
-        self.refresh_all(expired.into_iter().map(|key| key.subnet))
+        self.refresh_all(expired.into_iter().map(|key| key.subnet()))
     }
 
     /// The own public IP changed: records that show it are judged anew.
-    pub fn set_own_ip(&mut self, own_ip: Ipv4Addr) -> Vec<Change> {
+    pub fn set_own_ip(&mut self, own_ip: IpAddr) -> Vec<Change> {
         if self.own_ip == own_ip {
             return Vec::new();
         }
         self.own_ip = own_ip;
-        let subnets: BTreeSet<_> = self.records.keys().map(|key| key.subnet).collect();
+        let subnets: BTreeSet<_> = self.records.keys().map(|key| key.subnet()).collect();
         self.refresh_all(subnets)
     }
 
@@ -142,17 +142,17 @@ impl Peers {
         self.records.insert(entry.key, record);
     }
 
-    fn refresh_all(&mut self, subnets: impl IntoIterator<Item = Ipv4Network>) -> Vec<Change> {
+    fn refresh_all(&mut self, subnets: impl IntoIterator<Item = IpNetwork>) -> Vec<Change> {
         let changes = subnets.into_iter().filter_map(|s| self.refresh(s));
         changes.collect()
     }
 
     /// The lease to show for a subnet: the one written last, if several keys name it.
-    fn refresh(&mut self, subnet: Ipv4Network) -> Option<Change> {
+    fn refresh(&mut self, subnet: IpNetwork) -> Option<Change> {
         let same_subnet = self
             .records
-            .range(LeaseKey::v4(subnet)..)
-            .take_while(|(key, _)| key.subnet == subnet);
+            .range(LeaseKey::first_of(subnet)..)
+            .take_while(|(key, _)| key.subnet() == subnet);
         let mut routable = Vec::new();
         for (key, record) in same_subnet {
             if let Some(alarm) = fault(&self.own, self.own_ip, key, record) {
@@ -164,7 +164,7 @@ impl Peers {
         }
         let best = routable
             .into_iter()
-            .filter(|(_, record)| !record.attrs.public_ip.is_unspecified())
+            .filter(|(_, record)| !record.attrs.node_ip().is_unspecified())
             .max_by_key(|(key, record)| (!self.kept.contains_key(key), record.mod_revision))
             .map(|(key, record)| PeerLease {
                 key: *key,
@@ -182,11 +182,11 @@ impl Peers {
 }
 
 /// Why no route may be made of a record.
-fn fault(own: &LeaseKey, own_ip: Ipv4Addr, key: &LeaseKey, record: &Record) -> Option<Alarm> {
-    let by = record.attrs.public_ip;
+fn fault(own: &LeaseKey, own_ip: IpAddr, key: &LeaseKey, record: &Record) -> Option<Alarm> {
+    let by = record.attrs.node_ip();
     if by == own_ip {
         Some(Alarm::SecondRecord {
-            subnet: key.subnet,
+            subnet: key.subnet(),
             public_ip: by,
         })
     } else if key.overlaps(own) {

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use overlay_common::addr::MacAddr;
 use thiserror::Error;
 
 use super::view::{LeaseView, PeerLease};
-use crate::model::{Backend, Peer};
+use crate::{
+    lease::VxlanData,
+    model::{Backend, Family, Peer, V4, V6},
+};
 
 /// Why no peer can be made of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -17,22 +20,51 @@ pub enum Unusable {
     OtherBackend { theirs: String, ours: &'static str },
     #[error("the lease has no usable VtepMAC")]
     NoVtepMac,
+    #[error("the lease has no {family} subnet, or no address to reach it at")]
+    NoAddress { family: &'static str },
 }
 
 impl LeaseView {
-    /// The peers a backend can reach.
+    /// The peers a backend can reach over IPv4.
     pub fn usable_peers(&self, backend: &Backend) -> BTreeMap<Ipv4Network, Peer> {
-        let usable = |(subnet, lease): (&Ipv4Network, &PeerLease)| {
-            let peer = lease.usable(backend).ok()?;
-            Some((*subnet, peer))
-        };
-        self.peers.iter().filter_map(usable).collect()
+        let peers = self
+            .peers
+            .values()
+            .filter_map(|lease| lease.usable(backend).ok());
+        peers.map(|peer| (peer.subnet, peer)).collect()
+    }
+
+    /// The peers a backend can reach over IPv6.
+    pub fn usable_peers6(&self, backend: &Backend) -> BTreeMap<Ipv6Network, Peer<V6>> {
+        let peers = self
+            .peers
+            .values()
+            .filter_map(|lease| lease.usable6(backend).ok());
+        peers.map(|peer| (peer.subnet, peer)).collect()
     }
 }
 
 impl PeerLease {
-    /// The peer of this lease, if the backend can reach it. The alloc backend reaches nobody.
+    /// The IPv4 peer of this lease, if the backend can reach it. The alloc backend reaches nobody.
     pub fn usable(&self, backend: &Backend) -> Result<Peer, Unusable> {
+        let address = Some(self.attrs.public_ip).filter(|address| !address.is_unspecified());
+        let data = self.attrs.vxlan_data();
+        self.side::<V4>(backend, self.key.ipv4(), address, data)
+    }
+
+    /// The IPv6 peer.
+    pub fn usable6(&self, backend: &Backend) -> Result<Peer<V6>, Unusable> {
+        let data = self.attrs.vxlan_v6_data();
+        self.side::<V6>(backend, self.key.ipv6(), self.attrs.public_ipv6, data)
+    }
+
+    fn side<F: Family>(
+        &self,
+        backend: &Backend,
+        subnet: Option<F::Network>,
+        address: Option<F::Address>,
+        data: Option<VxlanData>,
+    ) -> Result<Peer<F>, Unusable> {
         let ours = match backend {
             Backend::Vxlan(_) => "vxlan",
             Backend::HostGw => "host-gw",
@@ -44,9 +76,10 @@ impl PeerLease {
                 ours,
             });
         }
+        let no_address = Unusable::NoAddress { family: F::NAME };
+        let (subnet, public_ip) = subnet.zip(address).ok_or(no_address)?;
         let vtep_mac = match backend {
             Backend::Vxlan(_) => {
-                let data = self.attrs.vxlan_data();
                 let mac = data.map(|data| data.vtep_mac);
                 let usable = |mac: &MacAddr| !mac.is_zero() && !mac.is_multicast();
                 mac.filter(usable).ok_or(Unusable::NoVtepMac)?
@@ -54,8 +87,8 @@ impl PeerLease {
             Backend::HostGw | Backend::Alloc => MacAddr::ZERO,
         };
         Ok(Peer {
-            subnet: self.key.subnet,
-            public_ip: self.attrs.public_ip,
+            subnet,
+            public_ip,
             vtep_mac,
         })
     }
@@ -122,5 +155,38 @@ mod tests {
             ..LeaseAttrs::alloc(NODE)
         });
         assert_eq!(typed.usable(&VXLAN), Err(Unusable::NoVtepMac));
+    }
+
+    #[test]
+    fn a_dual_stack_node_is_a_peer_in_each_family_and_others_only_in_theirs() {
+        let (mac, mac6) = (
+            MacAddr::new([2, 0, 0, 0, 0, 2]),
+            MacAddr::new([2, 0, 0, 0, 6, 2]),
+        );
+        let address6 = "fd00::2".parse().unwrap();
+        let dual = PeerLease {
+            key: LeaseKey::parse("10.5.2.0-24&fd00:10:5:2::-64").unwrap(),
+            attrs: LeaseAttrs::vxlan(NODE, 1, mac).with_ipv6(address6, Some((1, mac6))),
+        };
+        assert_eq!(dual.usable(&VXLAN).unwrap().vtep_mac, mac);
+        let peer6 = dual.usable6(&VXLAN).unwrap();
+        assert_eq!((peer6.vtep_mac, peer6.public_ip), (mac6, address6));
+        let ipv4 = lease(LeaseAttrs::vxlan(NODE, 1, mac));
+        assert_eq!(
+            ipv4.usable6(&VXLAN),
+            Err(Unusable::NoAddress { family: "IPv6" })
+        );
+        let ipv6 = PeerLease {
+            key: LeaseKey::parse("0.0.0.0-0&fd00:10:5:2::-64").unwrap(),
+            attrs: LeaseAttrs {
+                public_ip: Ipv4Addr::UNSPECIFIED,
+                ..dual.attrs
+            },
+        };
+        assert_eq!(
+            ipv6.usable(&VXLAN),
+            Err(Unusable::NoAddress { family: "IPv4" })
+        );
+        assert!(ipv6.usable6(&VXLAN).is_ok());
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Instant,
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::alarm::Alarm;
 use crate::lease::{ConfigText, LeaseAttrs, LeaseKey};
@@ -15,8 +15,8 @@ use crate::lease::{ConfigText, LeaseAttrs, LeaseKey};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseView {
     pub own: OwnLease,
-    /// Other nodes, of all backends. Never holds anything that overlaps the own subnet.
-    pub peers: BTreeMap<Ipv4Network, PeerLease>,
+    /// Other nodes, of all backends, by the [subnet](LeaseKey::subnet) their leases go by. Never holds anything that overlaps the own subnet.
+    pub peers: BTreeMap<IpNetwork, PeerLease>,
     pub etcd: EtcdState,
     /// The network config as etcd has it, which may differ from the one in force.
     pub config: Option<ConfigText>,
@@ -42,7 +42,7 @@ pub enum OwnState {
     /// It is gone from etcd and is being written again.
     Lost,
     /// Another node has it.
-    Taken { by: Ipv4Addr },
+    Taken { by: IpAddr },
 }
 
 /// Another node's lease.
@@ -64,7 +64,7 @@ pub struct EtcdState {
 }
 
 impl OwnLease {
-    pub fn subnet(&self) -> Ipv4Network {
-        self.key.subnet
+    pub fn subnet(&self) -> IpNetwork {
+        self.key.subnet()
     }
 }

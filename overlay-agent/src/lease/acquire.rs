@@ -12,7 +12,7 @@ use super::{
     store::{Expect, LeaseStore, Put, PutOutcome, Snapshot, StoreError},
     value::LeaseAttrs,
 };
-use crate::core::{Backoff, Decision, Held, Origin, Renewal, Wish, decide};
+use crate::core::{Allocation, Backoff, Decision, Held, Origin, Renewal, Wish, decide};
 
 /// Lost races in a row before giving up, as flannel.
 const RACES: usize = 10;
@@ -21,20 +21,31 @@ const RACES: usize = 10;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AcquireError {
     #[error(
-        "out of subnets: every subnet from {min} to {max} with length {len} is leased; delete keys \
-         of nodes that are gone, or enlarge the network"
+        "out of subnets: every subnet {} is leased; delete keys of nodes that are gone, or enlarge \
+         the network",
+        ranges(allocation)
     )]
-    OutOfSubnets {
-        min: std::net::Ipv4Addr,
-        max: std::net::Ipv4Addr,
-        len: u8,
-    },
+    OutOfSubnets { allocation: Allocation },
     #[error(
         "max retries reached trying to acquire a subnet: lost {RACES} races against other nodes"
     )]
     TooManyRaces,
     #[error("stopped before a subnet was acquired")]
     Cancelled,
+}
+
+/// The subnets of the families of the network, in words.
+fn ranges(allocation: &Allocation) -> String {
+    let ipv4 = allocation.ipv4.map(|pool| {
+        let (min, max, len) = (pool.subnet_min, pool.subnet_max, pool.subnet_len);
+        format!("from {min} to {max} with length {len}")
+    });
+    let ipv6 = allocation.ipv6.map(|pool| {
+        let (min, max, len) = (pool.subnet_min, pool.subnet_max, pool.subnet_len);
+        format!("from {min} to {max} with length {len}")
+    });
+    let ranges: Vec<_> = ipv4.into_iter().chain(ipv6).collect();
+    ranges.join(", or every one ")
 }
 
 /// The own lease, and all leases as they were when it was chosen.
@@ -62,11 +73,8 @@ pub async fn acquire<S: LeaseStore>(
             Ok(Attempt::Lost) => races += 1,
             Ok(Attempt::Cleared) => {}
             Ok(Attempt::OutOfSubnets) => {
-                return Err(AcquireError::OutOfSubnets {
-                    min: wish.allocation.ipv4.subnet_min,
-                    max: wish.allocation.ipv4.subnet_max,
-                    len: wish.allocation.ipv4.subnet_len,
-                });
+                let allocation = wish.allocation;
+                return Err(AcquireError::OutOfSubnets { allocation });
             }
             Err(error) => {
                 let problem = error.to_string();
@@ -146,6 +154,6 @@ async fn attempt<S: LeaseStore>(
 /// flannel's own words, which people search logs for.
 fn report(attrs: &LeaseAttrs, origin: Origin, expect: Expect) {
     if let (Origin::Recorded, Expect::Unchanged { .. }) = (origin, expect) {
-        info!("Found lease for current IP ({}), reusing", attrs.public_ip);
+        info!("Found lease for current IP ({}), reusing", attrs.node_ip());
     }
 }

@@ -346,7 +346,7 @@ fn report(change: &Output) {
         Output::Peer {
             subnet,
             lease: Some(lease),
-        } => info!(%subnet, public_ip = %lease.attrs.public_ip, "peer lease"),
+        } => info!(%subnet, public_ip = %lease.attrs.node_ip(), "peer lease"),
         Output::Peer { subnet, .. } => info!(%subnet, "peer lease gone"),
         Output::Own(own) => match own.state {
             OwnState::Held => {

@@ -33,12 +33,12 @@ fn wish(last: u8) -> Wish {
     Wish {
         attrs: LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 0, 1), 1, mac),
         allocation: Allocation {
-            ipv4: Ipv4Pool {
+            ipv4: Some(Ipv4Pool {
                 network: "10.3.0.0/16".parse().unwrap(),
                 subnet_min: Ipv4Addr::new(10, 3, 1, 0),
                 subnet_max: Ipv4Addr::new(10, 3, last, 0),
                 subnet_len: 24,
-            },
+            }),
             ipv6: None,
         },
         previous: None,
@@ -256,7 +256,7 @@ async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
     store.with(|state| state.force(first, peer(2), None));
     let (handle, _cancel) = started(&store).await;
     let view = until(&handle, |view| view.etcd.connected).await;
-    assert!(view.peers.contains_key(&first.subnet));
+    assert!(view.peers.contains_key(&first.subnet()));
 
     store.set_away(true);
     let view = until(&handle, |view| !view.etcd.connected).await;
@@ -268,15 +268,15 @@ async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
     });
     sleep(Duration::from_hours(30)).await;
     let view = handle.view.borrow().clone();
-    assert!(view.peers.contains_key(&first.subnet), "peers are kept");
+    assert!(view.peers.contains_key(&first.subnet()), "peers are kept");
     assert_eq!(view.own.state, OwnState::Held);
 
     store.set_away(false);
     let view = until(&handle, |view| {
-        view.etcd.connected && view.peers.contains_key(&second.subnet)
+        view.etcd.connected && view.peers.contains_key(&second.subnet())
     })
     .await;
-    assert!(!view.peers.contains_key(&first.subnet));
+    assert!(!view.peers.contains_key(&first.subnet()));
     assert_eq!(view.etcd.last_error, None);
     until(&handle, |view| view.alarms.is_empty()).await;
     assert!(store.with(|state| state.entry(&view.own.key).is_some()));

@@ -6,7 +6,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::addr::MacAddr;
@@ -20,8 +20,9 @@ use thiserror::Error;
 /// What a node says about itself in its lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseAttrs {
-    /// The node's identity, and where peers send tunnel packets.
+    /// Where peers send IPv4 pods' tunnel packets; unspecified in a cluster without IPv4.
     pub public_ip: Ipv4Addr,
+    /// Where they send IPv6 pods'.
     pub public_ipv6: Option<Ipv6Addr>,
     /// Empty for the udp and alloc backends.
     pub backend_type: String,
@@ -50,7 +51,7 @@ impl LeaseAttrs {
     pub fn vxlan(public_ip: Ipv4Addr, vni: u32, vtep_mac: MacAddr) -> Self {
         Self {
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(format!(r#"{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}"#)),
+            backend_data: Some(vxlan_json(vni, vtep_mac)),
             ..Self::alloc(public_ip)
         }
     }
@@ -73,9 +74,32 @@ impl LeaseAttrs {
         }
     }
 
+    /// The address that identifies the node: flannel's is `PublicIP`, which is the same for all
+    /// where there is no IPv4; then it is `PublicIPv6`.
+    pub fn node_ip(&self) -> IpAddr {
+        match self.public_ipv6 {
+            Some(address) if self.public_ip.is_unspecified() => address.into(),
+            _ => self.public_ip.into(),
+        }
+    }
+
+    /// Adds what a node of a cluster with IPv6 says; `vxlan` holds VNI and MAC address of its device
+    /// for IPv6, if it has one.
+    #[must_use]
+    pub fn with_ipv6(mut self, public_ipv6: Ipv6Addr, vxlan: Option<(u32, MacAddr)>) -> Self {
+        self.public_ipv6 = Some(public_ipv6);
+        self.backend_v6_data = vxlan.map(|(vni, mac)| vxlan_json(vni, mac));
+        self
+    }
+
     /// The vxlan data, if there is any with a usable MAC address.
     pub fn vxlan_data(&self) -> Option<VxlanData> {
         VxlanData::parse(self.backend_data.as_deref()?)
+    }
+
+    /// The vxlan data of the IPv6 overlay.
+    pub fn vxlan_v6_data(&self) -> Option<VxlanData> {
+        VxlanData::parse(self.backend_v6_data.as_deref()?)
     }
 
     /// The text flannel would write.
@@ -183,6 +207,10 @@ impl<'de> Deserialize<'de> for LeaseAttrs {
     }
 }
 
+fn vxlan_json(vni: u32, vtep_mac: MacAddr) -> String {
+    format!(r#"{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}"#)
+}
+
 /// JSON text without blanks between tokens; `None` for `null`.
 fn compact(json: Option<Box<RawValue>>) -> Option<String> {
     let json = json?;
@@ -245,10 +273,12 @@ mod tests {
     #[test]
     fn values_are_written_byte_for_byte_as_flannel_writes_them() {
         let vtep = mac("c6:d2:32:6f:8f:44");
-        let dual = LeaseAttrs {
-            public_ipv6: Some("fd00::3".parse().unwrap()),
-            backend_v6_data: Some(r#"{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}"#.to_owned()),
-            ..LeaseAttrs::vxlan(NODE, 1, vtep)
+        let node6 = "fd00::3".parse().unwrap();
+        let vxlan6 = Some((1, mac("52:0e:8b:10:9a:01")));
+        let dual = LeaseAttrs::vxlan(NODE, 1, vtep).with_ipv6(node6, vxlan6);
+        let ipv6 = LeaseAttrs {
+            backend_type: "vxlan".to_owned(),
+            ..LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED).with_ipv6(node6, vxlan6)
         };
         let extension = LeaseAttrs {
             backend_type: "extension".to_owned(),
@@ -265,8 +295,16 @@ mod tests {
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}}"#,
             ),
             (
+                ipv6,
+                r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}}"#,
+            ),
+            (
                 LeaseAttrs::host_gw(NODE),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            ),
+            (
+                LeaseAttrs::host_gw(NODE).with_ipv6(node6, None),
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#,
             ),
             (
                 LeaseAttrs::alloc(NODE),

@@ -6,13 +6,11 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fmt,
-    net::Ipv4Addr,
 };
 
-use ipnetwork::Ipv4Network;
 use overlay_common::addr::MacAddr;
 
-use crate::model::{Backend, Desired, LocalNode, Peer};
+use crate::model::{Backend, Desired, Family, LocalNode, Peer, V4};
 
 /// How packets reach a peer in the kernel tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub enum PeerPath {
 
 /// Why a peer is not programmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalReason {
+pub enum RefusalReason<F: Family = V4> {
     /// The peer leases the subnet this node leases.
     OwnSubnet,
     /// The peer's subnet and this node's have addresses in common.
@@ -41,21 +39,21 @@ pub enum RefusalReason {
     OwnMac,
     /// Another peer with another address has the same VTEP MAC, and the kernel keeps one tunnel
     /// end per MAC.
-    MacOf(Ipv4Network),
+    MacOf(F::Network),
     /// Another peer's subnet starts at the same address, and the kernel keeps one neighbour per
     /// address.
-    BaseOf(Ipv4Network),
+    BaseOf(F::Network),
 }
 
 /// A peer that is not programmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub subnet: Ipv4Network,
-    pub public_ip: Ipv4Addr,
-    pub reason: RefusalReason,
+pub struct Refusal<F: Family = V4> {
+    pub subnet: F::Network,
+    pub public_ip: F::Address,
+    pub reason: RefusalReason<F>,
 }
 
-impl fmt::Display for Refusal {
+impl<F: Family> fmt::Display for Refusal<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             subnet,
@@ -66,7 +64,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl fmt::Display for RefusalReason {
+impl<F: Family> fmt::Display for RefusalReason<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OwnSubnet => f.write_str("it leases this node's own subnet"),
@@ -87,18 +85,27 @@ impl fmt::Display for RefusalReason {
 }
 
 /// Peers sorted into those to program and those refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Admission {
-    pub accepted: BTreeMap<Ipv4Network, (Peer, PeerPath)>,
-    pub refused: Vec<Refusal>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission<F: Family = V4> {
+    pub accepted: BTreeMap<F::Network, (Peer<F>, PeerPath)>,
+    pub refused: Vec<Refusal<F>>,
+}
+
+impl<F: Family> Default for Admission<F> {
+    fn default() -> Self {
+        Self {
+            accepted: BTreeMap::new(),
+            refused: Vec::new(),
+        }
+    }
 }
 
 /// Decides on every peer. `on_link` holds the interface of each peer address that the kernel
 /// reaches without a gateway.
-pub fn admit(desired: &Desired, on_link: &BTreeMap<Ipv4Addr, u32>) -> Admission {
+pub fn admit<F: Family>(desired: &Desired<F>, on_link: &BTreeMap<F::Address, u32>) -> Admission<F> {
     let mut admission = Admission::default();
-    let mut macs: BTreeMap<MacAddr, (Ipv4Network, Ipv4Addr)> = BTreeMap::new();
-    let mut bases: BTreeMap<Ipv4Addr, Ipv4Network> = BTreeMap::new();
+    let mut macs: BTreeMap<MacAddr, (F::Network, F::Address)> = BTreeMap::new();
+    let mut bases: BTreeMap<F::Address, F::Network> = BTreeMap::new();
     for peer in desired.peers.values() {
         let decision = path(&desired.local, peer, on_link).and_then(|path| {
             if path == PeerPath::Tunnel {
@@ -120,22 +127,22 @@ pub fn admit(desired: &Desired, on_link: &BTreeMap<Ipv4Addr, u32>) -> Admission 
     admission
 }
 
-fn path(
-    local: &LocalNode,
-    peer: &Peer,
-    on_link: &BTreeMap<Ipv4Addr, u32>,
-) -> Result<PeerPath, RefusalReason> {
+fn path<F: Family>(
+    local: &LocalNode<F>,
+    peer: &Peer<F>,
+    on_link: &BTreeMap<F::Address, u32>,
+) -> Result<PeerPath, RefusalReason<F>> {
     let own = &local.underlay;
     if peer.subnet == local.subnet {
         return Err(RefusalReason::OwnSubnet);
     }
-    if peer.subnet.overlaps(local.subnet) {
+    if F::overlap(peer.subnet, local.subnet) {
         return Err(RefusalReason::OverlapsOwnSubnet);
     }
     if peer.public_ip == own.public_ip || peer.public_ip == own.address {
         return Err(RefusalReason::OwnPublicIp);
     }
-    if peer.subnet.contains(own.address) || peer.subnet.contains(peer.public_ip) {
+    if F::contains(peer.subnet, own.address) || F::contains(peer.subnet, peer.public_ip) {
         return Err(RefusalReason::CoversUnderlay);
     }
     Ok(match local.backend {
@@ -149,12 +156,12 @@ fn path(
     })
 }
 
-fn claim_tunnel(
-    local: &LocalNode,
-    peer: &Peer,
-    macs: &mut BTreeMap<MacAddr, (Ipv4Network, Ipv4Addr)>,
-    bases: &mut BTreeMap<Ipv4Addr, Ipv4Network>,
-) -> Result<(), RefusalReason> {
+fn claim_tunnel<F: Family>(
+    local: &LocalNode<F>,
+    peer: &Peer<F>,
+    macs: &mut BTreeMap<MacAddr, (F::Network, F::Address)>,
+    bases: &mut BTreeMap<F::Address, F::Network>,
+) -> Result<(), RefusalReason<F>> {
     let mac = peer.vtep_mac;
     if mac.is_zero() || mac.is_multicast() {
         return Err(RefusalReason::InvalidMac);
@@ -162,7 +169,7 @@ fn claim_tunnel(
     if mac == local.vtep_mac {
         return Err(RefusalReason::OwnMac);
     }
-    if let Some(&other) = bases.get(&peer.subnet.network()) {
+    if let Some(&other) = bases.get(&F::first(peer.subnet)) {
         return Err(RefusalReason::BaseOf(other));
     }
     match macs.entry(mac) {
@@ -176,7 +183,7 @@ fn claim_tunnel(
             entry.insert((peer.subnet, peer.public_ip));
         }
     }
-    bases.insert(peer.subnet.network(), peer.subnet);
+    bases.insert(F::first(peer.subnet), peer.subnet);
     Ok(())
 }
 

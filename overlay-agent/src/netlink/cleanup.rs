@@ -1,29 +1,34 @@
 //! Finds and removes everything of ours, for `overlay-agent cleanup`.
 
-use std::{fmt, io};
+use std::{fmt, io, net::IpAddr};
 
 use super::{
     Netlink, NetlinkError,
-    object::{LinkKind, Route},
+    object::{Link, LinkKind, Route},
     plan::ROUTE_PROTOCOL,
     request,
     vtep::Vtep,
 };
-use crate::model::{Underlay, VxlanBackend};
+use crate::model::{Family, Underlay, V4, V6};
 
 /// Something in the kernel that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owned {
     /// A route with our protocol number, blackhole routes included.
     Route(Route),
-    /// The device `flannel.<VNI>`, with its address, neighbours and forwarding entries.
-    Vtep { ifindex: u32, name: String },
+    Route6(Route<V6>),
+    /// A vxlan device, with its address, neighbours and forwarding entries.
+    Vtep {
+        ifindex: u32,
+        name: String,
+    },
 }
 
 impl fmt::Display for Owned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route(route) => write!(f, "route {route}"),
+            Self::Route6(route) => write!(f, "route {route}"),
             Self::Vtep { name, .. } => write!(f, "interface {name}"),
         }
     }
@@ -31,55 +36,90 @@ impl fmt::Display for Owned {
 
 impl Netlink {
     /// What is ours: routes with [`ROUTE_PROTOCOL`] and the vxlan devices of these VNIs under
-    /// flannel's name for them.
+    /// flannel's names for them.
     pub async fn owned(&self, vnis: &[u32]) -> Result<Vec<Owned>, NetlinkError> {
-        let routes = self.routes().await?;
-        let routes = routes
-            .into_iter()
-            .filter(|route| route.protocol == ROUTE_PROTOCOL);
+        let routes = self.own_routes::<V4>().await?.into_iter();
+        let routes6 = self.own_routes::<V6>().await?.into_iter();
         let links = self.links().await?;
-        let devices = links.into_iter().filter_map(|link| match link.kind {
-            LinkKind::Vxlan(vxlan)
-                if vnis.contains(&vxlan.vni) && link.name == VxlanBackend::name_of(vxlan.vni) =>
-            {
-                Some(Owned::Vtep {
-                    ifindex: link.ifindex,
-                    name: link.name,
-                })
-            }
-            _ => None,
+        let devices = links.into_iter().filter_map(|link| {
+            let vni = flannel_vni::<V4>(&link).or_else(|| flannel_vni::<V6>(&link))?;
+            vnis.contains(&vni).then_some(Owned::Vtep {
+                ifindex: link.ifindex,
+                name: link.name,
+            })
         });
-        Ok(routes.map(Owned::Route).chain(devices).collect())
+        let routes = routes.map(Owned::Route).chain(routes6.map(Owned::Route6));
+        Ok(routes.chain(devices).collect())
+    }
+
+    async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
+        let mut routes = self.routes::<F>().await?;
+        routes.retain(|route| route.protocol == ROUTE_PROTOCOL);
+        Ok(routes)
     }
 
     /// Removes devices that a start which did not get far has left: under flannel's name, on this
-    /// underlay, without an IPv4 address, and not `current`. Returns their names. Devices that were
-    /// in use have an address, by which [`Netlink::reconcile`] knows them.
-    pub async fn remove_unfinished_vteps(
+    /// underlay, without an address of the pod network's kind, and not `current`. Returns their
+    /// names. Devices that were in use have an address, by which [`Netlink::reconcile`] knows them.
+    pub async fn remove_unfinished_vteps<F: Family>(
         &self,
-        underlay: &Underlay,
+        underlay: &Underlay<F>,
         current: Option<&Vtep>,
     ) -> Result<Vec<String>, NetlinkError> {
-        let addresses = self.addresses().await?;
+        let addresses = self.addresses::<F>().await?;
+        let has_address = |ifindex: u32| {
+            addresses
+                .iter()
+                .any(|a| a.ifindex == ifindex && !is_link_local(a.local.into().ip()))
+        };
         let mut removed = Vec::new();
         for link in self.links().await? {
             let LinkKind::Vxlan(vxlan) = link.kind else {
                 continue;
             };
-            if link.name != VxlanBackend::name_of(vxlan.vni)
+            if flannel_vni::<F>(&link).is_none()
                 || vxlan.underlay != Some(underlay.ifindex)
-                || vxlan.local != Some(underlay.address)
+                || vxlan.local != Some(underlay.address.into())
                 || current.is_some_and(|vtep| vtep.ifindex == link.ifindex)
-                || addresses.iter().any(|a| a.ifindex == link.ifindex)
+                || has_address(link.ifindex)
             {
                 continue;
             }
-            let operation = format!("delete {}", link.name);
-            self.change(operation, request::delete_link(link.ifindex))
-                .await?;
+            self.delete_device(&link).await?;
             removed.push(link.name);
         }
         Ok(removed)
+    }
+
+    /// Removes what a family that the network config has switched off has left: its vxlan devices
+    /// on this underlay, and our routes. Returns what there was.
+    pub async fn remove_family<F: Family>(
+        &self,
+        underlay_ifindex: u32,
+    ) -> Result<Vec<String>, NetlinkError> {
+        let mut removed = Vec::new();
+        for route in self.own_routes::<F>().await? {
+            let text = format!("route {route}");
+            let request = request::delete_route(&route);
+            self.change(format!("delete {text}"), request).await?;
+            removed.push(text);
+        }
+        for link in self.links().await? {
+            if let LinkKind::Vxlan(vxlan) = link.kind
+                && flannel_vni::<F>(&link).is_some()
+                && vxlan.underlay == Some(underlay_ifindex)
+            {
+                self.delete_device(&link).await?;
+                removed.push(format!("interface {}", link.name));
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn delete_device(&self, link: &Link) -> Result<(), NetlinkError> {
+        let operation = format!("delete {}", link.name);
+        self.change(operation, request::delete_link(link.ifindex))
+            .await
     }
 
     /// Removes everything of ours and returns it. With `dry_run` it is only listed.
@@ -96,6 +136,7 @@ impl Netlink {
             .iter()
             .map(|object| match object {
                 Owned::Route(route) => request::delete_route(route),
+                Owned::Route6(route) => request::delete_route(route),
                 Owned::Vtep { ifindex, .. } => request::delete_link(*ifindex),
             })
             .collect();
@@ -113,6 +154,19 @@ impl Netlink {
         }
         Ok(owned)
     }
+}
+
+/// The VNI of a vxlan device that has flannel's name for it.
+pub fn flannel_vni<F: Family>(link: &Link) -> Option<u32> {
+    match link.kind {
+        LinkKind::Vxlan(vxlan) if link.name == F::device_name(vxlan.vni) => Some(vxlan.vni),
+        _ => None,
+    }
+}
+
+/// The kernel gives one to every IPv6 interface.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -1,4 +1,4 @@
-//! Brings `flannel.<VNI>` about: adopt, correct, rename back, re-create or create.
+//! Brings a vxlan device about: adopt, correct, rename back, re-create or create.
 
 use std::{fs, io};
 
@@ -142,10 +142,9 @@ impl Netlink {
         mac: MacAddr,
         default_port: u16,
     ) -> Result<(), NetlinkError> {
-        let port = spec.port.unwrap_or(default_port);
-        let twin = self.links().await?.into_iter().find(
-            |link| matches!(&link.kind, LinkKind::Vxlan(v) if v.vni == spec.vni && v.port == port),
-        );
+        let twin = self.links().await?.into_iter().find(|link| {
+            matches!(&link.kind, LinkKind::Vxlan(vxlan) if spec.collides_with(vxlan, default_port))
+        });
         let Some(twin) = twin else {
             return Err(NetlinkError::Refused {
                 operation: format!("create {}", spec.name),
@@ -205,7 +204,7 @@ impl Netlink {
     /// Reads the device back. Its MAC address is restored if something, such as systemd's
     /// MACAddressPolicy, replaced it in the meantime.
     async fn verify(&self, spec: &VtepSpec, mac: Option<MacAddr>) -> Result<Vtep, NetlinkError> {
-        refuse_router_advertisements(&spec.name);
+        set_ipv6_settings(&spec.name, spec.local.is_ipv6());
         let mut attempt = 0;
         loop {
             let link = self.vtep_link(spec).await?;
@@ -323,14 +322,21 @@ fn kernel_default_port() -> u16 {
         .unwrap_or(VxlanBackend::DEFAULT_PORT)
 }
 
-/// flannel turns router advertisements off on its device, where IPv6 exists. `/proc/sys/net` shows
-/// the network namespace of the calling thread.
-fn refuse_router_advertisements(name: &str) {
-    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
-    match fs::read_to_string(&path) {
-        Ok(value) if value.trim() != "0" => {
-            if let Err(error) = fs::write(&path, "0") {
-                tracing::warn!(%path, %error, "cannot turn router advertisements off");
+/// flannel turns router advertisements off on its devices, where IPv6 exists. Where it is off by
+/// default (`net.ipv6.conf.default.disable_ipv6`), the device of the IPv6 overlay could have no
+/// address. `/proc/sys/net` shows the network namespace of the calling thread.
+fn set_ipv6_settings(name: &str, carries_ipv6: bool) {
+    set_sysctl(&format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+    if carries_ipv6 {
+        set_sysctl(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "0");
+    }
+}
+
+fn set_sysctl(path: &str, wanted: &str) {
+    match fs::read_to_string(path) {
+        Ok(value) if value.trim() != wanted => {
+            if let Err(error) = fs::write(path, wanted) {
+                tracing::warn!(%path, wanted, %error, "cannot change a setting of the device");
             }
         }
         _ => {}

@@ -5,8 +5,6 @@ use std::io;
 use overlay_common::addr::MacAddr;
 use thiserror::Error;
 
-use super::vtep::{MIN_MTU, OVERHEAD};
-
 /// Why the kernel tier could not do something.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
@@ -29,7 +27,7 @@ pub enum NetlinkError {
     },
     #[error(
         "`{name}` cannot be an interface name (1 to 15 bytes, no slash or blank); \
-         choose a VNI below 10000000"
+         choose a smaller VNI: IPv4 takes up to 9999999, IPv6 up to 99999"
     )]
     BadName { name: String },
     #[error("underlay interface {ifindex} is gone; it is picked up again when it returns")]
@@ -39,11 +37,16 @@ pub enum NetlinkError {
     #[error("interface {name} disappears while it is being set up; another program manages it")]
     VtepVanished { name: String },
     #[error(
-        "{name} would have an MTU of {mtu}; vxlan takes {} bytes and IPv4 needs {MIN_MTU}: raise \
-         the MTU of the underlay interface or of the network config",
-        OVERHEAD
+        "{name} would have an MTU of {mtu}; vxlan takes {overhead} bytes and {family} needs {least}: \
+         raise the MTU of the underlay interface or of the network config"
     )]
-    MtuTooSmall { name: String, mtu: u32 },
+    MtuTooSmall {
+        name: String,
+        mtu: u32,
+        overhead: u32,
+        family: &'static str,
+        least: u32,
+    },
     #[error("the vxlan backend needs its device before peers can be programmed")]
     VtepMissing,
     #[error(

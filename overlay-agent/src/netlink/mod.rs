@@ -1,8 +1,10 @@
 //! The kernel tier: flannel's own data plane, programmed through route netlink.
 //!
-//! It owns the device `flannel.<VNI>`, its address, one neighbour, one forwarding entry and one
-//! route per peer (flannel: `pkg/backend/vxlan`), the routes of host-gw, and the view of the host's
-//! interfaces from which pods are found. It carries every packet the eBPF tier declines.
+//! It owns the devices `flannel.<VNI>` and `flannel-v6.<VNI>`, their address, one neighbour, one
+//! forwarding entry and one route per peer (flannel: `pkg/backend/vxlan`), the routes of host-gw,
+//! and the view of the host's interfaces from which pods are found. It carries every packet the
+//! eBPF tier declines. The two address families are programmed apart from each other, by one text
+//! that is generic over them.
 //!
 //! Everything is reconciled: observe, compare, apply. The comparison is pure ([`admit`], [`plan`],
 //! [`vtep`], [`pods`]); only [`Netlink`] talks to the kernel. What is not recognisably ours or
@@ -26,14 +28,14 @@ mod vtep;
 mod watch;
 
 pub use admit::{Admission, PeerPath, Refusal, RefusalReason, admit};
-pub use cleanup::Owned;
+pub use cleanup::{Owned, flannel_vni};
 pub use error::NetlinkError;
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
 pub use plan::{Change, Leftover, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
 pub use pods::{LinkTable, PodLink, pod_links};
 pub use reconcile::{Failure, Summary};
-pub use vtep::{OVERHEAD, Vtep, VtepSpec};
-pub use watch::{KernelEvent, Watch};
+pub use vtep::{Vtep, VtepSpec};
+pub use watch::{IpEvent, KernelEvent, Watch};
 
 use transport::Transport;
 

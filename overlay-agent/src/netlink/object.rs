@@ -3,9 +3,8 @@
 //! Only what decisions need is kept. Messages about other families, cached routes or half-described
 //! objects decode to `None`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::Ipv4Network;
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::{
     AddressFamily,
@@ -16,6 +15,8 @@ use rtnetlink::packet_route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
     },
 };
+
+use crate::model::{Family, V4};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,8 @@ pub struct VxlanLink {
     pub vni: u32,
     /// Lower device.
     pub underlay: Option<u32>,
-    pub local: Option<Ipv4Addr>,
+    /// Its family is that of the tunnel.
+    pub local: Option<IpAddr>,
     pub port: u16,
     pub ttl: u8,
     pub learning: bool,
@@ -57,21 +59,21 @@ pub struct VxlanLink {
     pub exotic: bool,
 }
 
-/// An IPv4 address of an interface.
+/// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct Address<F: Family = V4> {
     pub ifindex: u32,
     /// The address itself with its prefix length.
-    pub local: Ipv4Network,
+    pub local: F::Network,
     /// The other end of a point-to-point address; equal to the address otherwise.
-    pub remote: Ipv4Addr,
+    pub remote: F::Address,
 }
 
-/// An IPv4 route.
+/// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    pub destination: Ipv4Network,
-    pub gateway: Option<Ipv4Addr>,
+pub struct Route<F: Family = V4> {
+    pub destination: F::Network,
+    pub gateway: Option<F::Address>,
     /// `None` for routes without a device (blackhole) or with several next hops.
     pub ifindex: Option<u32>,
     pub onlink: bool,
@@ -83,11 +85,11 @@ pub struct Route {
     pub table: u32,
 }
 
-/// An IPv4 neighbour entry.
+/// A neighbour entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
+pub struct Neighbour<F: Family = V4> {
     pub ifindex: u32,
-    pub address: Ipv4Addr,
+    pub address: F::Address,
     /// `None` while unresolved.
     pub mac: Option<MacAddr>,
     pub permanent: bool,
@@ -98,8 +100,8 @@ pub struct Neighbour {
 pub struct FdbEntry {
     pub ifindex: u32,
     pub mac: MacAddr,
-    /// Where the tunnel for this address ends; `None` for other than IPv4.
-    pub remote: Option<Ipv4Addr>,
+    /// Where the tunnel for this address ends.
+    pub remote: Option<IpAddr>,
     pub permanent: bool,
     /// The entry overrides the device's port, VNI or interface.
     pub overridden: bool,
@@ -159,14 +161,14 @@ impl VxlanLink {
             match item {
                 InfoVxlan::Id(vni) => vxlan.vni = *vni,
                 InfoVxlan::Link(ifindex) => vxlan.underlay = Some(*ifindex),
-                InfoVxlan::Local(address) => vxlan.local = Some(*address),
+                InfoVxlan::Local(address) => vxlan.local = Some((*address).into()),
+                InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
                 InfoVxlan::Port(port) => vxlan.port = *port,
                 InfoVxlan::Ttl(ttl) => vxlan.ttl = *ttl,
                 InfoVxlan::Learning(on) => vxlan.learning = *on,
                 InfoVxlan::Gbp => vxlan.gbp = true,
                 InfoVxlan::Group(_)
                 | InfoVxlan::Group6(_)
-                | InfoVxlan::Local6(_)
                 | InfoVxlan::Gpe
                 | InfoVxlan::Proxy(true)
                 | InfoVxlan::L2Miss(true)
@@ -180,50 +182,53 @@ impl VxlanLink {
     }
 }
 
-impl Address {
+impl<F: Family> Address<F> {
     pub(super) fn decode(message: &AddressMessage) -> Option<Self> {
-        if message.header.family != AddressFamily::Inet {
-            return None;
-        }
         let (mut local, mut remote) = (None, None);
         for attribute in &message.attributes {
             match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
-                AddressAttribute::Address(IpAddr::V4(address)) => remote = Some(*address),
+                AddressAttribute::Local(ip) => local = F::address(*ip),
+                AddressAttribute::Address(ip) => remote = F::address(*ip),
                 _ => {}
             }
         }
         let local = local.or(remote)?;
         Some(Self {
             ifindex: message.header.index,
-            local: Ipv4Network::new(local, message.header.prefix_len).ok()?,
+            local: F::with_prefix(local, message.header.prefix_len)?,
             remote: remote.unwrap_or(local),
         })
     }
 }
 
-impl Route {
+impl<F: Family> Route<F> {
     pub(super) fn decode(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
-        if header.address_family != AddressFamily::Inet || header.flags.contains(RouteFlags::Cloned)
-        {
+        let unspecified = match header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        if header.flags.contains(RouteFlags::Cloned) {
             return None;
         }
-        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let mut destination = F::address(unspecified)?;
         let (mut gateway, mut ifindex) = (None, None);
         let (mut metric, mut table) = (0, u32::from(header.table));
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+                RouteAttribute::Destination(address) => destination = F::address(ip(address)?)?,
+                RouteAttribute::Gateway(address) => gateway = ip(address).and_then(F::address),
                 RouteAttribute::Oif(index) => ifindex = Some(*index),
                 RouteAttribute::Priority(value) => metric = *value,
                 RouteAttribute::Table(id) => table = *id,
                 _ => {}
             }
         }
+        // IPv6 lists routes that forward nothing with the loopback interface.
+        let ifindex = ifindex.filter(|_| header.kind != RouteType::BlackHole);
         Some(Self {
-            destination: Ipv4Network::new(destination, header.destination_prefix_length).ok()?,
+            destination: F::with_prefix(destination, header.destination_prefix_length)?,
             gateway,
             ifindex,
             onlink: header.flags.contains(RouteFlags::Onlink),
@@ -240,20 +245,27 @@ impl Route {
     pub fn in_main_table(&self) -> bool {
         self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
     }
+
+    /// The route goes through a gateway that is its destination's first address, on a link where
+    /// that cannot be: flannel's route through a tunnel.
+    pub fn is_tunnel_shaped(&self) -> bool {
+        self.onlink && self.gateway == Some(F::first(self.destination))
+    }
 }
 
-impl Neighbour {
+impl<F: Family> Neighbour<F> {
     pub(super) fn decode(message: &NeighbourMessage) -> Option<Self> {
-        if message.header.family != AddressFamily::Inet
-            || message.header.flags.contains(NeighbourFlags::Proxy)
-        {
+        if message.header.flags.contains(NeighbourFlags::Proxy) {
             return None;
         }
         let (mut address, mut mac) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
-                    address = Some(*value);
+                    address = F::address((*value).into());
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(value)) => {
+                    address = F::address((*value).into());
                 }
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_from(bytes),
                 _ => {}
@@ -277,14 +289,7 @@ impl FdbEntry {
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_from(bytes),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    remote = Some(*address);
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                    remote = <[u8; 4]>::try_from(bytes.as_slice())
-                        .ok()
-                        .map(Ipv4Addr::from);
-                }
+                NeighbourAttribute::Destination(address) => remote = tunnel_end(address),
                 NeighbourAttribute::Port(_)
                 | NeighbourAttribute::Vni(_)
                 | NeighbourAttribute::IfIndex(_) => overridden = true,
@@ -298,6 +303,28 @@ impl FdbEntry {
             permanent: has_state(message, PERMANENT | NOARP),
             overridden,
         })
+    }
+}
+
+/// In messages of family bridge the length of an address tells what it is.
+fn tunnel_end(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        NeighbourAddress::Other(bytes) => {
+            let ipv4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            let ipv6 = || <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            ipv4.or_else(|_| ipv6()).ok()
+        }
+        _ => None,
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
     }
 }
 

@@ -12,14 +12,14 @@
 //!   to exactly a peer's subnet, with protocol "boot" and metric 0. One through a gateway to this
 //!   node's own subnet is from the time another node leased it, and goes;
 //! - every other route stays. One to a peer's subnet is shadowed, not removed: ours goes in front.
+//!   In IPv6, where it would share the traffic, ours takes its place, as flannel's does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnetwork::Ipv4Network;
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
 
@@ -27,7 +27,7 @@ use super::{
     admit::{Admission, PeerPath},
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::{Backend, LocalNode};
+use crate::model::{Backend, Family, LocalNode, V4};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -37,31 +37,31 @@ pub const ROUTE_PROTOCOL: u8 = 241;
 const PROTOCOL_BOOT: u8 = 3;
 
 /// Kernel state this agent answers for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// Index of `flannel.<VNI>`, for backends that have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted<F: Family = V4> {
+    /// Index of the vxlan device, for backends that have it.
     pub vtep: Option<u32>,
     /// The address of the device, and the range in which it has no other.
-    pub address: Option<(Ipv4Network, Ipv4Network)>,
+    pub address: Option<(F::Network, F::Network)>,
     /// The subnet of this node and the underlay interface: no gateway there leads to it.
-    pub subnet: Option<(Ipv4Network, u32)>,
-    pub neighbours: BTreeMap<Ipv4Addr, MacAddr>,
-    pub fdb: BTreeMap<MacAddr, Ipv4Addr>,
-    pub routes: BTreeMap<Ipv4Network, Route>,
+    pub subnet: Option<(F::Network, u32)>,
+    pub neighbours: BTreeMap<F::Address, MacAddr>,
+    pub fdb: BTreeMap<MacAddr, F::Address>,
+    pub routes: BTreeMap<F::Network, Route<F>>,
 }
 
-/// Kernel state as dumped: addresses, neighbours and forwarding entries of `flannel.<VNI>`, the
+/// Kernel state as dumped: addresses, neighbours and forwarding entries of the vxlan device, the
 /// main routing table in the kernel's order, and devices of an earlier configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    pub addresses: Vec<Address>,
-    pub neighbours: Vec<Neighbour>,
+pub struct Observed<F: Family = V4> {
+    pub addresses: Vec<Address<F>>,
+    pub neighbours: Vec<Neighbour<F>>,
     pub fdb: Vec<FdbEntry>,
-    pub routes: Vec<Route>,
+    pub routes: Vec<Route<F>>,
     pub leftovers: Vec<Leftover>,
 }
 
-/// A vxlan device named `flannel.<its VNI>` that carries this node's tunnel address and is not the
+/// A vxlan device with flannel's name for its VNI that carries this node's tunnel address and is not the
 /// configured one: the VNI or the backend was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -71,47 +71,60 @@ pub struct Leftover {
 
 /// One step from observed to wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Change<F: Family = V4> {
     AddAddress {
         ifindex: u32,
-        address: Ipv4Network,
+        address: F::Network,
     },
-    DeleteAddress(Address),
+    DeleteAddress(Address<F>),
     SetFdb {
         ifindex: u32,
         mac: MacAddr,
-        remote: Ipv4Addr,
+        remote: F::Address,
     },
     SetNeighbour {
         ifindex: u32,
-        address: Ipv4Addr,
+        address: F::Address,
         mac: MacAddr,
     },
-    AddRoute(Route),
-    DeleteRoute(Route),
+    AddRoute(Route<F>),
+    DeleteRoute(Route<F>),
     DeleteNeighbour {
         ifindex: u32,
-        address: Ipv4Addr,
+        address: F::Address,
     },
     DeleteFdb {
         ifindex: u32,
         mac: MacAddr,
-        remote: Option<Ipv4Addr>,
+        remote: Option<IpAddr>,
     },
     DeleteVtep(Leftover),
 }
 
 /// The changes, in an order that never leaves a peer without a path it has before and after.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    pub changes: Vec<Change>,
+pub struct Plan<F: Family = V4> {
+    pub changes: Vec<Change<F>>,
     /// Objects that are already as wanted.
     pub kept: usize,
     /// Foreign routes to a peer's subnet that ours is put in front of.
-    pub shadowed: Vec<Route>,
+    pub shadowed: Vec<Route<F>>,
 }
 
-impl Change {
+impl<F: Family> Default for Wanted<F> {
+    fn default() -> Self {
+        Self {
+            vtep: None,
+            address: None,
+            subnet: None,
+            neighbours: BTreeMap::new(),
+            fdb: BTreeMap::new(),
+            routes: BTreeMap::new(),
+        }
+    }
+}
+
+impl<F: Family> Change<F> {
     /// The step takes something away.
     pub const fn removes(&self) -> bool {
         matches!(
@@ -125,7 +138,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl<F: Family> fmt::Display for Change<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddAddress { address, .. } => write!(f, "add address {address}"),
@@ -140,12 +153,14 @@ impl fmt::Display for Change {
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
             Self::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
             Self::DeleteFdb { mac, .. } => write!(f, "delete forwarding entry {mac}"),
-            Self::DeleteVtep(leftover) => write!(f, "delete interface flannel.{}", leftover.vni),
+            Self::DeleteVtep(leftover) => {
+                write!(f, "delete interface {}", F::device_name(leftover.vni))
+            }
         }
     }
 }
 
-impl fmt::Display for Route {
+impl<F: Family> fmt::Display for Route<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.kind == RouteType::BlackHole {
             f.write_str("blackhole ")?;
@@ -162,7 +177,11 @@ impl fmt::Display for Route {
 }
 
 /// What `local` and its admitted peers need in the kernel.
-pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Wanted {
+pub fn want<F: Family>(
+    local: &LocalNode<F>,
+    admission: &Admission<F>,
+    vtep: Option<u32>,
+) -> Wanted<F> {
     let mut wanted = Wanted {
         vtep,
         subnet: (local.backend != Backend::Alloc).then_some((local.subnet, local.underlay.ifindex)),
@@ -172,12 +191,12 @@ pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Want
         wanted.address = Some((tunnel_address(local), local.network));
     }
     for (peer, path) in admission.accepted.values() {
-        let base = peer.subnet.network();
+        let base = F::first(peer.subnet);
         match (*path, vtep) {
             (PeerPath::Direct { ifindex }, _) => {
                 wanted.routes.insert(
                     peer.subnet,
-                    peer_route(peer.subnet, peer.public_ip, ifindex, false),
+                    peer_route::<F>(peer.subnet, peer.public_ip, ifindex, false),
                 );
             }
             (PeerPath::Tunnel, Some(vtep)) => {
@@ -185,7 +204,7 @@ pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Want
                 wanted.fdb.insert(peer.vtep_mac, peer.public_ip);
                 wanted
                     .routes
-                    .insert(peer.subnet, peer_route(peer.subnet, base, vtep, true));
+                    .insert(peer.subnet, peer_route::<F>(peer.subnet, base, vtep, true));
             }
             (PeerPath::Tunnel, None) => {}
         }
@@ -193,7 +212,12 @@ pub fn want(local: &LocalNode, admission: &Admission, vtep: Option<u32>) -> Want
     wanted
 }
 
-fn peer_route(destination: Ipv4Network, gateway: Ipv4Addr, ifindex: u32, onlink: bool) -> Route {
+fn peer_route<F: Family>(
+    destination: F::Network,
+    gateway: F::Address,
+    ifindex: u32,
+    onlink: bool,
+) -> Route<F> {
     Route {
         destination,
         gateway: Some(gateway),
@@ -202,19 +226,19 @@ fn peer_route(destination: Ipv4Network, gateway: Ipv4Addr, ifindex: u32, onlink:
         kind: RouteType::Unicast,
         protocol: ROUTE_PROTOCOL,
         scope: RouteScope::Universe,
-        metric: 0,
+        metric: F::DEFAULT_METRIC,
         tos: 0,
         table: u32::from(RouteHeader::RT_TABLE_MAIN),
     }
 }
 
 /// The address of this node's end of the tunnels: the first of its subnet, alone.
-pub(super) fn tunnel_address(local: &LocalNode) -> Ipv4Network {
-    Ipv4Network::from(local.subnet.network())
+pub(super) fn tunnel_address<F: Family>(local: &LocalNode<F>) -> F::Network {
+    F::host(F::first(local.subnet))
 }
 
 /// The changes that turn `observed` into `wanted`.
-pub fn diff(wanted: &Wanted, observed: &Observed) -> Plan {
+pub fn diff<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>) -> Plan<F> {
     let mut plan = Plan::default();
     let mut removals = Vec::new();
     if let Some(vtep) = wanted.vtep {
@@ -232,7 +256,12 @@ pub fn diff(wanted: &Wanted, observed: &Observed) -> Plan {
     plan
 }
 
-fn diff_addresses(wanted: &Wanted, observed: &Observed, vtep: u32, plan: &mut Plan) {
+fn diff_addresses<F: Family>(
+    wanted: &Wanted<F>,
+    observed: &Observed<F>,
+    vtep: u32,
+    plan: &mut Plan<F>,
+) {
     let Some((address, network)) = wanted.address else {
         return;
     };
@@ -246,17 +275,21 @@ fn diff_addresses(wanted: &Wanted, observed: &Observed, vtep: u32, plan: &mut Pl
         });
     }
     // Addresses outside the pod network are the administrator's, as with flannel.
-    for other in on_vtep().filter(|a| a.local != address && network.contains(a.local.ip())) {
+    let is_ours = |other: &&Address<F>| {
+        let ip = F::address(other.local.into().ip());
+        other.local != address && ip.is_some_and(|ip| F::contains(network, ip))
+    };
+    for other in on_vtep().filter(is_ours) {
         plan.changes.push(Change::DeleteAddress(*other));
     }
 }
 
-fn diff_fdb(
-    wanted: &Wanted,
-    observed: &Observed,
+fn diff_fdb<F: Family>(
+    wanted: &Wanted<F>,
+    observed: &Observed<F>,
     vtep: u32,
-    plan: &mut Plan,
-    removals: &mut Vec<Change>,
+    plan: &mut Plan<F>,
+    removals: &mut Vec<Change<F>>,
 ) {
     let mut present = BTreeSet::new();
     for entry in observed
@@ -266,7 +299,7 @@ fn diff_fdb(
     {
         match wanted.fdb.get(&entry.mac) {
             Some(remote) => {
-                if entry.remote == Some(*remote) && !entry.overridden {
+                if entry.remote == Some((*remote).into()) && !entry.overridden {
                     present.insert(entry.mac);
                 }
             }
@@ -287,12 +320,12 @@ fn diff_fdb(
     }
 }
 
-fn diff_neighbours(
-    wanted: &Wanted,
-    observed: &Observed,
+fn diff_neighbours<F: Family>(
+    wanted: &Wanted<F>,
+    observed: &Observed<F>,
     vtep: u32,
-    plan: &mut Plan,
-    removals: &mut Vec<Change>,
+    plan: &mut Plan<F>,
+    removals: &mut Vec<Change<F>>,
 ) {
     let mut present = BTreeSet::new();
     for entry in observed
@@ -326,32 +359,48 @@ fn diff_neighbours(
     }
 }
 
-fn diff_routes(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    let mut present = BTreeSet::new();
-    let mut stale = Vec::new();
-    for route in observed.routes.iter().filter(|r| r.in_main_table()) {
-        let target = wanted.routes.get(&route.destination);
-        if target == Some(route) {
-            present.insert(route.destination);
-        } else if is_replaceable(route, wanted) {
+fn diff_routes<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>, plan: &mut Plan<F>) {
+    let in_main_table = || observed.routes.iter().filter(|r| r.in_main_table());
+    let target = |route: &Route<F>| wanted.routes.get(&route.destination);
+    let present: BTreeSet<F::Network> = in_main_table()
+        .filter(|route| target(route) == Some(*route))
+        .map(|route| route.destination)
+        .collect();
+    let missing: Vec<&Route<F>> = wanted
+        .routes
+        .iter()
+        .filter(|(destination, _)| !present.contains(destination))
+        .map(|(_, route)| route)
+        .collect();
+    let (mut obstacles, mut stale) = (Vec::new(), Vec::new());
+    for route in in_main_table().filter(|route| target(route) != Some(*route)) {
+        let alike = target(route).filter(|t| (t.metric, t.tos) == (route.metric, route.tos));
+        if !is_replaceable(route, wanted) {
+            plan.shadowed.extend(alike.map(|_| *route));
+        } else if F::ONLINK_IS_CHECKED && missing.iter().any(|new| obstructs(route, new)) {
+            obstacles.push(Change::DeleteRoute(*route));
+        } else if F::ROUTES_SHARE && alike.is_some() && !present.contains(&route.destination) {
+            // The new route takes its place.
+        } else {
             stale.push(Change::DeleteRoute(*route));
-        } else if target.is_some() && route.metric == 0 && route.tos == 0 {
-            plan.shadowed.push(*route);
         }
     }
     plan.kept += present.len();
-    plan.changes.extend(
-        wanted
-            .routes
-            .iter()
-            .filter(|(destination, _)| !present.contains(destination))
-            .map(|(_, route)| Change::AddRoute(*route)),
-    );
+    plan.changes.append(&mut obstacles);
+    plan.changes
+        .extend(missing.into_iter().copied().map(Change::AddRoute));
     plan.changes.append(&mut stale);
 }
 
+/// The route leads to the gateway of the other one, through another interface.
+fn obstructs<F: Family>(route: &Route<F>, other: &Route<F>) -> bool {
+    let gateway = other.gateway.filter(|_| other.onlink);
+    route.ifindex != other.ifindex
+        && gateway.is_some_and(|gateway| F::contains(route.destination, gateway))
+}
+
 /// The route is ours or flannel's. A blackhole route of ours has its own reconciliation.
-fn is_replaceable(route: &Route, wanted: &Wanted) -> bool {
+fn is_replaceable<F: Family>(route: &Route<F>, wanted: &Wanted<F>) -> bool {
     if route.kind != RouteType::Unicast {
         return false;
     }
@@ -362,15 +411,15 @@ fn is_replaceable(route: &Route, wanted: &Wanted) -> bool {
     let to_own_subnet = wanted.subnet.is_some_and(|(subnet, underlay)| {
         route.destination == subnet && route.gateway.is_some() && route.ifindex == Some(underlay)
     });
-    let flannel_tunnel = wanted.vtep.is_some()
-        && route.ifindex == wanted.vtep
-        && route.onlink
-        && route.gateway == Some(route.destination.network());
+    let flannel_tunnel =
+        wanted.vtep.is_some() && route.ifindex == wanted.vtep && route.is_tunnel_shaped();
     route.protocol == PROTOCOL_BOOT
-        && route.metric == 0
+        && route.metric == F::DEFAULT_METRIC
         && route.tos == 0
         && (to_peer || to_own_subnet || flannel_tunnel)
 }
 
+#[cfg(test)]
+mod ipv6_tests;
 #[cfg(test)]
 mod tests;

@@ -19,9 +19,9 @@ use rtnetlink::packet_route::route::RouteType;
 use super::{
     Netlink, NetlinkError,
     object::{Address, Link, LinkKind, Route},
-    watch::KernelEvent,
+    watch::{IpEvent, KernelEvent},
 };
-use crate::model::LocalNode;
+use crate::model::{LocalNode, V4};
 
 /// Host side of a pod's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,27 +59,31 @@ impl LinkTable {
         match event {
             KernelEvent::Link(link) => self.set_link(link),
             KernelEvent::LinkRemoved { ifindex, .. } => self.remove_link(*ifindex),
-            KernelEvent::Address(address) => self
+            KernelEvent::Ipv4(event) => self.apply_ipv4(event),
+            KernelEvent::Ipv6(_)
+            | KernelEvent::Fdb(_)
+            | KernelEvent::FdbRemoved(_)
+            | KernelEvent::Resync => false,
+        }
+    }
+
+    fn apply_ipv4(&mut self, event: &IpEvent<V4>) -> bool {
+        match event {
+            IpEvent::Address(address) => self
                 .addresses
                 .entry(address.ifindex)
                 .or_default()
                 .insert(address.local),
-            KernelEvent::AddressRemoved(address) => {
+            IpEvent::AddressRemoved(address) => {
                 remove_from(&mut self.addresses, address.ifindex, &address.local)
             }
-            KernelEvent::Route(route) => host_route(route).is_some_and(|(ifindex, address)| {
+            IpEvent::Route(route) => host_route(route).is_some_and(|(ifindex, address)| {
                 self.host_routes.entry(ifindex).or_default().insert(address)
             }),
-            KernelEvent::RouteRemoved(route) => {
-                host_route(route).is_some_and(|(ifindex, address)| {
-                    remove_from(&mut self.host_routes, ifindex, &address)
-                })
-            }
-            KernelEvent::Neighbour(_)
-            | KernelEvent::NeighbourRemoved(_)
-            | KernelEvent::Fdb(_)
-            | KernelEvent::FdbRemoved(_)
-            | KernelEvent::Resync => false,
+            IpEvent::RouteRemoved(route) => host_route(route).is_some_and(|(ifindex, address)| {
+                remove_from(&mut self.host_routes, ifindex, &address)
+            }),
+            IpEvent::Neighbour(_) | IpEvent::NeighbourRemoved(_) => false,
         }
     }
 

@@ -3,10 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::Ipv4Addr,
 };
 
-use ipnetwork::Ipv4Network;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     neighbour::NeighbourMessage,
@@ -25,40 +23,40 @@ use super::{
     transport::Request,
     vtep::Vtep,
 };
-use crate::model::{Backend, Desired, LocalNode};
+use crate::model::{Backend, Desired, Family, LocalNode, V4};
 
 /// Metric of the blackhole route: it must lose against the bridge's own route to the subnet.
 const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
 
 /// A change the kernel refused.
 #[derive(Debug)]
-pub struct Failure {
-    pub change: Change,
+pub struct Failure<F: Family = V4> {
+    pub change: Change<F>,
     pub error: io::Error,
 }
 
 /// What a reconciliation did.
-#[derive(Debug, Default)]
-pub struct Summary {
+#[derive(Debug)]
+pub struct Summary<F: Family = V4> {
     pub added: usize,
     pub removed: usize,
     pub kept: usize,
-    pub failed: Vec<Failure>,
-    pub refused: Vec<Refusal>,
+    pub failed: Vec<Failure<F>>,
+    pub refused: Vec<Refusal<F>>,
     /// Foreign routes to a peer's subnet that stay behind ours.
-    pub shadowed: Vec<Route>,
+    pub shadowed: Vec<Route<F>>,
     /// How each programmed peer is reached.
-    pub paths: BTreeMap<Ipv4Network, PeerPath>,
+    pub paths: BTreeMap<F::Network, PeerPath>,
 }
 
-impl Summary {
+impl<F: Family> Summary<F> {
     /// Nothing had to be done and nothing is amiss.
     pub fn is_unchanged(&self) -> bool {
         self.added == 0 && self.removed == 0 && self.failed.is_empty()
     }
 }
 
-impl fmt::Display for Failure {
+impl<F: Family> fmt::Display for Failure<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}: {}", self.change, self.error)
     }
@@ -67,11 +65,11 @@ impl fmt::Display for Failure {
 impl Netlink {
     /// Makes addresses, neighbours, forwarding entries and routes as desired. `vtep` is the device
     /// [`Netlink::ensure_vtep`] returned; backends without a device have none.
-    pub async fn reconcile(
+    pub async fn reconcile<F: Family>(
         &self,
-        desired: &Desired,
+        desired: &Desired<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<Summary, NetlinkError> {
+    ) -> Result<Summary<F>, NetlinkError> {
         if vtep.is_none() && matches!(desired.local.backend, Backend::Vxlan(_)) {
             return Err(NetlinkError::VtepMissing);
         }
@@ -80,10 +78,13 @@ impl Netlink {
         let observed = self.observe(&desired.local, vtep).await?;
         let plan = diff(&wanted, &observed);
 
-        let requests = plan.changes.iter().map(encode).collect();
+        let requests = plan.changes.iter().map(encode::<F>).collect();
         let verdicts = self.transport.apply(requests).await?;
         let mut summary = Summary {
+            added: 0,
+            removed: 0,
             kept: plan.kept,
+            failed: Vec::new(),
             refused: admission.refused,
             shadowed: plan.shadowed,
             paths: admission
@@ -91,7 +92,6 @@ impl Netlink {
                 .iter()
                 .map(|(net, (_, path))| (*net, *path))
                 .collect(),
-            ..Summary::default()
         };
         for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
             match verdict {
@@ -106,18 +106,22 @@ impl Netlink {
     }
 
     /// The interface through which the kernel reaches an address without a gateway, if it does.
-    pub async fn on_link(&self, address: Ipv4Addr) -> Result<Option<u32>, NetlinkError> {
-        Ok(self.on_link_all([address].into()).await?.remove(&address))
+    pub async fn on_link<F: Family>(
+        &self,
+        address: F::Address,
+    ) -> Result<Option<u32>, NetlinkError> {
+        let addresses = [address].into();
+        Ok(self.on_link_all::<F>(addresses).await?.remove(&address))
     }
 
     /// [`Netlink::on_link`] of many addresses at once.
-    pub async fn on_link_all(
+    pub async fn on_link_all<F: Family>(
         &self,
-        addresses: BTreeSet<Ipv4Addr>,
-    ) -> Result<BTreeMap<Ipv4Addr, u32>, NetlinkError> {
+        addresses: BTreeSet<F::Address>,
+    ) -> Result<BTreeMap<F::Address, u32>, NetlinkError> {
         let queries = addresses
             .iter()
-            .map(|address| request::route_to(*address))
+            .map(|address| request::route_to::<F>(*address))
             .collect();
         let answers = self
             .transport
@@ -138,8 +142,11 @@ impl Netlink {
 
     /// Keeps exactly one blackhole route of ours, to `subnet`, or none. Traffic to addresses of the
     /// local subnet that no pod has then ends here instead of following a default route.
-    pub async fn set_blackhole(&self, subnet: Option<Ipv4Network>) -> Result<(), NetlinkError> {
-        let wanted = subnet.map(|destination| Route {
+    pub async fn set_blackhole<F: Family>(
+        &self,
+        subnet: Option<F::Network>,
+    ) -> Result<(), NetlinkError> {
+        let wanted = subnet.map(|destination| Route::<F> {
             destination,
             gateway: None,
             ifindex: None,
@@ -152,7 +159,7 @@ impl Netlink {
             table: u32::from(RouteHeader::RT_TABLE_MAIN),
         });
         let own: Vec<_> = self
-            .routes()
+            .routes::<F>()
             .await?
             .into_iter()
             .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::BlackHole)
@@ -166,24 +173,24 @@ impl Netlink {
         }
         match wanted {
             Some(route) if !own.contains(&route) => {
-                self.change(format!("add route {route}"), request::prepend_route(&route))
+                self.change(format!("add route {route}"), request::set_route(&route))
                     .await
             }
             _ => Ok(()),
         }
     }
 
-    async fn admission(
+    async fn admission<F: Family>(
         &self,
-        desired: &Desired,
+        desired: &Desired<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<Admission, NetlinkError> {
+    ) -> Result<Admission<F>, NetlinkError> {
         let mut on_link = BTreeMap::new();
         match desired.local.backend {
             Backend::Alloc => return Ok(Admission::default()),
             Backend::Vxlan(backend) if backend.direct_routing => {
                 let addresses = desired.peers.values().map(|peer| peer.public_ip).collect();
-                on_link = self.on_link_all(addresses).await?;
+                on_link = self.on_link_all::<F>(addresses).await?;
                 on_link.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
             }
             _ => {}
@@ -191,11 +198,11 @@ impl Netlink {
         Ok(admit(desired, &on_link))
     }
 
-    async fn observe(
+    async fn observe<F: Family>(
         &self,
-        local: &LocalNode,
+        local: &LocalNode<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<Observed, NetlinkError> {
+    ) -> Result<Observed<F>, NetlinkError> {
         let mut observed = Observed {
             routes: self.routes().await?,
             addresses: self.addresses().await?,
@@ -206,7 +213,9 @@ impl Netlink {
         for address in observed.addresses.iter().filter(|a| a.local == own) {
             if Some(address.ifindex) != current {
                 let link = self.link_at(address.ifindex).await?;
-                observed.leftovers.extend(link.as_ref().and_then(leftover));
+                observed
+                    .leftovers
+                    .extend(link.as_ref().and_then(leftover::<F>));
             }
         }
         observed.addresses.retain(|a| Some(a.ifindex) == current);
@@ -220,7 +229,7 @@ impl Netlink {
                 ifindex: vtep.ifindex,
             });
         }
-        let query = request::dump_neighbours(vtep.ifindex);
+        let query = request::dump_neighbours::<F>(vtep.ifindex);
         let messages = self.transport.dump("list neighbours", query).await?;
         observed.neighbours = new_neighbours(&messages)
             .filter_map(Neighbour::decode)
@@ -238,11 +247,11 @@ impl Netlink {
         Ok(observed)
     }
 
-    /// IPv4 addresses of all interfaces.
-    pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+    /// Addresses of all interfaces.
+    pub async fn addresses<F: Family>(&self) -> Result<Vec<Address<F>>, NetlinkError> {
         let messages = self
             .transport
-            .dump("list addresses", request::dump_addresses())
+            .dump("list addresses", request::dump_addresses::<F>())
             .await?;
         Ok(messages
             .iter()
@@ -253,11 +262,11 @@ impl Netlink {
             .collect())
     }
 
-    /// IPv4 routes of the main table, in the kernel's order.
-    pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+    /// Routes of the main table, in the kernel's order.
+    pub async fn routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
         let messages = self
             .transport
-            .dump("list routes", request::dump_routes())
+            .dump("list routes", request::dump_routes::<F>())
             .await?;
         Ok(messages
             .iter()
@@ -289,9 +298,9 @@ fn directly_connected(message: &RouteMessage) -> Option<u32> {
         })
 }
 
-fn leftover(link: &Link) -> Option<Leftover> {
+fn leftover<F: Family>(link: &Link) -> Option<Leftover> {
     match link.kind {
-        LinkKind::Vxlan(vxlan) if link.name == format!("flannel.{}", vxlan.vni) => {
+        LinkKind::Vxlan(vxlan) if link.name == F::device_name(vxlan.vni) => {
             let (ifindex, vni) = (link.ifindex, vxlan.vni);
             Some(Leftover { ifindex, vni })
         }
@@ -306,24 +315,24 @@ fn new_neighbours(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = &Nei
     })
 }
 
-fn encode(change: &Change) -> Request {
+fn encode<F: Family>(change: &Change<F>) -> Request {
     match change {
-        Change::AddAddress { ifindex, address } => request::add_address(*ifindex, *address),
+        Change::AddAddress { ifindex, address } => request::add_address::<F>(*ifindex, *address),
         Change::DeleteAddress(address) => request::delete_address(*address),
         Change::SetFdb {
             ifindex,
             mac,
             remote,
-        } => request::set_fdb(*ifindex, *mac, *remote),
+        } => request::set_fdb(*ifindex, *mac, (*remote).into()),
         Change::SetNeighbour {
             ifindex,
             address,
             mac,
-        } => request::set_neighbour(*ifindex, *address, *mac),
-        Change::AddRoute(route) => request::prepend_route(route),
+        } => request::set_neighbour::<F>(*ifindex, *address, *mac),
+        Change::AddRoute(route) => request::set_route(route),
         Change::DeleteRoute(route) => request::delete_route(route),
         Change::DeleteNeighbour { ifindex, address } => {
-            request::delete_neighbour(*ifindex, *address)
+            request::delete_neighbour::<F>(*ifindex, *address)
         }
         Change::DeleteFdb {
             ifindex,
@@ -335,7 +344,7 @@ fn encode(change: &Change) -> Request {
 }
 
 /// Someone else made the change between observation and application.
-fn already_so(change: &Change, error: &io::Error) -> bool {
+fn already_so<F: Family>(change: &Change<F>, error: &io::Error) -> bool {
     match error.raw_os_error() {
         Some(libc::EEXIST) => !change.removes(),
         Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL | libc::ENODEV) => change.removes(),

@@ -1,20 +1,18 @@
 //! Encodes changes and queries as route netlink messages.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rtnetlink::{
-    AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
+    LinkMessageBuilder, LinkUnspec, LinkVxlan,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressFlags, AddressMessage},
         link::{InfoKind, InfoVxlan, LinkMessage},
-        neighbour::{
-            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-        },
-        route::{RouteMessage, RouteProtocol, RouteType},
+        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol},
     },
 };
 
@@ -23,6 +21,7 @@ use super::{
     transport::Request,
     vtep::VtepSpec,
 };
+use crate::model::{Family, V6};
 
 pub(super) fn dump_links() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(LinkMessage::default())
@@ -36,22 +35,26 @@ pub(super) fn link_at(ifindex: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(LinkUnspec::new_with_index(ifindex).build())
 }
 
-pub(super) fn dump_addresses() -> RouteNetlinkMessage {
+fn number<F: Family>() -> AddressFamily {
+    AddressFamily::from(F::NUMBER)
+}
+
+pub(super) fn dump_addresses<F: Family>() -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number::<F>();
     RouteNetlinkMessage::GetAddress(message)
 }
 
-pub(super) fn dump_routes() -> RouteNetlinkMessage {
+pub(super) fn dump_routes<F: Family>() -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = number::<F>();
     RouteNetlinkMessage::GetRoute(message)
 }
 
 /// Neighbours of one interface.
-pub(super) fn dump_neighbours(ifindex: u32) -> RouteNetlinkMessage {
+pub(super) fn dump_neighbours<F: Family>(ifindex: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number::<F>();
     message
         .attributes
         .push(NeighbourAttribute::IfIndex(ifindex));
@@ -67,24 +70,21 @@ pub(super) fn dump_fdb(ifindex: u32) -> RouteNetlinkMessage {
 }
 
 /// The kernel's route to an address (`ip route get`).
-pub(super) fn route_to(address: Ipv4Addr) -> RouteNetlinkMessage {
-    let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(address, 32)
-        .build();
-    // A lookup takes no route attributes beyond its key.
-    message.header.table = 0;
-    message.header.protocol = RouteProtocol::Unspec;
-    message.header.kind = RouteType::Unspec;
-    RouteNetlinkMessage::GetRoute(message)
+pub(super) fn route_to<F: Family>(address: F::Address) -> RouteNetlinkMessage {
+    // A lookup takes nothing beyond its key.
+    RouteNetlinkMessage::GetRoute(route_key::<F>(F::host(address)))
 }
 
 pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr) -> Request {
     let mut builder = LinkVxlan::new(&spec.name, spec.vni)
         .dev(spec.underlay_ifindex)
-        .local(spec.local)
         .learning(spec.learning)
         .ttl(0)
         .tos(0);
+    builder = match spec.local {
+        IpAddr::V4(local) => builder.local(local),
+        IpAddr::V6(local) => builder.local6(local),
+    };
     if let Some(port) = spec.port {
         builder = builder.port(port);
     }
@@ -122,51 +122,65 @@ pub(super) fn delete_link(ifindex: u32) -> Request {
     Request::new(RouteNetlinkMessage::DelLink(message), 0)
 }
 
-pub(super) fn add_address(ifindex: u32, address: Ipv4Network) -> Request {
-    let message = AddressMessageBuilder::<Ipv4Addr>::new()
-        .index(ifindex)
-        .address(address.ip(), address.prefix())
-        .build();
+pub(super) fn add_address<F: Family>(ifindex: u32, address: F::Network) -> Request {
+    let mut message = address_message::<F>(ifindex, address);
+    let ip = address.into().ip();
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    if F::NUMBER == V6::NUMBER {
+        // Nobody else has an address of this node's subnet, so there is nothing to wait for.
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
     Request::new(
         RouteNetlinkMessage::NewAddress(message),
         NLM_F_CREATE | NLM_F_EXCL,
     )
 }
 
-pub(super) fn delete_address(address: Address) -> Request {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = address.local.prefix();
-    message.header.index = address.ifindex;
+pub(super) fn delete_address<F: Family>(address: Address<F>) -> Request {
+    let mut message = address_message::<F>(address.ifindex, address.local);
     message.attributes = vec![
-        AddressAttribute::Local(address.local.ip().into()),
+        AddressAttribute::Local(address.local.into().ip()),
         AddressAttribute::Address(address.remote.into()),
     ];
     Request::new(RouteNetlinkMessage::DelAddress(message), 0)
 }
 
-pub(super) fn set_neighbour(ifindex: u32, address: Ipv4Addr, mac: MacAddr) -> Request {
+fn address_message<F: Family>(ifindex: u32, address: F::Network) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = number::<F>();
+    message.header.prefix_len = address.into().prefix();
+    message.header.index = ifindex;
+    message
+}
+
+pub(super) fn set_neighbour<F: Family>(ifindex: u32, address: F::Address, mac: MacAddr) -> Request {
     Request::new(
-        RouteNetlinkMessage::NewNeighbour(neighbour(ifindex, address, Some(mac))),
+        RouteNetlinkMessage::NewNeighbour(neighbour::<F>(ifindex, address, Some(mac))),
         NLM_F_CREATE | NLM_F_REPLACE,
     )
 }
 
-pub(super) fn delete_neighbour(ifindex: u32, address: Ipv4Addr) -> Request {
+pub(super) fn delete_neighbour<F: Family>(ifindex: u32, address: F::Address) -> Request {
     Request::new(
-        RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address, None)),
+        RouteNetlinkMessage::DelNeighbour(neighbour::<F>(ifindex, address, None)),
         0,
     )
 }
 
-fn neighbour(ifindex: u32, address: Ipv4Addr, mac: Option<MacAddr>) -> NeighbourMessage {
+fn neighbour<F: Family>(
+    ifindex: u32,
+    address: F::Address,
+    mac: Option<MacAddr>,
+) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number::<F>();
     message.header.ifindex = ifindex;
     message.header.state = NeighbourState::Permanent;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(address.into()));
+        .push(NeighbourAttribute::Destination(address.into().into()));
     if let Some(mac) = mac {
         message
             .attributes
@@ -175,21 +189,21 @@ fn neighbour(ifindex: u32, address: Ipv4Addr, mac: Option<MacAddr>) -> Neighbour
     message
 }
 
-pub(super) fn set_fdb(ifindex: u32, mac: MacAddr, remote: Ipv4Addr) -> Request {
+pub(super) fn set_fdb(ifindex: u32, mac: MacAddr, remote: IpAddr) -> Request {
     Request::new(
         RouteNetlinkMessage::NewNeighbour(fdb(ifindex, mac, Some(remote))),
         NLM_F_CREATE | NLM_F_REPLACE,
     )
 }
 
-pub(super) fn delete_fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> Request {
+pub(super) fn delete_fdb(ifindex: u32, mac: MacAddr, remote: Option<IpAddr>) -> Request {
     Request::new(
         RouteNetlinkMessage::DelNeighbour(fdb(ifindex, mac, remote)),
         0,
     )
 }
 
-fn fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> NeighbourMessage {
+fn fdb(ifindex: u32, mac: MacAddr, remote: Option<IpAddr>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = ifindex;
@@ -201,46 +215,59 @@ fn fdb(ifindex: u32, mac: MacAddr, remote: Option<Ipv4Addr>) -> NeighbourMessage
     if let Some(remote) = remote {
         message
             .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-                remote,
-            )));
+            .push(NeighbourAttribute::Destination(remote.into()));
     }
     message
 }
 
-/// Adds a route in front of others to the same destination: the kernel uses the first, and the
-/// others stay.
-pub(super) fn prepend_route(route: &Route) -> Request {
+/// Puts a route in force. In IPv4 it comes in front of others to the same destination: the kernel
+/// uses the first, and the others stay. IPv6 would share the traffic between such routes, so there
+/// it takes the place of one with the same metric, as flannel's does.
+pub(super) fn set_route<F: Family>(route: &Route<F>) -> Request {
+    let replace = if F::ROUTES_SHARE { NLM_F_REPLACE } else { 0 };
     Request::new(
         RouteNetlinkMessage::NewRoute(encode_route(route)),
-        NLM_F_CREATE,
+        NLM_F_CREATE | replace,
     )
 }
 
 /// Deletes exactly this route: everything that identifies it is in the request.
-pub(super) fn delete_route(route: &Route) -> Request {
+pub(super) fn delete_route<F: Family>(route: &Route<F>) -> Request {
     Request::new(RouteNetlinkMessage::DelRoute(encode_route(route)), 0)
 }
 
-fn encode_route(route: &Route) -> RouteMessage {
-    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(route.destination.network(), route.destination.prefix())
-        .protocol(RouteProtocol::from(route.protocol))
-        .kind(route.kind)
-        .scope(route.scope)
-        .tos(route.tos)
-        .table_id(route.table);
-    if let Some(gateway) = route.gateway {
-        builder = builder.gateway(gateway);
-    }
-    if let Some(ifindex) = route.ifindex {
-        builder = builder.output_interface(ifindex);
-    }
-    if route.metric != 0 {
-        builder = builder.priority(route.metric);
-    }
+fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
+    let mut message = route_key::<F>(route.destination);
+    let header = &mut message.header;
+    header.protocol = RouteProtocol::from(route.protocol);
+    header.kind = route.kind;
+    header.scope = route.scope;
+    header.tos = route.tos;
     if route.onlink {
-        builder = builder.onlink();
+        header.flags |= RouteFlags::Onlink;
     }
-    builder.build()
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Table(route.table));
+    if let Some(gateway) = route.gateway {
+        attributes.push(RouteAttribute::Gateway(gateway.into().into()));
+    }
+    attributes.extend(route.ifindex.map(RouteAttribute::Oif));
+    if route.metric != 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    message
+}
+
+fn route_key<F: Family>(destination: F::Network) -> RouteMessage {
+    let destination: IpNetwork = destination.into();
+    let mut message = RouteMessage::default();
+    message.header.address_family = number::<F>();
+    message.header.destination_prefix_length = destination.prefix();
+    if destination.prefix() > 0 {
+        let network = destination.network();
+        message
+            .attributes
+            .push(RouteAttribute::Destination(network.into()));
+    }
+    message
 }

@@ -1,4 +1,4 @@
-//! The device `flannel.<VNI>`: what it must look like and how an existing one compares. Pure.
+//! The device `flannel.<VNI>`, or `flannel-v6.<VNI>`: what it must look like and how an existing one compares. Pure.
 //!
 //! Same attributes as flannel's, so that a daemon of either kind adopts the other's device and
 //! tunnels stay up across the exchange: nolearning, TTL from the route, UDP checksums as the
@@ -6,7 +6,7 @@
 //! address is the interface's, never an advertised one behind NAT, and what the kernel can change
 //! on a live device is corrected instead of ignored or answered with a new device.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::link::InfoVxlan;
@@ -15,14 +15,7 @@ use super::{
     NetlinkError,
     object::{Link, LinkKind, VxlanLink},
 };
-use crate::model::{Underlay, VxlanBackend};
-
-/// Bytes vxlan adds in front of an IPv4 packet over IPv4: outer IPv4, UDP, VXLAN and inner Ethernet
-/// headers.
-pub const OVERHEAD: u32 = 20 + 8 + 8 + 14;
-
-/// Smallest MTU of an IPv4 link (RFC 791), and of the kernel's Ethernet devices.
-pub(super) const MIN_MTU: u32 = 68;
+use crate::model::{Family, Underlay, V4, V6, VxlanBackend};
 
 /// `IFNAMSIZ` less the terminating zero.
 const NAME_MAX: usize = 15;
@@ -34,12 +27,13 @@ pub struct VtepSpec {
     pub vni: u32,
     pub underlay_ifindex: u32,
     /// Source address of tunnel packets.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// `None` leaves it to the kernel.
     pub port: Option<u16>,
     pub gbp: bool,
     pub learning: bool,
-    /// MTU of the device. The kernel does not take more than the underlay's less [`OVERHEAD`].
+    /// MTU of the device. The kernel does not take more than the underlay's less the
+    /// family's [overhead](Family::OVERHEAD).
     pub mtu: u32,
 }
 
@@ -74,16 +68,19 @@ pub(super) struct Corrections {
 
 impl VtepSpec {
     /// flannel's device for this backend on this underlay.
-    pub fn new(backend: &VxlanBackend, underlay: &Underlay) -> Self {
+    pub fn new<F: Family>(backend: &VxlanBackend, underlay: &Underlay<F>) -> Self {
         Self {
-            name: backend.device_name(),
+            name: F::device_name(backend.vni),
             vni: backend.vni,
             underlay_ifindex: underlay.ifindex,
-            local: underlay.address,
+            local: underlay.address.into(),
             port: backend.port,
             gbp: backend.gbp,
             learning: backend.learning,
-            mtu: backend.mtu.unwrap_or(underlay.mtu).saturating_sub(OVERHEAD),
+            mtu: backend
+                .mtu
+                .unwrap_or(underlay.mtu)
+                .saturating_sub(F::OVERHEAD),
         }
     }
 
@@ -100,12 +97,29 @@ impl VtepSpec {
 
     /// MTU the device can have on an underlay of this MTU.
     pub(super) fn mtu_on(&self, underlay_mtu: u32) -> Result<u32, NetlinkError> {
-        let mtu = self.mtu.min(underlay_mtu.saturating_sub(OVERHEAD));
-        if mtu < MIN_MTU {
-            let name = self.name.clone();
-            return Err(NetlinkError::MtuTooSmall { name, mtu });
+        let (family, overhead, least) = match self.local {
+            IpAddr::V4(_) => (V4::NAME, V4::OVERHEAD, V4::MIN_MTU),
+            IpAddr::V6(_) => (V6::NAME, V6::OVERHEAD, V6::MIN_MTU),
+        };
+        let mtu = self.mtu.min(underlay_mtu.saturating_sub(overhead));
+        if mtu < least {
+            return Err(NetlinkError::MtuTooSmall {
+                name: self.name.clone(),
+                mtu,
+                overhead,
+                family,
+                least,
+            });
         }
         Ok(mtu)
+    }
+
+    /// Whether the kernel would not have both devices: same VNI, same port, same outer family.
+    pub(super) fn collides_with(&self, vxlan: &VxlanLink, default_port: u16) -> bool {
+        let is_ipv6 = |address: IpAddr| address.is_ipv6();
+        vxlan.vni == self.vni
+            && vxlan.port == self.port.unwrap_or(default_port)
+            && vxlan.local.is_some_and(is_ipv6) == is_ipv6(self.local)
     }
 
     /// Compares an existing device. `mac` is the address it must have, when it must have one;
@@ -133,7 +147,10 @@ impl VtepSpec {
                 .push(InfoVxlan::Link(self.underlay_ifindex));
         }
         if vxlan.local != Some(self.local) {
-            corrections.vxlan.push(InfoVxlan::Local(self.local));
+            corrections.vxlan.push(match self.local {
+                IpAddr::V4(local) => InfoVxlan::Local(local),
+                IpAddr::V6(local) => InfoVxlan::Local6(local),
+            });
         }
         if vxlan.learning != self.learning {
             corrections.vxlan.push(InfoVxlan::Learning(self.learning));
@@ -169,6 +186,8 @@ impl Corrections {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
@@ -190,7 +209,7 @@ mod tests {
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
         };
-        VtepSpec::new(&backend, &underlay)
+        VtepSpec::new::<V4>(&backend, &underlay)
     }
 
     fn link() -> Link {
@@ -209,7 +228,7 @@ mod tests {
         VxlanLink {
             vni: 1,
             underlay: Some(2),
-            local: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            local: Some(Ipv4Addr::new(192, 0, 2, 1).into()),
             port: 8472,
             ..VxlanLink::default()
         }
@@ -235,7 +254,7 @@ mod tests {
         let device = Link {
             kind: LinkKind::Vxlan(VxlanLink {
                 underlay: Some(3),
-                local: Some(Ipv4Addr::new(192, 0, 2, 9)),
+                local: Some(Ipv4Addr::new(192, 0, 2, 9).into()),
                 learning: true,
                 ttl: 64,
                 ..vxlan()

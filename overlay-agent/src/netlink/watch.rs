@@ -7,9 +7,12 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use rtnetlink::{
-    constants::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH},
+    constants::{
+        RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK,
+        RTMGRP_NEIGH,
+    },
     packet_core::NetlinkPayload,
-    packet_route::RouteNetlinkMessage,
+    packet_route::{AddressFamily, RouteNetlinkMessage},
 };
 
 use super::{
@@ -19,8 +22,14 @@ use super::{
     transport::{Subscription, subscribe},
     vtep::Vtep,
 };
+use crate::model::{Family, V4, V6};
 
-const GROUPS: u32 = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_NEIGH;
+const GROUPS: u32 = RTMGRP_LINK
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_NEIGH;
 
 /// Something changed in this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,23 +41,61 @@ pub enum KernelEvent {
         ifindex: u32,
         name: String,
     },
-    Address(Address),
-    AddressRemoved(Address),
-    /// A route of any table. The kernel is silent about routes that go with their interface.
-    Route(Route),
-    RouteRemoved(Route),
-    Neighbour(Neighbour),
-    NeighbourRemoved(Neighbour),
+    Ipv4(IpEvent<V4>),
+    Ipv6(IpEvent<V6>),
     Fdb(FdbEntry),
     FdbRemoved(FdbEntry),
     /// Events were lost: everything has to be looked at afresh.
     Resync,
 }
 
+/// Something changed that is of one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpEvent<F: Family> {
+    Address(Address<F>),
+    AddressRemoved(Address<F>),
+    /// A route of any table. The kernel is silent about IPv4 routes that go with their interface.
+    Route(Route<F>),
+    RouteRemoved(Route<F>),
+    Neighbour(Neighbour<F>),
+    NeighbourRemoved(Neighbour<F>),
+}
+
+impl<F: Family> IpEvent<F> {
+    fn decode(message: &RouteNetlinkMessage) -> Option<Self> {
+        use RouteNetlinkMessage as Message;
+        match message {
+            Message::NewAddress(message) => Address::decode(message).map(Self::Address),
+            Message::DelAddress(message) => Address::decode(message).map(Self::AddressRemoved),
+            Message::NewRoute(message) => Route::decode(message).map(Self::Route),
+            Message::DelRoute(message) => Route::decode(message).map(Self::RouteRemoved),
+            Message::NewNeighbour(message) => Neighbour::decode(message).map(Self::Neighbour),
+            Message::DelNeighbour(message) => {
+                Neighbour::decode(message).map(Self::NeighbourRemoved)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<F: Family> IpEvent<F> {
+    /// Whether the event can make the kernel tier of the family differ from what is desired. Our
+    /// own additions are no reason; entries of the device are, because only a comparison tells ours
+    /// from altered ones.
+    fn concerns(&self, ours: impl Fn(u32) -> bool, is_vtep: impl Fn(u32) -> bool) -> bool {
+        match self {
+            Self::Address(address) | Self::AddressRemoved(address) => ours(address.ifindex),
+            // Any route can decide whether a peer is on-link.
+            Self::Route(route) => route.protocol != ROUTE_PROTOCOL,
+            Self::RouteRemoved(_) => true,
+            Self::Neighbour(entry) | Self::NeighbourRemoved(entry) => is_vtep(entry.ifindex),
+        }
+    }
+}
+
 impl KernelEvent {
     /// Whether the event can make the kernel tier differ from what is desired, so that
-    /// [`Netlink::ensure_vtep`] and [`Netlink::reconcile`] are due. Our own additions are no
-    /// reason; entries of the device are, because only a comparison tells ours from altered ones.
+    /// [`Netlink::ensure_vtep`] and [`Netlink::reconcile`] are due.
     pub fn concerns(&self, underlay_ifindex: u32, vtep: Option<&Vtep>) -> bool {
         let is_vtep = |ifindex| vtep.is_some_and(|vtep| vtep.ifindex == ifindex);
         let ours = |ifindex| ifindex == underlay_ifindex || is_vtep(ifindex);
@@ -56,12 +103,10 @@ impl KernelEvent {
         match self {
             Self::Link(link) => ours(link.ifindex) || named(&link.name),
             Self::LinkRemoved { ifindex, name } => ours(*ifindex) || named(name),
-            Self::Address(address) | Self::AddressRemoved(address) => ours(address.ifindex),
-            // Any route can decide whether a peer is on-link.
-            Self::Route(route) => route.protocol != ROUTE_PROTOCOL,
-            Self::RouteRemoved(_) | Self::Resync => true,
-            Self::Neighbour(entry) | Self::NeighbourRemoved(entry) => is_vtep(entry.ifindex),
+            Self::Ipv4(event) => event.concerns(ours, is_vtep),
+            Self::Ipv6(event) => event.concerns(ours, is_vtep),
             Self::Fdb(entry) | Self::FdbRemoved(entry) => is_vtep(entry.ifindex),
+            Self::Resync => true,
         }
     }
 
@@ -78,17 +123,15 @@ impl KernelEvent {
                 ifindex: link.ifindex,
                 name: link.name,
             }),
-            Message::NewAddress(message) => Address::decode(message).map(Self::Address),
-            Message::DelAddress(message) => Address::decode(message).map(Self::AddressRemoved),
-            Message::NewRoute(message) => Route::decode(message).map(Self::Route),
-            Message::DelRoute(message) => Route::decode(message).map(Self::RouteRemoved),
-            Message::NewNeighbour(message) => Neighbour::decode(message)
-                .map(Self::Neighbour)
-                .or_else(|| FdbEntry::decode(message).map(Self::Fdb)),
-            Message::DelNeighbour(message) => Neighbour::decode(message)
-                .map(Self::NeighbourRemoved)
-                .or_else(|| FdbEntry::decode(message).map(Self::FdbRemoved)),
-            _ => None,
+            Message::NewNeighbour(entry) if entry.header.family == AddressFamily::Bridge => {
+                FdbEntry::decode(entry).map(Self::Fdb)
+            }
+            Message::DelNeighbour(entry) if entry.header.family == AddressFamily::Bridge => {
+                FdbEntry::decode(entry).map(Self::FdbRemoved)
+            }
+            message => IpEvent::decode(message)
+                .map(Self::Ipv4)
+                .or_else(|| IpEvent::decode(message).map(Self::Ipv6)),
         }
     }
 }
@@ -169,8 +212,11 @@ mod tests {
         };
         for (event, expected) in [
             (KernelEvent::Resync, true),
-            (KernelEvent::Neighbour(entry(7)), true),
-            (KernelEvent::NeighbourRemoved(entry(2)), false),
+            (KernelEvent::Ipv4(IpEvent::Neighbour(entry(7))), true),
+            (
+                KernelEvent::Ipv4(IpEvent::NeighbourRemoved(entry(2))),
+                false,
+            ),
             (removed(7, "renamed"), true),
             (removed(2, "eth0"), true),
             (removed(9, "flannel.1"), true),

@@ -4,14 +4,14 @@
 //! that the fast path carries be affected. The second is answered generously: a flush costs every
 //! flow one packet on the kernel path, a missed one sends packets where they no longer belong.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, ops::BitOrAssign};
+use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
-use ipnetwork::Ipv4Network;
 use overlay_common::addr::MacAddr;
 
+use super::{controller::Sides, side::Side};
 use crate::{
-    model::Desired,
-    netlink::{FdbEntry, KernelEvent, LinkTable, ROUTE_PROTOCOL},
+    model::{Desired, Family, V4, V6},
+    netlink::{FdbEntry, IpEvent, KernelEvent, LinkTable, ROUTE_PROTOCOL},
 };
 
 /// What has to be looked at again.
@@ -22,7 +22,7 @@ pub struct Dirty {
     pub pods: bool,
     /// Addresses, neighbours, forwarding entries and routes of the kernel tier.
     pub tiers: bool,
-    /// The device `flannel.<VNI>`.
+    /// The vxlan devices.
     pub vtep: bool,
     /// The underlay interface or its address.
     pub underlay: bool,
@@ -62,31 +62,71 @@ impl BitOrAssign for Dirty {
 /// What means something to this node.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
-    pub desired: &'a Desired,
-    pub vtep: Option<u32>,
+    ipv4: Option<SideScene<'a, V4>>,
+    ipv6: Option<SideScene<'a, V6>>,
 }
 
-impl Scene<'_> {
-    fn underlay(self) -> u32 {
-        self.desired.local.underlay.ifindex
+/// What means something to one family of it.
+#[derive(Clone, Copy, Debug)]
+struct SideScene<'a, F: Family> {
+    desired: &'a Desired<F>,
+    vtep: Option<u32>,
+}
+
+impl<'a> Scene<'a> {
+    pub fn of(sides: &'a Sides) -> Self {
+        Self {
+            ipv4: sides.ipv4.as_ref().map(SideScene::of),
+            ipv6: sides.ipv6.as_ref().map(SideScene::of),
+        }
+    }
+
+    fn is_underlay(self, ifindex: u32) -> bool {
+        self.ipv4.is_some_and(|side| side.underlay() == ifindex)
+            || self.ipv6.is_some_and(|side| side.underlay() == ifindex)
+    }
+
+    fn is_vtep(self, ifindex: u32) -> bool {
+        self.ipv4.is_some_and(|side| side.vtep == Some(ifindex))
+            || self.ipv6.is_some_and(|side| side.vtep == Some(ifindex))
     }
 
     /// Whether a forwarding entry is the one of a peer.
     fn expects(self, entry: &FdbEntry) -> bool {
-        self.desired
-            .peers
-            .values()
-            .any(|peer| peer.vtep_mac == entry.mac && Some(peer.public_ip) == entry.remote)
+        self.ipv4.is_some_and(|side| side.expects(entry))
+            || self.ipv6.is_some_and(|side| side.expects(entry))
+    }
+}
+
+impl<'a, F: Family> SideScene<'a, F> {
+    fn of(side: &'a Side<F>) -> Self {
+        Self {
+            desired: &side.desired,
+            vtep: side.vtep.as_ref().map(|vtep| vtep.ifindex),
+        }
+    }
+
+    fn underlay(self) -> u32 {
+        self.desired.local.underlay.ifindex
+    }
+
+    fn expects(self, entry: &FdbEntry) -> bool {
+        let remote = entry.remote.and_then(F::address);
+        self.vtep == Some(entry.ifindex)
+            && remote.is_some_and(|remote| {
+                let mut peers = self.desired.peers.values();
+                peers.any(|peer| peer.vtep_mac == entry.mac && peer.public_ip == remote)
+            })
     }
 
     /// Whether a route to `destination` can decide where pods' packets or tunnel packets go.
-    fn is_concerned_by(self, destination: Ipv4Network) -> bool {
-        destination.overlaps(self.desired.local.network)
+    fn is_concerned_by(self, destination: F::Network) -> bool {
+        F::overlap(destination, self.desired.local.network)
             || self
                 .desired
                 .peers
                 .values()
-                .any(|peer| destination.contains(peer.public_ip))
+                .any(|peer| F::contains(destination, peer.public_ip))
     }
 }
 
@@ -94,7 +134,7 @@ impl Scene<'_> {
 #[derive(Debug, Default)]
 pub struct Tracker {
     links: LinkTable,
-    neighbours: BTreeMap<(u32, Ipv4Addr), MacAddr>,
+    neighbours: BTreeMap<(u32, IpAddr), MacAddr>,
 }
 
 impl Tracker {
@@ -117,52 +157,69 @@ impl Tracker {
         match event {
             KernelEvent::Resync => return Dirty::ALL,
             KernelEvent::Link(link) => {
-                if scene.vtep == Some(link.ifindex) {
+                if scene.is_vtep(link.ifindex) {
                     dirty.vtep = changed;
                     dirty.tiers = changed;
                 }
-                if scene.underlay() == link.ifindex {
+                if scene.is_underlay(link.ifindex) {
                     dirty.underlay = changed;
                     dirty.tiers = changed;
                 }
             }
             KernelEvent::LinkRemoved { ifindex, .. } => {
                 self.neighbours.retain(|(at, _), _| at != ifindex);
-                dirty.vtep = scene.vtep == Some(*ifindex);
-                dirty.underlay = scene.underlay() == *ifindex;
+                dirty.vtep = scene.is_vtep(*ifindex);
+                dirty.underlay = scene.is_underlay(*ifindex);
                 dirty.tiers = dirty.vtep || dirty.underlay;
             }
-            KernelEvent::Address(address) | KernelEvent::AddressRemoved(address) => {
-                dirty.underlay = scene.underlay() == address.ifindex;
-                dirty.tiers = dirty.underlay || scene.vtep == Some(address.ifindex);
+            KernelEvent::Ipv4(event) => {
+                if let Some(side) = scene.ipv4 {
+                    dirty |= self.note_ip(event, side);
+                }
             }
-            KernelEvent::Route(route) | KernelEvent::RouteRemoved(route) => {
+            KernelEvent::Ipv6(event) => {
+                if let Some(side) = scene.ipv6 {
+                    dirty |= self.note_ip(event, side);
+                }
+            }
+            KernelEvent::Fdb(entry) => {
+                dirty.tiers = scene.is_vtep(entry.ifindex) && !scene.expects(entry);
+            }
+            KernelEvent::FdbRemoved(entry) => dirty.tiers = scene.is_vtep(entry.ifindex),
+        }
+        dirty
+    }
+
+    fn note_ip<F: Family>(&mut self, event: &IpEvent<F>, side: SideScene<'_, F>) -> Dirty {
+        let mut dirty = Dirty::default();
+        match event {
+            IpEvent::Address(address) | IpEvent::AddressRemoved(address) => {
+                dirty.underlay = side.underlay() == address.ifindex;
+                dirty.tiers = dirty.underlay || side.vtep == Some(address.ifindex);
+            }
+            IpEvent::Route(route) | IpEvent::RouteRemoved(route) => {
                 // What this agent adds is its own doing; what it misses has to come back.
-                let removed = matches!(event, KernelEvent::RouteRemoved(_));
+                let removed = matches!(event, IpEvent::RouteRemoved(_));
                 let unexpected = removed || route.protocol != ROUTE_PROTOCOL;
-                dirty.tiers = unexpected && scene.is_concerned_by(route.destination);
-                dirty.flush |= dirty.tiers;
+                dirty.tiers = unexpected && side.is_concerned_by(route.destination);
+                dirty.flush = dirty.tiers;
                 // The default route is what chooses the underlay, unless flags do.
-                dirty.underlay = route.destination.prefix() == 0;
+                dirty.underlay = route.destination.into().prefix() == 0;
             }
-            KernelEvent::Neighbour(neighbour) => {
+            IpEvent::Neighbour(neighbour) => {
                 let Some(mac) = neighbour.mac else {
                     return dirty;
                 };
-                let key = (neighbour.ifindex, neighbour.address);
+                let key = (neighbour.ifindex, neighbour.address.into());
                 let before = self.neighbours.insert(key, mac);
-                dirty.flush |= before.is_some_and(|before| before != mac);
-                dirty.tiers = scene.vtep == Some(neighbour.ifindex) && before != Some(mac);
+                dirty.flush = before.is_some_and(|before| before != mac);
+                dirty.tiers = side.vtep == Some(neighbour.ifindex) && before != Some(mac);
             }
-            KernelEvent::NeighbourRemoved(neighbour) => {
+            IpEvent::NeighbourRemoved(neighbour) => {
                 self.neighbours
-                    .remove(&(neighbour.ifindex, neighbour.address));
-                dirty.tiers = scene.vtep == Some(neighbour.ifindex);
+                    .remove(&(neighbour.ifindex, neighbour.address.into()));
+                dirty.tiers = side.vtep == Some(neighbour.ifindex);
             }
-            KernelEvent::Fdb(entry) => {
-                dirty.tiers = scene.vtep == Some(entry.ifindex) && !scene.expects(entry);
-            }
-            KernelEvent::FdbRemoved(entry) => dirty.tiers = scene.vtep == Some(entry.ifindex),
         }
         dirty
     }
@@ -170,6 +227,9 @@ impl Tracker {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use ipnetwork::Ipv4Network;
     use rtnetlink::packet_route::route::{RouteScope, RouteType};
 
     use super::*;
@@ -220,11 +280,15 @@ mod tests {
 
     fn note(tracker: &mut Tracker, event: &KernelEvent) -> Dirty {
         let desired = desired();
+        let ipv4 = SideScene {
+            desired: &desired,
+            vtep: Some(VTEP),
+        };
         tracker.note(
             event,
             Scene {
-                desired: &desired,
-                vtep: Some(VTEP),
+                ipv4: Some(ipv4),
+                ipv6: None,
             },
         )
     }
@@ -256,13 +320,17 @@ mod tests {
         }
     }
 
+    fn routed(route: Route) -> KernelEvent {
+        KernelEvent::Ipv4(IpEvent::Route(route))
+    }
+
     fn neighbour(ifindex: u32, mac: u8) -> KernelEvent {
-        KernelEvent::Neighbour(Neighbour {
+        KernelEvent::Ipv4(IpEvent::Neighbour(Neighbour {
             ifindex,
             address: Ipv4Addr::new(10, 5, 1, 7),
             mac: Some(MacAddr::new([2, 0, 0, 0, 0, mac])),
             permanent: false,
-        })
+        }))
     }
 
     #[test]
@@ -290,11 +358,11 @@ mod tests {
     fn an_address_of_the_underlay_puts_the_lease_in_question_others_do_not() {
         let mut tracker = Tracker::default();
         let address = |ifindex| {
-            KernelEvent::Address(Address {
+            KernelEvent::Ipv4(IpEvent::Address(Address {
                 ifindex,
                 local: network("192.168.7.9/24"),
                 remote: Ipv4Addr::new(192, 168, 7, 9),
-            })
+            }))
         };
         assert!(note(&mut tracker, &address(UNDERLAY)).underlay);
         assert!(!note(&mut tracker, &address(BRIDGE)).underlay);
@@ -304,10 +372,10 @@ mod tests {
     fn routes_matter_where_pods_or_peers_are() {
         let mut tracker = Tracker::default();
         for destination in ["10.5.2.0/24", "10.5.1.0/24", "192.168.7.0/24", "0.0.0.0/0"] {
-            let event = KernelEvent::Route(route(destination, 3));
+            let event = routed(route(destination, 3));
             assert!(note(&mut tracker, &event).tiers, "{destination}");
         }
-        let elsewhere = KernelEvent::Route(route("172.20.0.0/16", 3));
+        let elsewhere = routed(route("172.20.0.0/16", 3));
         assert!(!note(&mut tracker, &elsewhere).flush);
     }
 
@@ -323,11 +391,11 @@ mod tests {
     #[test]
     fn a_forwarding_entry_that_leads_elsewhere_is_corrected() {
         let mut tracker = Tracker::default();
-        let entry = |remote| {
+        let entry = |remote: Ipv4Addr| {
             KernelEvent::Fdb(FdbEntry {
                 ifindex: VTEP,
                 mac: MacAddr::new([2, 0, 0, 0, 0, 2]),
-                remote: Some(remote),
+                remote: Some(remote.into()),
                 permanent: true,
                 overridden: false,
             })
@@ -342,8 +410,8 @@ mod tests {
     fn own_routes_matter_only_when_they_go() {
         let mut tracker = Tracker::default();
         let own = route("10.5.2.0/24", ROUTE_PROTOCOL);
-        assert!(!note(&mut tracker, &KernelEvent::Route(own)).any());
-        assert!(note(&mut tracker, &KernelEvent::RouteRemoved(own)).tiers);
+        assert!(!note(&mut tracker, &routed(own)).any());
+        assert!(note(&mut tracker, &KernelEvent::Ipv4(IpEvent::RouteRemoved(own))).tiers);
     }
 
     #[test]
@@ -352,6 +420,18 @@ mod tests {
         assert!(!note(&mut tracker, &neighbour(BRIDGE, 1)).flush);
         assert!(!note(&mut tracker, &neighbour(BRIDGE, 1)).flush);
         assert!(note(&mut tracker, &neighbour(BRIDGE, 2)).flush);
+    }
+
+    #[test]
+    fn a_family_that_is_not_served_does_not_matter() {
+        let mut tracker = Tracker::default();
+        let address = Address::<V6> {
+            ifindex: UNDERLAY,
+            local: "fd00::9/64".parse().unwrap(),
+            remote: "fd00::9".parse().unwrap(),
+        };
+        let event = KernelEvent::Ipv6(IpEvent::Address(address));
+        assert_eq!(note(&mut tracker, &event), Dirty::default());
     }
 
     #[test]

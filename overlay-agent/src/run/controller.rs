@@ -2,16 +2,17 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     changes::{Dirty, Scene, Tracker},
+    side::Side,
     tier1::Tier1,
 };
 use crate::{
     health::{Condition, Readiness},
-    model::{Backend, Desired},
-    netlink::{KernelEvent, Netlink, NetlinkError, Summary, Vtep, VtepSpec, pod_links},
+    model::{Backend, DesiredNode, V6},
+    netlink::{KernelEvent, Netlink, pod_links},
 };
 
 /// The state both tiers are kept in, and what is needed to keep them.
@@ -19,75 +20,50 @@ pub struct Controller {
     netlink: Netlink,
     tracker: Tracker,
     tier1: Tier1,
-    desired: Desired,
-    vtep: Option<Vtep>,
-    blackhole: Blackhole,
+    sides: Sides,
     readiness: Readiness,
-    complaints: Complaints,
 }
 
-/// The blackhole route of this node's subnet (`--ip-blackhole-route`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blackhole {
-    Kept,
-    /// Not asked for; an earlier run may have left one.
-    Unwanted,
-    Absent,
-}
-
-/// What was last complained about, so that each problem is logged once.
-#[derive(Default)]
-struct Complaints {
-    kernel: Vec<String>,
+/// The families this node serves. The eBPF tier works for IPv4.
+pub struct Sides {
+    pub ipv4: Option<Side>,
+    pub ipv6: Option<Side<V6>>,
 }
 
 impl Controller {
-    pub fn new(
-        netlink: Netlink,
-        tier1: Tier1,
-        desired: Desired,
-        vtep: Option<Vtep>,
-        blackhole: bool,
-        readiness: Readiness,
-    ) -> Self {
+    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
         Self {
             netlink,
             tracker: Tracker::default(),
             tier1,
-            desired,
-            vtep,
-            blackhole: if blackhole {
-                Blackhole::Kept
-            } else {
-                Blackhole::Unwanted
-            },
+            sides,
             readiness,
-            complaints: Complaints::default(),
         }
     }
 
-    pub fn desired(&self) -> &Desired {
-        &self.desired
+    pub fn desired(&self) -> DesiredNode {
+        DesiredNode {
+            ipv4: self.sides.ipv4.as_ref().map(|side| side.desired.clone()),
+            ipv6: self.sides.ipv6.as_ref().map(|side| side.desired.clone()),
+        }
     }
 
     /// Takes over an event of the kernel and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent) -> Dirty {
-        let scene = Scene {
-            desired: &self.desired,
-            vtep: self.vtep.as_ref().map(|vtep| vtep.ifindex),
-        };
-        self.tracker.note(event, scene)
+        self.tracker.note(event, Scene::of(&self.sides))
     }
 
-    /// Takes over a new desired state; [`Self::settle`] brings it about.
-    pub fn want(&mut self, desired: Desired) -> Dirty {
-        if desired == self.desired {
-            return Dirty::default();
-        }
-        let local = desired.local != self.desired.local;
-        self.desired = desired;
+    /// Takes over a new desired state of the same families; [`Self::settle`] brings it about.
+    pub fn want(&mut self, desired: DesiredNode) -> Dirty {
+        let ipv4 = self.sides.ipv4.as_mut().zip(desired.ipv4);
+        let ipv6 = self.sides.ipv6.as_mut().zip(desired.ipv6);
+        let changes = [
+            ipv4.map(|(side, desired)| side.want(desired)),
+            ipv6.map(|(side, desired)| side.want(desired)),
+        ];
+        let local = changes.iter().flatten().any(|change| change.local);
         Dirty {
-            tiers: true,
+            tiers: changes.iter().flatten().any(|change| change.any),
             vtep: local,
             pods: local,
             ..Dirty::default()
@@ -110,7 +86,7 @@ impl Controller {
                 again.resync = true;
             }
         }
-        if dirty.vtep && !self.restore_vtep().await {
+        if dirty.vtep && !self.restore_vteps().await {
             again.vtep = true;
             again.tiers = true;
         }
@@ -130,80 +106,57 @@ impl Controller {
         }
     }
 
-    async fn restore_vtep(&mut self) -> bool {
-        let Backend::Vxlan(backend) = &self.desired.local.backend else {
-            return true;
-        };
-        let spec = VtepSpec::new(backend, &self.desired.local.underlay);
-        match self
-            .netlink
-            .restore_vtep(&spec, self.desired.local.vtep_mac)
-            .await
-        {
-            Ok(vtep) => {
-                if self.vtep.as_ref() != Some(&vtep) {
-                    info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
-                }
-                self.vtep = Some(vtep);
-                true
-            }
-            Err(error) => {
-                self.vtep = None;
-                self.not_in_sync(&error);
-                false
-            }
+    async fn restore_vteps(&mut self) -> bool {
+        let mut problems = Vec::new();
+        if let Some(side) = &mut self.sides.ipv4 {
+            problems.extend(side.restore_vtep(&self.netlink).await.err());
         }
+        if let Some(side) = &mut self.sides.ipv6 {
+            problems.extend(side.restore_vtep(&self.netlink).await.err());
+        }
+        self.is_in_sync(problems.first())
     }
 
     async fn reconcile(&mut self) -> bool {
-        let reconciled = self
-            .netlink
-            .reconcile(&self.desired, self.vtep.as_ref())
-            .await;
-        let blackholed = self.reconcile_blackhole().await;
-        let kernel = match (reconciled, blackholed) {
-            (Ok(summary), Ok(())) => self.report(&summary),
-            (Err(error), _) | (_, Err(error)) => {
-                self.not_in_sync(&error);
-                false
-            }
-        };
-        let maps = match self.tier1.apply(&self.desired, self.vtep.as_ref()) {
-            Ok(()) => true,
-            Err(error) => {
+        let mut problems = Vec::new();
+        if let Some(side) = &mut self.sides.ipv4 {
+            problems.extend(side.reconcile(&self.netlink).await.err());
+            if let Err(error) = self.tier1.apply(&side.desired, side.vtep.as_ref()) {
                 warn!(%error, "cannot write the maps");
-                self.readiness
-                    .fail(Condition::PeersInSync, error.to_string());
-                false
+                problems.push(error.to_string());
             }
-        };
-        if kernel && maps {
+        }
+        if let Some(side) = &mut self.sides.ipv6 {
+            problems.extend(side.reconcile(&self.netlink).await.err());
+        }
+        let in_sync = self.is_in_sync(problems.first());
+        if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
-        kernel && maps
+        in_sync
     }
 
-    async fn reconcile_blackhole(&mut self) -> Result<(), NetlinkError> {
-        let wanted = match self.blackhole {
-            Blackhole::Absent => return Ok(()),
-            Blackhole::Kept => Some(self.desired.local.subnet),
-            Blackhole::Unwanted => None,
-        };
-        self.netlink.set_blackhole(wanted).await?;
-        if wanted.is_none() {
-            self.blackhole = Blackhole::Absent;
+    /// Reports a problem, if there is one. Returns whether there is none.
+    fn is_in_sync(&self, problem: Option<&String>) -> bool {
+        if let Some(problem) = problem {
+            self.readiness.fail(Condition::PeersInSync, problem.clone());
         }
-        Ok(())
+        problem.is_none()
     }
 
     fn attach(&mut self) -> bool {
-        let pods = match self.desired.local.backend {
-            Backend::Alloc => BTreeMap::new(),
-            Backend::Vxlan(_) | Backend::HostGw => {
-                pod_links(self.tracker.links(), &self.desired.local)
+        let attached = match &self.sides.ipv4 {
+            Some(side) => {
+                let local = &side.desired.local;
+                let pods = match local.backend {
+                    Backend::Alloc => BTreeMap::new(),
+                    Backend::Vxlan(_) | Backend::HostGw => pod_links(self.tracker.links(), local),
+                };
+                self.tier1.attach(&side.desired, side.vtep.as_ref(), &pods)
             }
+            None => Ok(true),
         };
-        let problem = match self.tier1.attach(&self.desired, self.vtep.as_ref(), &pods) {
+        let problem = match attached {
             Ok(true) => {
                 self.readiness.satisfy(Condition::DatapathAttached);
                 return true;
@@ -216,41 +169,5 @@ impl Controller {
         };
         self.readiness.fail(Condition::DatapathAttached, problem);
         false
-    }
-
-    fn report(&mut self, summary: &Summary) -> bool {
-        if summary.added + summary.removed > 0 {
-            info!(
-                added = summary.added,
-                removed = summary.removed,
-                kept = summary.kept,
-                peers = summary.paths.len(),
-                "kernel tier reconciled"
-            );
-        }
-        let mut complaints: Vec<String> = Vec::new();
-        complaints.extend(summary.failed.iter().map(ToString::to_string));
-        complaints.extend(summary.refused.iter().map(ToString::to_string));
-        for complaint in &complaints {
-            if !self.complaints.kernel.contains(complaint) {
-                warn!("{complaint}");
-            }
-        }
-        self.complaints.kernel = complaints;
-        if let Some(failure) = summary.failed.first() {
-            let reason = format!("{failure} (and {} more)", summary.failed.len() - 1);
-            self.readiness.fail(Condition::PeersInSync, reason);
-            return false;
-        }
-        true
-    }
-
-    fn not_in_sync(&mut self, error: &NetlinkError) {
-        let complaint = error.to_string();
-        if !self.complaints.kernel.contains(&complaint) {
-            warn!("{complaint}");
-        }
-        self.complaints.kernel = vec![complaint.clone()];
-        self.readiness.fail(Condition::PeersInSync, complaint);
     }
 }

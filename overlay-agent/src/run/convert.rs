@@ -1,4 +1,7 @@
-//! From one module's vocabulary to another's: options and config into what the lease and the packet filter want.
+//! From one module's vocabulary to another's: options and config into what the lease, the subnet
+//! file and the packet filter want.
+
+use std::net::Ipv4Addr;
 
 use overlay_common::addr::MacAddr;
 
@@ -6,24 +9,57 @@ use crate::{
     config::{self, NetworkConfig},
     filter,
     lease::LeaseAttrs,
-    model::{Backend, LocalNode, Underlay},
+    model::{Backend, Desired, DesiredNode, Family, LocalNode, V4, V6},
+    subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 
+/// Where peers send tunnel packets of a family: the advertised address, and the MAC address of the
+/// vxlan device.
+pub type End<F> = (<F as Family>::Address, MacAddr);
+
 /// What this node's lease says.
-pub fn attrs(backend: &Backend, underlay: &Underlay, vtep_mac: MacAddr) -> LeaseAttrs {
-    match backend {
-        Backend::Vxlan(vxlan) => LeaseAttrs::vxlan(underlay.public_ip, vxlan.vni, vtep_mac),
-        Backend::HostGw => LeaseAttrs::host_gw(underlay.public_ip),
-        Backend::Alloc => LeaseAttrs::alloc(underlay.public_ip),
+pub fn attrs(backend: &Backend, ipv4: Option<End<V4>>, ipv6: Option<End<V6>>) -> LeaseAttrs {
+    let public_ip = ipv4.map_or(Ipv4Addr::UNSPECIFIED, |(address, _)| address);
+    let attrs = match (backend, ipv4) {
+        (Backend::Vxlan(vxlan), Some((_, mac))) => LeaseAttrs::vxlan(public_ip, vxlan.vni, mac),
+        (Backend::Vxlan(vxlan), None) => LeaseAttrs {
+            backend_data: None,
+            ..LeaseAttrs::vxlan(public_ip, vxlan.vni, MacAddr::ZERO)
+        },
+        (Backend::HostGw, _) => LeaseAttrs::host_gw(public_ip),
+        (Backend::Alloc, _) => LeaseAttrs::alloc(public_ip),
+    };
+    match (backend, ipv6) {
+        (_, None) => attrs,
+        (Backend::Vxlan(vxlan), Some((address, mac))) => {
+            attrs.with_ipv6(address, Some((vxlan.vni, mac)))
+        }
+        (Backend::HostGw | Backend::Alloc, Some((address, _))) => attrs.with_ipv6(address, None),
     }
+}
+
+/// What the lease of a running node says.
+pub fn attrs_of(backend: &Backend, node: &DesiredNode) -> LeaseAttrs {
+    fn end<F: Family>(side: &Desired<F>) -> End<F> {
+        (side.local.underlay.public_ip, side.local.vtep_mac)
+    }
+    attrs(
+        backend,
+        node.ipv4.as_ref().map(end),
+        node.ipv6.as_ref().map(end),
+    )
 }
 
 /// The packet filter rules wanted.
 pub fn filter_settings(
     options: &config::FilterOptions,
     config: &NetworkConfig,
-    local: &LocalNode,
+    node: &DesiredNode,
 ) -> filter::Settings {
+    let ipv4 = node.ipv4.as_ref().map(|side| &side.local);
+    let ipv6 = node.ipv6.as_ref().map(|side| &side.local);
+    let ipv4 = ipv4.map(|local| filter::PodNetwork::v4(local.network, local.subnet));
+    let ipv6 = ipv6.map(|local| filter::PodNetwork::v6(local.network, local.subnet));
     filter::Settings {
         mode: if config.nftables {
             filter::Mode::Nftables
@@ -39,17 +75,141 @@ pub fn filter_settings(
         },
         forward: options.forward_rules,
         keep_pod_source: options.pod_source_keep,
-        networks: vec![filter::PodNetwork::v4(local.network, local.subnet)],
+        networks: ipv4.into_iter().chain(ipv6).collect(),
     }
 }
 
-/// MTU of the pod network: what `FLANNEL_MTU` says.
-pub fn pod_mtu(local: &LocalNode) -> u32 {
-    match &local.backend {
-        Backend::Vxlan(vxlan) => vxlan
-            .mtu
-            .unwrap_or(local.underlay.mtu)
-            .saturating_sub(overlay_common::encap::ENCAP_LEN),
-        Backend::HostGw | Backend::Alloc => local.underlay.mtu,
+/// What the subnet file says.
+pub fn subnet_env(node: &DesiredNode, ip_masq: bool) -> SubnetEnv {
+    SubnetEnv {
+        ipv4: node.ipv4.as_ref().map(|side| Ipv4Lines {
+            network: side.local.network,
+            subnet: side.local.subnet,
+        }),
+        ipv6: node.ipv6.as_ref().map(|side| Ipv6Lines {
+            network: side.local.network,
+            subnet: side.local.subnet,
+        }),
+        mtu: pod_mtu(node),
+        ip_masq,
+    }
+}
+
+/// MTU of the pod network: what `FLANNEL_MTU` says. There is one for both families, so it leaves
+/// room for the larger of the two outer headers.
+pub fn pod_mtu(node: &DesiredNode) -> u32 {
+    fn of<F: Family>(local: &LocalNode<F>) -> u32 {
+        match &local.backend {
+            Backend::Vxlan(vxlan) => vxlan
+                .mtu
+                .unwrap_or(local.underlay.mtu)
+                .saturating_sub(F::OVERHEAD),
+            Backend::HostGw | Backend::Alloc => local.underlay.mtu,
+        }
+    }
+    let ipv4 = node.ipv4.as_ref().map(|side| of(&side.local));
+    let ipv6 = node.ipv6.as_ref().map(|side| of(&side.local));
+    ipv4.into_iter().chain(ipv6).min().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::{Underlay, VxlanBackend};
+
+    const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+    fn vxlan(mtu: Option<u32>) -> Backend {
+        Backend::Vxlan(VxlanBackend {
+            vni: 1,
+            port: None,
+            mtu,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+        })
+    }
+
+    fn side<F: Family>(
+        network: F::Network,
+        subnet: F::Network,
+        address: F::Address,
+        backend: Backend,
+    ) -> Desired<F> {
+        Desired {
+            local: LocalNode {
+                network,
+                subnet,
+                underlay: Underlay {
+                    ifindex: 2,
+                    name: "eth0".to_owned(),
+                    mtu: 1500,
+                    hardware: false,
+                    address,
+                    public_ip: address,
+                },
+                backend,
+                vtep_mac: MAC,
+            },
+            peers: BTreeMap::new(),
+        }
+    }
+
+    fn dual(backend: Backend) -> DesiredNode {
+        DesiredNode {
+            ipv4: Some(side(
+                "10.42.0.0/16".parse().unwrap(),
+                "10.42.0.0/24".parse().unwrap(),
+                "192.168.64.3".parse().unwrap(),
+                backend,
+            )),
+            ipv6: Some(side(
+                "2001:cafe:42::/56".parse().unwrap(),
+                "2001:cafe:42::/64".parse().unwrap(),
+                "fd00::3".parse().unwrap(),
+                backend,
+            )),
+        }
+    }
+
+    #[test]
+    fn the_subnet_file_of_a_dual_stack_node_leaves_room_for_the_larger_outer_header() {
+        let vxlan = subnet_env(&dual(vxlan(None)), true).to_string();
+        assert_eq!(
+            vxlan,
+            "FLANNEL_NETWORK=10.42.0.0/16\n\
+             FLANNEL_SUBNET=10.42.0.1/24\n\
+             FLANNEL_IPV6_NETWORK=2001:cafe:42::/56\n\
+             FLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\n\
+             FLANNEL_MTU=1430\n\
+             FLANNEL_IPMASQ=true\n"
+        );
+        let ipv4 = DesiredNode {
+            ipv6: None,
+            ..dual(self::vxlan(Some(1400)))
+        };
+        assert_eq!(pod_mtu(&ipv4), 1350);
+        assert_eq!(pod_mtu(&dual(Backend::HostGw)), 1500);
+    }
+
+    #[test]
+    fn the_lease_of_each_kind_of_node_is_flannels() {
+        let backend = vxlan(None);
+        let node = dual(backend);
+        assert_eq!(
+            attrs_of(&backend, &node).encode(),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+        );
+        let ipv6 = DesiredNode { ipv4: None, ..node };
+        assert_eq!(
+            attrs_of(&backend, &ipv6).encode(),
+            r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+        );
+        assert_eq!(
+            attrs_of(&Backend::HostGw, &dual(Backend::HostGw)).encode(),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#
+        );
     }
 }

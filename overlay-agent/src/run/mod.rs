@@ -7,8 +7,10 @@ mod changes;
 mod controller;
 mod convert;
 mod dir_watch;
+mod end;
 mod reload;
 mod rules;
+mod side;
 mod start;
 mod subnet_file;
 mod tier1;
@@ -226,8 +228,13 @@ impl Daemon {
     fn take_leases(&mut self) -> Dirty {
         let view = self.leases.view.borrow_and_update();
         report_lease(&self.readiness, view.own.state);
-        let mut desired = self.controller.desired().clone();
-        desired.peers = view.usable_peers(&desired.local.backend);
+        let mut desired = self.controller.desired();
+        if let Some(side) = &mut desired.ipv4 {
+            side.peers = view.usable_peers(&side.local.backend);
+        }
+        if let Some(side) = &mut desired.ipv6 {
+            side.peers = view.usable_peers6(&side.local.backend);
+        }
         drop(view);
         self.controller.want(desired)
     }

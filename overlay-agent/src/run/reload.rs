@@ -1,8 +1,6 @@
 //! What a changed network config means for a node that runs: which part of it can be taken over
 //! with pods running, and which part needs a new start. Pure.
 
-use ipnetwork::Ipv4Network;
-
 use crate::{
     config::NetworkConfig,
     core::Allocation,
@@ -21,8 +19,8 @@ pub struct Merged {
     pub postponed: Vec<&'static str>,
 }
 
-/// Takes over from `read` what a node with this subnet can change while it runs.
-pub fn merge(running: &NetworkConfig, read: &NetworkConfig, subnet: Ipv4Network) -> Merged {
+/// Takes over from `read` what a node with this lease can change while it runs.
+pub fn merge(running: &NetworkConfig, read: &NetworkConfig, own: &LeaseKey) -> Merged {
     let mut merged = Merged {
         config: running.clone(),
         applied: Vec::new(),
@@ -42,9 +40,9 @@ pub fn merge(running: &NetworkConfig, read: &NetworkConfig, subnet: Ipv4Network)
         merged.postponed.push("Network");
     } else if (read.ipv4, read.ipv6) != (running.ipv4, running.ipv6) {
         // The range matters when a subnet is leased, so to this node only if it excludes its own.
-        let key = LeaseKey::v4(subnet);
-        if Allocation::of(read).is_some_and(|allocation| allocation.accepts(&key)) {
+        if Allocation::of(read).accepts(own) {
             merged.config.ipv4 = read.ipv4;
+            merged.config.ipv6 = read.ipv6;
             merged.applied.push("SubnetLen, SubnetMin, SubnetMax");
         } else {
             merged.postponed.push("SubnetLen, SubnetMin, SubnetMax");
@@ -96,8 +94,8 @@ mod tests {
     }
 
     fn merged(read: &str) -> Merged {
-        let subnet = "10.5.34.0/24".parse().unwrap();
-        merge(&config(RUNNING), &config(read), subnet)
+        let own = LeaseKey::parse("10.5.34.0-24").unwrap();
+        merge(&config(RUNNING), &config(read), &own)
     }
 
     #[test]

@@ -86,10 +86,11 @@ impl Rules {
     }
 }
 
-/// Network and subnet of an earlier run, whose rules must go if they differ.
+/// Networks and subnets of an earlier run, whose rules must go if they differ.
 fn previous_networks(previous: &Previous) -> Vec<filter::PodNetwork> {
-    match (previous.ipv4_network, previous.ipv4_subnet) {
-        (Some(network), Some(subnet)) => vec![filter::PodNetwork::v4(network, subnet)],
-        _ => Vec::new(),
-    }
+    let ipv4 = previous.ipv4_network.zip(previous.ipv4_subnet);
+    let ipv6 = previous.ipv6_network.zip(previous.ipv6_subnet);
+    let ipv4 = ipv4.map(|(network, subnet)| filter::PodNetwork::v4(network, subnet));
+    let ipv6 = ipv6.map(|(network, subnet)| filter::PodNetwork::v6(network, subnet));
+    ipv4.into_iter().chain(ipv6).collect()
 }

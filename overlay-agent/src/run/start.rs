@@ -3,25 +3,33 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use overlay_common::addr::MacAddr;
+use anyhow::Context as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    changes::Dirty, controller::Controller, convert, reload, rules::Rules, subnet_file::SubnetFile,
+    changes::Dirty,
+    controller::{Controller, Sides},
+    convert,
+    end::{End, follow, recorded_macs, sweep},
+    reload,
+    rules::Rules,
+    side::Side,
+    subnet_file::SubnetFile,
     tier1::Tier1,
 };
 use crate::{
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
-    lease::{self, ConfigText, Deadlines, EtcdStore, LeaseHandle, LeaseStore as _, StoreError},
+    lease::{
+        self, ConfigText, Deadlines, EtcdStore, LeaseHandle, LeaseKey, LeaseStore as _, StoreError,
+    },
     lifecycle::Supervisor,
-    model::{Backend, Desired, LocalNode, Underlay},
-    netlink::{Netlink, VtepSpec, Watch},
-    subnet_env::{Ipv4Lines, Previous, SubnetEnv},
+    model::{Desired, DesiredNode, V4, V6},
+    netlink::{Netlink, Watch},
+    subnet_env::Previous,
     underlay::{self, Families, Selection},
 };
 
@@ -33,6 +41,7 @@ pub struct Daemon {
     pub rules: Rules,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
+    lease: LeaseKey,
     options: DaemonOptions,
     config: NetworkConfig,
     store: Arc<EtcdStore>,
@@ -61,14 +70,6 @@ impl Daemon {
         for warning in warnings {
             warn!("network config: {warning}");
         }
-        let allocation = match Allocation::of(&config) {
-            Some(allocation) if allocation.ipv6.is_none() => allocation,
-            _ => bail!(
-                "the network config asks for IPv6 pods (EnableIPv6), which this agent does not \
-                 serve; use stock flanneld there, or an IPv4 network"
-            ),
-        };
-
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
         let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
@@ -76,40 +77,26 @@ impl Daemon {
         for note in &selection.notes {
             info!("{note}");
         }
-        let underlay = ipv4_side(&selection)?;
-        info!(
-            interface = underlay.name,
-            address = %underlay.address,
-            public_ip = %underlay.public_ip,
-            mtu = underlay.mtu,
-            "underlay chosen"
-        );
-
-        let vtep = match &config.backend {
-            Backend::Vxlan(backend) => {
-                let mac = recorded_mac(&store, &underlay).await;
-                let spec = VtepSpec::new(backend, &underlay);
-                Some(netlink.ensure_vtep(&spec, mac).await?)
-            }
-            Backend::HostGw => {
-                refuse_nat(&underlay)?;
-                None
-            }
-            Backend::Alloc => None,
-        };
-        for name in netlink
-            .remove_unfinished_vteps(&underlay, vtep.as_ref())
-            .await?
-        {
-            info!(device = name, "removed what an unfinished start had left");
+        let backend = config.backend;
+        let macs = recorded_macs(&store, &selection).await;
+        let ipv4 = End::prepare(&netlink, &backend, selection.ipv4(), macs.ipv4).await?;
+        let ipv6 = End::prepare(&netlink, &backend, selection.ipv6(), macs.ipv6).await?;
+        if ipv4.is_none() {
+            sweep::<V4>(&netlink, selection.ifindex).await?;
         }
-        let vtep_mac = vtep.as_ref().map_or(MacAddr::ZERO, |vtep| vtep.mac);
+        if ipv6.is_none() {
+            sweep::<V6>(&netlink, selection.ifindex).await?;
+        }
 
         let wish = Wish {
-            attrs: convert::attrs(&config.backend, &underlay, vtep_mac),
-            allocation,
+            attrs: convert::attrs(
+                &backend,
+                ipv4.as_ref().map(End::advertised),
+                ipv6.as_ref().map(End::advertised),
+            ),
+            allocation: Allocation::of(&config),
             previous: previous.ipv4_subnet,
-            previous6: None,
+            previous6: previous.ipv6_subnet,
         };
         let renewal = Renewal {
             ttl: Renewal::TTL,
@@ -121,7 +108,7 @@ impl Daemon {
             Err(lease::AcquireError::Cancelled) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let subnet = acquired.held.key.subnet;
+        let lease = acquired.held.key;
         let leases = lease::spawn(
             Arc::clone(&store),
             acquired,
@@ -130,42 +117,40 @@ impl Daemon {
             stop.clone(),
         );
 
-        let local = LocalNode {
-            network: allocation.ipv4.network,
-            subnet,
-            underlay,
-            backend: config.backend,
-            vtep_mac,
+        let blackhole = options.filter.blackhole_route;
+        let sides = {
+            let view = leases.view.borrow();
+            let side = |end: End<V4>| {
+                let desired = Desired {
+                    local: end.local(config.ipv4?.network, lease.ipv4()?, backend),
+                    peers: view.usable_peers(&backend),
+                };
+                Some(Side::new(desired, end.vtep, blackhole))
+            };
+            let side6 = |end: End<V6>| {
+                let desired = Desired {
+                    local: end.local(config.ipv6?.network, lease.ipv6()?, backend),
+                    peers: view.usable_peers6(&backend),
+                };
+                Some(Side::new(desired, end.vtep, blackhole))
+            };
+            Sides {
+                ipv4: ipv4.and_then(side),
+                ipv6: ipv6.and_then(side6),
+            }
         };
+        let tier1 = Tier1::open(&options.datapath, sides.ipv4.is_some())?;
+        let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
+        let node = controller.desired();
         let rules = Rules::install(
             &options.filter,
-            convert::filter_settings(&options.filter, &config, &local),
+            convert::filter_settings(&options.filter, &config, &node),
             &previous,
             supervisor,
             readiness,
         )
         .await?;
-        let subnet_env = SubnetEnv {
-            ipv4: Some(Ipv4Lines {
-                network: local.network,
-                subnet: local.subnet,
-            }),
-            ipv6: None,
-            mtu: convert::pod_mtu(&local),
-            ip_masq: options.filter.ip_masq,
-        };
-
-        let tier1 = Tier1::open(&options.datapath)?;
-        let peers = leases.view.borrow().usable_peers(&local.backend);
-        let desired = Desired { local, peers };
-        let mut controller = Controller::new(
-            netlink,
-            tier1,
-            desired,
-            vtep,
-            options.filter.blackhole_route,
-            readiness.clone(),
-        );
+        let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
         let again = controller.settle(Dirty::ALL).await;
@@ -175,8 +160,9 @@ impl Daemon {
         // Whoever waits for the file starts containers: everything else is in place before.
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
-        info!(%subnet, peers = controller.desired().peers.len(), "node started");
+        info!(%lease, peers = node.peers(), "node started");
         Ok(Some(Self {
+            lease,
             controller,
             watch,
             leases,
@@ -217,34 +203,21 @@ impl Daemon {
 
     /// The underlay's interface, address or MTU may have changed: the lease and both tiers follow.
     async fn follow_underlay(&mut self) -> anyhow::Result<Dirty> {
-        let underlay = ipv4_side(&select_underlay(&self.options, &self.config).await?)?;
-        if matches!(self.config.backend, Backend::HostGw) {
-            refuse_nat(&underlay)?;
-        }
-        let mut desired = self.controller.desired().clone();
-        if underlay == desired.local.underlay {
+        let selection = select_underlay(&self.options, &self.config).await?;
+        let mut desired = self.controller.desired();
+        let ipv4 = follow(desired.ipv4.as_mut(), selection.ipv4())?;
+        let ipv6 = follow(desired.ipv6.as_mut(), selection.ipv6())?;
+        if !ipv4 && !ipv6 {
             return Ok(Dirty::default());
         }
-        info!(
-            interface = underlay.name,
-            address = %underlay.address,
-            public_ip = %underlay.public_ip,
-            mtu = underlay.mtu,
-            "underlay changed"
-        );
-        desired.local.underlay = underlay;
         Ok(self.take_local(desired))
     }
 
     /// Has the lease, the subnet file and both tiers say what changed about this node.
-    fn take_local(&mut self, desired: Desired) -> Dirty {
-        let local = &desired.local;
-        self.leases.publish(convert::attrs(
-            &local.backend,
-            &local.underlay,
-            local.vtep_mac,
-        ));
-        self.subnet_file.set_mtu(convert::pod_mtu(local));
+    fn take_local(&mut self, desired: DesiredNode) -> Dirty {
+        self.leases
+            .publish(convert::attrs_of(&self.config.backend, &desired));
+        self.subnet_file.set_mtu(convert::pod_mtu(&desired));
         self.controller.want(desired)
     }
 
@@ -284,8 +257,8 @@ impl Daemon {
         for warning in warnings {
             warn!("network config: {warning}");
         }
-        let mut desired = self.controller.desired().clone();
-        let merged = reload::merge(&self.config, &config, desired.local.subnet);
+        let mut desired = self.controller.desired();
+        let merged = reload::merge(&self.config, &config, &self.lease);
         if merged.applied.is_empty() && merged.postponed.is_empty() {
             info!("the network config is the one in force");
         }
@@ -301,11 +274,11 @@ impl Daemon {
             );
         }
         self.config = merged.config;
-        desired.local.backend = self.config.backend;
+        desired.set_backend(self.config.backend);
         self.rules.want(convert::filter_settings(
             &self.options.filter,
             &self.config,
-            &desired.local,
+            &desired,
         ));
         self.take_local(desired);
     }
@@ -326,18 +299,6 @@ fn read_previous(options: &DaemonOptions) -> Previous {
     }
 }
 
-/// The VTEP MAC address of an earlier life of this node. Peers know it, so a device that has to be
-/// created, after a reboot say, takes it again.
-async fn recorded_mac(store: &EtcdStore, underlay: &Underlay) -> Option<MacAddr> {
-    let snapshot = store.list().await.ok()?;
-    snapshot
-        .entries
-        .iter()
-        .filter_map(|entry| entry.value.as_ref().ok())
-        .filter(|attrs| attrs.public_ip == underlay.public_ip)
-        .find_map(|attrs| attrs.vxlan_data().map(|data| data.vtep_mac))
-}
-
 /// The interface and addresses the options select on this host.
 async fn select_underlay(
     options: &DaemonOptions,
@@ -349,20 +310,4 @@ async fn select_underlay(
         &options.interface,
         Families::of(config),
     )?)
-}
-
-fn ipv4_side(selection: &Selection) -> anyhow::Result<Underlay> {
-    selection
-        .underlay()
-        .context("the chosen interface has no IPv4 address")
-}
-
-fn refuse_nat(underlay: &Underlay) -> anyhow::Result<()> {
-    if underlay.public_ip != underlay.address {
-        bail!(
-            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which \
-             is not supported by host-gw backend"
-        );
-    }
-    Ok(())
 }

@@ -36,8 +36,12 @@ pub enum Tier1 {
 
 impl Tier1 {
     /// Loads the programs as the options ask: `auto` settles for the kernel tier where eBPF is
-    /// refused, `ebpf` does not.
-    pub fn open(options: &DatapathOptions) -> Result<Self, DatapathError> {
+    /// refused, `ebpf` does not. The programs carry IPv4 packets.
+    pub fn open(options: &DatapathOptions, serves_ipv4: bool) -> Result<Self, DatapathError> {
+        if !serves_ipv4 {
+            info!("kernel tier only: the network has no IPv4, and eBPF carries no IPv6 packets");
+            return Self::detach(options);
+        }
         if options.tier == DatapathTier::Kernel {
             info!("kernel tier only, as --datapath=kernel asks");
             return Self::detach(options);

@@ -18,7 +18,7 @@ pub use self::{
 };
 use crate::{
     config::{InterfaceOptions, NetworkConfig},
-    model::Underlay,
+    model::{Family, Underlay, V6},
 };
 
 /// The address families of the network.
@@ -74,16 +74,24 @@ impl Families {
 
 impl Selection {
     /// The IPv4 side, as the tiers take it.
-    pub fn underlay(&self) -> Option<Underlay> {
-        let ipv4 = self.ipv4?;
-        Some(Underlay {
+    pub fn ipv4(&self) -> Option<Underlay> {
+        self.ipv4.map(|addresses| self.side(addresses))
+    }
+
+    /// The IPv6 side.
+    pub fn ipv6(&self) -> Option<Underlay<V6>> {
+        self.ipv6.map(|addresses| self.side(addresses))
+    }
+
+    fn side<F: Family>(&self, addresses: Addresses<F::Address>) -> Underlay<F> {
+        Underlay {
             ifindex: self.ifindex,
             name: self.name.clone(),
             mtu: self.mtu,
             hardware: self.hardware,
-            address: ipv4.local,
-            public_ip: ipv4.public,
-        })
+            address: addresses.local,
+            public_ip: addresses.public,
+        }
     }
 }
 

@@ -360,7 +360,7 @@ fn the_public_address_is_advertised_and_is_not_the_tunnels_own() {
     );
     let underlay = select(&two_interfaces(), &options, Families::Ipv4)
         .unwrap()
-        .underlay()
+        .ipv4()
         .unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(192, 168, 50, 7));
     assert_eq!(underlay.public_ip, Ipv4Addr::new(203, 0, 113, 9));

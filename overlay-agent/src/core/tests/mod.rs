@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -37,7 +37,7 @@ fn own_key() -> LeaseKey {
     key("10.3.7.0-24")
 }
 
-fn subnet(text: &str) -> Ipv4Network {
+fn subnet(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 

@@ -92,12 +92,12 @@ fn a_taken_lease_is_neither_renewed_nor_fought_for() {
         .force(own_key(), LeaseAttrs::alloc(OTHER), Some(48 * HOUR));
     let puts = sim.store.puts;
     sim.deliver();
-    assert_eq!(sim.state(), OwnState::Taken { by: OTHER });
+    assert_eq!(sim.state(), OwnState::Taken { by: OTHER.into() });
     assert_eq!(
         sim.alarms,
         [Alarm::Taken {
             subnet: subnet("10.3.7.0/24"),
-            by: OTHER
+            by: OTHER.into()
         }]
     );
     sim.pass(47 * HOUR);
@@ -116,7 +116,7 @@ fn a_lease_taken_while_etcd_was_away_is_given_up_at_reconnection() {
     sim.store
         .force(own_key(), LeaseAttrs::alloc(OTHER), Some(RENEWAL.ttl));
     sim.reconnect();
-    assert_eq!(sim.state(), OwnState::Taken { by: OTHER });
+    assert_eq!(sim.state(), OwnState::Taken { by: OTHER.into() });
     assert_eq!(sim.stored(), Some(LeaseAttrs::alloc(OTHER)));
 }
 
@@ -131,7 +131,7 @@ fn a_renewal_that_meets_another_node_gives_up() {
     sim.connected = true;
     sim.watching = None;
     sim.pass(2 * HOUR);
-    assert_eq!(sim.state(), OwnState::Taken { by: OTHER });
+    assert_eq!(sim.state(), OwnState::Taken { by: OTHER.into() });
     assert_eq!(sim.stored(), Some(LeaseAttrs::alloc(OTHER)));
 }
 

@@ -1,5 +1,7 @@
 //! Other nodes' leases are followed through everything that happens to the store.
 
+use std::net::IpAddr;
+
 use super::*;
 
 #[test]
@@ -159,7 +161,13 @@ fn leases_that_overlap_the_own_subnet_are_reported_and_not_routed() {
         });
         assert!(sim.peers().is_empty(), "{other}");
         assert!(
-            matches!(sim.alarms[..], [Alarm::Overlap { by: OTHER, .. }]),
+            matches!(
+                sim.alarms[..],
+                [Alarm::Overlap {
+                    by: IpAddr::V4(OTHER),
+                    ..
+                }]
+            ),
             "{:?}",
             sim.alarms
         );

@@ -1,8 +1,9 @@
 //! The comparison against a model of the kernel: whatever is there, applying the plan once gives
 //! what is wanted, leaves foreign objects alone and has nothing left to do.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use ipnetwork::Ipv4Network;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -66,7 +67,7 @@ fn fdb(ifindex: u32, mac: MacAddr, remote: Ipv4Addr) -> FdbEntry {
     FdbEntry {
         ifindex,
         mac,
-        remote: Some(remote),
+        remote: Some(remote.into()),
         permanent: true,
         overridden: false,
     }

@@ -68,7 +68,10 @@ fn host_route_to(ifindex: u32, text: &str) -> Route {
 fn bridged() -> LinkTable {
     let mut table = LinkTable::default();
     table.apply(&KernelEvent::Link(link(BRIDGE, LinkKind::Bridge, None)));
-    table.apply(&KernelEvent::Address(address(BRIDGE, "10.5.1.1/24")));
+    table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
+        BRIDGE,
+        "10.5.1.1/24",
+    ))));
     table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))));
     table
 }
@@ -99,7 +102,10 @@ fn other_ports_and_other_bridges_are_not_pods() {
         Some(BRIDGE),
     )));
     table.apply(&KernelEvent::Link(link(30, LinkKind::Bridge, None)));
-    table.apply(&KernelEvent::Address(address(30, "10.5.2.1/24")));
+    table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
+        30,
+        "10.5.2.1/24",
+    ))));
     table.apply(&KernelEvent::Link(link(31, LinkKind::Veth, Some(30))));
     table.apply(&KernelEvent::Link(link(32, LinkKind::Veth, None)));
     assert_eq!(found(&table), [POD]);
@@ -108,9 +114,17 @@ fn other_ports_and_other_bridges_are_not_pods() {
 #[test]
 fn the_bridge_may_get_its_address_and_mac_later_and_lose_them() {
     let mut table = bridged();
-    assert!(table.apply(&KernelEvent::AddressRemoved(address(BRIDGE, "10.5.1.1/24"))));
+    assert!(
+        table.apply(&KernelEvent::Ipv4(IpEvent::AddressRemoved(address(
+            BRIDGE,
+            "10.5.1.1/24"
+        ))))
+    );
     assert_eq!(found(&table), NONE);
-    assert!(table.apply(&KernelEvent::Address(address(BRIDGE, "10.5.1.254/24"))));
+    assert!(table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
+        BRIDGE,
+        "10.5.1.254/24"
+    )))));
     let renumbered = Link {
         mac: Some(mac(99)),
         ..link(BRIDGE, LinkKind::Bridge, None)
@@ -137,10 +151,15 @@ fn a_point_to_point_veth_is_its_own_gateway() {
     let mut table = LinkTable::default();
     table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, None)));
     for elsewhere in ["10.5.2.9/32", "10.5.1.0/24"] {
-        table.apply(&KernelEvent::Route(host_route_to(POD, elsewhere)));
+        table.apply(&KernelEvent::Ipv4(IpEvent::Route(host_route_to(
+            POD, elsewhere,
+        ))));
     }
     assert_eq!(found(&table), NONE, "no host route into the subnet");
-    table.apply(&KernelEvent::Route(host_route_to(POD, "10.5.1.9/32")));
+    table.apply(&KernelEvent::Ipv4(IpEvent::Route(host_route_to(
+        POD,
+        "10.5.1.9/32",
+    ))));
     let pods = pod_links(&table, &local());
     assert_eq!(
         (pods[&POD].gateway_ifindex, pods[&POD].gateway_mac),

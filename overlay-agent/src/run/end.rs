@@ -1,0 +1,153 @@
+//! This node's end of the tunnels of one family: its underlay and its vxlan device, which exist
+//! before the node has a lease and follow the host afterwards.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, bail};
+use overlay_common::addr::MacAddr;
+use tracing::info;
+
+use super::convert;
+use crate::{
+    lease::{EtcdStore, LeaseStore as _},
+    model::{Backend, Desired, Family, LocalNode, Underlay},
+    netlink::{Netlink, Vtep, VtepSpec},
+    underlay::Selection,
+};
+
+/// One family's underlay and vxlan device, before the node has a lease.
+pub struct End<F: Family> {
+    underlay: Underlay<F>,
+    pub vtep: Option<Vtep>,
+}
+
+impl<F: Family> End<F> {
+    /// Has the family's device exist, on its underlay. `None` without an underlay: the network does
+    /// not have the family.
+    pub async fn prepare(
+        netlink: &Netlink,
+        backend: &Backend,
+        underlay: Option<Underlay<F>>,
+        recorded_mac: Option<MacAddr>,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(underlay) = underlay else {
+            return Ok(None);
+        };
+        report(&underlay, "underlay chosen");
+        let vtep = match backend {
+            Backend::Vxlan(backend) => {
+                let spec = VtepSpec::new(backend, &underlay);
+                Some(netlink.ensure_vtep(&spec, recorded_mac).await?)
+            }
+            Backend::HostGw => {
+                refuse_nat(&underlay)?;
+                None
+            }
+            Backend::Alloc => None,
+        };
+        for name in netlink
+            .remove_unfinished_vteps(&underlay, vtep.as_ref())
+            .await?
+        {
+            info!(device = name, "removed what an unfinished start had left");
+        }
+        Ok(Some(Self { underlay, vtep }))
+    }
+
+    fn vtep_mac(&self) -> MacAddr {
+        self.vtep.as_ref().map_or(MacAddr::ZERO, |vtep| vtep.mac)
+    }
+
+    pub fn advertised(&self) -> convert::End<F> {
+        (self.underlay.public_ip, self.vtep_mac())
+    }
+
+    pub fn local(&self, network: F::Network, subnet: F::Network, backend: Backend) -> LocalNode<F> {
+        LocalNode {
+            network,
+            subnet,
+            underlay: self.underlay.clone(),
+            backend,
+            vtep_mac: self.vtep_mac(),
+        }
+    }
+}
+
+/// Removes what is left of a family that the network config has not.
+pub async fn sweep<F: Family>(netlink: &Netlink, underlay_ifindex: u32) -> anyhow::Result<()> {
+    for name in netlink.remove_family::<F>(underlay_ifindex).await? {
+        info!(family = F::NAME, %name, "removed: the network config does not have this family");
+    }
+    Ok(())
+}
+
+/// Takes over the underlay as it is selected now. Returns whether it changed.
+pub fn follow<F: Family>(
+    side: Option<&mut Desired<F>>,
+    selected: Option<Underlay<F>>,
+) -> anyhow::Result<bool> {
+    let Some(Desired { local, .. }) = side else {
+        return Ok(false);
+    };
+    let underlay =
+        selected.with_context(|| format!("the chosen interface has no {} address", F::NAME))?;
+    if local.backend == Backend::HostGw {
+        refuse_nat(&underlay)?;
+    }
+    let changed = underlay != local.underlay;
+    if changed {
+        report(&underlay, "underlay changed");
+        local.underlay = underlay;
+    }
+    Ok(changed)
+}
+
+fn report<F: Family>(underlay: &Underlay<F>, what: &str) {
+    info!(
+        interface = underlay.name,
+        address = %underlay.address,
+        public_ip = %underlay.public_ip,
+        mtu = underlay.mtu,
+        "{what}"
+    );
+}
+
+/// The VTEP MAC addresses of an earlier life of this node. Peers know them, so a device that has to
+/// be created, after a reboot say, takes its own again.
+#[derive(Default)]
+pub struct RecordedMacs {
+    pub ipv4: Option<MacAddr>,
+    pub ipv6: Option<MacAddr>,
+}
+
+pub async fn recorded_macs(store: &EtcdStore, selection: &Selection) -> RecordedMacs {
+    let ipv4 = selection
+        .ipv4
+        .map(|addresses| IpAddr::from(addresses.public));
+    let ipv6 = selection
+        .ipv6
+        .map(|addresses| IpAddr::from(addresses.public));
+    let (Some(node_ip), Ok(snapshot)) = (ipv4.or(ipv6), store.list().await) else {
+        return RecordedMacs::default();
+    };
+    let own = || {
+        let entries = snapshot.entries.iter();
+        entries
+            .filter_map(|entry| entry.value.as_ref().ok())
+            .filter(|attrs| attrs.node_ip() == node_ip)
+    };
+    RecordedMacs {
+        ipv4: own().find_map(|attrs| attrs.vxlan_data().map(|data| data.vtep_mac)),
+        ipv6: own().find_map(|attrs| attrs.vxlan_v6_data().map(|data| data.vtep_mac)),
+    }
+}
+
+fn refuse_nat<F: Family>(underlay: &Underlay<F>) -> anyhow::Result<()> {
+    if underlay.public_ip != underlay.address {
+        bail!(
+            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which \
+             is not supported by host-gw backend"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! One address family of the running node: what is desired of its kernel tier, and keeping it so.
+
+use tracing::{info, warn};
+
+use crate::{
+    model::{Backend, Desired, Family, V4},
+    netlink::{Netlink, NetlinkError, Summary, Vtep, VtepSpec},
+};
+
+/// A family's desired state and its vxlan device.
+pub struct Side<F: Family = V4> {
+    pub desired: Desired<F>,
+    pub vtep: Option<Vtep>,
+    blackhole: Blackhole,
+    /// What was last complained about, so that each problem is logged once.
+    complaints: Vec<String>,
+}
+
+/// The blackhole route of this node's subnet (`--ip-blackhole-route`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blackhole {
+    Kept,
+    /// Not asked for; an earlier run may have left one.
+    Unwanted,
+    Absent,
+}
+
+/// What puts one family of the node in question.
+#[derive(Clone, Copy, Debug)]
+pub struct SideChange {
+    pub any: bool,
+    /// It is about this node, not its peers.
+    pub local: bool,
+}
+
+impl<F: Family> Side<F> {
+    pub fn new(desired: Desired<F>, vtep: Option<Vtep>, blackhole: bool) -> Self {
+        Self {
+            desired,
+            vtep,
+            blackhole: if blackhole {
+                Blackhole::Kept
+            } else {
+                Blackhole::Unwanted
+            },
+            complaints: Vec::new(),
+        }
+    }
+
+    /// Takes over another desired state.
+    pub fn want(&mut self, desired: Desired<F>) -> SideChange {
+        let change = SideChange {
+            any: desired != self.desired,
+            local: desired.local != self.desired.local,
+        };
+        self.desired = desired;
+        change
+    }
+
+    /// Has the vxlan device exist as peers know it. The error is the reason why it does not.
+    pub async fn restore_vtep(&mut self, netlink: &Netlink) -> Result<(), String> {
+        let local = &self.desired.local;
+        let Backend::Vxlan(backend) = &local.backend else {
+            return Ok(());
+        };
+        let spec = VtepSpec::new(backend, &local.underlay);
+        match netlink.restore_vtep(&spec, local.vtep_mac).await {
+            Ok(vtep) => {
+                if self.vtep.as_ref() != Some(&vtep) {
+                    info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
+                }
+                self.vtep = Some(vtep);
+                Ok(())
+            }
+            Err(error) => {
+                self.vtep = None;
+                Err(self.not_in_sync(&error))
+            }
+        }
+    }
+
+    /// Has the kernel tier be as desired. The error is the reason why it is not.
+    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
+        let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref()).await;
+        let blackholed = self.reconcile_blackhole(netlink).await;
+        match (reconciled, blackholed) {
+            (Ok(summary), Ok(())) => self.report(&summary),
+            (Err(error), _) | (_, Err(error)) => Err(self.not_in_sync(&error)),
+        }
+    }
+
+    async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {
+        let wanted = match self.blackhole {
+            Blackhole::Absent => return Ok(()),
+            Blackhole::Kept => Some(self.desired.local.subnet),
+            Blackhole::Unwanted => None,
+        };
+        netlink.set_blackhole::<F>(wanted).await?;
+        if wanted.is_none() {
+            self.blackhole = Blackhole::Absent;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, summary: &Summary<F>) -> Result<(), String> {
+        if summary.added + summary.removed > 0 {
+            info!(
+                family = F::NAME,
+                added = summary.added,
+                removed = summary.removed,
+                kept = summary.kept,
+                peers = summary.paths.len(),
+                "kernel tier reconciled"
+            );
+        }
+        let mut complaints: Vec<String> = Vec::new();
+        complaints.extend(summary.failed.iter().map(ToString::to_string));
+        complaints.extend(summary.refused.iter().map(ToString::to_string));
+        for complaint in &complaints {
+            if !self.complaints.contains(complaint) {
+                warn!("{complaint}");
+            }
+        }
+        self.complaints = complaints;
+        match summary.failed.first() {
+            Some(failure) => Err(format!("{failure} (and {} more)", summary.failed.len() - 1)),
+            None => Ok(()),
+        }
+    }
+
+    fn not_in_sync(&mut self, error: &NetlinkError) -> String {
+        let complaint = error.to_string();
+        if !self.complaints.contains(&complaint) {
+            warn!("{complaint}");
+        }
+        self.complaints = vec![complaint.clone()];
+        complaint
+    }
+}
