@@ -86,7 +86,7 @@ async fn a_lease_taken_by_another_node_is_given_up_and_taken_back_when_free() ->
     .await?;
     let alarms = node.view().alarms;
     assert!(
-        matches!(alarms.first(), Some(Alarm::Taken { by, .. }) if by.octets() == [192, 168, 0, 99]),
+        matches!(alarms.first(), Some(Alarm::Taken { by, .. }) if by.to_string() == "192.168.0.99"),
         "{alarms:?}"
     );
     tokio::time::sleep(Duration::from_secs(4)).await;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -20,7 +20,7 @@ use super::{
     tier1::Tier1,
 };
 use crate::{
-    config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
+    config::{DaemonOptions, DatapathTier, NetworkConfig, ParsedNetworkConfig},
     core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
     lease::{
@@ -70,6 +70,13 @@ impl Daemon {
         for warning in warnings {
             warn!("network config: {warning}");
         }
+        if config.ipv4.is_none() && options.datapath.tier == DatapathTier::Ebpf {
+            bail!(
+                "--datapath=ebpf asks for the eBPF tier, which carries IPv4 packets only, and the \
+                 network config has no IPv4 (EnableIPv4); use --datapath=auto"
+            );
+        }
+
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
         let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;

@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod counters;
 mod evidence;
+pub mod ipv6;
 pub mod node;
 pub mod pod;
 mod state;
@@ -37,7 +38,7 @@ pub use self::{
     pod::{Attachment, Pod},
     underlay::Wire,
 };
-use self::{state::State, store::Store, underlay::Underlay};
+use self::{state::State, stock::Cluster, store::Store, underlay::Underlay};
 use crate::{requirements::require_root, traffic::ping, wait::wait_for};
 
 /// The network config a lab has unless told otherwise.
@@ -136,7 +137,11 @@ impl Builder {
             state.create_namespace("router")?,
         );
         let segments = if self.routed_nodes > 0 { 2 } else { 1 };
-        let underlay = Underlay::create(hub, router, segments, self.wire)?;
+        let ipv6 = match self.config.as_deref() {
+            Some(config) => Cluster::parse(config)?.ipv6,
+            None => false,
+        };
+        let underlay = Underlay::create(hub, router, segments, self.wire, ipv6)?;
         let mut lab = Lab {
             nodes: Vec::new(),
             store: None,
@@ -234,7 +239,8 @@ impl Lab {
         node.wait_ready().map(drop)
     }
 
-    /// Makes a node a stand-in for one with stock flanneld.
+    /// Makes a node a stand-in for one with stock flanneld. `subnet` is written as in a lease's key,
+    /// but with slashes: `10.5.34.0/24`, `10.5.34.0/24&fd00:10:5:1::/64`, `fd00:10:5:1::/64`.
     pub fn start_stock(&self, node: &Node, subnet: &str) -> Result<()> {
         let config = self
             .config

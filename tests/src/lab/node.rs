@@ -30,7 +30,7 @@ use super::{
     counters::Counters,
     pod::{self, Attachment, Pod},
     state::State,
-    stock::{Cluster, Stock},
+    stock::{Cluster, Stock, Subnets},
     store::Store,
     subnet_env::SubnetEnv,
     underlay,
@@ -59,7 +59,7 @@ pub struct Node {
     pub namespace: Namespace,
     pub subnet_file: PathBuf,
     pub pin_dir: PathBuf,
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
     hub: Namespace,
     running: Mutex<Running>,
     pods: Mutex<Vec<Pod>>,
@@ -208,7 +208,12 @@ impl Node {
 
     /// Makes this node a stand-in for one with stock flanneld, with the subnet it leases.
     pub fn start_stock(&self, store: &Store, config: &str, subnet: &str) -> Result<()> {
-        let stock = Stock::start(self, store, Cluster::parse(config)?, subnet.parse()?)?;
+        let stock = Stock::start(
+            self,
+            store,
+            Cluster::parse(config)?,
+            Subnets::parse(subnet)?,
+        )?;
         *self.running() = Running::Stock(stock);
         Ok(())
     }

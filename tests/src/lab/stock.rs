@@ -2,41 +2,58 @@
 //! device settings, the same kernel objects, the same lease record. It follows the other leases
 //! when it is told to.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
-use anyhow::{Context as _, Result};
-use ipnetwork::Ipv4Network;
+use anyhow::{Context as _, Result, ensure};
+use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use super::{
     node::Node,
     random_mac,
     store::Store,
-    subnet_env::SubnetEnv,
     underlay::{NODE_INTERFACE, UNDERLAY_MTU},
 };
 
 /// The cluster's settings as flannel reads them from the config, defaults filled in.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    pub network: Ipv4Network,
+    pub network: Option<IpNetwork>,
+    pub network6: Option<IpNetwork>,
+    /// Whether the network has IPv6.
+    pub ipv6: bool,
     pub vni: u64,
     /// 0 leaves the choice to the kernel: 8472.
     pub port: u64,
     pub direct_routing: bool,
 }
 
+/// The subnets of one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Subnets {
+    ipv4: Option<IpNetwork>,
+    ipv6: Option<IpNetwork>,
+}
+
 /// The stand-in's state: what flanneld keeps in memory.
 #[derive(Debug)]
 pub struct Stock {
+    sides: Vec<Side>,
+}
+
+/// One address family of the stand-in.
+#[derive(Debug)]
+struct Side {
     cluster: Cluster,
-    subnet: Ipv4Network,
+    subnet: IpNetwork,
+    /// Its own address on the underlay.
+    local: IpAddr,
     peers: BTreeMap<String, StockPeer>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct StockPeer {
-    subnet: Ipv4Network,
+    subnet: IpNetwork,
     public_ip: String,
     vtep_mac: String,
     direct: bool,
@@ -45,72 +62,154 @@ struct StockPeer {
 impl Cluster {
     pub fn parse(config: &str) -> Result<Self> {
         let config: Value = serde_json::from_str(config).context("network config")?;
+        let network = |key: &str| -> Result<Option<IpNetwork>> {
+            let text = config[key].as_str();
+            Ok(text.map(str::parse).transpose()?)
+        };
         let backend = &config["Backend"];
         Ok(Self {
-            network: config["Network"]
-                .as_str()
-                .context("config without Network")?
-                .parse()?,
+            network: network("Network")?,
+            network6: network("IPv6Network")?,
+            ipv6: config["EnableIPv6"].as_bool().unwrap_or(false),
             vni: backend["VNI"].as_u64().unwrap_or(1),
             port: backend["Port"].as_u64().unwrap_or(0),
             direct_routing: backend["DirectRouting"].as_bool().unwrap_or(false),
         })
     }
+}
 
-    pub fn device(&self) -> String {
-        format!("flannel.{}", self.vni)
+impl Subnets {
+    /// As in a lease's key, with slashes instead of dashes.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut subnets = Self {
+            ipv4: None,
+            ipv6: None,
+        };
+        for part in text.split('&') {
+            let subnet: IpNetwork = part.parse()?;
+            if subnet.is_ipv4() {
+                // Flannel's zero value stands for "none".
+                subnets.ipv4 = Some(subnet).filter(|subnet| subnet.prefix() > 0);
+            } else {
+                subnets.ipv6 = Some(subnet);
+            }
+        }
+        Ok(subnets)
+    }
+
+    fn key(self) -> String {
+        let ipv4 = self.ipv4.map_or("0.0.0.0/0".to_owned(), |s| s.to_string());
+        let ipv6 = self.ipv6.map_or(String::new(), |s| format!("&{s}"));
+        format!("{ipv4}{ipv6}").replace('/', "-")
     }
 }
 
 impl Stock {
-    /// Does what flanneld does at start: device, lease, address, `subnet.env`. A device that is
+    /// Does what flanneld does at start: devices, lease, addresses, `subnet.env`. A device that is
     /// there is adopted with its MAC address.
     pub(super) fn start(
         node: &Node,
         store: &Store,
         cluster: Cluster,
-        subnet: Ipv4Network,
+        subnets: Subnets,
     ) -> Result<Self> {
-        let (device, local, base) = (cluster.device(), node.address, subnet.network());
-        let (vni, port, mtu) = (cluster.vni, cluster.port, UNDERLAY_MTU - 50);
+        let ipv4 = subnets.ipv4.map(|subnet| (subnet, node.address.into()));
+        let ipv6 = subnets.ipv6.map(|subnet| (subnet, node.address6().into()));
+        let mut sides = Vec::new();
+        for (subnet, local) in ipv4.into_iter().chain(ipv6) {
+            let side = Side {
+                cluster: cluster.clone(),
+                subnet,
+                local,
+                peers: BTreeMap::new(),
+            };
+            side.start(node)?;
+            sides.push(side);
+        }
+        let stock = Self { sides };
+        store.put_lease(&subnets.key(), &stock.lease(node)?)?;
+        std::fs::write(&node.subnet_file, stock.subnet_env(&cluster, subnets)?)?;
+        Ok(stock)
+    }
+
+    fn lease(&self, node: &Node) -> Result<String> {
+        let side = |ipv6: bool| self.sides.iter().find(|side| side.local.is_ipv6() == ipv6);
+        let address = side(false).map_or("0.0.0.0".to_owned(), |side| side.local.to_string());
+        let address6 = side(true).map_or("null".to_owned(), |side| format!("\"{}\"", side.local));
+        let mut lease =
+            format!(r#"{{"PublicIP":"{address}","PublicIPv6":{address6},"BackendType":"vxlan""#);
+        for (name, side) in [("BackendData", side(false)), ("BackendV6Data", side(true))] {
+            if let Some(side) = side {
+                let (vni, mac) = (side.cluster.vni, node.mac(&side.device())?);
+                write!(lease, r#","{name}":{{"VNI":{vni},"VtepMAC":"{mac}"}}"#)?;
+            }
+        }
+        lease.push('}');
+        Ok(lease)
+    }
+
+    fn subnet_env(&self, cluster: &Cluster, subnets: Subnets) -> Result<String> {
+        let mut text = String::new();
+        let families = [
+            ("FLANNEL", cluster.network, subnets.ipv4),
+            ("FLANNEL_IPV6", cluster.network6, subnets.ipv6),
+        ];
+        for (prefix, network, subnet) in families {
+            let Some(subnet) = subnet else { continue };
+            let network = network.with_context(|| format!("no network for {subnet}"))?;
+            let gateway: IpAddr = match subnet.network() {
+                IpAddr::V4(base) => std::net::Ipv4Addr::from_bits(base.to_bits() + 1).into(),
+                IpAddr::V6(base) => std::net::Ipv6Addr::from_bits(base.to_bits() + 1).into(),
+            };
+            writeln!(text, "{prefix}_NETWORK={network}")?;
+            writeln!(text, "{prefix}_SUBNET={gateway}/{}", subnet.prefix())?;
+        }
+        ensure!(!text.is_empty(), "a node without a subnet");
+        // Flannel takes the overhead of IPv4 for both families.
+        let mtu = UNDERLAY_MTU - 50;
+        Ok(format!("{text}FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"))
+    }
+
+    /// Lists the leases and programs what changed, as flanneld does on watch events.
+    pub(super) fn follow(&mut self, node: &Node, store: &Store) -> Result<()> {
+        let leases = store.leases()?;
+        for side in &mut self.sides {
+            let mut wanted = BTreeMap::new();
+            for record in &leases {
+                if let Some(peer) = side.parse_peer(node, &record.subnet_key, &record.value)? {
+                    wanted.insert(record.subnet_key.clone(), peer);
+                }
+            }
+            side.follow(node, wanted)?;
+        }
+        Ok(())
+    }
+}
+
+impl Side {
+    fn device(&self) -> String {
+        let family = if self.local.is_ipv6() { "-v6" } else { "" };
+        format!("flannel{family}.{}", self.cluster.vni)
+    }
+
+    fn start(&self, node: &Node) -> Result<()> {
+        let (device, local, base) = (self.device(), self.local, self.subnet.network());
+        let (vni, port, mtu) = (self.cluster.vni, self.cluster.port, UNDERLAY_MTU - 50);
         if !node.has_interface(&device) {
             let mac = random_mac();
+            // The kernel takes as much off the MTU as the outer header of IPv6 needs.
             node.namespace.ip_batch(&format!(
                 "link add {device} address {mac} mtu {mtu} type vxlan \
                      id {vni} dev {NODE_INTERFACE} local {local} dstport {port} nolearning\n"
             ))?;
         }
+        let host = if local.is_ipv6() { 128 } else { 32 };
         node.namespace.ip_batch(&format!(
-            "addr replace {base}/32 dev {device}\nlink set {device} up\n"
-        ))?;
-        let vtep_mac = node.mac(&device)?;
-        let lease = format!(
-            r#"{{"PublicIP":"{local}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}}}"#
-        );
-        store.put_lease(&format!("{base}-{}", subnet.prefix()), &lease)?;
-        let gateway = Ipv4Network::new((base.to_bits() + 1).into(), subnet.prefix())?;
-        let env = SubnetEnv {
-            network: cluster.network,
-            gateway,
-            mtu,
-            ip_masq: false,
-        };
-        std::fs::write(&node.subnet_file, env.to_text())?;
-        Ok(Self {
-            cluster,
-            subnet,
-            peers: BTreeMap::new(),
-        })
+            "link set {device} up\naddr replace {base}/{host} dev {device}\n"
+        ))
     }
 
-    /// Lists the leases and programs what changed, as flanneld does on watch events.
-    pub(super) fn follow(&mut self, node: &Node, store: &Store) -> Result<()> {
-        let mut wanted = BTreeMap::new();
-        for record in store.leases()? {
-            if let Some(peer) = self.parse_peer(node, &record.subnet_key, &record.value)? {
-                wanted.insert(record.subnet_key, peer);
-            }
-        }
+    fn follow(&mut self, node: &Node, wanted: BTreeMap<String, StockPeer>) -> Result<()> {
         let gone: Vec<_> = self
             .peers
             .extract_if(.., |key, peer| wanted.get(key) != Some(peer))
@@ -128,14 +227,24 @@ impl Stock {
     }
 
     fn parse_peer(&self, node: &Node, key: &str, value: &str) -> Result<Option<StockPeer>> {
-        let subnet: Ipv4Network = key.replace('-', "/").parse()?;
+        let ipv6 = self.local.is_ipv6();
+        let subnets = Subnets::parse(&key.replace('-', "/"))?;
+        let subnet = if ipv6 { subnets.ipv6 } else { subnets.ipv4 };
         let value: Value = serde_json::from_str(value)?;
-        if subnet == self.subnet || value["BackendType"] != "vxlan" {
+        let Some(subnet) = subnet.filter(|subnet| *subnet != self.subnet) else {
+            return Ok(None);
+        };
+        if value["BackendType"] != "vxlan" {
             return Ok(None);
         }
+        let (address, data) = if ipv6 {
+            ("PublicIPv6", "BackendV6Data")
+        } else {
+            ("PublicIP", "BackendData")
+        };
         let text = |field: &Value| field.as_str().map(str::to_owned);
-        let public_ip = text(&value["PublicIP"]).context("lease without PublicIP")?;
-        let vtep_mac = text(&value["BackendData"]["VtepMAC"]).context("lease without VtepMAC")?;
+        let public_ip = text(&value[address]).with_context(|| format!("no {address}"))?;
+        let vtep_mac = text(&value[data]["VtepMAC"]).with_context(|| format!("no {data}"))?;
         let direct = self.cluster.direct_routing && {
             let route = node.namespace.run("ip", ["route", "get", &public_ip])?;
             !route.contains(" via ")
@@ -160,7 +269,7 @@ impl Stock {
                 .namespace
                 .ip_batch(&format!("route replace {subnet} via {public_ip}\n"));
         }
-        let (device, base) = (self.cluster.device(), subnet.network());
+        let (device, base) = (self.device(), subnet.network());
         node.namespace.ip_batch(&format!(
             "neigh replace {base} dev {device} lladdr {vtep_mac} nud permanent\n"
         ))?;
@@ -183,7 +292,7 @@ impl Stock {
                 .namespace
                 .ip_batch(&format!("route delete {subnet} via {public_ip}\n"));
         }
-        let (device, base) = (self.cluster.device(), subnet.network());
+        let (device, base) = (self.device(), subnet.network());
         let entry = format!("fdb delete {vtep_mac} dev {device} self dst {public_ip}");
         node.namespace.run("bridge", entry.split(' '))?;
         node.namespace.ip_batch(&format!(

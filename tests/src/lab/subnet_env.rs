@@ -47,7 +47,7 @@ impl SubnetEnv {
     }
 }
 
-fn variable<T: FromStr>(text: &str, name: &str) -> Result<T> {
+pub(super) fn variable<T: FromStr>(text: &str, name: &str) -> Result<T> {
     text.lines()
         .filter_map(|line| line.split_once('='))
         .find(|(key, _)| *key == name)

@@ -1,8 +1,8 @@
 //! The network under the nodes: Ethernet segments, which are bridges in a namespace of their own,
-//! the hub, and a router between them. Segment `s` is the bridge `seg<s>`, with 172.30.s.0/24; the
-//! router has address .1 on each.
+//! the hub, and a router between them. Segment `s` is the bridge `seg<s>`, with 172.30.s.0/24 and, if
+//! the lab's network has IPv6, fd00:172:30:s::/64; the router has address .1 on each.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use overlay_common::addr::MacAddr;
@@ -32,12 +32,22 @@ pub struct Underlay {
     hub: Namespace,
     router: Namespace,
     wire: Wire,
+    ipv6: bool,
 }
 
 impl Underlay {
-    pub fn create(hub: Namespace, router: Namespace, segments: u8, wire: Wire) -> Result<Self> {
+    pub fn create(
+        hub: Namespace,
+        router: Namespace,
+        segments: u8,
+        wire: Wire,
+        ipv6: bool,
+    ) -> Result<Self> {
         hub.set_sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
         router.set_sysctl("net/ipv4/ip_forward", "1")?;
+        if ipv6 {
+            router.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        }
         let router_name = router.name();
         for segment in 0..segments {
             hub.ip_batch(&format!(
@@ -52,8 +62,17 @@ impl Underlay {
                 "addr add {address}/24 dev seg{segment}\n\
                  link set seg{segment} up\n"
             ))?;
+            if ipv6 {
+                let address = router_address6(segment);
+                router.ip_batch(&format!("addr add {address}/64 dev seg{segment} nodad\n"))?;
+            }
         }
-        Ok(Self { hub, router, wire })
+        Ok(Self {
+            hub,
+            router,
+            wire,
+            ipv6,
+        })
     }
 
     /// Where the bridges are, and the other ends of the nodes' wires.
@@ -86,6 +105,14 @@ impl Underlay {
              link set {NODE_INTERFACE} up\n\
              route add default via {router}\n"
         ))?;
+        if self.ipv6 {
+            let (address, router) = (address6(segment, address), router_address6(segment));
+            node.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            node.ip_batch(&format!(
+                "addr add {address}/64 dev {NODE_INTERFACE} nodad\n\
+                 route add ::/0 via {router}\n"
+            ))?;
+        }
         self.hub
             .ip_batch(&format!("link set {name} master seg{segment} up\n"))?;
         if self.wire == Wire::Segmented {
@@ -110,4 +137,15 @@ pub fn router_address(segment: u8) -> Ipv4Addr {
 /// Address of the `index`-th node of a lab, which is on `segment`.
 pub fn node_address(segment: u8, index: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, segment, 11 + index)
+}
+
+/// The router's IPv6 address on a segment.
+pub fn router_address6(segment: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x172, 0x30, segment.into(), 0, 0, 0, 1)
+}
+
+/// The IPv6 address of a node, which ends as its IPv4 address does.
+pub fn address6(segment: u8, address: Ipv4Addr) -> Ipv6Addr {
+    let [.., last] = address.octets();
+    Ipv6Addr::new(0xfd00, 0x172, 0x30, segment.into(), 0, 0, 0, last.into())
 }

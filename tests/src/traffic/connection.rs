@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::{Endpoint, PATIENCE, pattern, tcp::accept};
+use super::{Address, Endpoint, PATIENCE, pattern, tcp::accept};
 
 /// Bytes of each message.
 const SIZE: usize = 200;
@@ -38,11 +38,15 @@ pub struct ConnectionReport {
 impl SteadyConnection {
     /// Connects, and exchanges a message every `interval`. The server must see the client's own
     /// address.
-    pub fn open(from: &Endpoint, to: &Endpoint, interval: Duration) -> Result<Self> {
-        let bound = SocketAddrV4::new(to.address, 0);
+    pub fn open<A: Address>(
+        from: &Endpoint<A>,
+        to: &Endpoint<A>,
+        interval: Duration,
+    ) -> Result<Self> {
+        let bound = to.any_port();
         let listener = to.namespace.enter(|| TcpListener::bind(bound))?;
         let address = listener.local_addr()?;
-        let source = from.address;
+        let source: std::net::IpAddr = from.address.into();
         let server = to.namespace.spawn(move || {
             let stream = accept(&listener)?;
             let peer = stream.peer_addr()?.ip();

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 
 use super::{
-    Endpoint,
+    Address, Endpoint,
     udp::{EchoServer, Report, bind, fill, is_timeout, verify},
 };
 
@@ -42,7 +42,11 @@ pub struct FlowReport {
 
 impl SteadyFlow {
     /// Sends from `from` every `interval`, whether or not replies come.
-    pub fn start(from: &Endpoint, to: &Endpoint, interval: Duration) -> Result<Self> {
+    pub fn start<A: Address>(
+        from: &Endpoint<A>,
+        to: &Endpoint<A>,
+        interval: Duration,
+    ) -> Result<Self> {
         let server = EchoServer::start(to)?;
         let socket = bind(from)?;
         // Routes are looked up in the socket's namespace, not in that of the calling thread.

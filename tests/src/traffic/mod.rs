@@ -5,10 +5,15 @@ pub mod connection;
 pub mod flow;
 pub mod pattern;
 pub mod ping;
+pub mod ping6;
 pub mod tcp;
 pub mod udp;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use crate::netns::Namespace;
 
@@ -17,7 +22,20 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One end of a conversation: an address, and the namespace that has it.
 #[derive(Clone, Debug)]
-pub struct Endpoint {
+pub struct Endpoint<A = Ipv4Addr> {
     pub namespace: Namespace,
-    pub address: Ipv4Addr,
+    pub address: A,
+}
+
+/// An address of either family.
+pub trait Address: Copy + Display + Into<IpAddr> + Send + Sync + 'static {}
+
+impl Address for Ipv4Addr {}
+impl Address for Ipv6Addr {}
+
+impl<A: Address> Endpoint<A> {
+    /// Any port of it.
+    fn any_port(&self) -> SocketAddr {
+        SocketAddr::new(self.address.into(), 0)
+    }
 }

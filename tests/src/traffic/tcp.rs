@@ -2,14 +2,14 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use super::{Endpoint, PATIENCE, pattern};
+use super::{Address, Endpoint, PATIENCE, pattern};
 
 /// What each side sends.
 #[derive(Clone, Copy, Debug)]
@@ -69,19 +69,23 @@ impl Report {
 
 /// Connects `client` to a listener on `server` and transfers both ways. The server must see the
 /// client's own address. An error says which side saw what.
-pub fn transfer(client: &Endpoint, server: &Endpoint, spec: Spec) -> Result<Report> {
+pub fn transfer<A: Address>(
+    client: &Endpoint<A>,
+    server: &Endpoint<A>,
+    spec: Spec,
+) -> Result<Report> {
     let path = || format!("TCP from {} to {}", client.address, server.address);
     run(client, server, spec).with_context(path)
 }
 
-fn run(client: &Endpoint, server: &Endpoint, spec: Spec) -> Result<Report> {
-    let bound = SocketAddrV4::new(server.address, 0);
+fn run<A: Address>(client: &Endpoint<A>, server: &Endpoint<A>, spec: Spec) -> Result<Report> {
+    let bound = server.any_port();
     let listener = server
         .namespace
         .enter(|| TcpListener::bind(bound))
         .context("listen")?;
     let address = listener.local_addr()?;
-    let source = client.address;
+    let source: std::net::IpAddr = client.address.into();
     let start = Instant::now();
     let serving = server.namespace.spawn(move || -> Result<()> {
         let stream = accept(&listener)?;

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, ErrorKind},
-    net::{SocketAddrV4, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Endpoint, pattern};
+use super::{Address, Endpoint, pattern};
 
 /// Number and length precede the payload.
 pub const HEADER_LEN: usize = 8;
@@ -80,8 +80,8 @@ pub fn verify(datagram: &[u8]) -> Result<u32> {
 }
 
 /// A socket at `endpoint`, on a port of the kernel's choice.
-pub fn bind(endpoint: &Endpoint) -> Result<UdpSocket> {
-    let address = SocketAddrV4::new(endpoint.address, 0);
+pub fn bind<A: Address>(endpoint: &Endpoint<A>) -> Result<UdpSocket> {
+    let address = endpoint.any_port();
     let socket = endpoint.namespace.enter(|| UdpSocket::bind(address));
     let socket = socket.with_context(|| format!("bind UDP at {address}"))?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
@@ -91,16 +91,16 @@ pub fn bind(endpoint: &Endpoint) -> Result<UdpSocket> {
 /// Answers every datagram with itself until it is dropped.
 #[derive(Debug)]
 pub struct EchoServer {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl EchoServer {
-    pub fn start(on: &Endpoint) -> Result<Self> {
+    pub fn start<A: Address>(on: &Endpoint<A>) -> Result<Self> {
         let socket = bind(on)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let address = SocketAddrV4::new(on.address, socket.local_addr()?.port());
+        let address = socket.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = on.namespace.spawn(move || echo(&socket, &stopped));
@@ -153,7 +153,12 @@ fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> Result<()> {
 
 /// Sends `count` datagrams of each size, one at a time; each must come back before the next goes
 /// out, or counts as lost. An error is damage, or a failing socket.
-pub fn echo_each(from: &Endpoint, to: &Endpoint, sizes: &[usize], count: u32) -> Result<Report> {
+pub fn echo_each<A: Address>(
+    from: &Endpoint<A>,
+    to: &Endpoint<A>,
+    sizes: &[usize],
+    count: u32,
+) -> Result<Report> {
     let path = format!("UDP from {} to {}", from.address, to.address);
     let server = EchoServer::start(to)?;
     let lost = send_and_await(&bind(from)?, server.address, sizes, count);
@@ -169,7 +174,7 @@ pub fn echo_each(from: &Endpoint, to: &Endpoint, sizes: &[usize], count: u32) ->
 /// The numbers of the datagrams that did not come back.
 fn send_and_await(
     socket: &UdpSocket,
-    server: SocketAddrV4,
+    server: SocketAddr,
     sizes: &[usize],
     count: u32,
 ) -> Result<Vec<u32>> {
@@ -206,16 +211,16 @@ fn comes_back(socket: &UdpSocket, number: u32) -> Result<bool> {
 
 /// Sends `bursts` writes of `segments` datagrams of `size` bytes each, which the kernel segments
 /// as late as it can, and reports which datagrams arrived.
-pub fn send_segmented(
-    from: &Endpoint,
-    to: &Endpoint,
+pub fn send_segmented<A: Address>(
+    from: &Endpoint<A>,
+    to: &Endpoint<A>,
     size: usize,
     segments: u32,
     bursts: u32,
 ) -> Result<Report> {
     let path = format!("segmented UDP from {} to {}", from.address, to.address);
     let (sender, receiver) = (bind(from)?, bind(to)?);
-    let target = SocketAddrV4::new(to.address, receiver.local_addr()?.port());
+    let target = receiver.local_addr()?;
     setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(size)?)
         .context("set UDP_SEGMENT")?;
     let total = segments * bursts;

@@ -7,7 +7,7 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 use overlay_agent::{
-    model::{Backend, Peer, VxlanBackend},
+    model::{Backend, Peer, V4, VxlanBackend},
     netlink::{Owned, PeerPath, RefusalReason},
 };
 use overlay_common::addr::MacAddr;
@@ -393,7 +393,7 @@ fn the_blackhole_route_follows_the_subnet_and_loses_to_the_bridge() {
     in_private_netns(|| async {
         let node = Node::vxlan();
         node.netlink
-            .set_blackhole(Some(net("10.5.1.0/24")))
+            .set_blackhole::<V4>(Some(net("10.5.1.0/24")))
             .await
             .expect("blackhole");
         run("ip link add cni0 type bridge");
@@ -402,7 +402,7 @@ fn the_blackhole_route_follows_the_subnet_and_loses_to_the_bridge() {
         assert!(run("ip route get 10.5.1.9").contains("dev cni0"));
 
         node.netlink
-            .set_blackhole(Some(net("10.5.6.0/24")))
+            .set_blackhole::<V4>(Some(net("10.5.6.0/24")))
             .await
             .expect("blackhole");
         let routes = run("ip route show type blackhole");
@@ -418,7 +418,10 @@ fn the_blackhole_route_follows_the_subnet_and_loses_to_the_bridge() {
             "peers' routes leave it alone"
         );
 
-        node.netlink.set_blackhole(None).await.expect("blackhole");
+        node.netlink
+            .set_blackhole::<V4>(None)
+            .await
+            .expect("blackhole");
         assert_eq!(run("ip route show type blackhole"), "");
     });
 }
