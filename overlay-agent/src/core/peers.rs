@@ -113,7 +113,7 @@ impl Peers {
             return Vec::new();
         }
         self.own_ip = own_ip;
-        let subnets: BTreeSet<_> = self.records.keys().map(|key| key.subnet()).collect();
+        let subnets: BTreeSet<_> = self.records.keys().map(LeaseKey::subnet).collect();
         self.refresh_all(subnets)
     }
 

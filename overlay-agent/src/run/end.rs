@@ -83,7 +83,7 @@ pub async fn sweep<F: Family>(netlink: &Netlink, underlay_ifindex: u32) -> anyho
 
 /// Takes over the underlay as it is selected now. Returns whether it changed.
 pub fn follow<F: Family>(
-    side: Option<&mut Desired<F>>,
+    side: &mut Option<Desired<F>>,
     selected: Option<Underlay<F>>,
 ) -> anyhow::Result<bool> {
     let Some(Desired { local, .. }) = side else {

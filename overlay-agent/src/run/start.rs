@@ -212,8 +212,8 @@ impl Daemon {
     async fn follow_underlay(&mut self) -> anyhow::Result<Dirty> {
         let selection = select_underlay(&self.options, &self.config).await?;
         let mut desired = self.controller.desired();
-        let ipv4 = follow(desired.ipv4.as_mut(), selection.ipv4())?;
-        let ipv6 = follow(desired.ipv6.as_mut(), selection.ipv6())?;
+        let ipv4 = follow(&mut desired.ipv4, selection.ipv4())?;
+        let ipv6 = follow(&mut desired.ipv6, selection.ipv6())?;
         if !ipv4 && !ipv6 {
             return Ok(Dirty::default());
         }

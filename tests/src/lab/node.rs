@@ -211,7 +211,7 @@ impl Node {
         let stock = Stock::start(
             self,
             store,
-            Cluster::parse(config)?,
+            &Cluster::parse(config)?,
             Subnets::parse(subnet)?,
         )?;
         *self.running() = Running::Stock(stock);

@@ -110,7 +110,7 @@ impl Stock {
     pub(super) fn start(
         node: &Node,
         store: &Store,
-        cluster: Cluster,
+        cluster: &Cluster,
         subnets: Subnets,
     ) -> Result<Self> {
         let ipv4 = subnets.ipv4.map(|subnet| (subnet, node.address.into()));
@@ -128,7 +128,7 @@ impl Stock {
         }
         let stock = Self { sides };
         store.put_lease(&subnets.key(), &stock.lease(node)?)?;
-        std::fs::write(&node.subnet_file, stock.subnet_env(&cluster, subnets)?)?;
+        std::fs::write(&node.subnet_file, subnet_env(cluster, subnets)?)?;
         Ok(stock)
     }
 
@@ -146,28 +146,6 @@ impl Stock {
         }
         lease.push('}');
         Ok(lease)
-    }
-
-    fn subnet_env(&self, cluster: &Cluster, subnets: Subnets) -> Result<String> {
-        let mut text = String::new();
-        let families = [
-            ("FLANNEL", cluster.network, subnets.ipv4),
-            ("FLANNEL_IPV6", cluster.network6, subnets.ipv6),
-        ];
-        for (prefix, network, subnet) in families {
-            let Some(subnet) = subnet else { continue };
-            let network = network.with_context(|| format!("no network for {subnet}"))?;
-            let gateway: IpAddr = match subnet.network() {
-                IpAddr::V4(base) => std::net::Ipv4Addr::from_bits(base.to_bits() + 1).into(),
-                IpAddr::V6(base) => std::net::Ipv6Addr::from_bits(base.to_bits() + 1).into(),
-            };
-            writeln!(text, "{prefix}_NETWORK={network}")?;
-            writeln!(text, "{prefix}_SUBNET={gateway}/{}", subnet.prefix())?;
-        }
-        ensure!(!text.is_empty(), "a node without a subnet");
-        // Flannel takes the overhead of IPv4 for both families.
-        let mtu = UNDERLAY_MTU - 50;
-        Ok(format!("{text}FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"))
     }
 
     /// Lists the leases and programs what changed, as flanneld does on watch events.
@@ -299,4 +277,26 @@ impl Side {
             "route delete {subnet}\nneigh delete {base} dev {device}\n"
         ))
     }
+}
+
+fn subnet_env(cluster: &Cluster, subnets: Subnets) -> Result<String> {
+    let mut text = String::new();
+    let families = [
+        ("FLANNEL", cluster.network, subnets.ipv4),
+        ("FLANNEL_IPV6", cluster.network6, subnets.ipv6),
+    ];
+    for (prefix, network, subnet) in families {
+        let Some(subnet) = subnet else { continue };
+        let network = network.with_context(|| format!("no network for {subnet}"))?;
+        let gateway: IpAddr = match subnet.network() {
+            IpAddr::V4(base) => std::net::Ipv4Addr::from_bits(base.to_bits() + 1).into(),
+            IpAddr::V6(base) => std::net::Ipv6Addr::from_bits(base.to_bits() + 1).into(),
+        };
+        writeln!(text, "{prefix}_NETWORK={network}")?;
+        writeln!(text, "{prefix}_SUBNET={gateway}/{}", subnet.prefix())?;
+    }
+    ensure!(!text.is_empty(), "a node without a subnet");
+    // Flannel takes the overhead of IPv4 for both families.
+    let mtu = UNDERLAY_MTU - 50;
+    Ok(format!("{text}FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"))
 }
