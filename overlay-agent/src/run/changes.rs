@@ -382,9 +382,9 @@ mod tests {
     #[test]
     fn the_default_route_decides_on_the_underlay() {
         let mut tracker = Tracker::default();
-        let gone = KernelEvent::RouteRemoved(route("0.0.0.0/0", 3));
+        let gone = KernelEvent::Ipv4(IpEvent::RouteRemoved(route("0.0.0.0/0", 3)));
         assert!(note(&mut tracker, &gone).underlay);
-        let elsewhere = KernelEvent::Route(route("192.168.7.0/24", 3));
+        let elsewhere = routed(route("192.168.7.0/24", 3));
         assert!(!note(&mut tracker, &elsewhere).underlay);
     }
 
