@@ -17,7 +17,8 @@ use crate::{
     wait::wait_for,
 };
 
-const PORT: u16 = 7100;
+/// Each measurement takes the next port: the one before waits for stragglers.
+const FIRST_PORT: u16 = 7100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A foreign tool, and what it measures.
@@ -47,17 +48,15 @@ impl Tool {
         }
     }
 
-    fn server(self, address: &str) -> Vec<String> {
-        let port = PORT.to_string();
+    fn server(self, address: &str, port: &str) -> Vec<String> {
         let words: &[&str] = match self {
-            Self::Sockperf => &["sockperf", "server", "--tcp", "-i", address, "-p", &port],
-            Self::Iperf => &["iperf3", "-s", "-B", address, "-p", &port],
+            Self::Sockperf => &["sockperf", "server", "--tcp", "-i", address, "-p", port],
+            Self::Iperf => &["iperf3", "-s", "-B", address, "-p", port],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
 
-    fn client(self, address: &str, seconds: f64) -> Vec<String> {
-        let port = PORT.to_string();
+    fn client(self, address: &str, port: &str, seconds: f64) -> Vec<String> {
         let seconds = format!("{:.0}", seconds.max(1.0));
         let words: &[&str] = match self {
             Self::Sockperf => &[
@@ -67,12 +66,12 @@ impl Tool {
                 "-i",
                 address,
                 "-p",
-                &port,
+                port,
                 "-t",
                 &seconds,
             ],
             Self::Iperf => &[
-                "iperf3", "-c", address, "-p", &port, "-t", &seconds, "-J", "-C", "cubic",
+                "iperf3", "-c", address, "-p", port, "-t", &seconds, "-J", "-C", "cubic",
             ],
         };
         words.iter().map(|&word| word.to_owned()).collect()
@@ -108,12 +107,14 @@ pub fn applies_to(variant: &Variant) -> bool {
     !variant.crowded && !variant.translated
 }
 
-/// Runs one tool between the ends of a site.
-pub fn measure(site: &Site, tool: Tool, settings: &Settings) -> Result<CrossSample> {
+/// Runs one tool between the ends of a site, in the `round`-th round.
+pub fn measure(site: &Site, tool: Tool, round: usize, settings: &Settings) -> Result<CrossSample> {
     let (client, server) = site.ends()?;
     let address = server.address.to_string();
     let log = site.lab.dir().join("cross-check.log");
-    let words = tool.server(&address);
+    let port = u16::try_from(2 * round + usize::from(tool == Tool::Iperf))?;
+    let port = FIRST_PORT.saturating_add(port).to_string();
+    let words = tool.server(&address, &port);
     let daemon = Daemon::start(
         &words[0],
         pinned(&server, &words, settings),
@@ -122,12 +123,12 @@ pub fn measure(site: &Site, tool: Tool, settings: &Settings) -> Result<CrossSamp
     )?;
     wait_for("the server to listen", PATIENCE, || {
         daemon.check_running()?;
-        let filter = format!("sport = :{PORT}");
+        let filter = format!("sport = :{port}");
         let listening = server.namespace.run("ss", ["-Hltn", &filter])?;
-        ensure!(!listening.is_empty(), "nobody listens on port {PORT}");
+        ensure!(!listening.is_empty(), "nobody listens on port {port}");
         Ok(())
     })?;
-    let words = tool.client(&address, settings.seconds);
+    let words = tool.client(&address, &port, settings.seconds);
     let start = Instant::now();
     let printed = checked(&mut pinned(&client, &words, settings))
         .with_context(|| format!("{} after {:?}", site.variant.name, start.elapsed()))?;

@@ -78,18 +78,19 @@ fn main() -> Result<()> {
     load::pin_to(settings.sender_cpu)?;
     let sites = build(&args.only, settings.cpu)?;
     let report = measure(&sites, rounds, &settings)?;
-    let crossed = if args.cross_check {
-        cross_check(&sites, rounds, &settings)?
-    } else {
-        Vec::new()
-    };
-    drop(sites);
-    let tables = table::render(&report);
-    println!("{tables}");
+    println!("{}", table::render(&report));
     let (clean, all) = (report.clean_samples(), report.samples.len());
     println!("{clean} of {all} samples were taken while the machine did nothing else");
-    if args.cross_check {
-        println!("\n{}", cross::render(&crossed));
+    let crossed = if args.cross_check {
+        cross_check(&sites, rounds, &settings)
+    } else {
+        Ok(Vec::new())
+    };
+    drop(sites);
+    if let Ok(samples) = &crossed
+        && !samples.is_empty()
+    {
+        println!("\n{}", cross::render(samples));
     }
     if let Some(path) = &args.json {
         let document = json!({
@@ -99,12 +100,12 @@ fn main() -> Result<()> {
             "quick": args.quick,
             "machine": facts,
             "report": report.to_json(),
-            "cross_check": cross::to_json(&crossed),
+            "cross_check": crossed.as_deref().map(cross::to_json).unwrap_or_default(),
         });
         fs::write(path, format!("{document:#}\n"))
             .with_context(|| format!("write {}", path.display()))?;
     }
-    Ok(())
+    crossed.map(drop)
 }
 
 /// The load generator, which is built beside this program.
@@ -149,7 +150,7 @@ fn cross_check(sites: &[Site], rounds: usize, settings: &Settings) -> Result<Vec
         eprintln!("cross-check {} of {rounds}", round + 1);
         for tool in Tool::ALL {
             for site in sites.iter().filter(|site| cross::applies_to(site.variant)) {
-                samples.push(cross::measure(site, tool, settings)?);
+                samples.push(cross::measure(site, tool, round, settings)?);
             }
         }
     }
