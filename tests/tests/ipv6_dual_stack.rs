@@ -285,3 +285,44 @@ fn dual_stack_pods_of_the_bridge_keep_both_addresses() {
         lab.ping_matrix()
     });
 }
+
+#[test]
+fn status_and_routes_show_both_families() {
+    let builder = Lab::builder().nodes(1).routed_nodes(1).config(DUAL);
+    scenario(builder, |lab| {
+        lab.bring_up(1)?;
+        lab.wait_converged6()?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let subnet = peer.subnet_env6()?.subnet()?.to_string();
+        let routes = node.operator(&["routes"])?;
+        for part in [
+            peer.subnet_env()?.subnet()?.to_string(),
+            subnet.clone(),
+            peer.address6().to_string(),
+        ] {
+            ensure!(routes.contains(&part), "no {part} in\n{routes}");
+        }
+        let routes = node.operator_json(&["routes"])?;
+        let row = &routes["ipv6_routes"][0];
+        ensure!(row["subnet"] == subnet.as_str(), "{routes}");
+        ensure!(
+            row["mode"] == "tunnel" && row["ifname"] == "flannel-v6.1",
+            "{row}"
+        );
+        ensure!(row["vtep"] == peer.address6().to_string(), "{row}");
+        ensure!(
+            row["vtep_mac"] == peer.mac("flannel-v6.1")?.to_string(),
+            "{row}"
+        );
+        let status = node.operator_json(&["status"])?;
+        ensure!(status["health"] == "healthy", "{status}");
+        ensure!(
+            status["ipv6"]["device"]["ifname"] == "flannel-v6.1",
+            "{status}"
+        );
+        ensure!(status["ipv6"]["device"]["mtu"] == 1430, "{status}");
+        let status = node.operator(&["status"])?;
+        ensure!(status.contains("ipv6 vtep:"), "{status}");
+        Ok(())
+    });
+}

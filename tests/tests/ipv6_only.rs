@@ -133,3 +133,28 @@ fn asking_for_ebpf_where_it_carries_nothing_is_an_error() {
         Ok(())
     });
 }
+
+#[test]
+fn routes_are_shown_where_there_are_no_maps() {
+    scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
+        start(lab)?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let subnet = peer.subnet_env6()?.subnet()?.to_string();
+        let routes = node.operator(&["routes"])?;
+        ensure!(routes.contains(&subnet), "no {subnet} in\n{routes}");
+        let mut status = node.namespace.command(
+            overlay_tests::lab::agent::binary()?
+                .to_str()
+                .context("a path in UTF-8")?,
+        );
+        let status = status
+            .args(["status", "--pin-dir"])
+            .arg(&node.pin_dir)
+            .output()?;
+        let text = String::from_utf8(status.stdout)?;
+        // Of the fast path it can tell nothing.
+        ensure!(status.status.code() == Some(2), "{}: {text}", status.status);
+        ensure!(text.contains("on flannel-v6.1"), "{text}");
+        Ok(())
+    });
+}

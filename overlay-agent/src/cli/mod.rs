@@ -4,6 +4,7 @@
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+mod ipv6;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -101,8 +102,14 @@ async fn command(args: &[String]) -> ExitCode {
     };
     match cli.command {
         Command::Run { flags } => daemon(&flags).await,
-        Command::Status(args) => report(|out| status::run(&args, out)),
-        Command::Routes(args) => report(|out| routes::run(&args, out)),
+        Command::Status(args) => {
+            let ipv6 = ipv6::read_or_warn().await;
+            report(|out| status::run(&args, ipv6, out))
+        }
+        Command::Routes(args) => {
+            let ipv6 = ipv6::read_or_warn().await;
+            report(|out| routes::run(&args, ipv6, out))
+        }
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),

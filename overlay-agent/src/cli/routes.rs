@@ -14,7 +14,10 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::pinned::{Pinned, interface_label, interface_name};
+use super::{
+    ipv6::{self, Tier},
+    pinned::{Pinned, interface_label, interface_name},
+};
 use crate::{
     datapath::{DatapathError, Maps},
     output::{self, Table},
@@ -26,9 +29,11 @@ pub struct Args {
     pub pinned: Pinned,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub routes: Vec<Row>,
+    /// Routes to the IPv6 subnets of peers; empty without IPv6.
+    pub ipv6_routes: Vec<ipv6::Row>,
 }
 
 /// A peer subnet.
@@ -59,8 +64,14 @@ pub struct NextHop {
     pub mtu: u16,
 }
 
-pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let report = Report::read(&args.pinned.open()?)?;
+pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let mut report = match args.pinned.open() {
+        Ok(maps) => Report::read(&maps)?,
+        // A node without IPv4 has no maps.
+        Err(_) if ipv6.is_some() => Report::default(),
+        Err(error) => return Err(error.into()),
+    };
+    report.ipv6_routes = ipv6.map(|tier| tier.routes).unwrap_or_default();
     output::print(&report, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -109,6 +120,7 @@ impl Report {
         };
         Self {
             routes: routes.iter().map(row).collect(),
+            ipv6_routes: Vec::new(),
         }
     }
 }
@@ -125,9 +137,24 @@ pub const fn mode_name(mode: u8) -> &'static str {
 
 impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
-        if self.routes.is_empty() {
+        if self.routes.is_empty() && self.ipv6_routes.is_empty() {
             return writeln!(out, "no routes: no other node leases a subnet");
         }
+        if !self.routes.is_empty() {
+            self.write_ipv4(out)?;
+        }
+        if !self.routes.is_empty() && !self.ipv6_routes.is_empty() {
+            writeln!(out)?;
+        }
+        if !self.ipv6_routes.is_empty() {
+            ipv6::write_routes(&self.ipv6_routes, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn write_ipv4(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut table = Table::new(&[
             "SUBNET",
             "VTEP",

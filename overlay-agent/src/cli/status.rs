@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use super::{
     flows::{self, State},
+    ipv6::Tier,
     pinned::{Pinned, interface_label, interface_name},
     stats::FastPath,
 };
@@ -55,6 +56,8 @@ pub struct Report {
     pub abi_version: u32,
     /// `None` (JSON `null`) if the pinned state cannot be read.
     pub datapath: Option<PinnedState>,
+    /// The IPv6 overlay in the kernel tier; `None` without one.
+    pub ipv6: Option<Tier>,
 }
 
 /// What the pinned state says.
@@ -122,9 +125,9 @@ pub struct Observed {
     pub now: Duration,
 }
 
-pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let pin_dir = args.pinned.pin_dir.clone();
-    let report = match Observed::read(&args.pinned) {
+    let mut report = match Observed::read(&args.pinned) {
         Ok(observed) => Report::new(pin_dir, &observed, interface_name),
         Err(error) => Report {
             health: Health::Unknown,
@@ -132,8 +135,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
             pin_dir,
             abi_version: ABI_VERSION,
             datapath: None,
+            ipv6: None,
         },
     };
+    report.add_ipv6(ipv6);
     output::print(&report, args.pinned.output, out)?;
     Ok(report.health.exit_code())
 }
@@ -191,7 +196,17 @@ impl Report {
             pin_dir,
             abi_version: ABI_VERSION,
             datapath: Some(PinnedState::new(observed, interface_name)),
+            ipv6: None,
         }
+    }
+
+    fn add_ipv6(&mut self, ipv6: Option<Tier>) {
+        let problems = ipv6.as_ref().map(Tier::problems).unwrap_or_default();
+        if !problems.is_empty() && self.health == Health::Healthy {
+            self.health = Health::Degraded;
+        }
+        self.problems.extend(problems);
+        self.ipv6 = ipv6;
     }
 }
 
@@ -327,13 +342,15 @@ impl output::Report for Report {
         for problem in &self.problems {
             writeln!(out, "  {problem}")?;
         }
-        match &self.datapath {
-            Some(datapath) => {
-                writeln!(out)?;
-                datapath.write(out)
-            }
-            None => Ok(()),
+        if let Some(datapath) = &self.datapath {
+            writeln!(out)?;
+            datapath.write(out)?;
         }
+        if let Some(ipv6) = &self.ipv6 {
+            writeln!(out)?;
+            output::write_pairs(out, &ipv6.describe())?;
+        }
+        Ok(())
     }
 }
 
@@ -583,7 +600,7 @@ mod tests {
             },
         };
         let mut out = Vec::new();
-        let code = run(&args, &mut out).unwrap();
+        let code = run(&args, None, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
         assert!(text.starts_with("unknown\n"), "{text}");

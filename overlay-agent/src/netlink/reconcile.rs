@@ -229,21 +229,8 @@ impl Netlink {
                 ifindex: vtep.ifindex,
             });
         }
-        let query = request::dump_neighbours::<F>(vtep.ifindex);
-        let messages = self.transport.dump("list neighbours", query).await?;
-        observed.neighbours = new_neighbours(&messages)
-            .filter_map(Neighbour::decode)
-            .filter(|neighbour| neighbour.ifindex == vtep.ifindex)
-            .collect();
-        let query = request::dump_fdb(vtep.ifindex);
-        let messages = self
-            .transport
-            .dump("list forwarding entries", query)
-            .await?;
-        observed.fdb = new_neighbours(&messages)
-            .filter_map(FdbEntry::decode)
-            .filter(|entry| entry.ifindex == vtep.ifindex)
-            .collect();
+        observed.neighbours = self.neighbours(vtep.ifindex).await?;
+        observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
         Ok(observed)
     }
 
@@ -259,6 +246,32 @@ impl Netlink {
                 RouteNetlinkMessage::NewAddress(message) => Address::decode(message),
                 _ => None,
             })
+            .collect())
+    }
+
+    /// Neighbours at an interface.
+    pub async fn neighbours<F: Family>(
+        &self,
+        ifindex: u32,
+    ) -> Result<Vec<Neighbour<F>>, NetlinkError> {
+        let query = request::dump_neighbours::<F>(ifindex);
+        let messages = self.transport.dump("list neighbours", query).await?;
+        Ok(new_neighbours(&messages)
+            .filter_map(Neighbour::decode)
+            .filter(|neighbour| neighbour.ifindex == ifindex)
+            .collect())
+    }
+
+    /// Forwarding entries of a vxlan device.
+    pub async fn forwarding_entries(&self, ifindex: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
+        let query = request::dump_fdb(ifindex);
+        let messages = self
+            .transport
+            .dump("list forwarding entries", query)
+            .await?;
+        Ok(new_neighbours(&messages)
+            .filter_map(FdbEntry::decode)
+            .filter(|entry| entry.ifindex == ifindex)
             .collect())
     }
 

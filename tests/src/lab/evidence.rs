@@ -30,6 +30,7 @@ fn collect_node(text: &mut String, node: &Node) {
         "ip -d link",
         "ip addr",
         "ip route",
+        "ip -6 route",
         "ip neigh",
         "bridge fdb",
         "ip -s link",
