@@ -151,6 +151,23 @@ fn pods_of_both_families_reach_the_outside_masqueraded_and_each_other_unchanged(
 }
 
 #[test]
+fn the_rules_of_both_families_are_there_in_nftables_mode() {
+    let config = DUAL.replace(r#"{"Network""#, r#"{"EnableNFTables":true,"Network""#);
+    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+        lab.start_agents(&["--ip-masq"])?;
+        lab.wait_converged6()?;
+        let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
+        tcp::transfer(&pods[0], &pods[1], tcp::Spec::bulk(1 << 20))?;
+        ping6::all(&pods[0], router_address6(0), 5)?;
+        let rules = lab
+            .node(0)
+            .cmd("nft", ["list", "table", "ip6", "flannel-ipv6"])?;
+        ensure!(rules.contains("fd00:10:5::/48"), "{rules}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_node_reaches_ipv6_pods_and_vtep_addresses_of_other_nodes() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
         lab.start_agents(&[])?;

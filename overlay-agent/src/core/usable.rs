@@ -1,7 +1,7 @@
 //! Which leases a backend can reach. As in flannel, nodes with another backend are ignored, which
 //! is what keeps a cluster apart while its backend is being changed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use overlay_common::addr::MacAddr;
@@ -54,8 +54,10 @@ impl PeerLease {
 
     /// The IPv6 peer.
     pub fn usable6(&self, backend: &Backend) -> Result<Peer<V6>, Unusable> {
+        let no_host = |address: &Ipv6Addr| address.is_unspecified() || address.is_multicast();
+        let address = self.attrs.public_ipv6.filter(|address| !no_host(address));
         let data = self.attrs.vxlan_v6_data();
-        self.side::<V6>(backend, self.key.ipv6(), self.attrs.public_ipv6, data)
+        self.side::<V6>(backend, self.key.ipv6(), address, data)
     }
 
     fn side<F: Family>(

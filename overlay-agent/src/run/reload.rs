@@ -8,6 +8,9 @@ use crate::{
     model::{Backend, VxlanBackend},
 };
 
+/// The keys that say which subnets nodes lease.
+const RANGE: &str = "SubnetLen, SubnetMin, SubnetMax";
+
 /// A config between the one in force and the one that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
@@ -30,22 +33,22 @@ pub fn merge(running: &NetworkConfig, read: &NetworkConfig, own: &LeaseKey) -> M
         merged.config.nftables = read.nftables;
         merged.applied.push("EnableNFTables");
     }
-    let network = |config: &NetworkConfig| {
-        (
-            config.ipv4.map(|pool| pool.network),
-            config.ipv6.map(|pool| pool.network),
-        )
-    };
+    let network = |config: &NetworkConfig| config.ipv4.map(|pool| pool.network);
+    let network6 = |config: &NetworkConfig| config.ipv6.map(|pool| pool.network);
     if network(read) != network(running) {
-        merged.postponed.push("Network");
-    } else if (read.ipv4, read.ipv6) != (running.ipv4, running.ipv6) {
+        merged.postponed.push("EnableIPv4, Network");
+    }
+    if network6(read) != network6(running) {
+        merged.postponed.push("EnableIPv6, IPv6Network");
+    }
+    if merged.postponed.is_empty() && (read.ipv4, read.ipv6) != (running.ipv4, running.ipv6) {
         // The range matters when a subnet is leased, so to this node only if it excludes its own.
         if Allocation::of(read).accepts(own) {
             merged.config.ipv4 = read.ipv4;
             merged.config.ipv6 = read.ipv6;
-            merged.applied.push("SubnetLen, SubnetMin, SubnetMax");
+            merged.applied.push(RANGE);
         } else {
-            merged.postponed.push("SubnetLen, SubnetMin, SubnetMax");
+            merged.postponed.push(RANGE);
         }
     }
     match (running.backend, read.backend) {
@@ -127,7 +130,11 @@ mod tests {
         for (read, postponed) in [
             (
                 r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#,
-                vec!["Network"],
+                vec!["EnableIPv4, Network"],
+            ),
+            (
+                r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#,
+                vec!["EnableIPv6, IPv6Network"],
             ),
             (
                 r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.64.0","Backend":{"Type":"vxlan"}}"#,

@@ -1,6 +1,7 @@
 //! The kernel tier against a real kernel, each test in a network namespace of its own.
 
 mod device;
+mod ipv6;
 mod node;
 mod peers;
 mod repair;

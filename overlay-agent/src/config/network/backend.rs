@@ -23,11 +23,30 @@ const UNSUPPORTED: [&str; 9] = [
     "gce",
 ];
 
-/// The longest name the kernel takes is 15 bytes, `flannel.` is 8 of them.
-const LARGEST_VNI: i64 = 9_999_999;
+/// What the families of the network leave of the options' ranges.
+struct Limits {
+    /// The longest name the kernel takes is 15 bytes, `flannel.` is 8 of them and `flannel-v6.` 11.
+    vni: i64,
+    vni_text: &'static str,
+    /// An inner packet of the family's minimum MTU, 68 or 1280, and the bytes of encapsulation, 50
+    /// or 70.
+    mtu: i64,
+    mtu_text: &'static str,
+}
 
-/// An inner packet of IPv4's minimum MTU, 68, and the 50 bytes of encapsulation.
-const SMALLEST_MTU: i64 = 118;
+const IPV4: Limits = Limits {
+    vni: 9_999_999,
+    vni_text: "from 0 to 9999999",
+    mtu: 118,
+    mtu_text: "from 118 to 65535, or 0",
+};
+
+const IPV6: Limits = Limits {
+    vni: 99_999,
+    vni_text: "from 0 to 99999 with IPv6",
+    mtu: 1350,
+    mtu_text: "from 1350 to 65535 with IPv6, or 0",
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -66,10 +85,14 @@ pub(super) fn type_of(backend: Option<&str>) -> Result<Option<String>, JsonError
 pub(super) fn parse(
     name: Option<String>,
     options: Option<&str>,
+    with_ipv6: bool,
 ) -> Result<(Backend, Vec<String>), BackendError> {
     let name = name.ok_or(BackendError::Missing)?;
     match name.as_str() {
-        "vxlan" => vxlan(options.unwrap_or("{}")),
+        "vxlan" => vxlan(
+            options.unwrap_or("{}"),
+            if with_ipv6 { &IPV6 } else { &IPV4 },
+        ),
         "host-gw" => Ok((Backend::HostGw, Vec::new())),
         "alloc" => Ok((Backend::Alloc, Vec::new())),
         known if UNSUPPORTED.contains(&known) => Err(BackendError::Unsupported(name)),
@@ -77,13 +100,13 @@ pub(super) fn parse(
     }
 }
 
-fn vxlan(options: &str) -> Result<(Backend, Vec<String>), BackendError> {
+fn vxlan(options: &str, limits: &Limits) -> Result<(Backend, Vec<String>), BackendError> {
     let object = Object::parse(options, "Backend")?;
     let vni = in_range(
         "VNI",
         object.integer("VNI", 1)?,
-        0..=LARGEST_VNI,
-        "from 0 to 9999999",
+        0..=limits.vni,
+        limits.vni_text,
     )?;
     let port = in_range(
         "Port",
@@ -93,7 +116,7 @@ fn vxlan(options: &str) -> Result<(Backend, Vec<String>), BackendError> {
     )?;
     let mtu = match object.integer("MTU", 0)? {
         0 => 0,
-        mtu => in_range("MTU", mtu, SMALLEST_MTU..=65535, "from 118 to 65535, or 0")?,
+        mtu => in_range("MTU", mtu, limits.mtu..=65535, limits.mtu_text)?,
     };
     let (direct_routing, warning) = direct_routing(&object)?;
     let backend = VxlanBackend {

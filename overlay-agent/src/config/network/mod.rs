@@ -106,7 +106,7 @@ impl NetworkConfig {
         if ipv4.is_none() && ipv6.is_none() {
             return Err(NetworkConfigError::NoFamily);
         }
-        let (backend, warnings) = backend::parse(backend_type, backend_text)?;
+        let (backend, warnings) = backend::parse(backend_type, backend_text, ipv6.is_some())?;
         Ok(ParsedNetworkConfig {
             config: Self {
                 ipv4,

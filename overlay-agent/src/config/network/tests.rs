@@ -373,6 +373,31 @@ fn vxlan_options_out_of_range_say_the_range() {
 }
 
 #[test]
+fn ipv6_narrows_the_ranges_of_vxlan_options() {
+    let document = |option: &str| {
+        format!(
+            r#"{{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fc00::/48", "Backend": {{"Type": "vxlan", {option}}}}}"#
+        )
+    };
+    for (option, text) in [
+        (
+            r#""VNI": 100000"#,
+            "VNI is 100000, it must be from 0 to 99999 with IPv6",
+        ),
+        (
+            r#""MTU": 1349"#,
+            "MTU is 1349, it must be from 1350 to 65535 with IPv6, or 0",
+        ),
+    ] {
+        assert_eq!(
+            error(&document(option)),
+            format!("error decoding VXLAN backend config: {text}")
+        );
+    }
+    parse(&document(r#""VNI": 99999, "MTU": 1350"#));
+}
+
+#[test]
 fn direct_routing_as_a_string_is_accepted_with_a_warning() {
     let parsed = parse(
         r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "VxLAN", "Directrouting": "true"}}"#,
