@@ -2,19 +2,19 @@
 //! packet filter let it pass unchanged. The way it leaves is resolved and remembered with it.
 
 use overlay_common::{
-    config::{Config, FASTPATH_OFF},
+    config::Config,
     encap::ENCAP_LEN,
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT},
     outcome::Outcome,
-    stamp::{source_port, stamp},
-    wire::ETHERTYPE_IPV4,
+    stamp::source_port,
 };
 
 use crate::{
     helpers::{Skb, now},
     mac::Mac,
     maps::{self, Lease, NexthopCopy, NexthopEntry},
-    parse::{Control, ETH_LEN, FLOW_LEN, Flow4, Local},
+    observe::{Observed, observe},
+    parse::Local,
 };
 
 #[inline(always)]
@@ -29,38 +29,18 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
     if skb.take_forwarded() {
         return Ok(Outcome::Forwarded);
     }
-    let config = maps::config().ok_or(Outcome::Disabled)?;
-    if config.fastpath == FASTPATH_OFF {
-        return Err(Outcome::Disabled);
-    }
-    let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
-    let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
-    if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
-        return Err(Outcome::NotIpv4);
-    }
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Source, config)?;
-    if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
-        return Err(Outcome::NotOverlay);
-    }
-    let stamp = stamp(flow.words, &config.stamp_key, config.generation);
-    if skb.hash() != stamp {
-        return Err(Outcome::Translated);
-    }
-    match flow.control {
-        Control::None => {}
-        Control::Open => {
-            maps::forget(flow.words);
-            return Err(Outcome::Handshake);
-        }
-        Control::Close => {
-            maps::forget(flow.words);
-            return Err(Outcome::FlowClosed);
-        }
-    }
+    let seen = observe(skb, Local::Source)?;
+    seen.may_earn(skb)?;
+    let Observed {
+        config,
+        dst,
+        flow,
+        stamp,
+        ..
+    } = seen;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let index = maps::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
-    let to = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
-    let mode = resolve(skb, config, index, to)?;
+    let mode = resolve(skb, config, index, dst)?;
     let port = source_port(stamp, config.source_port_min, config.source_port_span);
     let lease = Lease::Egress {
         mode,

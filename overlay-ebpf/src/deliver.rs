@@ -2,18 +2,15 @@
 //! its packet filter let it pass unchanged. Where and how the kernel delivers it is remembered.
 
 use overlay_common::{
-    config::FASTPATH_OFF,
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::Outcome,
-    stamp::stamp,
-    wire::ETHERTYPE_IPV4,
 };
 
 use crate::{
     helpers::{Skb, now},
-    mac::Mac,
     maps::{self, Lease},
-    parse::{Control, ETH_LEN, FLOW_LEN, Flow4, Local},
+    observe::{Observed, observe},
+    parse::Local,
 };
 
 #[inline(always)]
@@ -25,38 +22,18 @@ pub fn run(skb: &Skb) -> Outcome {
 
 #[inline(always)]
 fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
-    let config = maps::config().ok_or(Outcome::Disabled)?;
-    if config.fastpath == FASTPATH_OFF {
-        return Err(Outcome::Disabled);
-    }
-    let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
-    let dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
-    let src = Mac::read(packet, 6).ok_or(Outcome::Truncated)?;
-    let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
-    if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
-        return Err(Outcome::NotIpv4);
-    }
-    let flow = Flow4::parse(packet, ETH_LEN, Local::Destination, config)?;
-    if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
-        return Err(Outcome::NotOverlay);
-    }
-    if dst.is_multicast() {
+    let seen = observe(skb, Local::Destination)?;
+    if seen.dst.is_multicast() {
         return Err(Outcome::NotGateway);
     }
-    if skb.hash() != stamp(flow.words, &config.stamp_key, config.generation) {
-        return Err(Outcome::Translated);
-    }
-    match flow.control {
-        Control::None => {}
-        Control::Open => {
-            maps::forget(flow.words);
-            return Err(Outcome::Handshake);
-        }
-        Control::Close => {
-            maps::forget(flow.words);
-            return Err(Outcome::FlowClosed);
-        }
-    }
+    seen.may_earn(skb)?;
+    let Observed {
+        config,
+        dst,
+        src,
+        flow,
+        ..
+    } = seen;
     if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
     }

@@ -21,6 +21,7 @@ mod helpers;
 mod ingress;
 mod mac;
 mod maps;
+mod observe;
 mod packet;
 mod parse;
 

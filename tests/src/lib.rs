@@ -12,6 +12,7 @@ pub mod capture;
 pub mod decode;
 pub mod differ;
 pub mod docker;
+pub mod document;
 pub mod etcd;
 pub mod http;
 pub mod lab;

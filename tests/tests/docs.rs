@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result};
@@ -13,36 +13,10 @@ use overlay_common::{
     maps::ALL,
     outcome::{Hook, Outcome},
 };
-use overlay_tests::btf::Btf;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace")
-}
-
-fn document(name: &str) -> Result<String> {
-    let path = root().join("docs").join(name);
-    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-}
-
-/// The text below the heading, up to the next one of its level.
-fn section<'a>(document: &'a str, heading: &str) -> Result<&'a str> {
-    let start = format!("\n## {heading}\n");
-    let (_, rest) = document
-        .split_once(&start)
-        .with_context(|| format!("no section {heading}"))?;
-    Ok(rest.split("\n## ").next().unwrap_or(rest))
-}
-
-/// The cells of each table row whose first cell is a name in backticks.
-fn rows(section: &str) -> Vec<Vec<&str>> {
-    section
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-        .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
-        .collect()
-}
+use overlay_tests::{
+    btf::Btf,
+    document::{document, root, rows, section},
+};
 
 #[test]
 fn the_table_of_outcomes_is_that_of_the_code() -> Result<()> {
