@@ -106,11 +106,26 @@ impl DesiredNode {
     }
 }
 
+impl<F: Family> LocalNode<F> {
+    /// MTU of the family's pod network: what leaves room for the tunnel headers, if there are any.
+    pub fn pod_mtu(&self) -> u32 {
+        match &self.backend {
+            Backend::Vxlan(vxlan) => vxlan.inner_mtu::<F>(self.underlay.mtu),
+            Backend::HostGw | Backend::Alloc => self.underlay.mtu,
+        }
+    }
+}
+
 impl VxlanBackend {
     /// UDP port when the config leaves it open: the Linux default, not IANA's 4789.
     pub const DEFAULT_PORT: u16 = 8472;
 
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(Self::DEFAULT_PORT)
+    }
+
+    /// What is left of the underlay's MTU, or of the configured one, inside the tunnel headers.
+    pub fn inner_mtu<F: Family>(&self, underlay_mtu: u32) -> u32 {
+        self.mtu.unwrap_or(underlay_mtu).saturating_sub(F::OVERHEAD)
     }
 }

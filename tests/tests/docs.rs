@@ -1,10 +1,6 @@
 //! The documents say what the code does: tables of outcomes and map fields, and links between files.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use overlay_agent::object::OBJECT;

@@ -6,7 +6,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::{
     addr::MacAddr,
     config::{Config, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
-    encap::{ENCAP_LEN, EncapHeader, EncapParams},
+    encap::{EncapHeader, EncapParams},
     node::{NODE_DIRECT, NODE_VALID, Node},
 };
 
@@ -121,19 +121,8 @@ fn config(
         source_port_min: first,
         source_port_span: last.saturating_sub(first),
         vtep_ifindex: vtep.map_or(0, |vtep| vtep.ifindex),
-        pod_mtu: pod_mtu(local),
+        pod_mtu: local.pod_mtu(),
         ..Config::default()
-    }
-}
-
-/// MTU of the pod network: the underlay's, or the configured one, less the tunnel headers.
-fn pod_mtu(local: &LocalNode) -> u32 {
-    match &local.backend {
-        Backend::Vxlan(vxlan) => vxlan
-            .mtu
-            .unwrap_or(local.underlay.mtu)
-            .saturating_sub(ENCAP_LEN),
-        Backend::HostGw | Backend::Alloc => local.underlay.mtu,
     }
 }
 

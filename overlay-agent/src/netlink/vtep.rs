@@ -77,10 +77,7 @@ impl VtepSpec {
             port: backend.port,
             gbp: backend.gbp,
             learning: backend.learning,
-            mtu: backend
-                .mtu
-                .unwrap_or(underlay.mtu)
-                .saturating_sub(F::OVERHEAD),
+            mtu: backend.inner_mtu::<F>(underlay.mtu),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
     config::{self, NetworkConfig},
     filter,
     lease::LeaseAttrs,
-    model::{Backend, Desired, DesiredNode, Family, LocalNode, V4, V6},
+    model::{Backend, Desired, DesiredNode, Family, V4, V6},
     subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 
@@ -98,17 +98,8 @@ pub fn subnet_env(node: &DesiredNode, ip_masq: bool) -> SubnetEnv {
 /// MTU of the pod network: what `FLANNEL_MTU` says. There is one for both families, so it leaves
 /// room for the larger of the two outer headers.
 pub fn pod_mtu(node: &DesiredNode) -> u32 {
-    fn of<F: Family>(local: &LocalNode<F>) -> u32 {
-        match &local.backend {
-            Backend::Vxlan(vxlan) => vxlan
-                .mtu
-                .unwrap_or(local.underlay.mtu)
-                .saturating_sub(F::OVERHEAD),
-            Backend::HostGw | Backend::Alloc => local.underlay.mtu,
-        }
-    }
-    let ipv4 = node.ipv4.as_ref().map(|side| of(&side.local));
-    let ipv6 = node.ipv6.as_ref().map(|side| of(&side.local));
+    let ipv4 = node.ipv4.as_ref().map(|side| side.local.pod_mtu());
+    let ipv6 = node.ipv6.as_ref().map(|side| side.local.pod_mtu());
     ipv4.into_iter().chain(ipv6).min().unwrap_or_default()
 }
 
@@ -117,7 +108,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::{Underlay, VxlanBackend};
+    use crate::model::{LocalNode, Underlay, VxlanBackend};
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 
