@@ -137,10 +137,9 @@ impl Builder {
             state.create_namespace("router")?,
         );
         let segments = if self.routed_nodes > 0 { 2 } else { 1 };
-        let ipv6 = match self.config.as_deref() {
-            Some(config) => Cluster::parse(config)?.ipv6,
-            None => false,
-        };
+        // Some labs are about a config that nobody can read.
+        let cluster = self.config.as_deref().map(Cluster::parse);
+        let ipv6 = cluster.is_some_and(|cluster| cluster.is_ok_and(|cluster| cluster.ipv6));
         let underlay = Underlay::create(hub, router, segments, self.wire, ipv6)?;
         let mut lab = Lab {
             nodes: Vec::new(),
