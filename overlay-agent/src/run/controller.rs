@@ -30,6 +30,15 @@ pub struct Sides {
     pub ipv6: Option<Side<V6>>,
 }
 
+impl Sides {
+    pub fn desired(&self) -> DesiredNode {
+        DesiredNode {
+            ipv4: self.ipv4.as_ref().map(|side| side.desired.clone()),
+            ipv6: self.ipv6.as_ref().map(|side| side.desired.clone()),
+        }
+    }
+}
+
 impl Controller {
     pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
         Self {
@@ -42,10 +51,7 @@ impl Controller {
     }
 
     pub fn desired(&self) -> DesiredNode {
-        DesiredNode {
-            ipv4: self.sides.ipv4.as_ref().map(|side| side.desired.clone()),
-            ipv6: self.sides.ipv6.as_ref().map(|side| side.desired.clone()),
-        }
+        self.sides.desired()
     }
 
     /// Takes over an event of the kernel and says what it puts in question.

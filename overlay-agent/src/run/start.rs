@@ -146,9 +146,7 @@ impl Daemon {
                 ipv6: ipv6.and_then(side6),
             }
         };
-        let tier1 = Tier1::open(&options.datapath, sides.ipv4.is_some())?;
-        let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
-        let node = controller.desired();
+        let node = sides.desired();
         let rules = Rules::install(
             &options.filter,
             convert::filter_settings(&options.filter, &config, &node),
@@ -158,6 +156,9 @@ impl Daemon {
         )
         .await?;
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
+
+        let tier1 = Tier1::open(&options.datapath, sides.ipv4.is_some())?;
+        let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
         let again = controller.settle(Dirty::ALL).await;
