@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Attachment, Lab, Node, Wire, ipv6::ping_matrix, scenario, underlay::router_address6},
-    traffic::{Endpoint, ping6, tcp, udp},
+    traffic::{Endpoint, flow::SteadyFlow, ping6, tcp, udp},
     wait::wait_for,
 };
 use serde_json::Value;
@@ -129,6 +129,30 @@ fn a_restarted_node_keeps_both_subnets_and_both_devices() {
         let after = state()?;
         ensure!(before == after, "before\n{before:?}\nafter\n{after:?}");
         ping6::all(&pods[0], pods[1].address, 5)
+    });
+}
+
+#[test]
+fn ipv6_traffic_goes_on_through_a_kill_and_a_restart_without_loss() {
+    scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
+        lab.start_agents(&[])?;
+        lab.wait_converged6()?;
+        let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
+        ping_matrix(&pods)?;
+        let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(5))?;
+        let node = lab.node(0);
+        for starts in 2..=3 {
+            node.kill_agent()?;
+            lab.start_agent(node, &[])?;
+            wait_for("the next start", Duration::from_secs(20), || {
+                let log = node.with_agent(|agent| Ok(agent.log()))?;
+                ensure!(log.matches("INFO node started").count() == starts, "{log}");
+                Ok(())
+            })?;
+        }
+        let report = flow.stop()?;
+        ensure!(report.datagrams.sent > 20, "{report:?}");
+        report.datagrams.ensure_lossless()
     });
 }
 

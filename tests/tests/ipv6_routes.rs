@@ -147,3 +147,61 @@ fn host_gw_routes_both_families_and_ipv4_stays_fast() {
         })
     });
 }
+
+/// Restarts the agents of all nodes with another config.
+fn switch(lab: &Lab, config: &str) -> Result<()> {
+    lab.store().set_config(config)?;
+    for node in lab.nodes() {
+        node.stop_agent()?;
+        lab.start_agent(node, &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn ipv6_follows_a_change_of_backend_or_vni_and_nothing_stale_stays() {
+    scenario(Lab::builder().nodes(2).config(TUNNEL), |lab| {
+        lab.start_agents(&[])?;
+        lab.wait_converged6()?;
+        let [n1, n2] = lab.nodes() else {
+            anyhow::bail!("not two nodes")
+        };
+        let pods = [n1.add_pod6('a')?, n2.add_pod6('a')?];
+        ping6::all(&pods[0], pods[1].address, 3)?;
+
+        switch(lab, HOST_GW)?;
+        wait_for(
+            "direct routes and no device",
+            Duration::from_secs(5),
+            || {
+                is_direct(n1, n2)?;
+                is_direct(n2, n1)?;
+                ensure!(!n1.has_interface("flannel-v6.1"), "the device stays");
+                Ok(())
+            },
+        )?;
+        ping6::all(&pods[0], pods[1].address, 3)?;
+
+        switch(lab, TUNNEL)?;
+        wait_for("tunnels", Duration::from_secs(5), || {
+            is_tunnelled(n1, n2)?;
+            is_tunnelled(n2, n1)
+        })?;
+        ping6::all(&pods[0], pods[1].address, 3)?;
+
+        switch(
+            lab,
+            &TUNNEL.replace(r#""vxlan""#, r#""vxlan","VNI":7,"Port":4789"#),
+        )?;
+        wait_for("tunnels of the other VNI", Duration::from_secs(5), || {
+            for (node, peer) in [(n1, n2), (n2, n1)] {
+                let route = route(node, peer)?;
+                ensure!(route.contains("dev flannel-v6.7 proto 241"), "{route}");
+                ensure!(route.lines().count() == 1, "{route}");
+                ensure!(!node.has_interface("flannel-v6.1"), "the old device stays");
+            }
+            Ok(())
+        })?;
+        ping6::all(&pods[0], pods[1].address, 3)
+    });
+}
