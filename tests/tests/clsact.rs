@@ -102,20 +102,19 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
         };
         check(true)?;
 
-        for _ in 0..2 {
+        for restarts in 1..=2 {
             old.kill_agent()?;
             wait_fast(old)?;
             start_on_old_kernel(lab, old)?;
+            wait_for("the filters to be taken over", DEADLINE, || {
+                let log = old.with_agent(|agent| Ok(agent.log()))?;
+                ensure!(log.matches("adopted=5").count() == restarts, "{log}");
+                Ok(())
+            })?;
             wait_healthy(old)?;
             check(true)?;
             wait_fast(old)?;
         }
-        let log = old.with_agent(|agent| Ok(agent.log()))?;
-        ensure!(
-            log.contains("adopted=5"),
-            "filters were not taken over:\n{log}"
-        );
-
         flow.stop()?.datagrams.ensure_lossless()?;
 
         // The kernel is upgraded, in a way: links take the place of filters. Whoever removes a qdisc
