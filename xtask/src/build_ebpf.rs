@@ -29,7 +29,8 @@ pub struct Args {
     /// Install missing packages and build bpf-linker (packages need root)
     #[arg(long)]
     pub install: bool,
-    /// Load the object and print what the verifier made of each program (as root)
+    /// Load the object, print what the verifier made of each program, and compare with the budget
+    /// (as root)
     #[arg(long)]
     pub stats: bool,
 }
@@ -40,7 +41,7 @@ pub fn run(args: &Args) -> Result<PathBuf> {
     let mut installer = Installer::new(args.install);
     let object = build(&workspace, &mut installer)?;
     if args.stats {
-        stats::print(&object)?;
+        stats::print(&object, &workspace.bpf_budget())?;
     }
     Ok(object)
 }

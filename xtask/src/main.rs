@@ -1,6 +1,7 @@
 //! Developer commands. Each subcommand is one module; this file parses and dispatches.
 
 mod bench;
+mod budget;
 mod build_ebpf;
 mod demo;
 mod fingerprint;

@@ -1,12 +1,15 @@
 //! `--stats`: loads the object with bpftool, which proves that libbpf and the verifier accept it,
-//! and prints what each program costs.
+//! and prints what each program costs, compared with the budget.
 
-use std::{fmt::Write, path::Path, process::Stdio};
+use std::{fmt::Write, fs, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{self, command};
+use crate::{
+    budget::{self, Cost},
+    process::{self, command},
+};
 
 /// Loads into a bpffs of a private mount namespace: everything is gone when the shell ends, and a
 /// running agent's pins are out of reach. The verifier log goes to standard error.
@@ -25,17 +28,23 @@ const LOG_TAIL: usize = 40;
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     program: String,
-    verified_instructions: Option<u64>,
+    cost: Cost,
     translated_bytes: u64,
     jited_bytes: u64,
     maps: usize,
 }
 
-/// Loads the object and prints one row per program.
-pub fn print(object: &Path) -> Result<()> {
+/// Loads the object, prints one row per program, and fails if one is over the budget.
+pub fn print(object: &Path, budget: &Path) -> Result<()> {
     let rows = load(object)?;
     print!("{}", table(&rows));
-    Ok(())
+    let allowed =
+        fs::read_to_string(budget).with_context(|| format!("cannot read {}", budget.display()))?;
+    let costs: Vec<_> = rows
+        .into_iter()
+        .map(|row| (row.program, row.cost))
+        .collect();
+    budget::check(&allowed, &costs)
 }
 
 fn load(object: &Path) -> Result<Vec<Row>> {
@@ -74,9 +83,9 @@ fn hint(log: &str) -> &'static str {
     }
 }
 
-/// One row per line of `bpftool -j prog show`, with the verifier's count from its log.
+/// One row per line of `bpftool -j prog show`, with the verifier's counts from its log.
 fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
-    let verified = verified_instructions(log);
+    let verified = costs(log);
     shown
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -84,11 +93,10 @@ fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
             let value: Value = serde_json::from_str(line)
                 .with_context(|| format!("bpftool printed no JSON: {line}"))?;
             let program = value["name"].as_str().unwrap_or("?").to_owned();
+            let cost = verified.iter().find(|(name, _)| *name == program);
+            let cost = cost.with_context(|| format!("the verifier says nothing of {program}"))?;
             Ok(Row {
-                verified_instructions: verified
-                    .iter()
-                    .find(|(name, _)| *name == program)
-                    .map(|(_, count)| *count),
+                cost: cost.1,
                 translated_bytes: value["bytes_xlated"].as_u64().unwrap_or(0),
                 jited_bytes: value["bytes_jited"].as_u64().unwrap_or(0),
                 maps: value["map_ids"].as_array().map_or(0, Vec::len),
@@ -98,36 +106,56 @@ fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
         .collect()
 }
 
-/// Pairs `prog 'NAME': … BEGIN PROG LOAD LOG` with the `processed N insns` that follows it.
-fn verified_instructions(log: &str) -> Vec<(String, u64)> {
-    let mut counts = Vec::new();
+/// Pairs `prog 'NAME': … BEGIN PROG LOAD LOG` with the `stack depth N` and `processed N insns` that
+/// follow it.
+fn costs(log: &str) -> Vec<(String, Cost)> {
+    let mut costs = Vec::new();
     let mut current = None;
+    let mut stack = 0;
     for line in log.lines() {
         if line.contains("BEGIN PROG LOAD LOG") {
             current = line.split('\'').nth(1);
-        } else if let (Some(program), Some(rest)) = (current, line.strip_prefix("processed "))
-            && let Some(count) = rest.split(' ').next().and_then(|n| n.parse().ok())
-        {
-            counts.push((program.to_owned(), count));
+            stack = 0;
+        } else if let Some(depths) = line.strip_prefix("stack depth ") {
+            // One per function, joined by plus signs.
+            stack = depths
+                .split('+')
+                .filter_map(|depth| depth.parse::<u64>().ok())
+                .sum();
+        } else if let (Some(program), Some(rest)) = (current, line.strip_prefix("processed ")) {
+            let words: Vec<&str> = rest.split(' ').collect();
+            let number = |word: Option<&&str>| word.and_then(|word| word.parse().ok());
+            let states = words.iter().position(|word| *word == "total_states");
+            if let (Some(instructions), Some(states)) = (
+                number(words.first()),
+                states.and_then(|at| number(words.get(at + 1))),
+            ) {
+                let cost = Cost {
+                    instructions,
+                    states,
+                    stack,
+                };
+                costs.push((program.to_owned(), cost));
+            }
         }
     }
-    counts
+    costs
 }
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<18} {:>9} {:>12} {:>8} {:>5}\n",
-        "program", "verified", "instructions", "jited", "maps"
+        "{:<18} {:>9} {:>7} {:>6} {:>12} {:>8} {:>5}\n",
+        "program", "verified", "states", "stack", "instructions", "jited", "maps"
     );
     for row in rows {
-        let verified = row
-            .verified_instructions
-            .map_or_else(|| "-".to_owned(), |count| count.to_string());
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<18} {verified:>9} {:>12} {:>6} B {:>5}",
+            "{:<18} {:>9} {:>7} {:>4} B {:>12} {:>6} B {:>5}",
             row.program,
+            row.cost.instructions,
+            row.cost.states,
+            row.cost.stack,
             row.translated_bytes / 8,
             row.jited_bytes,
             row.maps
@@ -142,18 +170,32 @@ mod tests {
 
     const LOG: &str = "libbpf: loading object\n\
         libbpf: prog 'overlay_egress': -- BEGIN PROG LOAD LOG --\n\
-        processed 26 insns (limit 1000000) max_states_per_insn 0\n\
+        stack depth 24\n\
+        processed 26 insns (limit 1000000) max_states_per_insn 0 total_states 2 peak_states 2\n\
         -- END PROG LOAD LOG --\n\
         libbpf: prog 'overlay_ingress': -- BEGIN PROG LOAD LOG --\n\
-        processed 1412 insns (limit 1000000) max_states_per_insn 4\n";
+        verification time 2262 usec\n\
+        stack depth 192+8\n\
+        processed 1412 insns (limit 1000000) max_states_per_insn 4 total_states 73 peak_states 69\n";
+
+    const EGRESS: Cost = Cost {
+        instructions: 26,
+        states: 2,
+        stack: 24,
+    };
 
     #[test]
-    fn each_program_gets_its_own_verifier_count() {
+    fn each_program_gets_its_own_counts() {
+        let ingress = Cost {
+            instructions: 1412,
+            states: 73,
+            stack: 200,
+        };
         assert_eq!(
-            verified_instructions(LOG),
+            costs(LOG),
             [
-                ("overlay_egress".to_owned(), 26),
-                ("overlay_ingress".to_owned(), 1412)
+                ("overlay_egress".to_owned(), EGRESS),
+                ("overlay_ingress".to_owned(), ingress)
             ]
         );
     }
@@ -166,12 +208,18 @@ mod tests {
             rows(shown, LOG).expect("valid JSON"),
             [Row {
                 program: "overlay_egress".to_owned(),
-                verified_instructions: Some(26),
+                cost: EGRESS,
                 translated_bytes: 360,
                 jited_bytes: 203,
                 maps: 2,
             }]
         );
+    }
+
+    #[test]
+    fn a_program_that_the_log_does_not_mention_is_an_error() {
+        let error = rows("{\"name\":\"overlay_guard\"}\n", LOG).expect_err("not in the log");
+        assert!(error.to_string().contains("overlay_guard"), "{error:#}");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn prepare(workspace: &Workspace, report: &mut Report) -> Result<()> {
     })?;
     report.required("BPF object", || {
         let object = build_ebpf::build(workspace, &mut installer)?;
-        stats::print(&object)
+        stats::print(&object, &workspace.bpf_budget())
     })?;
     report.required("agent", || {
         process::run(process::cargo().current_dir(workspace.root()).args([

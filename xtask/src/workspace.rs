@@ -25,6 +25,11 @@ impl Workspace {
         self.root.join("overlay-ebpf")
     }
 
+    /// What each BPF program may cost.
+    pub fn bpf_budget(&self) -> PathBuf {
+        self.ebpf_crate().join("budget.txt")
+    }
+
     /// The object that `overlay-agent/build.rs` embeds.
     pub fn object(&self) -> PathBuf {
         self.root.join("target/bpf/overlay.o")
