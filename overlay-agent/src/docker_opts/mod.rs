@@ -1,8 +1,8 @@
 //! The Docker daemon's options for this node's subnet: flannel's `mk-docker-opts.sh`, with its
 //! options, its output and its exit codes.
 
-mod args;
-mod text;
+pub mod args;
+pub mod text;
 
 use std::{
     collections::BTreeMap,

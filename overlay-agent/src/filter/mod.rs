@@ -30,7 +30,7 @@ pub use self::{
     error::FilterError,
     keep::keep,
     rules::{Family, Masquerade, Mode, PodNetwork, Settings},
-    watch::{FilterWatch, RulesetVersion},
+    watch::{FilterWatch, RulesetVersion, Writer, writers},
 };
 use self::{
     exec::Executor,

@@ -54,9 +54,10 @@ pub struct FilterWatch {
 
 /// The process that committed a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Writer {
-    pid: u32,
-    name: String,
+pub struct Writer {
+    /// 0 if the message does not say.
+    pub pid: u32,
+    pub name: String,
 }
 
 impl FilterWatch {
@@ -148,7 +149,7 @@ fn subscribe() -> io::Result<TokioSocket> {
 }
 
 /// The writers of the transactions that end in this datagram.
-fn writers(datagram: &[u8]) -> Vec<Writer> {
+pub fn writers(datagram: &[u8]) -> Vec<Writer> {
     let mut found = Vec::new();
     let mut rest = datagram;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {
