@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, env, ops::RangeInclusive};
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_common::{
     addr::MacAddr,
+    config::{FASTPATH_STRICT, FASTPATH_TRUSTED},
     flow::Flow,
     node::MODE_DIRECT,
     outcome::{Hook, Kind, Outcome},
@@ -13,14 +14,14 @@ use overlay_common::{
 use overlay_tests::prog::{
     Bench, Hex, Run, Surroundings, Verdict,
     fixture::{DIRECT, Fixture, POD_MAC, ROUTED, Remote, TUNNELLED, VTEP, VXLAN_PORT},
-    model::{Decision, Model},
+    model::{Decision, Model, pair},
     node::{GATEWAY_MAC, Interfaces, on_node},
-    packet::{Local, Packet, TCP_ACK, Transport, edit_ip, pattern},
+    packet::{Local, Packet, TCP_ACK, TCP_SYN, Transport, edit_ip, pattern},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
-/// Packets of the random test, over all programs.
-const PACKETS: u32 = 60_000;
+/// Packets of the random test in each mode, over all programs.
+const PACKETS: u32 = 30_000;
 /// Starts the random test from another number than this one.
 const SEED: (&str, u64) = ("OVERLAY_TEST_SEED", 20_260_724);
 
@@ -50,8 +51,9 @@ fn transports(flow: u16) -> [Transport; 4] {
     ]
 }
 
-/// Packets of each transport at each hook, and the fixture in which those that can be are fast.
-fn cases(interfaces: Interfaces) -> (Vec<Case>, Fixture) {
+/// Packets of each transport at each hook, and the fixture in which those that can be are fast. In
+/// trusted mode the pairs of pods are, handshakes included.
+fn cases(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture) {
     /// Leases that do not count, each for its own reason.
     const BROKEN: [fn(&mut Flow); 9] = [
         |flow| flow.egress_until = 1,
@@ -66,19 +68,29 @@ fn cases(interfaces: Interfaces) -> (Vec<Case>, Fixture) {
     ];
 
     let mut fixture = Fixture::new(interfaces);
+    fixture.config.fastpath = fastpath;
     let mut cases = Vec::new();
-    let leases = (1..)
+    let fast: fn(&mut Flow) = |_| {};
+    let fast = [(40_000, TUNNELLED, fast), (40_000, DIRECT, fast)];
+    let broken = (1..)
         .zip(BROKEN)
         .map(|(number, break_lease)| (number, TUNNELLED, break_lease));
-    let fast: fn(&mut Flow) = |_| {};
-    for (number, remote, adjust) in
-        leases.chain([(40_000, TUNNELLED, fast), (40_000, DIRECT, fast)])
-    {
-        for transport in transports(number) {
+    let trusted = fastpath == FASTPATH_TRUSTED;
+    // All flows of a pair share its lease: there is one, and it counts.
+    for (number, remote, adjust) in broken.filter(|_| !trusted).chain(fast) {
+        let handshake = Transport::Tcp {
+            src: number,
+            dst: 80,
+            flags: TCP_SYN,
+            options: 12,
+        };
+        for transport in transports(number).into_iter().chain([handshake]) {
             let out = remote.from_pod(transport).with(|p| p.payload = pattern(90));
             let back = remote.to_pod(transport).with(|p| p.payload = pattern(90));
-            adjust(fixture.grant(out.flow(Local::Source), &remote));
-            adjust(fixture.grant(back.flow(Local::Destination), &remote));
+            for key in [out.flow(Local::Source), back.flow(Local::Destination)] {
+                let key = if trusted { pair(key) } else { key };
+                adjust(fixture.grant(key, &remote));
+            }
             cases.extend(journey(&fixture, &remote, &out, &back));
         }
     }
@@ -117,8 +129,12 @@ fn journey(fixture: &Fixture, remote: &Remote, out: &Packet, back: &Packet) -> [
     } else {
         (tunnel, remote.outer().around(&back.bytes()))
     };
-    let out_stamp = fixture.stamp(out.flow(Local::Source));
-    let back_stamp = fixture.stamp(back.flow(Local::Destination));
+    let stamp = |key| {
+        let trusted = fixture.config.fastpath == FASTPATH_TRUSTED;
+        fixture.stamp(if trusted { pair(key) } else { key })
+    };
+    let out_stamp = stamp(out.flow(Local::Source));
+    let back_stamp = stamp(back.flow(Local::Destination));
     let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).bytes();
     [
         (Hook::Egress, out.bytes(), pod, pod, 0),
@@ -193,14 +209,16 @@ fn a_packet_cut_at_any_length_is_left_to_the_kernel() -> Result<()> {
 
     on_node(|interfaces| {
         let mut bench = Bench::load()?;
-        let (cases, fixture) = cases(interfaces);
-        for case in &cases {
-            for len in LENGTHS.filter(|&len| len < case.frame.len()) {
-                let cut = Case {
-                    frame: case.frame[..len].to_vec(),
-                    ..case.clone()
-                };
-                check(&mut bench, &fixture, &cut)?;
+        for fastpath in [FASTPATH_STRICT, FASTPATH_TRUSTED] {
+            let (cases, fixture) = cases(interfaces, fastpath);
+            for case in &cases {
+                for len in LENGTHS.filter(|&len| len < case.frame.len()) {
+                    let cut = Case {
+                        frame: case.frame[..len].to_vec(),
+                        ..case.clone()
+                    };
+                    check(&mut bench, &fixture, &cut)?;
+                }
             }
         }
         Ok(())
@@ -306,18 +324,27 @@ fn whatever_comes_is_handled_as_the_rules_say_and_counted_once() -> Result<()> {
     on_node(|interfaces| {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut bench = Bench::load()?;
-        let (cases, fixture) = cases(interfaces);
-        let mut counts = BTreeMap::<(Hook, Outcome), u32>::new();
-        for number in 0..PACKETS {
-            let mut case = cases.choose(&mut rng).context("there are cases")?.clone();
-            damage(&mut rng, &mut case, &cases);
-            let outcome = check(&mut bench, &fixture, &case)
-                .with_context(|| format!("{variable}={seed}, packet {number}"))?;
-            *counts.entry((case.hook, outcome)).or_default() += 1;
-        }
-        for pair in COMMON {
-            let count = counts.get(&pair).copied().unwrap_or_default();
-            ensure!(count >= 100, "{pair:?} was seen {count} times: {counts:?}");
+        for fastpath in [FASTPATH_STRICT, FASTPATH_TRUSTED] {
+            let (cases, fixture) = cases(interfaces, fastpath);
+            let mut counts = BTreeMap::<(Hook, Outcome), u32>::new();
+            for number in 0..PACKETS {
+                let mut case = cases.choose(&mut rng).context("there are cases")?.clone();
+                damage(&mut rng, &mut case, &cases);
+                let outcome = check(&mut bench, &fixture, &case).with_context(|| {
+                    format!("{variable}={seed}, mode {fastpath}, packet {number}")
+                })?;
+                *counts.entry((case.hook, outcome)).or_default() += 1;
+            }
+            for pair in COMMON {
+                let count = counts.get(&pair).copied().unwrap_or_default();
+                ensure!(count >= 100, "{pair:?} was seen {count} times: {counts:?}");
+            }
+            let control = counts.get(&(Hook::Egress, Outcome::TcpControl));
+            let trusted = fastpath == FASTPATH_TRUSTED;
+            ensure!(
+                control.is_none() == trusted,
+                "mode {fastpath}: {control:?} TCP control packets were declined"
+            );
         }
         Ok(())
     })

@@ -4,7 +4,7 @@
 
 use overlay_common::{
     addr::{Ipv4Be, MacAddr},
-    config::Config,
+    config::{Config, FASTPATH_TRUSTED},
     flow::{Flow, FlowKey4, FlowWords},
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_VALID, Nexthop, Node},
     outcome::Hook,
@@ -221,13 +221,19 @@ impl<'a> Model<'a> {
             address.to_u32() & mask.to_u32() == base.to_u32()
         };
         let in_subnet = |address| is_within(address, config.subnet, config.subnet_mask);
-        let flow = self.fixture.flows.get(&packet.key)?;
+        let trusted = config.fastpath == FASTPATH_TRUSTED;
+        let key = if trusted {
+            pair(packet.key)
+        } else {
+            packet.key
+        };
+        let flow = self.fixture.flows.get(&key)?;
         let counts = in_subnet(local)
             && is_within(remote, config.network, config.network_mask)
             && !in_subnet(remote)
-            && flow.id == FlowWords::from(packet.key).id()
+            && flow.id == FlowWords::from(key).id()
             && flow.generation == config.generation
-            && !packet.control
+            && (trusted || !packet.control)
             && packet.ip[8] > 1;
         counts.then_some(flow)
     }
@@ -246,6 +252,15 @@ impl<'a> Model<'a> {
         };
         usize::from(u16::from_be_bytes([packet.ip[2], packet.ip[3]])) == len
             && on_wire <= usize::from(mtu)
+    }
+}
+
+/// The flow that all packets between two pods belong to in trusted mode.
+pub fn pair(key: FlowKey4) -> FlowKey4 {
+    FlowKey4 {
+        local: key.local,
+        remote: key.remote,
+        ..FlowKey4::default()
     }
 }
 
