@@ -32,6 +32,8 @@ pub enum Mac {
     /// The gateway of the sending pod.
     Gateway,
     Broadcast,
+    /// That of the group that packets are sent to.
+    Multicast,
     /// One that nobody has. Bridges flood frames to it.
     Nobody,
     /// One that only appears as a source. Apart from [`Self::Nobody`], because a bridge learns
@@ -380,19 +382,34 @@ impl Generator {
     fn odd_addresses(&mut self, flow: Flow) {
         let mut ip = self.ip(flow);
         let neighbour = PODS[flow.sender ^ 1];
+        let mut group = Mac::Gateway;
         match self.random.random_range(0..6) {
             0 => ip.source = neighbour,
             1 => ip.source = Ipv4Addr::new(10, 5, 9, 9),
             2 => ip.source = Ipv4Addr::new(192, 0, 2, 1),
-            3 => ip.destination = Ipv4Addr::BROADCAST,
-            4 => ip.destination = Ipv4Addr::new(224, 0, 0, 251),
+            3 => {
+                ip.destination = Ipv4Addr::BROADCAST;
+                group = Mac::Broadcast;
+            }
+            4 => {
+                ip.destination = Ipv4Addr::new(224, 0, 0, 251);
+                group = Mac::Multicast;
+            }
             _ => {
+                // Of the pod's own subnet or the other node's.
                 let [a, b, c, _] = ip.destination.octets();
                 ip.destination = Ipv4Addr::new(a, b, c, 255);
+                group = Mac::Broadcast;
             }
         }
         let segment = self.segment(flow, &ip, 600);
         self.push(flow, ip.packet(&segment));
+        // Sent as a host would, or to the gateway as if it were a host's.
+        if self.random.random()
+            && let Some(step) = self.steps.last_mut()
+        {
+            step.dst = group;
+        }
     }
 
     /// The largest packet there may be, and its neighbours.
