@@ -90,3 +90,8 @@ pub fn deafen(pod: &Pod) -> Result<()> {
     );
     pod.namespace.run("nft", [rules.as_str()]).map(drop)
 }
+
+pub fn undeafen(pod: &Pod) -> Result<()> {
+    let rules = ["delete", "table", "netdev", "deaf"];
+    pod.namespace.run("nft", rules).map(drop)
+}
