@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const PORT: u16 = 8080;
 /// Rounds after which the agent has allocated what it will.
 const WARM_UP: usize = 3;
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 8;
 const GHOSTS: u8 = 4;
 const RESTARTS: usize = 3;
 /// What the allocator may keep of a round's garbage.
