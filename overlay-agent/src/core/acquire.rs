@@ -1,7 +1,8 @@
 //! Which record a starting node writes: flannel's order of preference, without its races.
 //!
-//! A node finds itself again by its public IP, where there is no IPv4 by its public IPv6 address. It keeps the subnet its containers already use
-//! (from the subnet file) where it can, and takes a random free one otherwise.
+//! A node finds itself again by its public IP, or, where there is no IPv4, by its public IPv6
+//! address. It keeps the subnet its containers already use (from the subnet file) where it can, and
+//! takes a random free one otherwise.
 
 use std::{fmt, net::IpAddr};
 
@@ -119,14 +120,10 @@ impl Wish {
         rng: &mut dyn RngCore,
     ) -> Option<(Ipv4Network, Origin)> {
         let taken = || entries.iter().map(|entry| &entry.key);
-        let free = |subnet: &Ipv4Network| {
-            !taken().any(|key| key.ipv4().is_some_and(|other| other.overlaps(*subnet)))
-        };
-        let previous = self.previous.map(network4);
-        let kept = previous.filter(|subnet| accepts4(pool, *subnet) && free(subnet));
-        let chosen = || Some((pick4(pool, taken(), rng)?, Origin::Chosen));
-        kept.map(|subnet| (subnet, Origin::SubnetFile))
-            .or_else(chosen)
+        let overlaps = |subnet, key: &LeaseKey| key.ipv4().is_some_and(|o| o.overlaps(subnet));
+        let fits = |s: &_| accepts4(pool, *s) && !taken().any(|key| overlaps(*s, key));
+        let previous = self.previous.map(network4).filter(fits);
+        keep_or(previous, || pick4(pool, taken(), rng))
     }
 
     /// The IPv6 twin of [`Self::choose4`].
@@ -137,14 +134,18 @@ impl Wish {
         rng: &mut dyn RngCore,
     ) -> Option<(Ipv6Network, Origin)> {
         let taken = || entries.iter().map(|entry| &entry.key);
-        let free = |subnet: &Ipv6Network| {
-            !taken().any(|key| key.ipv6().is_some_and(|other| other.overlaps(*subnet)))
-        };
-        let previous = self.previous6.and_then(network6);
-        let kept = previous.filter(|subnet| accepts6(pool, *subnet) && free(subnet));
-        let chosen = || Some((pick6(pool, taken(), rng)?, Origin::Chosen));
-        kept.map(|subnet| (subnet, Origin::SubnetFile))
-            .or_else(chosen)
+        let overlaps = |subnet, key: &LeaseKey| key.ipv6().is_some_and(|o| o.overlaps(subnet));
+        let fits = |s: &_| accepts6(pool, *s) && !taken().any(|key| overlaps(*s, key));
+        let previous = self.previous6.and_then(network6).filter(fits);
+        keep_or(previous, || pick6(pool, taken(), rng))
+    }
+}
+
+/// The previous subnet if it may be kept, else a picked one.
+fn keep_or<N>(kept: Option<N>, pick: impl FnOnce() -> Option<N>) -> Option<(N, Origin)> {
+    match kept {
+        Some(subnet) => Some((subnet, Origin::SubnetFile)),
+        None => pick().map(|subnet| (subnet, Origin::Chosen)),
     }
 }
 

@@ -15,7 +15,8 @@ use crate::lease::{ConfigText, LeaseAttrs, LeaseKey};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseView {
     pub own: OwnLease,
-    /// Other nodes, of all backends, by the [subnet](LeaseKey::subnet) their leases go by. Never holds anything that overlaps the own subnet.
+    /// Other nodes, of all backends, by the [subnet](LeaseKey::subnet) their leases go by. Never
+    /// holds anything that overlaps the own subnet.
     pub peers: BTreeMap<IpNetwork, PeerLease>,
     pub etcd: EtcdState,
     /// The network config as etcd has it, which may differ from the one in force.

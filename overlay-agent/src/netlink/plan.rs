@@ -61,8 +61,8 @@ pub struct Observed<F: Family = V4> {
     pub leftovers: Vec<Leftover>,
 }
 
-/// A vxlan device with flannel's name for its VNI that carries this node's tunnel address and is not the
-/// configured one: the VNI or the backend was changed.
+/// A vxlan device with flannel's name for its VNI that carries this node's tunnel address and is not
+/// the configured one: the VNI or the backend was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leftover {
     pub ifindex: u32,

@@ -1,4 +1,5 @@
-//! The device `flannel.<VNI>`, or `flannel-v6.<VNI>`: what it must look like and how an existing one compares. Pure.
+//! The device `flannel.<VNI>`, or `flannel-v6.<VNI>`: what it must look like and how an existing one
+//! compares. Pure.
 //!
 //! Same attributes as flannel's, so that a daemon of either kind adopts the other's device and
 //! tunnels stay up across the exchange: nolearning, TTL from the route, UDP checksums as the
