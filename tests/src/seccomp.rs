@@ -85,26 +85,34 @@ fn filter(denial: BpfDenial) -> Vec<libc::sock_filter> {
 /// Runs `command` on the imitated kernel.
 pub fn deny_bpf(command: &mut Command, denial: BpfDenial) {
     let mut instructions = filter(denial);
-    // SAFETY: the closure runs between fork and exec and makes one system call. The program it
-    // passes points into a vector that the closure owns; nothing is allocated.
-    unsafe {
-        command.pre_exec(move || {
-            let program = libc::sock_fprog {
-                len: u16::try_from(instructions.len()).unwrap_or(0),
-                filter: instructions.as_mut_ptr(),
-            };
-            let result = libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            );
-            if result < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            }
-        })
+    // SAFETY: the closure runs between fork and exec and makes one system call; the vector it owns is
+    // there already, nothing is allocated.
+    unsafe { command.pre_exec(move || install(&mut instructions)) };
+}
+
+/// Puts the calling thread on the imitated kernel, for good.
+pub fn deny_bpf_here(denial: BpfDenial) -> io::Result<()> {
+    install(&mut filter(denial))
+}
+
+fn install(instructions: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).unwrap_or(0),
+        filter: instructions.as_mut_ptr(),
     };
+    // SAFETY: the program points to `len` instructions that outlive the call, which copies them.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

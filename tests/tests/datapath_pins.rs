@@ -5,6 +5,7 @@ use std::{
     net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -36,7 +37,10 @@ use overlay_common::{
     outcome::Hook,
     route::Route,
 };
-use overlay_tests::private_netns::run;
+use overlay_tests::{
+    private_netns::run,
+    seccomp::{BpfDenial, deny_bpf_here},
+};
 
 const FACTS: HostFacts = HostFacts {
     ip_default_ttl: 64,
@@ -151,6 +155,15 @@ fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
         (subnet, (route.node, node.vtep.octets))
     };
     routes.into_iter().map(entry).collect()
+}
+
+fn output(command: &str) -> String {
+    let mut words = command.split(' ');
+    let output = Command::new(words.next().expect("a program"))
+        .args(words)
+        .output()
+        .expect("it starts");
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 fn veth(name: &str) -> Attachment {
@@ -498,20 +511,59 @@ fn every_entry_of_a_large_flow_table_is_read_once() {
     });
 }
 
+/// The object with an `exit` as the first instruction of a section: nothing behind it can be reached.
+fn with_rejected_program(section: &str) -> Vec<u8> {
+    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    let mut object = OBJECT.to_vec();
+    let file = object::File::parse(OBJECT).expect("an ELF object");
+    let section = file
+        .sections()
+        .find(|found| found.name() == Ok(section))
+        .expect("programs");
+    let (start, _) = section.file_range().expect("bytes");
+    let start = usize::try_from(start).expect("an offset");
+    object[start..start + EXIT.len()].copy_from_slice(&EXIT);
+    object
+}
+
+#[test]
+fn on_a_kernel_without_tcx_a_guard_that_it_rejects_is_left_out_and_the_rest_is_attached() {
+    sandbox(|pins| {
+        let object = with_rejected_program("xdp.frags");
+        let error = refusal(try_open(pins, &object));
+        assert!(matches!(error, DatapathError::Verifier { .. }), "{error}");
+
+        deny_bpf_here(BpfDenial::Links).expect("a seccomp filter");
+        let mut agent = try_open(pins, &object).expect("without its guard");
+        let egress = veth("pod");
+        let guard = |xdp| Attachment {
+            xdp,
+            ..at(Hook::Guard, "pod")
+        };
+        let wanted = [egress.clone(), guard(XdpMode::NativeIfSupported)];
+        let summary = agent.sync_links(&wanted.into()).expect("attached");
+        assert!(summary.failed.is_empty(), "{:?}", summary.failed);
+        assert_eq!(summary.created, 1);
+        let filters = output("tc filter show dev pod ingress");
+        assert!(
+            filters.contains("overlay_egress direct-action"),
+            "{filters}"
+        );
+
+        // Who insists on the guard is told.
+        let wanted = [egress, guard(XdpMode::Native)];
+        let summary = agent.sync_links(&wanted.into()).expect("a summary");
+        let [(_, error)] = &summary.failed[..] else {
+            panic!("{:?}", summary.failed);
+        };
+        assert!(error.to_string().contains("--xdp=off"), "{error}");
+    });
+}
+
 #[test]
 fn a_rejected_program_is_reported_with_the_verifiers_own_words() {
     sandbox(|pins| {
-        // `exit` as the first instruction: nothing behind it can be reached.
-        const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
-        let mut object = OBJECT.to_vec();
-        let file = object::File::parse(OBJECT).expect("an ELF object");
-        let section = file
-            .sections()
-            .find(|s| s.name() == Ok("classifier"))
-            .expect("programs");
-        let (start, _) = section.file_range().expect("bytes");
-        let start = usize::try_from(start).expect("an offset");
-        object[start..start + EXIT.len()].copy_from_slice(&EXIT);
+        let object = with_rejected_program("classifier");
         let error = refusal(try_open(pins, &object));
         assert!(matches!(error, DatapathError::Verifier { .. }), "{error}");
         assert!(error.to_string().contains("unreachable insn 1"), "{error}");

@@ -171,6 +171,10 @@ pub fn attach(
         if attachment.xdp == XdpMode::NativeIfSupported {
             return Ok(Attached::Unsupported);
         }
+        if hook == Hook::Guard {
+            let reason = "this kernel does not take the program; use --xdp=auto or --xdp=off";
+            return Err(link_error("attach")(io::Error::other(reason)));
+        }
         return Err(DatapathError::MissingProgram {
             program: super::load::program_name(hook),
         });
