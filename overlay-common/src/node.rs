@@ -27,8 +27,11 @@ pub struct Node {
     pub _pad: u8,
     /// Everything between the outer Ethernet header and the inner IP header, prebuilt.
     pub encap: EncapHeader,
+    /// Largest outer packet that the kernel's route to `vtep` takes, bytes, where that is a property
+    /// of the route (`ip route … mtu N`); else 0. `bpf_fib_lookup` reports only locked ones.
+    pub route_mtu: u16,
     #[doc(hidden)]
-    pub _pad2: [u8; 6],
+    pub _pad2: [u8; 4],
 }
 
 /// The entry describes a node.

@@ -73,7 +73,13 @@ fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcom
     let (mode, mtu, device, neighbour) = if direct {
         (MODE_DIRECT, fib.mtu, fib.ifindex, fib.dst_mac)
     } else {
-        let room = fib.mtu.saturating_sub(ENCAP_LEN);
+        let route_mtu = u32::from(node.route_mtu);
+        let outer = if route_mtu != 0 && route_mtu < fib.mtu {
+            route_mtu
+        } else {
+            fib.mtu
+        };
+        let room = outer.saturating_sub(ENCAP_LEN);
         let mtu = if room < config.pod_mtu {
             room
         } else {

@@ -45,6 +45,7 @@ use overlay_tests::{
 const FACTS: HostFacts = HostFacts {
     ip_default_ttl: 64,
     local_port_range: (32_768, 60_999),
+    route_mtus: BTreeMap::new(),
 };
 
 /// Runs `body` in a network and mount namespace of its own, with a BPF file system that goes with
@@ -142,7 +143,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
 
 fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
     datapath
-        .apply(&desired(peers), None, FACTS)
+        .apply(&desired(peers), None, &FACTS)
         .expect("the maps take it")
 }
 

@@ -14,7 +14,7 @@ use overlay_tests::{
     capture::{Capture, Direction},
     decode::decode_ipv4,
     differ::{Mode, in_both_modes, raw::POD_INTERFACE},
-    lab::{Lab, Wire},
+    lab::{Lab, Wire, underlay::NODE_INTERFACE},
     rules::Protocol,
     services::{Connection, Server},
     sys::{self, PathMtuDiscovery},
@@ -141,6 +141,39 @@ fn narrow_route(lab: &Lab, mode: Mode) -> Result<Option<i32>> {
 fn a_smaller_mtu_of_the_underlays_route_stops_no_tunnelled_packet() {
     let nodes = Lab::builder().nodes(2);
     assert_eq!(in_both_modes(&nodes, &[], narrow_route), [None, None]);
+}
+
+/// What leaves the node while the route to the peer has a smaller MTU, one that is not locked: the
+/// programs leave to the kernel what it has to fragment.
+#[test]
+fn tunnel_packets_keep_to_the_mtu_of_the_underlays_route() {
+    let nodes = Lab::builder().nodes(2).wire(Wire::Segmented);
+    in_both_modes(&nodes, &[], |lab, mode| {
+        let [from, to] = ends(lab)?;
+        let _tcp = Server::start(&to, Protocol::Tcp, PORT)?;
+        let target = SocketAddrV4::new(to.address, PORT);
+        let mut open = Connection::open(&from, Protocol::Tcp, target, 0)?;
+        warm(lab, mode, &mut open)?;
+        let node = lab.node(0);
+        let peer = format!("{}/32", lab.node(1).address);
+        node.cmd("ip", ["route", "add", &peer, "dev", "eth0", "mtu", "1300"])?;
+        wait_for("small packets on the wire", DEADLINE, || {
+            let capture = Capture::start(&node.namespace, NODE_INTERFACE)?;
+            open.exchange(1 << 18, 60_000)?;
+            let frames = capture.stop()?;
+            let sent = frames
+                .iter()
+                .filter(|frame| frame.direction == Direction::Sent)
+                .filter_map(|frame| decode_ipv4(&frame.bytes).ok());
+            let longest = sent.map(|packet| packet.ip.total_len).max();
+            ensure!(
+                longest.is_some_and(|longest| (1_000..=1_300).contains(&longest)),
+                "{mode:?}: the longest has {longest:?} bytes"
+            );
+            Ok(())
+        })?;
+        warm(lab, mode, &mut open)
+    });
 }
 
 /// Without a tunnel the node is a router, and tells the pod.

@@ -51,7 +51,7 @@ fn layouts() -> BTreeMap<&'static str, Layout> {
         Ipv4Be { octets }
         MacAddr { octets }
         Route { node, flags }
-        Node { flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, _pad2 }
+        Node { flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, route_mtu, _pad2 }
         EncapHeader { ipv4, udp, vxlan, inner_eth }
         Ipv4Header {
             version_ihl, tos, total_len, id, fragment, ttl, protocol, check, src, dst,

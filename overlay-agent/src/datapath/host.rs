@@ -1,6 +1,6 @@
 //! Facts about this host that the kernel tier's packets depend on and the fast path must match.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -9,20 +9,24 @@ use super::DatapathError;
 const IP_DEFAULT_TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// `net.ipv4.ip_default_ttl`: TTL of tunnel packets.
     pub ip_default_ttl: u8,
     /// `net.ipv4.ip_local_port_range`, first and last: vxlan takes source ports from it.
     pub local_port_range: (u16, u16),
+    /// MTUs of the kernel's routes to VTEP addresses, where they carry one.
+    pub route_mtus: BTreeMap<Ipv4Addr, u32>,
 }
 
 impl HostFacts {
-    /// Reads the facts of the network namespace of the calling thread.
+    /// Reads the settings of the network namespace of the calling thread; the routes are the kernel
+    /// tier's to read.
     pub fn read() -> Result<Self, DatapathError> {
         Ok(Self {
             ip_default_ttl: read(IP_DEFAULT_TTL, "a TTL", |text| text.trim().parse().ok())?,
             local_port_range: read(IP_LOCAL_PORT_RANGE, "a port range", parse_range)?,
+            route_mtus: BTreeMap::new(),
         })
     }
 }

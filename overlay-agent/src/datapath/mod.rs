@@ -122,7 +122,7 @@ impl Datapath {
         &mut self,
         desired: &Desired,
         vtep: Option<Vtep>,
-        facts: HostFacts,
+        facts: &HostFacts,
     ) -> Result<Summary, DatapathError> {
         let wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
         let mut tables = match self.tables.take() {

@@ -43,7 +43,8 @@ pub enum Step {
     UpdateNode {
         index: u32,
         node: Node,
-        /// The VTEP address changes: the next hop is another one.
+        /// The VTEP address or the MTU of the route to it changes: the next hop has to be resolved
+        /// again.
         moved: bool,
     },
     /// Write the configuration; with `flush` under another generation.
@@ -109,7 +110,7 @@ pub fn plan(observed: &Tables, wanted: &BTreeMap<Ipv4Network, Node>, limits: Lim
             steps.push(Step::UpdateNode {
                 index,
                 node,
-                moved: old.vtep != node.vtep,
+                moved: (old.vtep, old.route_mtu) != (node.vtep, node.route_mtu),
             });
         }
     }

@@ -65,7 +65,7 @@ pub struct Wanted {
 pub fn wanted(
     desired: &Desired,
     vtep: Option<Vtep>,
-    facts: HostFacts,
+    facts: &HostFacts,
     fastpath: Fastpath,
     lease: Duration,
 ) -> Wanted {
@@ -73,7 +73,7 @@ pub fn wanted(
     let mut nodes = BTreeMap::new();
     let mut unusable = Vec::new();
     for peer in desired.peers.values() {
-        match node(&desired.local, peer, config.vtep_mac, facts.ip_default_ttl) {
+        match node(&desired.local, peer, config.vtep_mac, facts) {
             Some(node) => {
                 nodes.insert(network_of(peer.subnet), node);
             }
@@ -90,7 +90,7 @@ pub fn wanted(
 fn config(
     local: &LocalNode,
     vtep: Option<Vtep>,
-    facts: HostFacts,
+    facts: &HostFacts,
     fastpath: Fastpath,
     lease: Duration,
 ) -> Config {
@@ -128,7 +128,7 @@ fn config(
 
 /// The entry for `peer`; `None` where the programs could not tell its packets apart or where the
 /// lease makes no sense. An old lease of this very node is such a case.
-fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, ttl: u8) -> Option<Node> {
+fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, facts: &HostFacts) -> Option<Node> {
     let address = peer.public_ip;
     let is_self = address == local.underlay.address || address == local.underlay.public_ip;
     let is_unicast = !address.is_unspecified()
@@ -148,7 +148,7 @@ fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, ttl: u8) -> Option<No
                 remote: address.into(),
                 vni: vxlan.vni,
                 port: vxlan.port(),
-                ttl,
+                ttl: facts.ip_default_ttl,
                 inner_src: vtep_mac,
                 inner_dst: peer.vtep_mac,
             });
@@ -173,6 +173,10 @@ fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, ttl: u8) -> Option<No
         vtep_mac: peer.vtep_mac,
         prefix_len: subnet.prefix(),
         encap,
+        route_mtu: facts
+            .route_mtus
+            .get(&address)
+            .map_or(0, |&mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
         ..Node::default()
     })
 }
@@ -196,6 +200,7 @@ mod tests {
     const FACTS: HostFacts = HostFacts {
         ip_default_ttl: 64,
         local_port_range: (32_768, 60_999),
+        route_mtus: BTreeMap::new(),
     };
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
 
@@ -245,7 +250,7 @@ mod tests {
         wanted(
             desired,
             None,
-            FACTS,
+            &FACTS,
             Fastpath::Strict,
             Duration::from_secs(15),
         )
@@ -277,6 +282,25 @@ mod tests {
             (32_768, 28_231)
         );
         assert_eq!(wanted.config.vni, [0, 0, 1]);
+    }
+
+    #[test]
+    fn the_mtu_of_the_route_to_a_peer_goes_with_its_node() {
+        let desired = desired(
+            vxlan(false),
+            &[
+                ("10.1.1.0/24", [192, 168, 0, 1], MAC),
+                ("10.1.2.0/24", [192, 168, 0, 2], MAC),
+            ],
+        );
+        let facts = HostFacts {
+            route_mtus: [(Ipv4Addr::new(192, 168, 0, 1), 1400)].into(),
+            ..FACTS
+        };
+        let lease = Duration::from_secs(15);
+        let wanted = wanted(&desired, None, &facts, Fastpath::Strict, lease);
+        let mtus: Vec<_> = wanted.nodes.values().map(|node| node.route_mtu).collect();
+        assert_eq!(mtus, [1400, 0]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod plan;
 mod pods;
 mod reconcile;
 mod request;
+mod route_mtu;
 mod transport;
 mod vtep;
 mod watch;

@@ -20,6 +20,7 @@ use super::{
     object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route},
     plan::{Change, Leftover, Observed, ROUTE_PROTOCOL, diff, tunnel_address, want},
     request,
+    route_mtu::{self, RouteMtu},
     transport::Request,
     vtep::Vtep,
 };
@@ -47,6 +48,8 @@ pub struct Summary<F: Family = V4> {
     pub shadowed: Vec<Route<F>>,
     /// How each programmed peer is reached.
     pub paths: BTreeMap<F::Network, PeerPath>,
+    /// MTUs of the kernel's routes to peers, where they carry one.
+    pub route_mtus: BTreeMap<F::Address, u32>,
 }
 
 impl<F: Family> Summary<F> {
@@ -62,6 +65,20 @@ impl<F: Family> fmt::Display for Failure<F> {
     }
 }
 
+fn route_mtus<F: Family>(
+    desired: &Desired<F>,
+    routes: &[RouteMtu<F>],
+) -> BTreeMap<F::Address, u32> {
+    // Hardly any host has such a route.
+    if routes.iter().all(|found| found.mtu.is_none()) {
+        return BTreeMap::new();
+    }
+    let peers = desired.peers.values().map(|peer| peer.public_ip);
+    peers
+        .filter_map(|address| Some((address, route_mtu::to(address, routes)?)))
+        .collect()
+}
+
 impl Netlink {
     /// Makes addresses, neighbours, forwarding entries and routes as desired. `vtep` is the device
     /// [`Netlink::ensure_vtep`] returned; backends without a device have none.
@@ -75,7 +92,7 @@ impl Netlink {
         }
         let admission = self.admission(desired, vtep).await?;
         let wanted = want(&desired.local, &admission, vtep.map(|vtep| vtep.ifindex));
-        let observed = self.observe(&desired.local, vtep).await?;
+        let (observed, routes) = self.observe(&desired.local, vtep).await?;
         let plan = diff(&wanted, &observed);
 
         let requests = plan.changes.iter().map(encode::<F>).collect();
@@ -92,6 +109,7 @@ impl Netlink {
                 .iter()
                 .map(|(net, (_, path))| (*net, *path))
                 .collect(),
+            route_mtus: route_mtus(desired, &routes),
         };
         for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
             match verdict {
@@ -202,9 +220,10 @@ impl Netlink {
         &self,
         local: &LocalNode<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<Observed<F>, NetlinkError> {
+    ) -> Result<(Observed<F>, Vec<RouteMtu<F>>), NetlinkError> {
+        let routes = self.routes_with_mtu().await?;
         let mut observed = Observed {
-            routes: self.routes().await?,
+            routes: routes.iter().map(|found| found.route).collect(),
             addresses: self.addresses().await?,
             ..Observed::default()
         };
@@ -220,7 +239,7 @@ impl Netlink {
         }
         observed.addresses.retain(|a| Some(a.ifindex) == current);
         let Some(vtep) = vtep else {
-            return Ok(observed);
+            return Ok((observed, routes));
         };
         let link = self.link_at(vtep.ifindex).await?;
         if link.is_none_or(|link| link.name != vtep.name) {
@@ -231,7 +250,7 @@ impl Netlink {
         }
         observed.neighbours = self.neighbours(vtep.ifindex).await?;
         observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
-        Ok(observed)
+        Ok((observed, routes))
     }
 
     /// Addresses of all interfaces.
@@ -277,6 +296,11 @@ impl Netlink {
 
     /// Routes of the main table, in the kernel's order.
     pub async fn routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
+        let found = self.routes_with_mtu().await?;
+        Ok(found.into_iter().map(|found| found.route).collect())
+    }
+
+    async fn routes_with_mtu<F: Family>(&self) -> Result<Vec<RouteMtu<F>>, NetlinkError> {
         let messages = self
             .transport
             .dump("list routes", request::dump_routes::<F>())
@@ -284,10 +308,10 @@ impl Netlink {
         Ok(messages
             .iter()
             .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => Route::decode(message),
+                RouteNetlinkMessage::NewRoute(message) => RouteMtu::decode(message),
                 _ => None,
             })
-            .filter(Route::in_main_table)
+            .filter(|found| found.route.in_main_table())
             .collect())
     }
 }

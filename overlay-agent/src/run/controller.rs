@@ -127,7 +127,7 @@ impl Controller {
         let mut problems = Vec::new();
         if let Some(side) = &mut self.sides.ipv4 {
             problems.extend(side.reconcile(&self.netlink).await.err());
-            if let Err(error) = self.tier1.apply(&side.desired, side.vtep.as_ref()) {
+            if let Err(error) = self.tier1.apply(side) {
                 warn!(%error, "cannot write the maps");
                 problems.push(error.to_string());
             }

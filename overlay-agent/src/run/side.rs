@@ -1,5 +1,7 @@
 //! One address family of the running node: what is desired of its kernel tier, and keeping it so.
 
+use std::collections::BTreeMap;
+
 use tracing::{info, warn};
 
 use crate::{
@@ -11,6 +13,8 @@ use crate::{
 pub struct Side<F: Family = V4> {
     pub desired: Desired<F>,
     pub vtep: Option<Vtep>,
+    /// MTUs of the kernel's routes to peers, where they carry one.
+    pub route_mtus: BTreeMap<F::Address, u32>,
     blackhole: Blackhole,
     /// What was last complained about, so that each problem is logged once.
     complaints: Vec<String>,
@@ -38,6 +42,7 @@ impl<F: Family> Side<F> {
         Self {
             desired,
             vtep,
+            route_mtus: BTreeMap::new(),
             blackhole: if blackhole {
                 Blackhole::Kept
             } else {
@@ -84,7 +89,10 @@ impl<F: Family> Side<F> {
         let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref()).await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
-            (Ok(summary), Ok(())) => self.report(&summary),
+            (Ok(mut summary), Ok(())) => {
+                self.route_mtus = std::mem::take(&mut summary.route_mtus);
+                self.report(&summary)
+            }
             (Err(error), _) | (_, Err(error)) => Err(self.not_in_sync(&error)),
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use overlay_common::outcome::Hook;
 use tracing::{info, warn};
 
+use super::side::Side;
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, XdpMode},
@@ -88,7 +89,7 @@ impl Tier1 {
     }
 
     /// Brings the maps to the desired state.
-    pub fn apply(&mut self, desired: &Desired, vtep: Option<&Vtep>) -> Result<(), DatapathError> {
+    pub fn apply(&mut self, side: &Side) -> Result<(), DatapathError> {
         let Self::Active {
             datapath,
             left_to_kernel,
@@ -98,11 +99,15 @@ impl Tier1 {
         else {
             return Ok(());
         };
-        let vtep = vtep.map(|vtep| datapath::Vtep {
+        let vtep = side.vtep.as_ref().map(|vtep| datapath::Vtep {
             ifindex: vtep.ifindex,
             mac: vtep.mac,
         });
-        let summary = datapath.apply(desired, vtep, HostFacts::read()?)?;
+        let facts = HostFacts {
+            route_mtus: side.route_mtus.clone(),
+            ..HostFacts::read()?
+        };
+        let summary = datapath.apply(&side.desired, vtep, &facts)?;
         let left = summary.left_to_kernel.len();
         *attach_due |= (left > 0) != (*left_to_kernel > 0);
         if left > 0 && *left_to_kernel == 0 {
