@@ -40,6 +40,8 @@ enum Filter {
     Nftables,
     /// The ingress hook of the interface packets come in by, ahead of any routing.
     Netdev,
+    /// Not the packet filter but the policy routing database.
+    Routing,
 }
 
 /// Which packets a rule drops, and where.
@@ -161,6 +163,11 @@ impl Bench<'_> {
                 let action = if present { "-I" } else { "-D" };
                 let rule = [action, "FORWARD", "-s", &from, "-d", &to, "-j", "DROP"];
                 return node.cmd(program, rule).map(drop);
+            }
+            Filter::Routing => {
+                let action = if present { "add" } else { "del" };
+                let rule = ["rule", action, "from", &from, "to", &to, "blackhole"];
+                return node.cmd("ip", rule).map(drop);
             }
             Filter::Nftables => "hook forward priority filter".to_owned(),
             Filter::Netdev => {
@@ -334,6 +341,11 @@ fn an_nftables_rule_ends_flows_and_its_removal_resumes_them() {
 #[test]
 fn a_netdev_rule_ends_flows_and_its_removal_resumes_them() {
     a_drop_rule_is_honoured(Filter::Netdev);
+}
+
+#[test]
+fn a_policy_routing_rule_ends_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured(Filter::Routing);
 }
 
 /// Established flows go on because conntrack knows them, although the fast path kept most of their

@@ -63,6 +63,7 @@ impl LinkTable {
             KernelEvent::Ipv6(_)
             | KernelEvent::Fdb(_)
             | KernelEvent::FdbRemoved(_)
+            | KernelEvent::PolicyRule
             | KernelEvent::Resync => false,
         }
     }

@@ -8,8 +8,8 @@ use std::{
 use futures::{Stream, StreamExt};
 use rtnetlink::{
     constants::{
-        RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK,
-        RTMGRP_NEIGH,
+        RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_IPV6_IFADDR,
+        RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH,
     },
     packet_core::NetlinkPayload,
     packet_route::{AddressFamily, RouteNetlinkMessage},
@@ -24,7 +24,12 @@ use super::{
 };
 use crate::model::{Family, V4, V6};
 
+/// `RTNLGRP_IPV6_RULE` as a bit of the mask.
+const IPV6_RULE: u32 = 1 << 18;
+
 const GROUPS: u32 = RTMGRP_LINK
+    | RTMGRP_IPV4_RULE
+    | IPV6_RULE
     | RTMGRP_IPV4_IFADDR
     | RTMGRP_IPV4_ROUTE
     | RTMGRP_IPV6_IFADDR
@@ -45,6 +50,8 @@ pub enum KernelEvent {
     Ipv6(IpEvent<V6>),
     Fdb(FdbEntry),
     FdbRemoved(FdbEntry),
+    /// A policy routing rule appeared or went.
+    PolicyRule,
     /// Events were lost: everything has to be looked at afresh.
     Resync,
 }
@@ -106,7 +113,7 @@ impl KernelEvent {
             Self::Ipv4(event) => event.concerns(ours, is_vtep),
             Self::Ipv6(event) => event.concerns(ours, is_vtep),
             Self::Fdb(entry) | Self::FdbRemoved(entry) => is_vtep(entry.ifindex),
-            Self::Resync => true,
+            Self::PolicyRule | Self::Resync => true,
         }
     }
 
@@ -129,6 +136,7 @@ impl KernelEvent {
             Message::DelNeighbour(entry) if entry.header.family == AddressFamily::Bridge => {
                 FdbEntry::decode(entry).map(Self::FdbRemoved)
             }
+            Message::NewRule(_) | Message::DelRule(_) => Some(Self::PolicyRule),
             message => IpEvent::decode(message)
                 .map(Self::Ipv4)
                 .or_else(|| IpEvent::decode(message).map(Self::Ipv6)),
@@ -143,7 +151,7 @@ pub struct Watch {
 }
 
 impl Netlink {
-    /// Subscribes to links, addresses, routes, neighbours and forwarding entries, in the network
+    /// Subscribes to links, addresses, routes, policy routing rules, neighbours and forwarding entries, in the network
     /// namespace of the calling thread. Subscribe before taking a first look, so that nothing
     /// falls between the two.
     pub fn watch() -> Result<Watch, NetlinkError> {

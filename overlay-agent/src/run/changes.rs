@@ -186,6 +186,11 @@ impl Tracker {
                 dirty.tiers = scene.is_vtep(entry.ifindex) && !scene.expects(entry);
             }
             KernelEvent::FdbRemoved(entry) => dirty.tiers = scene.is_vtep(entry.ifindex),
+            // It may send any packet another way, or nowhere, and decides which peers are on-link.
+            KernelEvent::PolicyRule => {
+                dirty.tiers = true;
+                dirty.flush = true;
+            }
         }
         dirty
     }
@@ -432,6 +437,17 @@ mod tests {
         };
         let event = KernelEvent::Ipv6(IpEvent::Address(address));
         assert_eq!(note(&mut tracker, &event), Dirty::default());
+    }
+
+    #[test]
+    fn a_policy_routing_rule_concerns_every_flow_and_peer() {
+        let mut tracker = Tracker::default();
+        let dirty = Dirty {
+            tiers: true,
+            flush: true,
+            ..Dirty::default()
+        };
+        assert_eq!(note(&mut tracker, &KernelEvent::PolicyRule), dirty);
     }
 
     #[test]
