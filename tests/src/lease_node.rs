@@ -144,6 +144,16 @@ impl Node {
         self
     }
 
+    /// Leases IPv6 subnets from fd00:5:0:`min`::/64 to fd00:5:0:`max`::/64 only.
+    #[must_use]
+    pub fn subnets6(mut self, min: u16, max: u16) -> Self {
+        let base = |n| Ipv6Addr::new(0xfd00, 5, 0, n, 0, 0, 0, 0);
+        if let Some(pool) = &mut self.wish.allocation.ipv6 {
+            (pool.subnet_min, pool.subnet_max) = (base(min), base(max));
+        }
+        self
+    }
+
     #[must_use]
     pub fn options(mut self, change: impl FnOnce(&mut EtcdOptions)) -> Self {
         change(&mut self.options);

@@ -1,7 +1,7 @@
 //! Leases in a real etcd, single member: what the agent writes is what flannel would, and nothing
 //! that happens to etcd makes it forget its peers.
 
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::Result;
 use overlay_agent::{
@@ -184,6 +184,29 @@ async fn many_nodes_starting_at_once_get_subnets_of_their_own() -> Result<()> {
     let subnets: std::collections::BTreeSet<_> =
         nodes.iter().map(|node| node.view().own.subnet()).collect();
     assert_eq!(subnets.len(), 12, "{subnets:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dual_stack_nodes_starting_at_once_get_subnets_of_their_own_in_both_families() -> Result<()>
+{
+    let etcd = etcd_with_config()?;
+    let address = |n: u8| Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, n.into());
+    // Among 16 IPv6 subnets, some of eight choices nearly always coincide.
+    let starts = (1..=8).map(|n| {
+        Node::new(&etcd, n)
+            .dual_stack(address(n))
+            .subnets6(1, 16)
+            .start()
+    });
+    let nodes = futures::future::try_join_all(starts).await?;
+    let keys: Vec<_> = nodes.iter().map(|node| node.view().own.key).collect();
+    for (index, key) in keys.iter().enumerate() {
+        let rest = &keys[index + 1..];
+        assert!(!rest.iter().any(|other| other.overlaps(key)), "{keys:#?}");
+    }
+    let records = etcd.list(&format!("{PREFIX}/subnets"))?;
+    assert_eq!(records.len(), 8, "{records:#?}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Acquiring the own lease: list, decide, write, and again when somebody was faster.
+//! Acquiring the own lease: list, decide, write, look back, and again when somebody was faster.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    store::{Expect, LeaseStore, Put, PutOutcome, Snapshot, StoreError},
+    key::LeaseKey,
+    store::{Entry, Expect, LeaseStore, Put, PutOutcome, Snapshot, StoreError},
     value::LeaseAttrs,
 };
 use crate::core::{Allocation, Backoff, Decision, Held, Origin, Renewal, Wish, decide};
@@ -93,7 +94,7 @@ pub async fn acquire<S: LeaseStore>(
 
 enum Attempt {
     Acquired(Acquired),
-    /// Another node wrote the record first.
+    /// Another node wrote the record, or one that overlaps it, first.
     Lost,
     /// A record in the way was deleted.
     Cleared,
@@ -134,6 +135,17 @@ async fn attempt<S: LeaseStore>(
             lease_id,
             ttl,
         } => {
+            let snapshot = if expect == Expect::Absent {
+                let now = store.list().await?;
+                if let Some(rival) = rival(&put, mod_revision, &now.entries) {
+                    info!(lease = %key, %rival, "another node wrote an overlapping lease first; choosing again");
+                    store.delete(&key, mod_revision).await?;
+                    return Ok(Attempt::Lost);
+                }
+                now
+            } else {
+                snapshot
+            };
             report(&put.attrs, origin, expect);
             info!(lease = %key, %origin, reservation, "lease acquired");
             let held = Held {
@@ -149,6 +161,20 @@ async fn attempt<S: LeaseStore>(
             Attempt::Lost
         }
     })
+}
+
+/// The store refuses a second record under one key, but not two keys that have a subnet in common:
+/// two dual-stack nodes can choose the same IPv6 subnet with different IPv4 subnets. Of the two that
+/// see each other, the one that wrote later gives way.
+fn rival(put: &Put, mod_revision: i64, entries: &[Entry]) -> Option<LeaseKey> {
+    let is_own = |entry: &Entry| {
+        let attrs = entry.value.as_ref();
+        attrs.is_ok_and(|attrs| attrs.node_ip() == put.attrs.node_ip())
+    };
+    let first = entries.iter().find(|entry| {
+        entry.mod_revision < mod_revision && entry.key.overlaps(&put.key) && !is_own(entry)
+    });
+    first.map(|entry| entry.key)
 }
 
 /// flannel's own words, which people search logs for.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream, stream::BoxStream};
+use ipnetwork::Ipv4Network;
 use tokio::sync::watch;
 
 use super::{
@@ -34,6 +35,12 @@ pub struct State {
     pub puts: usize,
     /// So many times another node writes a free key just before a `put` does.
     pub races: u8,
+    /// So many times another node leases a part of the subnet just before a `put` does.
+    pub overlaps: u8,
+}
+
+fn half(subnet: Ipv4Network) -> Option<Ipv4Network> {
+    Ipv4Network::new(subnet.network(), subnet.prefix() + 1).ok()
 }
 
 impl State {
@@ -49,6 +56,7 @@ impl State {
             next_lease: 100,
             puts: 0,
             races: 0,
+            overlaps: 0,
         }
     }
 
@@ -153,6 +161,14 @@ impl State {
             let winner = LeaseAttrs::alloc([192, 168, 1, self.races].into());
             self.races -= 1;
             self.force(put.key, winner, put.ttl);
+        }
+        if put.expect == Expect::Absent
+            && self.overlaps > 0
+            && let Some(part) = put.key.ipv4().and_then(half)
+        {
+            let winner = LeaseAttrs::alloc([192, 168, 2, self.overlaps].into());
+            self.overlaps -= 1;
+            self.force(LeaseKey::v4(part), winner, put.ttl);
         }
         let current = self.records.get(&put.key).map(Entry::unchanged);
         if current.unwrap_or(Expect::Absent) != put.expect {

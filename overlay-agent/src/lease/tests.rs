@@ -176,6 +176,22 @@ async fn a_lost_race_is_run_again_with_another_subnet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_nodes_that_wrote_overlapping_leases_at_once_the_later_one_gives_way() {
+    let store = FakeStore::new();
+    store.with(|state| state.overlaps = 3);
+    let acquired = try_acquire(&store, &wish(255)).await.unwrap();
+    let entries = store.with(|state| state.list()).entries;
+    assert_eq!(entries.len(), 4, "{entries:#?}");
+    let own = acquired.held.key;
+    let others = entries.iter().filter(|entry| entry.key != own);
+    assert_eq!(others.filter(|entry| entry.key.overlaps(&own)).count(), 0);
+    assert_eq!(
+        acquired.snapshot.entries, entries,
+        "peers of that moment are known"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn ten_lost_races_end_the_attempt() {
     let store = FakeStore::new();
     store.with(|state| state.races = 200);
