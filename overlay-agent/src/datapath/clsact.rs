@@ -1,34 +1,24 @@
 //! tc filters of kind bpf on a clsact qdisc, the way programs are attached where the kernel has no
 //! tcx links (before Linux 6.6). One filter per side of an interface is ours, known by its priority
 //! and handle: putting it again replaces the program atomically (`cls_bpf_change`).
-//!
-//! Each call opens a socket in the network namespace of the calling thread.
 
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use nix::{
-    libc,
-    sys::{
-        socket::{setsockopt, sockopt::ReceiveTimeout},
-        time::TimeVal,
-    },
-};
+use nix::libc;
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
-        NetlinkPayload,
-    },
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         tc::{
             TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
         },
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+
+use super::netlink::exchange;
 
 /// The place of our filter in the order of an interface's filters; those that get a priority from the
 /// kernel come later.
@@ -38,8 +28,6 @@ const HANDLE: u32 = 0x006f_766c;
 /// `ETH_P_ALL`.
 const EVERY_PROTOCOL: u16 = 3;
 const CLSACT: &str = "clsact";
-/// The kernel answers in microseconds, unless others hold its RTNL lock.
-const PATIENCE: TimeVal = TimeVal::new(25, 0);
 
 /// Where on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +106,7 @@ pub fn put_filter(ifindex: u32, side: Side, program: BorrowedFd<'_>, name: &str)
 pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
     let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, side)?);
     let found = match exchange(message, 0) {
-        Ok(found) => found,
+        Ok(replies) => tc_messages(replies),
         Err(error) if is_absence(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -200,44 +188,16 @@ fn index(ifindex: u32) -> io::Result<i32> {
 }
 
 fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
-    exchange(message, NLM_F_DUMP)
+    exchange(message, NLM_F_DUMP).map(tc_messages)
 }
 
-/// Sends one request and collects what answers it.
-fn exchange(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<TcMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | flags;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut found = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = &datagram[..];
-        while !rest.is_empty() {
-            let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
-            let len = (reply.header.length as usize).next_multiple_of(4);
-            rest = rest.get(len..).unwrap_or_default();
-            match reply.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewTrafficFilter(message)
-                    | RouteNetlinkMessage::NewQueueDiscipline(message),
-                ) => {
-                    found.push(message);
-                    if flags & (NLM_F_ACK | NLM_F_DUMP) == 0 {
-                        return Ok(found);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
+fn tc_messages(replies: Vec<RouteNetlinkMessage>) -> Vec<TcMessage> {
+    replies
+        .into_iter()
+        .filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewTrafficFilter(message)
+            | RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
+            _ => None,
+        })
+        .collect()
 }

@@ -16,6 +16,7 @@ use overlay_common::outcome::Hook;
 use super::{
     DatapathError, filters,
     load::{LoadedProgram, Programs},
+    netlink,
     pins::{PinDir, pin_error, remove_link, remove_pin},
     sys::{self, LinkPlace, Place, XDP_GENERIC, XDP_NATIVE},
 };
@@ -185,8 +186,16 @@ pub fn attach(
             let info = sys::link_place(link.as_fd()).map_err(link_error("inspect"))?;
             match info.filter(|info| is_at(info, hook, ifindex)) {
                 Some(info) if info.program_id == program.id => return Ok(Attached::Unchanged),
-                // The mode of an XDP link cannot be changed, nor read here: it is made anew.
-                Some(_) if hook == Hook::Guard => remove_link(&path)?,
+                // The mode of an XDP link cannot be changed: it is made anew.
+                Some(info)
+                    if hook == Hook::Guard
+                        && netlink::xdp_mode(ifindex, info.program_id)
+                            .map_err(link_error("inspect"))?
+                            .map(XdpMode::flags)
+                            != Some(attachment.xdp.flags()) =>
+                {
+                    remove_link(&path)?;
+                }
                 Some(_) if switch(link.as_fd(), program).map_err(link_error("switch"))? => {
                     return Ok(Attached::Adopted);
                 }

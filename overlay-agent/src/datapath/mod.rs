@@ -15,6 +15,7 @@ mod host;
 mod links;
 mod load;
 mod maps;
+mod netlink;
 mod pins;
 mod plan;
 mod spec;
