@@ -15,7 +15,7 @@ pub fn run() -> Result<()> {
 }
 
 /// The checks by name, in the order they run, cheapest first.
-pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 3] {
+pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 4] {
     let cargo = |arguments: &[&str]| {
         let mut command = process::cargo();
         command.current_dir(workspace.root()).args(arguments);
@@ -32,6 +32,10 @@ pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 3] {
                 "--manifest-path",
                 "overlay-ebpf/Cargo.toml",
             ]),
+        ),
+        (
+            "formatting, fuzz targets",
+            cargo(&["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]),
         ),
         (
             "clippy",
