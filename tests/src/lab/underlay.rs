@@ -98,6 +98,13 @@ impl Underlay {
         address: Ipv4Addr,
     ) -> Result<()> {
         let (hub, router) = (self.hub.name(), router_address(segment));
+        if self.ipv6 {
+            // A node that forwards asks for neighbours with its link-local address, and not at all
+            // for the seconds in which it makes sure that nobody else has it.
+            for scope in ["all", "default"] {
+                node.set_sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
+            }
+        }
         node.ip_batch(&format!(
             "link add {NODE_INTERFACE} mtu {UNDERLAY_MTU} type veth \
                  peer name {name} mtu {UNDERLAY_MTU} netns {hub}\n\
