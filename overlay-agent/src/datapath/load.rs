@@ -23,6 +23,9 @@ use super::{
     sys::{self, Place},
 };
 
+/// How often a program is loaded whose verification is interrupted; libbpf tries five times.
+const LOAD_ATTEMPTS: u32 = 10;
+
 /// A program in the kernel.
 #[derive(Debug)]
 pub struct LoadedProgram {
@@ -67,6 +70,13 @@ pub fn load(pins: &PinDir, object: &[u8], max_flows: u32) -> Result<Programs, Da
     Ok(Programs { by_hook, tcx })
 }
 
+/// Whether the kernel stopped verifying because the thread has something else to do, a signal for
+/// one (`do_check` in the kernel).
+fn is_interruption(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. }
+        if io_error.raw_os_error() == Some(libc::EAGAIN))
+}
+
 /// The name of the program for `hook` in the object.
 pub fn program_name(hook: Hook) -> String {
     format!("overlay_{}", hook.name())
@@ -78,12 +88,19 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathEr
         program: name.clone(),
     };
     let program = ebpf.program_mut(&name).ok_or_else(missing)?;
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        _ => return Err(missing()),
+    let mut attempts = 1;
+    loop {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => return Err(missing()),
+        };
+        match loaded {
+            Ok(()) => break,
+            Err(error) if is_interruption(&error) && attempts < LOAD_ATTEMPTS => attempts += 1,
+            Err(error) => return Err(program_error(&name, error)),
+        }
     }
-    .map_err(|error| program_error(&name, error))?;
     let fd = program
         .fd()
         .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?));
