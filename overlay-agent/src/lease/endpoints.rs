@@ -203,8 +203,10 @@ impl Endpoints {
             "connection closed",
             "handshake eof",
             "broken pipe",
-            "Connection reset",
+            // The kernel's text has a capital letter, the library's own has none.
+            "connection reset",
         ];
+        let failure = failure.to_lowercase();
         let dropped = DROPPED.iter().any(|text| failure.contains(text));
         if url.starts_with("http://") && dropped {
             " (if etcd speaks TLS, the scheme must be https://)"
