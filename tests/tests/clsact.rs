@@ -4,7 +4,6 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Attachment, Lab, Node, agent::Launch, scenario, underlay::NODE_INTERFACE},
     seccomp::BpfDenial,
@@ -26,18 +25,6 @@ fn start_on_old_kernel(lab: &Lab, node: &Node) -> Result<()> {
     wait_for("the agent to know its peers", DEADLINE, || {
         node.check_running()?;
         lab.check_converged(node)
-    })
-}
-
-/// Waits until packets are fast in both directions, by programs that `status` knows of.
-fn wait_fast(node: &Node) -> Result<()> {
-    let before = node.counters()?;
-    wait_for("fast packets both ways", DEADLINE, || {
-        let counted = node.counters()?.since(&before);
-        for hook in [Hook::Egress, Hook::Ingress] {
-            ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
-        }
-        Ok(())
     })
 }
 
@@ -87,7 +74,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
         lab.ping_matrix()?;
         let [from, to] = [old, other].map(|node| node.pods()[0].endpoint());
         let flow = SteadyFlow::start(&from, &to, INTERVAL)?;
-        wait_fast(old)?;
+        old.wait_fast()?;
         wait_healthy(old)?;
         let both = vec!["ingress", "egress"];
         let places = [("vetha", both.clone()), ("flannel.1", both)];
@@ -104,7 +91,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
 
         for restarts in 1..=2 {
             old.kill_agent()?;
-            wait_fast(old)?;
+            old.wait_fast()?;
             start_on_old_kernel(lab, old)?;
             wait_for("the filters to be taken over", DEADLINE, || {
                 let log = old.with_agent(|agent| Ok(agent.log()))?;
@@ -113,7 +100,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
             })?;
             wait_healthy(old)?;
             check(true)?;
-            wait_fast(old)?;
+            old.wait_fast()?;
         }
         flow.stop()?.datagrams.ensure_lossless()?;
 
@@ -124,7 +111,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
         lab.start_agent(old, &[])?;
         wait_for("links instead of filters", DEADLINE, || check(false))?;
         wait_healthy(old)?;
-        wait_fast(old)?;
+        old.wait_fast()?;
         ensure!(!has_clsact(old, "vetha")?, "a qdisc is left");
         flow.stop().map(drop)
     });

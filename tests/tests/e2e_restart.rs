@@ -4,7 +4,6 @@
 use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Lab, Node, agent::Launch, scenario, underlay::NODE_INTERFACE},
     traffic::{Endpoint, flow::SteadyFlow, tcp},
@@ -21,18 +20,6 @@ const GHOST_SUBNET: &str = "10.5.199.0/24";
 
 fn pod(node: &Node) -> Endpoint {
     node.pods()[0].endpoint()
-}
-
-/// Waits until packets of the running flow are fast in both directions.
-fn wait_fast(node: &Node) -> Result<()> {
-    let before = node.counters()?;
-    wait_for("fast packets both ways", DEADLINE, || {
-        let counted = node.counters()?.since(&before);
-        for hook in [Hook::Egress, Hook::Ingress] {
-            ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
-        }
-        Ok(())
-    })
 }
 
 /// Everything that names the ghost on a node; empty when it is not known there.
@@ -93,14 +80,14 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
-        wait_fast(node)?;
+        node.wait_fast()?;
         wait_flow_table(node, 131_072)?;
         for size in [8_192, 1_048_576] {
             node.kill_agent()?;
             lab.start_agent(node, &[&format!("--flow-table-size={size}")])?;
             // By the programs that use the table that `status` sees.
             wait_flow_table(node, size)?;
-            wait_fast(node)?;
+            node.wait_fast()?;
         }
         flow.stop()?.datagrams.ensure_lossless()
     });
@@ -116,19 +103,19 @@ fn killing_and_restarting_the_agent_under_traffic_loses_no_packet() {
             move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
         });
         let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
-        wait_fast(node)?;
+        node.wait_fast()?;
         let adopted = (node.attached(NODE_INTERFACE)?, node.attached("flannel.1")?);
 
         for agent in [node, peer, node] {
             agent.kill_agent()?;
             // The fast path works on without the agent.
-            wait_fast(agent)?;
+            agent.wait_fast()?;
             lab.start_agent(agent, &[])?;
             wait_for("the agent to be ready again", DEADLINE, || {
                 agent.check_running()?;
                 lab.check_converged(agent)
             })?;
-            wait_fast(agent)?;
+            agent.wait_fast()?;
         }
 
         let now = (node.attached(NODE_INTERFACE)?, node.attached("flannel.1")?);
@@ -310,7 +297,7 @@ fn forwarding_goes_on_while_etcd_is_down() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let flow = SteadyFlow::start(&pod(lab.node(0)), &pod(lab.node(1)), INTERVAL)?;
-        wait_fast(lab.node(0))?;
+        lab.node(0).wait_fast()?;
         lab.store_mut().server().kill(0)?;
         thread::sleep(Duration::from_secs(3));
         for node in lab.nodes() {

@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     http,
     lab::{Lab, Node, agent::Launch, scenario},
@@ -38,36 +37,25 @@ fn one_node(flags: &[&str], test: impl FnOnce(&Lab, &Node) -> Result<()>) {
     });
 }
 
-fn wait_fast(node: &Node) -> Result<()> {
-    let before = node.counters()?;
-    wait_for("fast packets both ways", PATIENCE, || {
-        let counted = node.counters()?.since(&before);
-        for hook in [Hook::Egress, Hook::Ingress] {
-            ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
-        }
-        Ok(())
-    })
-}
-
 #[test]
 fn forwarding_goes_on_after_every_stop_signal_without_loss() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
-        wait_fast(node)?;
+        node.wait_fast()?;
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
             node.signal_agent(signal)?;
             let status = node.with_agent(|agent| agent.wait_exit(PATIENCE))?;
             ensure!(status.success(), "{signal}: {status}");
             // On the fast path, with nobody there.
-            wait_fast(node)?;
+            node.wait_fast()?;
             lab.start_agent(node, &[])?;
             wait_for("the agent to be back", PATIENCE, || {
                 node.check_running()?;
                 lab.check_converged(node)
             })?;
-            wait_fast(node)?;
+            node.wait_fast()?;
         }
         flow.stop()?.datagrams.ensure_lossless()
     });

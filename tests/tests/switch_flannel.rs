@@ -4,7 +4,6 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Lab, Node, scenario},
     traffic::{Endpoint, connection::SteadyConnection, flow::SteadyFlow},
@@ -66,17 +65,6 @@ fn wait_ready(lab: &Lab, node: &Node) -> Result<()> {
     })
 }
 
-fn wait_fast(node: &Node) -> Result<()> {
-    let before = node.counters()?;
-    wait_for("fast packets both ways", PATIENCE, || {
-        let counted = node.counters()?.since(&before);
-        for hook in [Hook::Egress, Hook::Ingress] {
-            ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
-        }
-        Ok(())
-    })
-}
-
 /// Lines of a command's output that a predicate picks.
 fn lines(node: &Node, command: &str, sign: &str) -> Result<Vec<String>> {
     let mut words = command.split(' ');
@@ -104,10 +92,10 @@ fn a_flannel_node_is_taken_over_and_handed_back_under_traffic_without_loss() {
         wait_ready(lab, node)?;
         let after = identity(lab, node)?;
         ensure!(before == after, "before {before:#?}\nafter {after:#?}");
-        wait_fast(node)?;
+        node.wait_fast()?;
         lab.start_agent(peer, &[])?;
         wait_ready(lab, peer)?;
-        wait_fast(peer)?;
+        peer.wait_fast()?;
         ensure!(
             identity(lab, node)? == before,
             "the peer's start changed it"

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     maps::{LpmTrie, Map, MapData},
     programs::links::{FdLink, PinnedLink},
@@ -45,6 +45,8 @@ use crate::{
 
 /// A slow machine that builds something beside the test still meets this.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// What a running flow may take to become fast.
+const FAST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pods a node can number.
 const POD_LIMIT: u32 = 250;
@@ -263,6 +265,18 @@ impl Node {
     /// The packet counters, read from the pinned map.
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(&self.map_pin(maps::STATS))
+    }
+
+    /// Waits until packets of flows that run are fast in both directions.
+    pub fn wait_fast(&self) -> Result<()> {
+        let before = self.counters()?;
+        wait_for("fast packets both ways", FAST_DEADLINE, || {
+            let counted = self.counters()?.since(&before);
+            for hook in [Hook::Egress, Hook::Ingress] {
+                ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
+            }
+            Ok(())
+        })
     }
 
     /// The route map as `bpftool` shows it.
