@@ -184,23 +184,20 @@ impl Device {
 impl Row {
     fn of(route: &Route<V6>, observed: &Observed, links: &BTreeMap<u32, &Link>) -> Self {
         let link = route.ifindex.and_then(|ifindex| links.get(&ifindex));
-        let (vtep, mac) = if route.is_tunnel_shaped() {
+        let (mode, vtep, mac) = if route.is_tunnel_shaped() {
             let mac = route
                 .gateway
                 .and_then(|gateway| neighbour(gateway, route, observed));
-            (mac.and_then(|mac| tunnel_end(mac, route, observed)), mac)
+            let vtep = mac.and_then(|mac| tunnel_end(mac, route, observed));
+            ("tunnel", vtep, mac)
         } else {
-            (route.gateway.map(IpAddr::V6), None)
+            ("direct", route.gateway.map(IpAddr::V6), None)
         };
         Self {
             subnet: route.destination,
             vtep,
             vtep_mac: mac.map(|mac| mac.to_string()),
-            mode: if route.is_tunnel_shaped() {
-                "tunnel"
-            } else {
-                "direct"
-            },
+            mode,
             ifindex: route.ifindex,
             ifname: link.map(|link| link.name.clone()),
             mtu: link.map(|link| link.mtu),

@@ -20,9 +20,7 @@ use rtnetlink::{
 };
 
 use super::links::XdpMode;
-
-/// The kernel answers in microseconds, unless others hold its RTNL lock.
-const PATIENCE: TimeVal = TimeVal::new(25, 0);
+use crate::netlink::TIMEOUT;
 
 /// How the interface runs XDP program `id`; `None` if it does not.
 pub fn xdp_mode(ifindex: u32, id: u32) -> io::Result<Option<XdpMode>> {
@@ -56,7 +54,11 @@ pub fn xdp_mode(ifindex: u32, id: u32) -> io::Result<Option<XdpMode>> {
 /// Sends one request and collects what answers it, apart from acknowledgements.
 pub fn exchange(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
-    setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
+    setsockopt(
+        &socket,
+        ReceiveTimeout,
+        &TimeVal::new(TIMEOUT.as_secs().cast_signed(), 0),
+    )?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut request = NetlinkMessage::from(message);

@@ -35,6 +35,7 @@ pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink}
 pub use plan::{Change, Leftover, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
 pub use pods::{LinkTable, PodLink, pod_links};
 pub use reconcile::{Failure, Summary};
+pub use transport::TIMEOUT;
 pub use vtep::{Vtep, VtepSpec};
 pub use watch::{IpEvent, KernelEvent, Watch};
 

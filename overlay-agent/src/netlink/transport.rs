@@ -27,7 +27,7 @@ const BATCH: usize = 64;
 /// The kernel answers in microseconds, unless others hold its RTNL lock: network namespaces with
 /// many devices that go away do so for seconds. Only a lost acknowledgement takes this long. Less
 /// than `WatchdogSec` of the unit file.
-const TIMEOUT: Duration = Duration::from_secs(25);
+pub const TIMEOUT: Duration = Duration::from_secs(25);
 
 /// A dump that other changes keep interrupting is repeated this often, then taken as it is.
 const DUMP_ATTEMPTS: u32 = 8;
