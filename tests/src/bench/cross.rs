@@ -1,15 +1,18 @@
 //! The same comparison by tools that this project did not write, as a check on its own load
 //! generator: `sockperf` for the TCP ping-pong, `iperf3` for bulk TCP.
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{report::Series, sample::Settings, site::Site, variant::Variant};
+use super::{
+    report::Series,
+    sample::Settings,
+    site::Site,
+    table,
+    variant::{self, Variant},
+};
 use crate::{
     netns::checked,
     process::{Daemon, Lifetime},
@@ -148,33 +151,15 @@ fn pinned(end: &Endpoint, words: &[String], settings: &Settings) -> std::process
 
 /// The samples as Markdown tables.
 pub fn render(samples: &[CrossSample]) -> String {
-    let mut text = String::new();
-    for tool in Tool::ALL {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "### {}\n\n| variant | median | least – most | rounds |\n|---|---|---|---|\n",
-            tool.title()
-        );
-        let mut seen: Vec<&Variant> = Vec::new();
-        for sample in samples.iter().filter(|sample| sample.tool == tool) {
-            if seen.contains(&sample.variant) {
-                continue;
-            }
-            seen.push(sample.variant);
-            let series = series(samples, tool, sample.variant);
-            if let Some((median, (least, most))) = series.median().zip(series.range()) {
-                let _ = writeln!(
-                    text,
-                    "| {} | {median:.2} | {least:.2} – {most:.2} | {} |",
-                    sample.variant.name,
-                    series.count()
-                );
-            }
-        }
-        text.push('\n');
-    }
-    text
+    Tool::ALL
+        .map(|tool| {
+            let rows = variant::ALL
+                .iter()
+                .map(|variant| (variant.name, series(samples, tool, variant)))
+                .filter(|(_, series)| series.count() > 0);
+            table::of_variants(tool.title(), rows, 2)
+        })
+        .concat()
 }
 
 fn series(samples: &[CrossSample], tool: Tool, variant: &Variant) -> Series {

@@ -13,26 +13,34 @@ use super::{
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
     for figure in Figure::ALL {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "### {}\n\n| variant | median | least – most | rounds |\n|---|---|---|---|\n",
-            figure.title()
-        );
-        for variant in variant::ALL {
-            if figure.metric().applies_to(variant) {
-                let series = report.series(variant, figure);
-                let cells = cells(&series, figure.digits());
-                let _ = writeln!(text, "| {} | {cells} | {} |", variant.name, series.count());
-            }
-        }
-        text.push('\n');
+        let rows = variant::ALL
+            .iter()
+            .filter(|variant| figure.metric().applies_to(variant))
+            .map(|variant| (variant.name, report.series(variant, figure)));
+        text.push_str(&of_variants(figure.title(), rows, figure.digits()));
     }
     text.push_str("### Targets\n\n| figure | target | median | least – most | rounds | met |\n");
     text.push_str("|---|---|---|---|---|---|\n");
     for target in &target::ALL {
         text.push_str(&target_line(report, target));
     }
+    text
+}
+
+/// One figure of several variants.
+pub fn of_variants(
+    title: &str,
+    rows: impl IntoIterator<Item = (&'static str, Series)>,
+    digits: usize,
+) -> String {
+    let mut text =
+        format!("### {title}\n\n| variant | median | least – most | rounds |\n|---|---|---|---|\n");
+    for (variant, series) in rows {
+        let cells = cells(&series, digits);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "| {variant} | {cells} | {} |", series.count());
+    }
+    text.push('\n');
     text
 }
 

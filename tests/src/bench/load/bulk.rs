@@ -2,27 +2,19 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 
-use super::{Outcome, Plan, meter::Meter, use_cubic};
+use super::{Outcome, Plan, meter::Meter};
 
 const BLOCK: usize = 128 << 10;
 
 pub fn run(plan: &Plan) -> Result<Outcome> {
-    let listener = plan.listen()?;
-    let target = plan.target();
-    let mut client = plan
-        .client
-        .namespace
-        .enter(|| TcpStream::connect(target))
-        .with_context(|| format!("connect to {target}"))?;
-    use_cubic(&client)?;
-    let (mut server, _) = listener.accept()?;
+    let (mut client, mut server) = plan.connected()?;
     thread::scope(|scope| {
         let sender = scope.spawn(move || -> Result<()> {
             let block = vec![0x5a; BLOCK];

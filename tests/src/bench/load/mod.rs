@@ -13,7 +13,7 @@ mod ping;
 mod udp;
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpListener},
+    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::fd::AsFd,
     time::Duration,
 };
@@ -178,6 +178,20 @@ impl Plan {
             .with_context(|| format!("listen on {address}"))?;
         use_cubic(&listener)?;
         Ok(listener)
+    }
+
+    /// The two ends of one connection, the client's first.
+    fn connected(&self) -> Result<(TcpStream, TcpStream)> {
+        let listener = self.listen()?;
+        let target = self.target();
+        let client = self
+            .client
+            .namespace
+            .enter(|| TcpStream::connect(target))
+            .with_context(|| format!("connect to {target}"))?;
+        use_cubic(&client)?;
+        let (server, _) = listener.accept()?;
+        Ok((client, server))
     }
 }
 

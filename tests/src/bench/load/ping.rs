@@ -7,24 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::{Latency, Outcome, Plan, meter::Meter, use_cubic};
+use super::{Latency, Outcome, Plan, meter::Meter};
 
 /// Round trips there is room for; the memory is touched before the measurement.
 const ROOM: usize = 1 << 21;
 
 pub fn run(plan: &Plan) -> Result<Outcome> {
-    let listener = plan.listen()?;
-    let target = plan.target();
-    let mut client = plan
-        .client
-        .namespace
-        .enter(|| TcpStream::connect(target))
-        .with_context(|| format!("connect to {target}"))?;
-    use_cubic(&client)?;
+    let (mut client, mut server) = plan.connected()?;
     client.set_nodelay(true)?;
-    let (mut server, _) = listener.accept()?;
     server.set_nodelay(true)?;
     let mut times = vec![u32::MAX; ROOM];
     times.clear();
