@@ -53,6 +53,8 @@ pub fn lease_value(input: &[u8]) {
         let written = attrs.encode();
         let again = LeaseAttrs::decode(written.as_bytes()).expect("our own record");
         assert_eq!(again.encode(), written);
+        assert_eq!(again.vxlan_data(), attrs.vxlan_data());
+        assert_eq!(again.vxlan_v6_data(), attrs.vxlan_v6_data());
     }
 }
 

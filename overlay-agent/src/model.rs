@@ -62,6 +62,8 @@ pub struct LocalNode<F: Family = V4> {
     pub backend: Backend,
     /// MAC of the family's vxlan device; `MacAddr::ZERO` for backends without one.
     pub vtep_mac: MacAddr,
+    /// The vxlan device takes IPv6 tunnel packets with UDP checksum 0.
+    pub zero_checksum: bool,
 }
 
 /// A remote node.
@@ -71,6 +73,9 @@ pub struct Peer<F: Family = V4> {
     pub public_ip: F::Address,
     /// `MacAddr::ZERO` for backends without one.
     pub vtep_mac: MacAddr,
+    /// The node says that it takes IPv6 tunnel packets with UDP checksum 0. False for IPv4, where
+    /// everybody takes them.
+    pub zero_checksum: bool,
 }
 
 /// What both tiers must bring about.

@@ -112,6 +112,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
             subnet: subnet(third),
             public_ip: [192, 168, 0, last].into(),
             vtep_mac: MacAddr::new([2, 0, 0, 0, 0, last]),
+            zero_checksum: false,
         };
         (subnet(third), peer)
     };
@@ -136,6 +137,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
                 direct_routing: false,
             }),
             vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 200]),
+            zero_checksum: false,
         },
         peers: peers.iter().map(peer).collect(),
     }

@@ -60,7 +60,7 @@ fn ipv6_payloads_arrive_unchanged_over_wires_without_offloads() {
 }
 
 #[test]
-fn lease_and_subnet_file_have_flannels_text() {
+fn lease_and_subnet_file_have_flannels_text_and_the_lease_one_key_more() {
     scenario(Lab::builder().nodes(1).config(DUAL), |lab| {
         lab.start_agents(&[])?;
         let node = lab.node(0);
@@ -73,13 +73,13 @@ fn lease_and_subnet_file_have_flannels_text() {
         let (mac, mac6) = (node.mac("flannel.1")?, node.mac("flannel-v6.1")?);
         ensure!(mac != mac6, "both devices have {mac}");
         let exact = format!(
-            r#"{{"PublicIP":"{}","PublicIPv6":"{}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac6}"}}}}"#,
+            r#"{{"PublicIP":"{}","PublicIPv6":"{}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac6}","ZeroCsum6":true}}}}"#,
             node.address,
             node.address6()
         );
         ensure!(
             lease.value == exact,
-            "flannel writes\n{exact}\nthe agent wrote\n{}",
+            "expected\n{exact}\nthe agent wrote\n{}",
             lease.value
         );
         let text = std::fs::read_to_string(&node.subnet_file)?;

@@ -58,7 +58,7 @@ fn each_node_has_a_lease_of_its_own_in_flannels_form_and_finds_it_again() {
             let lease = lease.with_context(|| format!("no {key} in {leases:?}"))?;
             let (address, mac) = (node.address6(), node.mac("flannel-v6.1")?);
             let exact = format!(
-                r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"{address}","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+                r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"{address}","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"{mac}","ZeroCsum6":true}}}}"#
             );
             ensure!(
                 lease.value == exact,

@@ -52,6 +52,7 @@ impl Discovery {
             },
             backend: Backend::HostGw,
             vtep_mac: MacAddr::ZERO,
+            zero_checksum: false,
         };
         Self {
             netlink,

@@ -204,6 +204,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
+    use crate::lease::VxlanData;
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -387,7 +388,7 @@ mod tests {
     fn ipv6_wish(node: &str, previous: Option<&str>) -> Wish {
         let mut wish = wish(None);
         wish.attrs = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
-            .with_ipv6(node.parse().unwrap(), Some((1, MAC)));
+            .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, MAC)));
         wish.allocation = Allocation {
             ipv4: None,
             ipv6: Some(Ipv6Pool {
@@ -405,7 +406,7 @@ mod tests {
     fn nodes_without_ipv4_are_told_apart_by_their_public_ipv6_address() {
         let record = |key, node: &str, mac| Entry {
             value: Ok(LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
-                .with_ipv6(node.parse().unwrap(), Some((1, mac)))),
+                .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, mac)))),
             ..entry(key, NODE)
         };
         let other_mac = MacAddr::new([2, 0, 0, 0, 0, 2]);

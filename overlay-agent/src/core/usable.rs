@@ -80,18 +80,20 @@ impl PeerLease {
         }
         let no_address = Unusable::NoAddress { family: F::NAME };
         let (subnet, public_ip) = subnet.zip(address).ok_or(no_address)?;
-        let vtep_mac = match backend {
+        let (vtep_mac, zero_checksum) = match backend {
             Backend::Vxlan(_) => {
-                let mac = data.map(|data| data.vtep_mac);
-                let usable = |mac: &MacAddr| !mac.is_zero() && !mac.is_multicast();
-                mac.filter(usable).ok_or(Unusable::NoVtepMac)?
+                let usable = |mac: MacAddr| !mac.is_zero() && !mac.is_multicast();
+                let data = data.filter(|data| usable(data.vtep_mac));
+                let data = data.ok_or(Unusable::NoVtepMac)?;
+                (data.vtep_mac, data.zero_checksum)
             }
-            Backend::HostGw | Backend::Alloc => MacAddr::ZERO,
+            Backend::HostGw | Backend::Alloc => (MacAddr::ZERO, false),
         };
         Ok(Peer {
             subnet,
             public_ip,
             vtep_mac,
+            zero_checksum: zero_checksum && F::NUMBER == V6::NUMBER,
         })
     }
 }
@@ -160,6 +162,24 @@ mod tests {
     }
 
     #[test]
+    fn a_word_about_ipv6_checksums_counts_for_tunnels_over_ipv6_only() {
+        let says = VxlanData {
+            zero_checksum: true,
+            ..VxlanData::new(1, MacAddr::new([2, 0, 0, 0, 6, 2]))
+        };
+        let address6 = "fd00::2".parse().unwrap();
+        let mut lease = PeerLease {
+            key: LeaseKey::parse("10.5.2.0-24&fd00:10:5:2::-64").unwrap(),
+            attrs: LeaseAttrs::vxlan(NODE, 1, says.vtep_mac).with_ipv6(address6, Some(says)),
+        };
+        lease.attrs.backend_data = lease.attrs.backend_v6_data.clone();
+        assert!(lease.usable6(&VXLAN).unwrap().zero_checksum);
+        assert!(!lease.usable(&VXLAN).unwrap().zero_checksum);
+        lease.attrs.backend_type = "host-gw".to_owned();
+        assert!(!lease.usable6(&Backend::HostGw).unwrap().zero_checksum);
+    }
+
+    #[test]
     fn a_dual_stack_node_is_a_peer_in_each_family_and_others_only_in_theirs() {
         let (mac, mac6) = (
             MacAddr::new([2, 0, 0, 0, 0, 2]),
@@ -168,7 +188,8 @@ mod tests {
         let address6 = "fd00::2".parse().unwrap();
         let dual = PeerLease {
             key: LeaseKey::parse("10.5.2.0-24&fd00:10:5:2::-64").unwrap(),
-            attrs: LeaseAttrs::vxlan(NODE, 1, mac).with_ipv6(address6, Some((1, mac6))),
+            attrs: LeaseAttrs::vxlan(NODE, 1, mac)
+                .with_ipv6(address6, Some(VxlanData::new(1, mac6))),
         };
         assert_eq!(dual.usable(&VXLAN).unwrap().vtep_mac, mac);
         let peer6 = dual.usable6(&VXLAN).unwrap();

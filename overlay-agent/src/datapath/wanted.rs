@@ -224,6 +224,7 @@ mod tests {
                     subnet,
                     public_ip: public_ip.into(),
                     vtep_mac,
+                    zero_checksum: false,
                 },
             )
         });
@@ -241,6 +242,7 @@ mod tests {
                 },
                 backend,
                 vtep_mac: MAC,
+                zero_checksum: false,
             },
             peers: peers.collect(),
         }

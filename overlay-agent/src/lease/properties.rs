@@ -76,6 +76,17 @@ proptest! {
     }
 
     #[test]
+    fn nothing_said_about_checksums_makes_a_lease_unusable(said in json(), yes: bool) {
+        let said = if yes { "true".to_owned() } else { said };
+        let text = format!(
+            r#"{{"PublicIP":"10.0.0.1","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendV6Data":{{"ZeroCsum6":{said},"VtepMAC":"02:00:00:00:00:01"}}}}"#
+        );
+        let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
+        let read = attrs.vxlan_v6_data().map(|data| data.zero_checksum);
+        prop_assert_eq!(read, Some(yes));
+    }
+
+    #[test]
     fn no_bytes_are_too_strange(bytes in vec(any::<u8>(), 0..200), text in any::<String>()) {
         let _ = LeaseAttrs::decode(&bytes);
         let _ = LeaseAttrs::decode(text.as_bytes());

@@ -44,6 +44,9 @@ pub struct VxlanData {
     /// Absent in leases of flannel before v0.15, and ignored by receivers.
     pub vni: Option<u32>,
     pub vtep_mac: MacAddr,
+    /// The device takes IPv6 tunnel packets with UDP checksum 0. flannel knows no such key: it
+    /// ignores it, and writes a value of its own without it.
+    pub zero_checksum: bool,
 }
 
 impl LeaseAttrs {
@@ -51,7 +54,7 @@ impl LeaseAttrs {
     pub fn vxlan(public_ip: Ipv4Addr, vni: u32, vtep_mac: MacAddr) -> Self {
         Self {
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(vxlan_json(vni, vtep_mac)),
+            backend_data: Some(VxlanData::new(vni, vtep_mac).encode()),
             ..Self::alloc(public_ip)
         }
     }
@@ -83,12 +86,12 @@ impl LeaseAttrs {
         }
     }
 
-    /// Adds what a node of a cluster with IPv6 says; `vxlan` holds VNI and MAC address of its device
-    /// for IPv6, if it has one.
+    /// Adds what a node of a cluster with IPv6 says; `vxlan` is about its device for IPv6, if it has
+    /// one.
     #[must_use]
-    pub fn with_ipv6(mut self, public_ipv6: Ipv6Addr, vxlan: Option<(u32, MacAddr)>) -> Self {
+    pub fn with_ipv6(mut self, public_ipv6: Ipv6Addr, vxlan: Option<VxlanData>) -> Self {
         self.public_ipv6 = Some(public_ipv6);
-        self.backend_v6_data = vxlan.map(|(vni, mac)| vxlan_json(vni, mac));
+        self.backend_v6_data = vxlan.map(VxlanData::encode);
         self
     }
 
@@ -135,6 +138,28 @@ impl LeaseAttrs {
 }
 
 impl VxlanData {
+    /// A device as flannel's.
+    pub const fn new(vni: u32, vtep_mac: MacAddr) -> Self {
+        Self {
+            vni: Some(vni),
+            vtep_mac,
+            zero_checksum: false,
+        }
+    }
+
+    fn encode(self) -> String {
+        let vni = self
+            .vni
+            .map_or(String::new(), |vni| format!(r#""VNI":{vni},"#));
+        let zero_checksum = if self.zero_checksum {
+            r#","ZeroCsum6":true"#
+        } else {
+            ""
+        };
+        let mac = self.vtep_mac;
+        format!(r#"{{{vni}"VtepMAC":"{mac}"{zero_checksum}}}"#)
+    }
+
     fn parse(json: &str) -> Option<Self> {
         struct Parsed(Option<VxlanData>);
 
@@ -150,16 +175,25 @@ impl VxlanData {
                     }
 
                     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-                        let (mut vni, mut mac) = (None, None);
+                        let (mut vni, mut mac, mut zero_checksum) = (None, None, false);
                         while let Some(key) = map.next_key::<String>()? {
                             match key.to_ascii_lowercase().as_str() {
                                 "vni" => vni = map.next_value()?,
                                 "vtepmac" => mac = map.next_value::<Option<String>>()?,
+                                // Whatever else a node says there, packets with a checksum are
+                                // right.
+                                "zerocsum6" => {
+                                    zero_checksum = map.next_value::<&RawValue>()?.get() == "true";
+                                }
                                 _ => drop(map.next_value::<IgnoredAny>()?),
                             }
                         }
                         let vtep_mac = mac.and_then(|mac| mac.parse().ok());
-                        Ok(Parsed(vtep_mac.map(|vtep_mac| VxlanData { vni, vtep_mac })))
+                        Ok(Parsed(vtep_mac.map(|vtep_mac| VxlanData {
+                            vni,
+                            vtep_mac,
+                            zero_checksum,
+                        })))
                     }
                 }
 
@@ -205,10 +239,6 @@ impl<'de> Deserialize<'de> for LeaseAttrs {
 
         input.deserialize_map(Fields)
     }
-}
-
-fn vxlan_json(vni: u32, vtep_mac: MacAddr) -> String {
-    format!(r#"{{"VNI":{vni},"VtepMAC":"{vtep_mac}"}}"#)
 }
 
 /// JSON text without blanks between tokens; `None` for `null`.
@@ -274,7 +304,7 @@ mod tests {
     fn values_are_written_byte_for_byte_as_flannel_writes_them() {
         let vtep = mac("c6:d2:32:6f:8f:44");
         let node6 = "fd00::3".parse().unwrap();
-        let vxlan6 = Some((1, mac("52:0e:8b:10:9a:01")));
+        let vxlan6 = Some(VxlanData::new(1, mac("52:0e:8b:10:9a:01")));
         let dual = LeaseAttrs::vxlan(NODE, 1, vtep).with_ipv6(node6, vxlan6);
         let ipv6 = LeaseAttrs {
             backend_type: "vxlan".to_owned(),
@@ -338,7 +368,8 @@ mod tests {
             attrs.vxlan_data(),
             Some(VxlanData {
                 vni: None,
-                vtep_mac: mac("aa:bb:cc:dd:ee:0f")
+                vtep_mac: mac("aa:bb:cc:dd:ee:0f"),
+                zero_checksum: false,
             })
         );
 
@@ -374,6 +405,51 @@ mod tests {
             r#"{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}"#,
         ] {
             assert!(LeaseAttrs::decode(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_takes_checksum_0_over_ipv6_says_so_in_a_key_of_its_own() {
+        let data = VxlanData {
+            zero_checksum: true,
+            ..VxlanData::new(1, mac("52:0e:8b:10:9a:01"))
+        };
+        let attrs = LeaseAttrs::vxlan(NODE, 1, mac("c6:d2:32:6f:8f:44"))
+            .with_ipv6("fd00::3".parse().unwrap(), Some(data));
+        let text = attrs.encode();
+        assert_eq!(
+            text,
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01","ZeroCsum6":true}}"#
+        );
+        let read = LeaseAttrs::decode(text.as_bytes()).unwrap();
+        assert_eq!(read, attrs);
+        assert_eq!(read.vxlan_v6_data(), Some(data));
+    }
+
+    #[test]
+    fn checksum_0_is_taken_by_nodes_that_say_true_and_nothing_else_there_spoils_a_lease() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for (word, taken) in [
+            (r#","ZeroCsum6":true"#, true),
+            (r#", "zerocsum6" : true "#, true),
+            (r#","ZeroCsum6":false,"ZeroCsum6":true"#, true),
+            (r#","ZeroCsum6":true,"ZeroCsum6":false"#, false),
+            (r#","ZeroCsum6":false"#, false),
+            (r#","ZeroCsum6":null"#, false),
+            (r#","ZeroCsum6":1"#, false),
+            (r#","ZeroCsum6":1e999"#, false),
+            (r#","ZeroCsum6":"true""#, false),
+            (r#","ZeroCsum6":[true]"#, false),
+            (r#","ZeroCsum6":{"ZeroCsum6":true}"#, false),
+            (&format!(r#","ZeroCsum6":{deep}"#), false),
+            ("", false),
+        ] {
+            let text = format!(
+                r#"{{"PublicIP":"10.0.0.1","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"{word}}}}}"#
+            );
+            let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
+            let read = attrs.vxlan_v6_data().map(|data| data.zero_checksum);
+            assert_eq!(read, Some(taken), "{word}");
         }
     }
 

@@ -86,7 +86,9 @@ impl Netlink {
             Ok(vtep) => return Ok(vtep),
             Err(known) => known.unwrap_or_else(random_mac),
         };
-        let create = || request::create_vtep(spec, mtu, mac);
+        let rival = self.checksum_rival(spec, default_port).await?;
+        let zero_checksum = spec.local.is_ipv6() && rival.is_none();
+        let create = || request::create_vtep(spec, mtu, mac, zero_checksum);
         if let Err(source) = self.transport.apply_one(create()).await? {
             let operation = format!("create {}", spec.name);
             if source.raw_os_error() != Some(libc::EEXIST) {
@@ -102,7 +104,30 @@ impl Netlink {
         let link = self.vtep_link(spec).await?;
         let up = request::set_link(link.ifindex, LinkMessageBuilder::up);
         self.change(format!("bring up {}", spec.name), up).await?;
+        if let Some(rival) = rival {
+            tracing::info!(
+                device = %spec.name,
+                %rival,
+                "created without udp6zerocsumrx, as the other vxlan device of this port is"
+            );
+        }
         self.verify(spec, Some(mac)).await
+    }
+
+    /// Name of the device that keeps a new one from taking UDP checksum 0.
+    async fn checksum_rival(
+        &self,
+        spec: &VtepSpec,
+        default_port: u16,
+    ) -> Result<Option<String>, NetlinkError> {
+        if spec.local.is_ipv4() {
+            return Ok(None);
+        }
+        let mut links = self.links().await?.into_iter();
+        let rival = links.find(|link| {
+            matches!(&link.kind, LinkKind::Vxlan(vxlan) if spec.bars_zero_checksum(vxlan, default_port))
+        });
+        Ok(rival.map(|link| link.name))
     }
 
     /// Adopts the device of this name. One that cannot be used is removed; the inner error is then
@@ -220,6 +245,7 @@ impl Netlink {
                     mac: found,
                     mtu: link.mtu,
                     port: vxlan.port,
+                    zero_checksum: vxlan.zero_checksum,
                 });
             }
             if attempt == MAC_ATTEMPTS {

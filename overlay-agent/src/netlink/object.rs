@@ -44,6 +44,7 @@ pub enum LinkKind {
 
 /// Attributes of a vxlan device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the kernel's own flags")]
 pub struct VxlanLink {
     pub vni: u32,
     /// Lower device.
@@ -54,6 +55,8 @@ pub struct VxlanLink {
     pub ttl: u8,
     pub learning: bool,
     pub gbp: bool,
+    /// Tunnel packets over IPv6 may have UDP checksum 0 (`udp6zerocsumrx`).
+    pub zero_checksum: bool,
     /// The device has a mode flannel never sets: a multicast group or default remote, L2 or L3
     /// miss notifications, ARP proxy, external control or GPE.
     pub exotic: bool,
@@ -167,6 +170,7 @@ impl VxlanLink {
                 InfoVxlan::Ttl(ttl) => vxlan.ttl = *ttl,
                 InfoVxlan::Learning(on) => vxlan.learning = *on,
                 InfoVxlan::Gbp => vxlan.gbp = true,
+                InfoVxlan::UDPZeroCsumRX(on) => vxlan.zero_checksum = *on,
                 InfoVxlan::Group(_)
                 | InfoVxlan::Group6(_)
                 | InfoVxlan::Gpe

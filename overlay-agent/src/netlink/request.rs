@@ -75,7 +75,7 @@ pub(super) fn route_to<F: Family>(address: F::Address) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(route_key::<F>(F::host(address)))
 }
 
-pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr) -> Request {
+pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr, zero_checksum: bool) -> Request {
     let mut builder = LinkVxlan::new(&spec.name, spec.vni)
         .dev(spec.underlay_ifindex)
         .learning(spec.learning)
@@ -90,6 +90,9 @@ pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr) -> Request {
     }
     if spec.gbp {
         builder = builder.gbp();
+    }
+    if zero_checksum {
+        builder = builder.udp_zero_csum6_rx(true);
     }
     let message = builder.mtu(mtu).address(mac.octets.to_vec()).build();
     Request::new(

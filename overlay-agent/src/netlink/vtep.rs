@@ -2,10 +2,12 @@
 //! compares. Pure.
 //!
 //! Same attributes as flannel's, so that a daemon of either kind adopts the other's device and
-//! tunnels stay up across the exchange: nolearning, TTL from the route, UDP checksums as the
-//! kernel defaults them, port and GBP only when configured. Two deliberate differences: the local
-//! address is the interface's, never an advertised one behind NAT, and what the kernel can change
-//! on a live device is corrected instead of ignored or answered with a new device.
+//! tunnels stay up across the exchange: nolearning, TTL from the route, UDP checksums sent as the
+//! kernel defaults them, port and GBP only when configured. Three deliberate differences: the local
+//! address is the interface's, never an advertised one behind NAT; what the kernel can change on a
+//! live device is corrected instead of ignored or answered with a new device; and a device created
+//! for IPv6 takes tunnel packets with UDP checksum 0, too (RFC 6935). The kernel cannot give that to
+//! a live device (`vxlan_nl2flag`), so one without it is as good.
 
 use std::net::IpAddr;
 
@@ -47,6 +49,8 @@ pub struct Vtep {
     pub mtu: u32,
     /// UDP port tunnel packets are sent to and received on.
     pub port: u16,
+    /// Whether those over IPv6 may have UDP checksum 0.
+    pub zero_checksum: bool,
 }
 
 /// How an existing device compares with the specification.
@@ -120,6 +124,19 @@ impl VtepSpec {
             && vxlan.local.is_some_and(is_ipv6) == is_ipv6(self.local)
     }
 
+    /// Whether a new device that takes UDP checksum 0 over IPv6 could not be brought up beside this
+    /// one. All devices of a port receive by one socket per family, so they must agree on what it
+    /// takes (`vxlan_find_sock`, `VXLAN_F_RCV_FLAGS`).
+    pub(super) fn bars_zero_checksum(&self, vxlan: &VxlanLink, default_port: u16) -> bool {
+        vxlan.port == self.port.unwrap_or(default_port)
+            && !vxlan.zero_checksum
+            && match vxlan.local {
+                Some(local) => local.is_ipv6(),
+                // The family of a multicast group, or of a default remote, is not known here.
+                None => vxlan.exotic,
+            }
+    }
+
     /// Compares an existing device. `mac` is the address it must have, when it must have one;
     /// `default_port` is the kernel's.
     pub(super) fn compare(
@@ -184,11 +201,21 @@ impl Corrections {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+    const LOCAL6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+
+    fn spec6() -> VtepSpec {
+        VtepSpec {
+            local: LOCAL6.into(),
+            mtu: 1430,
+            ..spec()
+        }
+    }
 
     fn spec() -> VtepSpec {
         let backend = VxlanBackend {
@@ -245,6 +272,52 @@ mod tests {
     #[test]
     fn flannels_own_device_needs_no_correction() {
         assert_eq!(compare(&link()), Fit::Compatible(Corrections::default()));
+    }
+
+    #[test]
+    fn a_device_is_as_good_with_and_without_udp_checksum_0() {
+        for zero_checksum in [false, true] {
+            let device = Link {
+                kind: LinkKind::Vxlan(VxlanLink {
+                    local: Some(LOCAL6.into()),
+                    zero_checksum,
+                    ..vxlan()
+                }),
+                mtu: 1430,
+                ..link()
+            };
+            let fit = spec6().compare(&device, 1430, Some(MAC), 8472);
+            assert_eq!(fit, Fit::Compatible(Corrections::default()));
+        }
+    }
+
+    #[test]
+    fn devices_of_a_port_and_family_agree_on_udp_checksum_0() {
+        let other = VxlanLink {
+            vni: 9,
+            local: Some(LOCAL6.into()),
+            ..vxlan()
+        };
+        let bars = |vxlan| spec6().bars_zero_checksum(&vxlan, 8472);
+        assert!(bars(other));
+        assert!(bars(VxlanLink {
+            local: None,
+            exotic: true,
+            ..other
+        }));
+        for vxlan in [
+            vxlan(),
+            VxlanLink {
+                zero_checksum: true,
+                ..other
+            },
+            VxlanLink {
+                port: 4789,
+                ..other
+            },
+        ] {
+            assert!(!bars(vxlan), "{vxlan:?}");
+        }
     }
 
     #[test]

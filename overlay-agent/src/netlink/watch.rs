@@ -207,6 +207,7 @@ mod tests {
             mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
             mtu: 1450,
             port: 8472,
+            zero_checksum: false,
         };
         let entry = |ifindex| Neighbour {
             ifindex,

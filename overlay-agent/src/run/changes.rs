@@ -256,6 +256,7 @@ mod tests {
             subnet: network("10.5.2.0/24"),
             public_ip: Ipv4Addr::new(192, 168, 7, 2),
             vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 2]),
+            zero_checksum: false,
         };
         Desired {
             local: LocalNode {
@@ -278,6 +279,7 @@ mod tests {
                     direct_routing: false,
                 }),
                 vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+                zero_checksum: false,
             },
             peers: [(peer.subnet, peer)].into(),
         }

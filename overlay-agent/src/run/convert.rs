@@ -8,20 +8,26 @@ use overlay_common::addr::MacAddr;
 use crate::{
     config::{self, NetworkConfig},
     filter,
-    lease::LeaseAttrs,
+    lease::{LeaseAttrs, VxlanData},
     model::{Backend, Desired, DesiredNode, Family, V4, V6},
     subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 
-/// Where peers send tunnel packets of a family: the advertised address, and the MAC address of the
-/// vxlan device.
-pub type End<F> = (<F as Family>::Address, MacAddr);
+/// Where peers send tunnel packets of a family.
+#[derive(Clone, Copy, Debug)]
+pub struct End<F: Family> {
+    pub public_ip: F::Address,
+    /// Of the vxlan device.
+    pub vtep_mac: MacAddr,
+    /// Whether packets over IPv6 may have UDP checksum 0.
+    pub zero_checksum: bool,
+}
 
 /// What this node's lease says.
 pub fn attrs(backend: &Backend, ipv4: Option<End<V4>>, ipv6: Option<End<V6>>) -> LeaseAttrs {
-    let public_ip = ipv4.map_or(Ipv4Addr::UNSPECIFIED, |(address, _)| address);
+    let public_ip = ipv4.map_or(Ipv4Addr::UNSPECIFIED, |end| end.public_ip);
     let attrs = match (backend, ipv4) {
-        (Backend::Vxlan(vxlan), Some((_, mac))) => LeaseAttrs::vxlan(public_ip, vxlan.vni, mac),
+        (Backend::Vxlan(vxlan), Some(end)) => LeaseAttrs::vxlan(public_ip, vxlan.vni, end.vtep_mac),
         (Backend::Vxlan(vxlan), None) => LeaseAttrs {
             backend_data: None,
             ..LeaseAttrs::vxlan(public_ip, vxlan.vni, MacAddr::ZERO)
@@ -31,17 +37,25 @@ pub fn attrs(backend: &Backend, ipv4: Option<End<V4>>, ipv6: Option<End<V6>>) ->
     };
     match (backend, ipv6) {
         (_, None) => attrs,
-        (Backend::Vxlan(vxlan), Some((address, mac))) => {
-            attrs.with_ipv6(address, Some((vxlan.vni, mac)))
+        (Backend::Vxlan(vxlan), Some(end)) => {
+            let data = VxlanData {
+                zero_checksum: end.zero_checksum,
+                ..VxlanData::new(vxlan.vni, end.vtep_mac)
+            };
+            attrs.with_ipv6(end.public_ip, Some(data))
         }
-        (Backend::HostGw | Backend::Alloc, Some((address, _))) => attrs.with_ipv6(address, None),
+        (Backend::HostGw | Backend::Alloc, Some(end)) => attrs.with_ipv6(end.public_ip, None),
     }
 }
 
 /// What the lease of a running node says.
 pub fn attrs_of(backend: &Backend, node: &DesiredNode) -> LeaseAttrs {
     fn end<F: Family>(side: &Desired<F>) -> End<F> {
-        (side.local.underlay.public_ip, side.local.vtep_mac)
+        End {
+            public_ip: side.local.underlay.public_ip,
+            vtep_mac: side.local.vtep_mac,
+            zero_checksum: side.local.zero_checksum,
+        }
     }
     attrs(
         backend,
@@ -143,6 +157,7 @@ mod tests {
                 },
                 backend,
                 vtep_mac: MAC,
+                zero_checksum: false,
             },
             peers: BTreeMap::new(),
         }
@@ -193,10 +208,16 @@ mod tests {
             attrs_of(&backend, &node).encode(),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
         );
-        let ipv6 = DesiredNode { ipv4: None, ..node };
+        let mut ipv6 = DesiredNode { ipv4: None, ..node };
         assert_eq!(
             attrs_of(&backend, &ipv6).encode(),
             r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+        );
+        // With one more key if the device takes what flannel's does not.
+        ipv6.ipv6.as_mut().unwrap().local.zero_checksum = true;
+        assert_eq!(
+            attrs_of(&backend, &ipv6).encode(),
+            r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01","ZeroCsum6":true}}"#
         );
         assert_eq!(
             attrs_of(&Backend::HostGw, &dual(Backend::HostGw)).encode(),

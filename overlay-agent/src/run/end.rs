@@ -10,7 +10,7 @@ use tracing::info;
 use super::convert;
 use crate::{
     lease::{EtcdStore, LeaseStore as _},
-    model::{Backend, Desired, Family, LocalNode, Underlay},
+    model::{Backend, Desired, Family, LocalNode, Underlay, V6},
     netlink::{Netlink, Vtep, VtepSpec},
     underlay::Selection,
 };
@@ -37,7 +37,9 @@ impl<F: Family> End<F> {
         let vtep = match backend {
             Backend::Vxlan(backend) => {
                 let spec = VtepSpec::new(backend, &underlay);
-                Some(netlink.ensure_vtep(&spec, recorded_mac).await?)
+                let vtep = netlink.ensure_vtep(&spec, recorded_mac).await?;
+                report_checksums::<F>(&vtep);
+                Some(vtep)
             }
             Backend::HostGw => {
                 refuse_nat(&underlay)?;
@@ -58,8 +60,16 @@ impl<F: Family> End<F> {
         self.vtep.as_ref().map_or(MacAddr::ZERO, |vtep| vtep.mac)
     }
 
+    fn zero_checksum(&self) -> bool {
+        self.vtep.as_ref().is_some_and(|vtep| vtep.zero_checksum)
+    }
+
     pub fn advertised(&self) -> convert::End<F> {
-        (self.underlay.public_ip, self.vtep_mac())
+        convert::End {
+            public_ip: self.underlay.public_ip,
+            vtep_mac: self.vtep_mac(),
+            zero_checksum: self.zero_checksum(),
+        }
     }
 
     pub fn local(&self, network: F::Network, subnet: F::Network, backend: Backend) -> LocalNode<F> {
@@ -69,7 +79,22 @@ impl<F: Family> End<F> {
             underlay: self.underlay.clone(),
             backend,
             vtep_mac: self.vtep_mac(),
+            zero_checksum: self.zero_checksum(),
         }
+    }
+}
+
+/// Says of a device that does not take all that peers could send it what would help. The device is
+/// kept: to create it anew would lose packets of pods that run.
+pub fn report_checksums<F: Family>(vtep: &Vtep) {
+    if F::NUMBER == V6::NUMBER && !vtep.zero_checksum {
+        info!(
+            device = %vtep.name,
+            "the device lacks udp6zerocsumrx, which only a new one can get, so this node does not \
+             say that it takes IPv6 tunnel packets with UDP checksum 0; `ip link delete {}` has it \
+             made anew within a second, with a moment's loss, and so has a reboot",
+            vtep.name
+        );
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::{info, warn};
 
+use super::end::report_checksums;
 use crate::{
     model::{Backend, Desired, Family, V4},
     netlink::{Netlink, NetlinkError, Summary, Vtep, VtepSpec},
@@ -64,7 +65,7 @@ impl<F: Family> Side<F> {
 
     /// Has the vxlan device exist as peers know it. The error is the reason why it does not.
     pub async fn restore_vtep(&mut self, netlink: &Netlink) -> Result<(), String> {
-        let local = &self.desired.local;
+        let local = &mut self.desired.local;
         let Backend::Vxlan(backend) = &local.backend else {
             return Ok(());
         };
@@ -73,6 +74,10 @@ impl<F: Family> Side<F> {
             Ok(vtep) => {
                 if self.vtep.as_ref() != Some(&vtep) {
                     info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
+                }
+                if local.zero_checksum != vtep.zero_checksum {
+                    local.zero_checksum = vtep.zero_checksum;
+                    report_checksums::<F>(&vtep);
                 }
                 self.vtep = Some(vtep);
                 Ok(())

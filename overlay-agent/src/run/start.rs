@@ -24,7 +24,8 @@ use crate::{
     core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
     lease::{
-        self, ConfigText, Deadlines, EtcdStore, LeaseHandle, LeaseKey, LeaseStore as _, StoreError,
+        self, ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseKey, LeaseStore as _,
+        StoreError,
     },
     lifecycle::Supervisor,
     model::{Desired, DesiredNode, V4, V6},
@@ -42,6 +43,8 @@ pub struct Daemon {
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
     lease: LeaseKey,
+    /// What the lease was last told to say.
+    advertised: LeaseAttrs,
     options: DaemonOptions,
     config: NetworkConfig,
     store: Arc<EtcdStore>,
@@ -169,8 +172,9 @@ impl Daemon {
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
         info!(%lease, peers = node.peers(), "node started");
-        Ok(Some(Self {
+        let mut daemon = Self {
             lease,
+            advertised: wish.attrs,
             controller,
             watch,
             leases,
@@ -180,7 +184,9 @@ impl Daemon {
             options: options.clone(),
             config,
             store,
-        }))
+        };
+        daemon.advertise();
+        Ok(Some(daemon))
     }
 
     /// Looks again at what is dirty. Returns what must be tried again.
@@ -206,6 +212,10 @@ impl Daemon {
             }
         }
         again |= self.controller.settle(dirty).await;
+        if dirty.vtep {
+            // The device may be another one, which takes other packets.
+            self.advertise();
+        }
         again
     }
 
@@ -223,10 +233,19 @@ impl Daemon {
 
     /// Has the lease, the subnet file and both tiers say what changed about this node.
     fn take_local(&mut self, desired: DesiredNode) -> Dirty {
-        self.leases
-            .publish(convert::attrs_of(&self.config.backend, &desired));
         self.subnet_file.set_mtu(convert::pod_mtu(&desired));
-        self.controller.want(desired)
+        let dirty = self.controller.want(desired);
+        self.advertise();
+        dirty
+    }
+
+    /// Has the lease say what this node is.
+    fn advertise(&mut self) {
+        let attrs = convert::attrs_of(&self.config.backend, &self.controller.desired());
+        if attrs != self.advertised {
+            self.advertised = attrs.clone();
+            self.leases.publish(attrs);
+        }
     }
 
     /// Reads the network config for [`Self::reload`].

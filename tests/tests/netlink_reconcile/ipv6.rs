@@ -10,7 +10,7 @@ use overlay_agent::{
 use overlay_common::addr::MacAddr;
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{MAC, index_of, lines_with, vxlan_backend};
+use crate::node::{MAC, described, index_of, lines_with, vxlan_backend};
 
 /// One node: an underlay with an address and a default route, and the desired state.
 struct Node {
@@ -43,6 +43,7 @@ impl Node {
             },
             backend: Backend::Vxlan(vxlan_backend()),
             vtep_mac: MAC,
+            zero_checksum: false,
         };
         Self {
             netlink: Netlink::connect().expect("netlink"),
@@ -74,6 +75,7 @@ impl Node {
             subnet: subnet(n),
             public_ip: Ipv6Addr::new(0xfd00, 0x203, 0, 0, 0, 0, 0, n),
             vtep_mac: MacAddr::new([0x02, 0, 0, 6, high, low]),
+            zero_checksum: false,
         };
         self.desired.peers.insert(peer.subnet, peer);
     }
@@ -113,6 +115,50 @@ fn both_families_have_their_device_with_one_vni_and_port() {
         run("ip link set flannel-v6.1 name stolen");
         let again = node.netlink.restore_vtep(&node.spec(), MAC).await;
         assert_eq!(again.expect("device"), vtep);
+    });
+}
+
+#[test]
+fn a_device_that_is_made_takes_udp_checksum_0_and_sends_checksums() {
+    in_private_netns(|| async {
+        let node = Node::new();
+        assert!(node.ensure().await.zero_checksum);
+        let text = described("flannel-v6.1");
+        let checksums = "udpcsum noudp6zerocsumtx udp6zerocsumrx";
+        assert!(text.contains(checksums), "{text}");
+    });
+}
+
+#[test]
+fn a_device_of_flannel_that_drops_udp_checksum_0_is_kept_and_found_again() {
+    in_private_netns(|| async {
+        let node = Node::new();
+        run(
+            "ip link add flannel-v6.1 address 02:aa:aa:aa:aa:aa mtu 1430 type vxlan id 1 dev eth0 \
+             local fd00:192::1 dstport 0 nolearning",
+        );
+        let index = index_of("flannel-v6.1");
+        let vtep = node.ensure().await;
+        assert_eq!((vtep.ifindex, vtep.zero_checksum), (index, false));
+        // One that takes it could not be brought up beside it.
+        run("ip link set flannel-v6.1 name stolen");
+        let again = node.netlink.restore_vtep(&node.spec(), vtep.mac).await;
+        assert_eq!(again.expect("device"), vtep);
+    });
+}
+
+#[test]
+fn a_device_can_be_made_beside_another_of_its_port_that_drops_udp_checksum_0() {
+    in_private_netns(|| async {
+        let node = Node::new();
+        run("ip link add other type vxlan id 9 dev eth0 local fd00:192::1 dstport 8472");
+        run("ip link set other up");
+        assert!(!node.ensure().await.zero_checksum);
+        let text = described("flannel-v6.1");
+        assert!(
+            text.contains(",UP") && text.contains("noudp6zerocsumrx"),
+            "{text}"
+        );
     });
 }
 

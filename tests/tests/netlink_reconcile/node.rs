@@ -31,6 +31,7 @@ impl Node {
             underlay: underlay(),
             backend,
             vtep_mac: MAC,
+            zero_checksum: false,
         };
         let netlink = Netlink::connect().expect("netlink");
         Self {
@@ -79,6 +80,7 @@ impl Node {
                 subnet,
                 public_ip: public_ip.parse().expect("address"),
                 vtep_mac: MacAddr::new([0x02, 0, 0, 0, 1, n]),
+                zero_checksum: false,
             },
         );
     }

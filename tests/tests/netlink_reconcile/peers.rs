@@ -365,6 +365,7 @@ fn peers_that_would_steal_traffic_are_refused_by_name() {
                     subnet,
                     public_ip,
                     vtep_mac,
+                    zero_checksum: false,
                 },
             );
         }
@@ -442,6 +443,7 @@ fn a_thousand_peers_are_programmed_and_swept() {
                     subnet,
                     public_ip,
                     vtep_mac,
+                    zero_checksum: false,
                 },
             );
         }
@@ -485,6 +487,7 @@ fn a_thousand_direct_peers_are_looked_up_and_programmed() {
                     subnet,
                     public_ip,
                     vtep_mac,
+                    zero_checksum: false,
                 },
             );
         }

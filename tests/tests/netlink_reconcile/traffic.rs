@@ -28,6 +28,7 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
         subnet,
         public_ip: Ipv4Addr::new(192, 168, 0, peer),
         vtep_mac: mac(peer),
+        zero_checksum: false,
     };
     Desired {
         local: LocalNode {
@@ -43,6 +44,7 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
             },
             backend: Backend::Vxlan(backend),
             vtep_mac: mac(n),
+            zero_checksum: false,
         },
         peers: [(subnet, peer)].into(),
     }

@@ -3,6 +3,10 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::{
+    lease::VxlanData,
+    model::{Backend, VxlanBackend},
+};
 
 #[test]
 fn peers_come_change_and_go_with_the_watch() {
@@ -229,6 +233,35 @@ fn of_two_keys_for_one_subnet_the_one_written_last_counts() {
     sim.store.remove(&dual);
     sim.deliver();
     assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs.public_ip, OTHER);
+}
+
+#[test]
+fn a_node_that_goes_back_to_flanneld_is_sent_checksums_again() {
+    let mut sim = Sim::new();
+    let backend = Backend::Vxlan(VxlanBackend {
+        vni: 1,
+        port: None,
+        mtu: None,
+        gbp: false,
+        learning: false,
+        direct_routing: false,
+    });
+    let says = |zero_checksum| {
+        let data = VxlanData {
+            zero_checksum,
+            ..VxlanData::new(1, MAC)
+        };
+        LeaseAttrs::vxlan(OTHER, 1, MAC).with_ipv6("fd00::2".parse().unwrap(), Some(data))
+    };
+    // flanneld writes the record of its node at each of its starts.
+    for zero_checksum in [true, false, true] {
+        let record = key("10.3.1.0-24&fd00:1::-64");
+        let ttl = Some(RENEWAL.ttl);
+        sim.store.force(record, says(zero_checksum), ttl);
+        sim.deliver();
+        let peer = sim.peer("10.3.1.0/24").unwrap().usable6(&backend).unwrap();
+        assert_eq!(peer.zero_checksum, zero_checksum);
+    }
 }
 
 #[test]

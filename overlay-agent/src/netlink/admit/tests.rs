@@ -24,6 +24,7 @@ fn local(direct_routing: bool) -> LocalNode {
             direct_routing,
         }),
         vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+        zero_checksum: false,
     }
 }
 
@@ -32,6 +33,7 @@ fn peer(subnet: &str, last: u8, mac: u8) -> Peer {
         subnet: subnet.parse().expect("a subnet"),
         public_ip: Ipv4Addr::new(192, 0, 2, last),
         vtep_mac: MacAddr::new([2, 0, 0, 0, 0, mac]),
+        zero_checksum: false,
     }
 }
 

@@ -20,6 +20,7 @@ fn local() -> LocalNode {
         },
         backend: Backend::HostGw,
         vtep_mac: MacAddr::ZERO,
+        zero_checksum: false,
     }
 }
 
