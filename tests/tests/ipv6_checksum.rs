@@ -43,6 +43,11 @@ fn ensure_says(lab: &Lab, node: &Node, zero: bool) -> Result<()> {
         if zero { r#","ZeroCsum6":true"# } else { "" },
     );
     let (taken, data) = (takes_zero(node)?, data6(lab, node)?);
+    let status = node.operator_json(&["status"])?;
+    ensure!(
+        status["ipv6"]["device"]["zero_checksum"] == taken,
+        "{status}"
+    );
     ensure!(taken == zero, "{}: the device takes it: {taken}", node.name);
     ensure!(
         data == format!(r#"{{"VNI":1,"VtepMAC":"{mac}"{word}}}}}"#),

@@ -41,6 +41,8 @@ pub struct Device {
     pub vni: u32,
     pub port: u16,
     pub mtu: u32,
+    /// Whether tunnel packets to it may have UDP checksum 0.
+    pub zero_checksum: bool,
 }
 
 /// A peer's IPv6 subnet.
@@ -131,6 +133,12 @@ impl Tier {
             let mac = device.vtep_mac.as_deref().unwrap_or("-");
             lines.push(("ipv6 vtep", format!("{vtep} ({mac}) on {}", device.ifname)));
             lines.push(("ipv6 mtu", device.mtu.to_string()));
+            let taken = if device.zero_checksum {
+                "taken"
+            } else {
+                "dropped"
+            };
+            lines.push(("ipv6 csum 0", taken.to_owned()));
         }
         let routes = self.routes.len();
         lines.push(("ipv6 routes", format!("{routes}, all by the kernel tier")));
@@ -177,6 +185,7 @@ impl Device {
             vni,
             port: vxlan.port,
             mtu: link.mtu,
+            zero_checksum: vxlan.zero_checksum,
         })
     }
 }
@@ -275,6 +284,7 @@ mod tests {
             underlay: Some(UNDERLAY),
             local: "fd00::1".parse().ok(),
             port: 8472,
+            zero_checksum: true,
             ..VxlanLink::default()
         };
         Observed {
