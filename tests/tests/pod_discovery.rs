@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use overlay_agent::{
-    model::{Backend, LocalNode, Underlay},
-    netlink::{KernelEvent, LinkTable, Netlink, PodLink, Watch, pod_links},
+    model::{Backend, Family, LocalNode, Underlay, V6},
+    netlink::{KernelEvent, Link, LinkTable, Netlink, PodLink, Watch, pod_links},
 };
 use overlay_common::addr::MacAddr;
 use overlay_tests::private_netns::{in_private_netns, run};
@@ -23,6 +23,7 @@ struct Discovery {
     watch: Watch,
     table: LinkTable,
     local: LocalNode,
+    local6: LocalNode<V6>,
     resyncs: usize,
 }
 
@@ -39,17 +40,20 @@ impl Discovery {
             .links()
             .find(|link| link.name == "eth0")
             .expect("the underlay");
+        let address = Ipv4Addr::new(192, 168, 0, 1);
         let local = LocalNode {
             network: "10.5.0.0/16".parse().expect("network"),
             subnet: "10.5.1.0/24".parse().expect("subnet"),
-            underlay: Underlay {
-                ifindex: underlay.ifindex,
-                name: underlay.name.clone(),
-                mtu: underlay.mtu,
-                hardware: false,
-                address: Ipv4Addr::new(192, 168, 0, 1),
-                public_ip: Ipv4Addr::new(192, 168, 0, 1),
-            },
+            underlay: underlay_of(underlay, address),
+            backend: Backend::HostGw,
+            vtep_mac: MacAddr::ZERO,
+            zero_checksum: false,
+        };
+        let address: Ipv6Addr = "2001:db8::1".parse().expect("an address");
+        let local6 = LocalNode {
+            network: "fd00:5::/48".parse().expect("network"),
+            subnet: "fd00:5:0:1::/64".parse().expect("subnet"),
+            underlay: underlay_of(underlay, address),
             backend: Backend::HostGw,
             vtep_mac: MacAddr::ZERO,
             zero_checksum: false,
@@ -59,12 +63,13 @@ impl Discovery {
             watch,
             table,
             local,
+            local6,
             resyncs: 0,
         }
     }
 
     fn pods(&self) -> BTreeMap<u32, PodLink> {
-        pod_links(&self.table, &self.local)
+        pod_links(&self.table, Some(&self.local), Some(&self.local6))
     }
 
     fn pod(&self, name: &str) -> Option<PodLink> {
@@ -112,6 +117,17 @@ impl Discovery {
         })
         .await;
         run("ip link delete settled");
+    }
+}
+
+fn underlay_of<F: Family>(link: &Link, address: F::Address) -> Underlay<F> {
+    Underlay {
+        ifindex: link.ifindex,
+        name: link.name.clone(),
+        mtu: link.mtu,
+        hardware: false,
+        address,
+        public_ip: address,
     }
 }
 
@@ -324,6 +340,65 @@ fn a_point_to_point_veth_is_found_by_its_host_route() {
         run("ip link set pod0 down");
         discovery.until_pods(&[]).await;
     });
+}
+
+#[test]
+fn pods_of_ipv6_are_found_alone_and_beside_ipv4_once() {
+    in_private_netns(|| async {
+        let mut discovery = Discovery::start().await;
+        bridge("cni0", "fd00:5:0:1::1/64");
+        run("ip link add pod0 type veth peer name in-pod0");
+        run("ip link set pod0 master cni0");
+        discovery.until_pods(&["pod0"]).await;
+        run("ip link add pod1 type veth peer name in-pod1");
+        run("ip link set in-pod1 up");
+        run("ip link set pod1 up");
+        // As the ptp plugin does: the gateway's address, then a route to the pod.
+        run("ip addr add fd00:5:0:1::1/128 dev pod1 nodad");
+        discovery.settle().await;
+        discovery.until_pods(&["pod0"]).await;
+        run("ip route add fd00:5:0:1::9/128 dev pod1");
+        discovery.until_pods(&["pod0", "pod1"]).await;
+
+        run("ip addr add 10.5.1.1/24 dev cni0");
+        run("ip route add 10.5.1.9/32 dev pod1");
+        discovery.settle().await;
+        discovery.until_pods(&["pod0", "pod1"]).await;
+        run("ip addr del fd00:5:0:1::1/64 dev cni0");
+        run("ip route del fd00:5:0:1::9/128 dev pod1");
+        discovery.settle().await;
+        discovery.until_pods(&["pod0", "pod1"]).await;
+        let mut looked = LinkTable::default();
+        discovery
+            .netlink
+            .refresh(&mut looked)
+            .await
+            .expect("a look");
+        let again = pod_links(&looked, Some(&discovery.local), Some(&discovery.local6));
+        assert_eq!(again.len(), 2, "{again:#?}");
+    });
+}
+
+#[test]
+fn ipv6_addresses_and_routes_that_go_with_their_interface_are_noticed() {
+    for silent in ["0", "1"] {
+        in_private_netns(move || async move {
+            let sysctl = "/proc/sys/net/ipv6/route/skip_notify_on_dev_down";
+            std::fs::write(sysctl, silent).expect("sysctl");
+            let mut discovery = Discovery::start().await;
+            bridge("cni0", "fd00:5:0:1::1/64");
+            run("ip link add pod0 type veth peer name in-pod0");
+            run("ip link set pod0 master cni0");
+            run("ip link add pod1 type veth peer name in-pod1");
+            run("ip link set pod1 up");
+            run("ip route add fd00:5:0:1::9/128 dev pod1");
+            discovery.until_pods(&["pod0", "pod1"]).await;
+            run("ip link set pod1 down");
+            discovery.until_pods(&["pod0"]).await;
+            run("ip link set cni0 down");
+            discovery.until_pods(&[]).await;
+        });
+    }
 }
 
 #[test]

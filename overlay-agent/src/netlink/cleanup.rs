@@ -1,6 +1,6 @@
 //! Finds and removes everything of ours, for `overlay-agent cleanup`.
 
-use std::{fmt, io, net::IpAddr};
+use std::{fmt, io};
 
 use super::{
     Netlink, NetlinkError,
@@ -70,7 +70,7 @@ impl Netlink {
         let has_address = |ifindex: u32| {
             addresses
                 .iter()
-                .any(|a| a.ifindex == ifindex && !is_link_local(a.local.into().ip()))
+                .any(|a| a.ifindex == ifindex && !a.is_link_local())
         };
         let mut removed = Vec::new();
         for link in self.links().await? {
@@ -162,11 +162,6 @@ pub fn flannel_vni<F: Family>(link: &Link) -> Option<u32> {
         LinkKind::Vxlan(vxlan) if link.name == F::device_name(vxlan.vni) => Some(vxlan.vni),
         _ => None,
     }
-}
-
-/// The kernel gives one to every IPv6 interface.
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -203,6 +203,11 @@ impl<F: Family> Address<F> {
             remote: remote.unwrap_or(local),
         })
     }
+
+    /// The kernel gives one to every IPv6 interface.
+    pub(super) fn is_link_local(&self) -> bool {
+        matches!(self.local.into().ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
+    }
 }
 
 impl<F: Family> Route<F> {

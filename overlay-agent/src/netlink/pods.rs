@@ -1,27 +1,25 @@
 //! Finds the host side of pod interfaces. Pure.
 //!
-//! Two arrangements are recognised, both by the local subnet and not by names:
+//! Two arrangements are recognised, both by the local subnet of a served family and not by names:
 //! - ports of a bridge that has an address in it (docker0, cni0, a user's own);
 //! - point-to-point veths with a host route into it (the ptp CNI plugin and its like).
 //!
 //! Only veths qualify: the eBPF tier delivers with `bpf_redirect_peer`, which needs a peer device
 //! in the pod's namespace.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+mod addressing;
 
-use ipnetwork::Ipv4Network;
+use std::collections::BTreeMap;
+
 use overlay_common::addr::MacAddr;
-use rtnetlink::packet_route::route::RouteType;
 
+use self::addressing::Addressing;
 use super::{
     Netlink, NetlinkError,
-    object::{Address, Link, LinkKind, Route},
-    watch::{IpEvent, KernelEvent},
+    object::{Link, LinkKind},
+    watch::KernelEvent,
 };
-use crate::model::{LocalNode, V4};
+use crate::model::{Backend, Family, LocalNode, V4, V6};
 
 /// Host side of a pod's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +45,8 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct LinkTable {
     links: BTreeMap<u32, Entry>,
-    addresses: BTreeMap<u32, BTreeSet<Ipv4Network>>,
-    /// `/32` routes without a gateway.
-    host_routes: BTreeMap<u32, BTreeSet<Ipv4Addr>>,
+    ipv4: Addressing<V4>,
+    ipv6: Addressing<V6>,
     incarnations: u64,
 }
 
@@ -59,41 +56,19 @@ impl LinkTable {
         match event {
             KernelEvent::Link(link) => self.set_link(link),
             KernelEvent::LinkRemoved { ifindex, .. } => self.remove_link(*ifindex),
-            KernelEvent::Ipv4(event) => self.apply_ipv4(event),
-            KernelEvent::Ipv6(_)
-            | KernelEvent::Fdb(_)
+            KernelEvent::Ipv4(event) => self.ipv4.apply(event),
+            KernelEvent::Ipv6(event) => self.ipv6.apply(event),
+            KernelEvent::Fdb(_)
             | KernelEvent::FdbRemoved(_)
             | KernelEvent::PolicyRule
             | KernelEvent::Resync => false,
         }
     }
 
-    fn apply_ipv4(&mut self, event: &IpEvent<V4>) -> bool {
-        match event {
-            IpEvent::Address(address) => self
-                .addresses
-                .entry(address.ifindex)
-                .or_default()
-                .insert(address.local),
-            IpEvent::AddressRemoved(address) => {
-                remove_from(&mut self.addresses, address.ifindex, &address.local)
-            }
-            IpEvent::Route(route) => host_route(route).is_some_and(|(ifindex, address)| {
-                self.host_routes.entry(ifindex).or_default().insert(address)
-            }),
-            IpEvent::RouteRemoved(route) => host_route(route).is_some_and(|(ifindex, address)| {
-                remove_from(&mut self.host_routes, ifindex, &address)
-            }),
-            IpEvent::Neighbour(_) | IpEvent::NeighbourRemoved(_) => false,
-        }
-    }
-
     /// Replaces the contents by a fresh look at the kernel. A link that is still the same device
     /// keeps its incarnation.
-    pub fn replace(&mut self, links: &[Link], addresses: &[Address], routes: &[Route]) {
+    fn replace(&mut self, links: &[Link], ipv4: Addressing<V4>, ipv6: Addressing<V6>) {
         let before = std::mem::take(&mut self.links);
-        self.addresses.clear();
-        self.host_routes.clear();
         for link in links {
             let same = before
                 .get(&link.ifindex)
@@ -107,15 +82,8 @@ impl LinkTable {
                 },
             );
         }
-        for address in addresses {
-            self.addresses
-                .entry(address.ifindex)
-                .or_default()
-                .insert(address.local);
-        }
-        for (ifindex, address) in routes.iter().filter_map(host_route) {
-            self.host_routes.entry(ifindex).or_default().insert(address);
-        }
+        self.ipv4 = ipv4;
+        self.ipv6 = ipv6;
     }
 
     /// The link with this index.
@@ -128,14 +96,8 @@ impl LinkTable {
         self.links.values().map(|entry| &entry.link)
     }
 
-    /// Addresses of an interface.
-    pub fn addresses(&self, ifindex: u32) -> impl Iterator<Item = &Ipv4Network> {
-        self.addresses.get(&ifindex).into_iter().flatten()
-    }
-
     fn set_link(&mut self, link: &Link) -> bool {
-        // The kernel drops an interface's routes when it goes down, and says nothing.
-        let mut changed = !link.up && self.host_routes.remove(&link.ifindex).is_some();
+        let mut changed = !link.up && self.drop_routes(link.ifindex);
         if let Some(entry) = self.links.get_mut(&link.ifindex) {
             changed |= entry.link != *link;
             entry.link.clone_from(link);
@@ -153,9 +115,17 @@ impl LinkTable {
     }
 
     fn remove_link(&mut self, ifindex: u32) -> bool {
-        self.addresses.remove(&ifindex);
-        self.host_routes.remove(&ifindex);
+        self.ipv4.forget(ifindex);
+        self.ipv6.forget(ifindex);
         self.links.remove(&ifindex).is_some()
+    }
+
+    /// The kernel drops an interface's routes when it goes down. It says nothing about IPv4's, and
+    /// about IPv6's nothing with `net.ipv6.route.skip_notify_on_dev_down`.
+    fn drop_routes(&mut self, ifindex: u32) -> bool {
+        let ipv4 = self.ipv4.drop_routes(ifindex);
+        let ipv6 = self.ipv6.drop_routes(ifindex);
+        ipv4 || ipv6
     }
 
     fn next_incarnation(&mut self) -> u64 {
@@ -164,75 +134,74 @@ impl LinkTable {
     }
 }
 
-/// Pod interfaces, by index.
-pub fn pod_links(table: &LinkTable, local: &LocalNode) -> BTreeMap<u32, PodLink> {
-    table
-        .links
-        .values()
-        .filter(|entry| entry.link.kind == LinkKind::Veth)
-        .filter(|entry| entry.link.ifindex != local.underlay.ifindex)
-        .filter_map(|entry| {
-            let gateway = gateway_of(table, &entry.link, local)?;
-            let pod = PodLink {
-                ifindex: entry.link.ifindex,
-                name: entry.link.name.clone(),
-                gateway_ifindex: gateway.ifindex,
-                gateway_mac: gateway.mac?,
-                incarnation: entry.incarnation,
-            };
-            Some((pod.ifindex, pod))
-        })
-        .collect()
-}
-
-fn gateway_of<'a>(table: &'a LinkTable, veth: &'a Link, local: &LocalNode) -> Option<&'a Link> {
-    let in_subnet = |address: Ipv4Addr| local.subnet.contains(address);
-    if let Some(master) = veth.master {
-        let bridge = table.link(master)?;
-        let pods_bridge = bridge.kind == LinkKind::Bridge
-            && table
-                .addresses(master)
-                .any(|address| in_subnet(address.ip()));
-        return pods_bridge.then_some(bridge);
+/// Pod interfaces of the families that are served, by index. A family whose backend programs
+/// nothing counts as not served.
+pub fn pod_links(
+    table: &LinkTable,
+    ipv4: Option<&LocalNode<V4>>,
+    ipv6: Option<&LocalNode<V6>>,
+) -> BTreeMap<u32, PodLink> {
+    let ipv4 = ipv4.filter(|local| local.backend != Backend::Alloc);
+    let ipv6 = ipv6.filter(|local| local.backend != Backend::Alloc);
+    let is_underlay = |ifindex| {
+        ipv4.is_some_and(|local| local.underlay.ifindex == ifindex)
+            || ipv6.is_some_and(|local| local.underlay.ifindex == ifindex)
+    };
+    let is_bridge_of_pods = |bridge: &Link| {
+        bridge.kind == LinkKind::Bridge
+            && (ipv4.is_some_and(|local| table.ipv4.is_in(bridge.ifindex, local.subnet))
+                || ipv6.is_some_and(|local| table.ipv6.is_in(bridge.ifindex, local.subnet)))
+    };
+    let leads_to_pod = |veth: &Link| {
+        ipv4.is_some_and(|local| table.ipv4.leads_into(veth.ifindex, local.subnet))
+            || ipv6.is_some_and(|local| table.ipv6.leads_into(veth.ifindex, local.subnet))
+    };
+    let mut pods = BTreeMap::new();
+    for Entry { link, incarnation } in table.links.values() {
+        if link.kind != LinkKind::Veth || is_underlay(link.ifindex) {
+            continue;
+        }
+        let gateway = match link.master {
+            Some(master) => table
+                .link(master)
+                .filter(|bridge| is_bridge_of_pods(bridge)),
+            None => Some(link).filter(|veth| leads_to_pod(veth)),
+        };
+        let Some(gateway) = gateway else { continue };
+        let Some(gateway_mac) = gateway.mac else {
+            continue;
+        };
+        let pod = PodLink {
+            ifindex: link.ifindex,
+            name: link.name.clone(),
+            gateway_ifindex: gateway.ifindex,
+            gateway_mac,
+            incarnation: *incarnation,
+        };
+        pods.insert(pod.ifindex, pod);
     }
-    let routes = table.host_routes.get(&veth.ifindex)?;
-    routes
-        .iter()
-        .any(|address| in_subnet(*address))
-        .then_some(veth)
-}
-
-fn host_route(route: &Route) -> Option<(u32, Ipv4Addr)> {
-    let to_one_host = route.destination.prefix() == 32
-        && route.gateway.is_none()
-        && route.kind == RouteType::Unicast
-        && route.in_main_table();
-    to_one_host.then_some((route.ifindex?, route.destination.ip()))
+    pods
 }
 
 fn same_device(before: &Link, after: &Link) -> bool {
     before.name == after.name && before.mac == after.mac && before.kind == after.kind
 }
 
-fn remove_from<T: Ord>(map: &mut BTreeMap<u32, BTreeSet<T>>, ifindex: u32, value: &T) -> bool {
-    let Some(values) = map.get_mut(&ifindex) else {
-        return false;
-    };
-    let removed = values.remove(value);
-    if values.is_empty() {
-        map.remove(&ifindex);
-    }
-    removed
-}
-
 impl Netlink {
     /// Brings a table up to date with the kernel: at the start and after lost events.
     pub async fn refresh(&self, table: &mut LinkTable) -> Result<(), NetlinkError> {
         let links = self.links().await?;
+        let ipv4 = self.addressing().await?;
+        let ipv6 = self.addressing().await?;
+        table.replace(&links, ipv4, ipv6);
+        Ok(())
+    }
+
+    /// Nothing in a family the kernel has no support for: it answers with those it has.
+    async fn addressing<F: Family>(&self) -> Result<Addressing<F>, NetlinkError> {
         let addresses = self.addresses().await?;
         let routes = self.routes().await?;
-        table.replace(&links, &addresses, &routes);
-        Ok(())
+        Ok(Addressing::new(&addresses, &routes))
     }
 }
 

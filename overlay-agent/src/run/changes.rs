@@ -172,16 +172,14 @@ impl Tracker {
                 dirty.underlay = scene.is_underlay(*ifindex);
                 dirty.tiers = dirty.vtep || dirty.underlay;
             }
-            KernelEvent::Ipv4(event) => {
-                if let Some(side) = scene.ipv4 {
-                    dirty |= self.note_ip(event, side);
-                }
-            }
-            KernelEvent::Ipv6(event) => {
-                if let Some(side) = scene.ipv6 {
-                    dirty |= self.note_ip(event, side);
-                }
-            }
+            KernelEvent::Ipv4(event) => match scene.ipv4 {
+                Some(side) => dirty |= self.note_ip(event, side),
+                None => return Dirty::default(),
+            },
+            KernelEvent::Ipv6(event) => match scene.ipv6 {
+                Some(side) => dirty |= self.note_ip(event, side),
+                None => return Dirty::default(),
+            },
             KernelEvent::Fdb(entry) => {
                 dirty.tiers = scene.is_vtep(entry.ifindex) && !scene.expects(entry);
             }

@@ -1,6 +1,6 @@
 //! Keeps both tiers as the leases say, against whatever happens to the host's network.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use tracing::{debug, warn};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     health::{Condition, Readiness},
-    model::{Backend, DesiredNode, V6},
+    model::{DesiredNode, V6},
     netlink::{KernelEvent, Netlink, pod_links},
 };
 
@@ -153,11 +153,12 @@ impl Controller {
     fn attach(&mut self) -> bool {
         let attached = match &self.sides.ipv4 {
             Some(side) => {
-                let local = &side.desired.local;
-                let pods = match local.backend {
-                    Backend::Alloc => BTreeMap::new(),
-                    Backend::Vxlan(_) | Backend::HostGw => pod_links(self.tracker.links(), local),
-                };
+                let ipv6 = self.sides.ipv6.as_ref();
+                let pods = pod_links(
+                    self.tracker.links(),
+                    Some(&side.desired.local),
+                    ipv6.map(|side| &side.desired.local),
+                );
                 self.tier1.attach(&side.desired, side.vtep.as_ref(), &pods)
             }
             None => Ok(true),

@@ -1,5 +1,16 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+
 use super::*;
-use crate::model::{Backend, Underlay};
+use crate::{
+    model::Underlay,
+    netlink::{
+        object::{Address, Route},
+        watch::IpEvent,
+    },
+};
 
 const UNDERLAY: u32 = 2;
 const BRIDGE: u32 = 10;
@@ -24,6 +35,25 @@ fn local() -> LocalNode {
     }
 }
 
+fn local6() -> LocalNode<V6> {
+    let public_ip: Ipv6Addr = "2001:db8::1".parse().expect("an address");
+    LocalNode {
+        network: "fd00:5::/48".parse().expect("a network"),
+        subnet: "fd00:5:0:1::/64".parse().expect("a subnet"),
+        underlay: Underlay {
+            ifindex: UNDERLAY,
+            name: "eth0".to_owned(),
+            mtu: 1500,
+            hardware: false,
+            address: public_ip,
+            public_ip,
+        },
+        backend: Backend::HostGw,
+        vtep_mac: MacAddr::ZERO,
+        zero_checksum: false,
+    }
+}
+
 fn link(ifindex: u32, kind: LinkKind, master: Option<u32>) -> Link {
     Link {
         ifindex,
@@ -41,49 +71,82 @@ fn mac(ifindex: u32) -> MacAddr {
     MacAddr::new([2, 0, a, b, c, d])
 }
 
-fn address(ifindex: u32, text: &str) -> Address {
-    let local: Ipv4Network = text.parse().expect("an address");
+fn address(ifindex: u32, text: &str) -> KernelEvent {
+    KernelEvent::Ipv4(IpEvent::Address(address_of(ifindex, text)))
+}
+
+fn address6(ifindex: u32, text: &str) -> KernelEvent {
+    KernelEvent::Ipv6(IpEvent::Address(address_of(ifindex, text)))
+}
+
+fn address_of<F: Family>(ifindex: u32, text: &str) -> Address<F> {
+    let network: IpNetwork = text.parse().expect("an address");
+    let ip = F::address(network.ip()).expect("of the family");
     Address {
         ifindex,
-        local,
-        remote: local.ip(),
+        local: F::with_prefix(ip, network.prefix()).expect("a prefix of the family"),
+        remote: ip,
     }
 }
 
-fn host_route_to(ifindex: u32, text: &str) -> Route {
+fn route(ifindex: u32, text: &str) -> KernelEvent {
+    KernelEvent::Ipv4(IpEvent::Route(route_of(ifindex, text)))
+}
+
+fn route6(ifindex: u32, text: &str) -> KernelEvent {
+    KernelEvent::Ipv6(IpEvent::Route(route_of(ifindex, text)))
+}
+
+fn route_of<F: Family>(ifindex: u32, text: &str) -> Route<F> {
     Route {
-        destination: text.parse().expect("a destination"),
+        destination: address_of::<F>(ifindex, text).local,
         gateway: None,
         ifindex: Some(ifindex),
         onlink: false,
         kind: RouteType::Unicast,
         protocol: 3,
-        scope: rtnetlink::packet_route::route::RouteScope::Link,
+        scope: RouteScope::Link,
         metric: 0,
         tos: 0,
         table: 254,
     }
 }
 
-/// A bridge in the subnet with one veth port.
-fn bridged() -> LinkTable {
+fn removed(ifindex: u32) -> KernelEvent {
+    KernelEvent::LinkRemoved {
+        ifindex,
+        name: format!("link{ifindex}"),
+    }
+}
+
+fn table_of(events: &[KernelEvent]) -> LinkTable {
     let mut table = LinkTable::default();
-    table.apply(&KernelEvent::Link(link(BRIDGE, LinkKind::Bridge, None)));
-    table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
-        BRIDGE,
-        "10.5.1.1/24",
-    ))));
-    table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))));
+    for event in events {
+        table.apply(event);
+    }
     table
 }
 
+/// A bridge in the subnet with one veth port.
+fn bridged() -> LinkTable {
+    table_of(&[
+        KernelEvent::Link(link(BRIDGE, LinkKind::Bridge, None)),
+        address(BRIDGE, "10.5.1.1/24"),
+        KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))),
+    ])
+}
+
+fn ipv4_pods(table: &LinkTable) -> BTreeMap<u32, PodLink> {
+    pod_links(table, Some(&local()), None)
+}
+
 fn found(table: &LinkTable) -> Vec<u32> {
-    pod_links(table, &local()).into_keys().collect()
+    ipv4_pods(table).into_keys().collect()
 }
 
 #[test]
 fn a_veth_port_of_a_bridge_in_the_subnet_is_a_pods() {
-    let pods = pod_links(&bridged(), &local());
+    let pods = ipv4_pods(&bridged());
     let pod = &pods[&POD];
     assert_eq!(
         (pod.gateway_ifindex, pod.gateway_mac),
@@ -103,10 +166,7 @@ fn other_ports_and_other_bridges_are_not_pods() {
         Some(BRIDGE),
     )));
     table.apply(&KernelEvent::Link(link(30, LinkKind::Bridge, None)));
-    table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
-        30,
-        "10.5.2.1/24",
-    ))));
+    table.apply(&address(30, "10.5.2.1/24"));
     table.apply(&KernelEvent::Link(link(31, LinkKind::Veth, Some(30))));
     table.apply(&KernelEvent::Link(link(32, LinkKind::Veth, None)));
     assert_eq!(found(&table), [POD]);
@@ -115,23 +175,16 @@ fn other_ports_and_other_bridges_are_not_pods() {
 #[test]
 fn the_bridge_may_get_its_address_and_mac_later_and_lose_them() {
     let mut table = bridged();
-    assert!(
-        table.apply(&KernelEvent::Ipv4(IpEvent::AddressRemoved(address(
-            BRIDGE,
-            "10.5.1.1/24"
-        ))))
-    );
+    let gone = IpEvent::AddressRemoved(address_of(BRIDGE, "10.5.1.1/24"));
+    assert!(table.apply(&KernelEvent::Ipv4(gone)));
     assert_eq!(found(&table), NONE);
-    assert!(table.apply(&KernelEvent::Ipv4(IpEvent::Address(address(
-        BRIDGE,
-        "10.5.1.254/24"
-    )))));
+    assert!(table.apply(&address(BRIDGE, "10.5.1.254/24")));
     let renumbered = Link {
         mac: Some(mac(99)),
         ..link(BRIDGE, LinkKind::Bridge, None)
     };
     assert!(table.apply(&KernelEvent::Link(renumbered.clone())));
-    assert_eq!(pod_links(&table, &local())[&POD].gateway_mac, mac(99));
+    assert_eq!(ipv4_pods(&table)[&POD].gateway_mac, mac(99));
     assert!(!table.apply(&KernelEvent::Link(renumbered)), "nothing new");
 }
 
@@ -142,8 +195,7 @@ fn a_released_or_removed_port_is_no_pod() {
     assert_eq!(found(&table), NONE);
     table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))));
     assert_eq!(found(&table), [POD]);
-    let name = "link20".to_owned();
-    table.apply(&KernelEvent::LinkRemoved { ifindex: POD, name });
+    table.apply(&removed(POD));
     assert_eq!(found(&table), NONE);
 }
 
@@ -152,16 +204,11 @@ fn a_point_to_point_veth_is_its_own_gateway() {
     let mut table = LinkTable::default();
     table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, None)));
     for elsewhere in ["10.5.2.9/32", "10.5.1.0/24"] {
-        table.apply(&KernelEvent::Ipv4(IpEvent::Route(host_route_to(
-            POD, elsewhere,
-        ))));
+        table.apply(&route(POD, elsewhere));
     }
     assert_eq!(found(&table), NONE, "no host route into the subnet");
-    table.apply(&KernelEvent::Ipv4(IpEvent::Route(host_route_to(
-        POD,
-        "10.5.1.9/32",
-    ))));
-    let pods = pod_links(&table, &local());
+    table.apply(&route(POD, "10.5.1.9/32"));
+    let pods = ipv4_pods(&table);
     assert_eq!(
         (pods[&POD].gateway_ifindex, pods[&POD].gateway_mac),
         (POD, mac(POD))
@@ -179,33 +226,115 @@ fn a_point_to_point_veth_is_its_own_gateway() {
 #[test]
 fn a_reused_index_is_another_device() {
     let mut table = bridged();
-    let first = pod_links(&table, &local())[&POD].incarnation;
-    let name = "link20".to_owned();
-    table.apply(&KernelEvent::LinkRemoved { ifindex: POD, name });
+    let first = ipv4_pods(&table)[&POD].incarnation;
+    table.apply(&removed(POD));
     table.apply(&KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))));
-    assert_ne!(pod_links(&table, &local())[&POD].incarnation, first);
+    assert_ne!(ipv4_pods(&table)[&POD].incarnation, first);
 }
 
 #[test]
 fn a_fresh_look_keeps_what_is_still_the_same_device() {
     let mut table = bridged();
-    let before = pod_links(&table, &local());
+    let before = ipv4_pods(&table);
     let bridge = link(BRIDGE, LinkKind::Bridge, None);
-    let addresses = [address(BRIDGE, "10.5.1.1/24")];
+    let ipv4 = || Addressing::new(&[address_of(BRIDGE, "10.5.1.1/24")], &[]);
+    let ipv6 = Addressing::default;
 
     let same = link(POD, LinkKind::Veth, Some(BRIDGE));
-    table.replace(&[bridge.clone(), same.clone()], &addresses, &[]);
-    assert_eq!(pod_links(&table, &local()), before);
+    table.replace(&[bridge.clone(), same.clone()], ipv4(), ipv6());
+    assert_eq!(ipv4_pods(&table), before);
 
     let successor = Link {
         mac: Some(mac(77)),
         ..same
     };
-    table.replace(&[bridge, successor], &addresses, &[]);
+    table.replace(&[bridge, successor], ipv4(), ipv6());
     assert_ne!(
-        pod_links(&table, &local())[&POD].incarnation,
+        ipv4_pods(&table)[&POD].incarnation,
         before[&POD].incarnation
     );
-    table.replace(&[], &[], &[]);
+    table.replace(&[], Addressing::default(), ipv6());
     assert_eq!(found(&table), NONE);
+}
+
+#[test]
+fn either_familys_address_makes_a_bridge_the_pods_and_both_find_a_pod_once() {
+    let mut table = table_of(&[
+        KernelEvent::Link(link(BRIDGE, LinkKind::Bridge, None)),
+        KernelEvent::Link(link(POD, LinkKind::Veth, Some(BRIDGE))),
+        address6(BRIDGE, "fd00:5:0:1::1/64"),
+    ]);
+    let (ipv4, ipv6) = (local(), local6());
+    let served = [
+        (Some(&ipv4), Some(&ipv6), true),
+        (None, Some(&ipv6), true),
+        (Some(&ipv4), None, false),
+    ];
+    for (ipv4, ipv6, expected) in served {
+        let pods = pod_links(&table, ipv4, ipv6);
+        assert_eq!(pods.contains_key(&POD), expected, "{ipv4:?} {ipv6:?}");
+    }
+    table.apply(&address(BRIDGE, "10.5.1.1/24"));
+    let pods = pod_links(&table, Some(&ipv4), Some(&ipv6));
+    assert_eq!(pods.into_keys().collect::<Vec<_>>(), [POD]);
+}
+
+#[test]
+fn an_ipv6_host_route_makes_a_veth_a_pods_until_the_interface_goes_down() {
+    let veth = link(POD, LinkKind::Veth, None);
+    let mut table = table_of(&[KernelEvent::Link(veth.clone())]);
+    let ipv6_pods = |table: &LinkTable| pod_links(table, Some(&local()), Some(&local6()));
+    for elsewhere in ["fd00:5:0:2::9/128", "fd00:5:0:1::/64", "fe80::9/128"] {
+        table.apply(&route6(POD, elsewhere));
+    }
+    assert!(
+        ipv6_pods(&table).is_empty(),
+        "no host route into the subnet"
+    );
+    table.apply(&route6(POD, "fd00:5:0:1::9/128"));
+    assert_eq!(ipv6_pods(&table)[&POD].gateway_ifindex, POD);
+    table.apply(&KernelEvent::Link(Link { up: false, ..veth }));
+    assert!(ipv6_pods(&table).is_empty());
+}
+
+#[test]
+fn a_route_to_its_own_address_makes_no_veth_a_pods() {
+    let mut table = table_of(&[
+        KernelEvent::Link(link(POD, LinkKind::Veth, None)),
+        address6(POD, "fd00:5:0:1::1/128"),
+        route6(POD, "fd00:5:0:1::1/128"),
+    ]);
+    assert!(pod_links(&table, None, Some(&local6())).is_empty());
+    table.apply(&route6(POD, "fd00:5:0:1::9/128"));
+    assert!(!pod_links(&table, None, Some(&local6())).is_empty());
+}
+
+#[test]
+fn neither_familys_underlay_is_a_pod() {
+    let mut table = bridged();
+    let mut ipv6 = local6();
+    ipv6.underlay.ifindex = POD;
+    table.apply(&address6(BRIDGE, "fd00:5:0:1::1/64"));
+    assert!(pod_links(&table, Some(&local()), Some(&ipv6)).is_empty());
+}
+
+#[test]
+fn a_family_that_programs_nothing_has_no_pods() {
+    let mut table = bridged();
+    table.apply(&address6(BRIDGE, "fd00:5:0:1::1/64"));
+    let ipv4 = LocalNode {
+        backend: Backend::Alloc,
+        ..local()
+    };
+    let ipv6 = LocalNode {
+        backend: Backend::Alloc,
+        ..local6()
+    };
+    assert!(pod_links(&table, Some(&ipv4), Some(&ipv6)).is_empty());
+}
+
+#[test]
+fn a_link_local_address_changes_nothing() {
+    let mut table = bridged();
+    assert!(!table.apply(&address6(BRIDGE, "fe80::1/64")));
 }
