@@ -1,8 +1,27 @@
 //! Addresses as they are on the wire.
 
-use core::{fmt, net::Ipv4Addr, str::FromStr};
+use core::{
+    fmt,
+    hash::Hash,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use bytemuck::{Pod, Zeroable};
+
+use crate::family::{SPREAD, SPREAD_2};
+
+/// An address as the maps hold it.
+pub trait Address:
+    Pod + Default + Eq + Ord + Hash + fmt::Debug + fmt::Display + Send + Sync
+{
+    /// True if the address lies in the subnet `base`, of which `mask` is the netmask.
+    fn is_within(self, base: Self, mask: Self) -> bool;
+
+    /// Four bytes by which two addresses of one node are told apart: all of an IPv4 address, a hash
+    /// of an IPv6 one. Zero for the unspecified address alone, as far as IPv4 goes.
+    fn tag(self) -> [u8; 4];
+}
 
 /// An IPv4 address in network order.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -19,12 +38,18 @@ impl Ipv4Be {
     pub const fn to_u32(self) -> u32 {
         u32::from_be_bytes(self.octets)
     }
+}
 
-    /// True if the address lies in the subnet `base`, of which `mask` is the netmask.
+impl Address for Ipv4Be {
     #[inline(always)]
-    pub const fn is_within(self, base: Self, mask: Self) -> bool {
+    fn is_within(self, base: Self, mask: Self) -> bool {
         let address = u32::from_ne_bytes(self.octets);
         address & u32::from_ne_bytes(mask.octets) == u32::from_ne_bytes(base.octets)
+    }
+
+    #[inline(always)]
+    fn tag(self) -> [u8; 4] {
+        self.octets
     }
 }
 
@@ -49,6 +74,71 @@ impl fmt::Display for Ipv4Be {
 }
 
 impl fmt::Debug for Ipv4Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An IPv6 address in network order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Be {
+    pub octets: [u8; 16],
+}
+
+impl Ipv6Be {
+    /// The bytes as two integers in native order.
+    #[inline(always)]
+    pub fn words(self) -> [u64; 2] {
+        bytemuck::cast(self.octets)
+    }
+
+    #[inline(always)]
+    pub fn from_words(words: [u64; 2]) -> Self {
+        Self {
+            octets: bytemuck::cast(words),
+        }
+    }
+}
+
+impl Address for Ipv6Be {
+    #[inline(always)]
+    fn is_within(self, base: Self, mask: Self) -> bool {
+        let (address, base, mask) = (self.words(), base.words(), mask.words());
+        let differing = |word: usize| (address[word] & mask[word]) ^ base[word];
+        differing(0) | differing(1) == 0
+    }
+
+    #[inline(always)]
+    fn tag(self) -> [u8; 4] {
+        let [a, b] = self.words();
+        let mut hash = a.wrapping_mul(SPREAD);
+        hash = (hash ^ (hash >> 32) ^ b).wrapping_mul(SPREAD_2);
+        ((hash >> 32) as u32).to_ne_bytes()
+    }
+}
+
+impl From<Ipv6Addr> for Ipv6Be {
+    fn from(address: Ipv6Addr) -> Self {
+        Self {
+            octets: address.octets(),
+        }
+    }
+}
+
+impl From<Ipv6Be> for Ipv6Addr {
+    fn from(address: Ipv6Be) -> Self {
+        Self::from(address.octets)
+    }
+}
+
+impl fmt::Display for Ipv6Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv6Addr::from(*self).fmt(f)
+    }
+}
+
+impl fmt::Debug for Ipv6Be {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -1,28 +1,30 @@
-//! `OVL_CONFIG`: what the programs must know about this node. One entry, written by the agent.
+//! `OVL_CONFIG`, `OVL_CONFIG6`: what the programs must know about this node. One entry each, written
+//! by the agent.
 
-use bytemuck::{Pod, Zeroable};
+use crate::{
+    addr::{Address as _, MacAddr},
+    family::{Family, V4},
+};
 
-use crate::addr::{Ipv4Be, MacAddr};
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Config {
+pub struct Config<F: Family = V4> {
     /// Secret of the stamps, random per load.
     pub stamp_key: [u64; 2],
-    /// How long a lease lasts, nanoseconds.
+    /// How long a lease lasts, nanoseconds; 0 if the node does not serve the family.
     pub lease_ns: u64,
     /// Flow entries of another generation do not count. Incremented to flush the flow table.
     pub generation: u32,
     /// One of the `FASTPATH_*` values.
     pub fastpath: u32,
     /// This node's VTEP: the address tunnel packets are sent from and to.
-    pub vtep: Ipv4Be,
+    pub vtep: F::Be,
     /// The whole pod network: what lies outside it is never fast.
-    pub network: Ipv4Be,
-    pub network_mask: Ipv4Be,
+    pub network: F::Be,
+    pub network_mask: F::Be,
     /// Subnet of the local pods.
-    pub subnet: Ipv4Be,
-    pub subnet_mask: Ipv4Be,
+    pub subnet: F::Be,
+    pub subnet_mask: F::Be,
     pub vtep_mac: MacAddr,
     /// UDP destination port of vxlan, network order.
     pub vxlan_port: [u8; 2],
@@ -33,24 +35,24 @@ pub struct Config {
     pub source_port_min: u16,
     /// How many ports there are from `source_port_min` on, less one: the kernel's `max - min`.
     pub source_port_span: u16,
-    /// Interface index of `flannel.<VNI>`; 0 where there is none (host-gw).
+    /// Interface index of `flannel.<VNI>`, `flannel-v6.<VNI>`; 0 where there is none (host-gw).
     pub vtep_ifindex: u32,
     /// MTU of the pod network, bytes: larger packets are left to the kernel.
     pub pod_mtu: u32,
     #[doc(hidden)]
-    pub _pad2: [u8; 4],
+    pub _pad2: F::Be,
 }
 
-impl Config {
+impl<F: Family> Config<F> {
     /// True for addresses of the pod network that live on another node.
     #[inline(always)]
-    pub const fn is_remote_pod(&self, address: Ipv4Be) -> bool {
+    pub fn is_remote_pod(&self, address: F::Be) -> bool {
         address.is_within(self.network, self.network_mask) && !self.is_local_pod(address)
     }
 
     /// True for addresses of this node's subnet.
     #[inline(always)]
-    pub const fn is_local_pod(&self, address: Ipv4Be) -> bool {
+    pub fn is_local_pod(&self, address: F::Be) -> bool {
         address.is_within(self.subnet, self.subnet_mask)
     }
 }

@@ -1,28 +1,34 @@
-//! `OVL_FLOWS4`: which flows are fast, in which direction, until when.
+//! `OVL_FLOWS4` and `OVL_FLOWS6`: which flows are fast, in which direction, until when.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::{Ipv4Be, MacAddr};
+use crate::{
+    addr::MacAddr,
+    family::{Family, Pair as _, SPREAD, V4, V6},
+};
 
 /// A flow between a local pod and a remote one, the same key for both directions.
 ///
 /// Aligned, because programs build it on their stack, where the verifier wants aligned accesses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C, align(8))]
-pub struct FlowKey4 {
+pub struct FlowKey<F: Family = V4> {
     /// Pod on this node.
-    pub local: Ipv4Be,
+    pub local: F::Be,
     /// Pod on another node.
-    pub remote: Ipv4Be,
+    pub remote: F::Be,
     /// Network order. ICMP echo: the identifier on the side that asks, zero on the side that
     /// answers, so that two pods pinging each other with one identifier are two flows.
     pub local_port: [u8; 2],
     pub remote_port: [u8; 2],
-    /// IP protocol: 1 (ICMP echo), 6 (TCP) or 17 (UDP).
+    /// IP protocol: 1 (ICMP echo), 6 (TCP), 17 (UDP) or 58 (ICMPv6 echo).
     pub protocol: u8,
     #[doc(hidden)]
     pub _pad: [u8; 3],
 }
+
+pub type FlowKey4 = FlowKey<V4>;
+pub type FlowKey6 = FlowKey<V6>;
 
 /// What the kernel decided about a flow, and how long that may be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -84,68 +90,64 @@ pub mod word {
     pub const POD_IFINDEX: usize = offset_of!(Flow, pod_ifindex) / 8;
 }
 
-/// A [`FlowKey4`] as two integers, the form in which programs hold, compare and hash it: bytes of
-/// the key in native order, addresses first, then ports and protocol.
+/// A [`FlowKey`] as integers, the form in which programs hold, compare and hash it: bytes of the key
+/// in native order, addresses first, then ports and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowWords {
-    pub addresses: u64,
+#[repr(C)]
+pub struct FlowWords<F: Family = V4> {
+    pub addresses: F::Pair,
     pub ports: u64,
 }
 
-impl FlowWords {
-    /// From values as they stand in the packet, read as native integers.
+impl<F: Family> FlowWords<F> {
+    /// From addresses and ports as they stand in the packet, the ports read as native integers.
     #[inline(always)]
-    pub const fn new(
-        local: u32,
-        remote: u32,
+    pub fn new(
+        local: F::Be,
+        remote: F::Be,
         local_port: u16,
         remote_port: u16,
-        proto: u8,
+        protocol: u8,
     ) -> Self {
-        let ports = local_port as u32 | (remote_port as u32) << 16;
+        let ports = u32::from(local_port) | u32::from(remote_port) << 16;
         Self {
-            addresses: local as u64 | (remote as u64) << 32,
-            ports: ports as u64 | (proto as u64) << 32,
+            addresses: F::Pair::new(local, remote),
+            ports: u64::from(ports) | u64::from(protocol) << 32,
         }
     }
 
     #[inline(always)]
-    pub fn key(self) -> FlowKey4 {
-        bytemuck::cast([self.addresses, self.ports])
+    pub fn key(self) -> FlowKey<F> {
+        bytemuck::cast(self)
     }
 
     #[inline(always)]
-    pub const fn local(self) -> Ipv4Be {
-        Ipv4Be {
-            octets: (self.addresses as u32).to_ne_bytes(),
-        }
+    pub fn local(self) -> F::Be {
+        self.addresses.local()
     }
 
     #[inline(always)]
-    pub const fn remote(self) -> Ipv4Be {
-        Ipv4Be {
-            octets: ((self.addresses >> 32) as u32).to_ne_bytes(),
-        }
+    pub fn remote(self) -> F::Be {
+        self.addresses.remote()
     }
 
     /// The pair of pods alone: what all their flows share.
     #[inline(always)]
     #[must_use]
-    pub const fn pair(self) -> Self {
+    pub fn pair(self) -> Self {
         Self { ports: 0, ..self }
     }
 
     /// A number that differs between the flows a table entry may be passed on among.
     #[inline(always)]
-    pub const fn id(self) -> u64 {
-        self.addresses ^ self.ports.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    pub fn id(self) -> u64 {
+        self.addresses.id() ^ self.ports.wrapping_mul(SPREAD)
     }
 }
 
-impl From<FlowKey4> for FlowWords {
-    fn from(key: FlowKey4) -> Self {
-        let [addresses, ports] = bytemuck::cast(key);
-        Self { addresses, ports }
+impl<F: Family> From<FlowKey<F>> for FlowWords<F> {
+    fn from(key: FlowKey<F>) -> Self {
+        bytemuck::cast(key)
     }
 }
 
@@ -160,6 +162,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::addr::{Address as _, Ipv4Be, Ipv6Be};
 
     proptest! {
         #[test]
@@ -175,8 +178,8 @@ mod tests {
                 _pad: [0; 3],
             };
             let words = FlowWords::new(
-                u32::from_ne_bytes(local),
-                u32::from_ne_bytes(remote),
+                key.local,
+                key.remote,
                 u16::from_ne_bytes(local_port),
                 u16::from_ne_bytes(remote_port),
                 protocol,
@@ -184,6 +187,44 @@ mod tests {
             prop_assert_eq!(words, FlowWords::from(key));
             prop_assert_eq!(words.key(), key);
             prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+        }
+
+        #[test]
+        fn words_and_key_of_an_ipv6_flow_are_the_same_bytes(
+            local: [u8; 16], remote: [u8; 16], local_port: [u8; 2], remote_port: [u8; 2],
+            protocol: u8,
+        ) {
+            let key = FlowKey6 {
+                local: Ipv6Be { octets: local },
+                remote: Ipv6Be { octets: remote },
+                local_port,
+                remote_port,
+                protocol,
+                _pad: [0; 3],
+            };
+            let words = FlowWords::new(
+                key.local,
+                key.remote,
+                u16::from_ne_bytes(local_port),
+                u16::from_ne_bytes(remote_port),
+                protocol,
+            );
+            prop_assert_eq!(words, FlowWords::from(key));
+            prop_assert_eq!(words.key(), key);
+            prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+        }
+
+        #[test]
+        fn any_flipped_bit_of_an_ipv6_address_changes_id_and_tag(
+            address: [u8; 16], bit in 0usize..128,
+        ) {
+            let address = Ipv6Be { octets: address };
+            let mut other = address;
+            other.octets[bit / 8] ^= 1 << (bit % 8);
+            let id = |local, remote| FlowWords::<V6>::new(local, remote, 1, 2, 6).id();
+            prop_assert_ne!(id(address, address), id(other, address));
+            prop_assert_ne!(id(address, address), id(address, other));
+            prop_assert_ne!(address.tag(), other.tag());
         }
 
         #[test]

@@ -6,7 +6,9 @@ use core::mem::{align_of, offset_of, size_of};
 use crate::{
     config::Config,
     encap::EncapHeader,
-    flow::{Flow, FlowKey4},
+    encap6::EncapHeader6,
+    family::{V4, V6},
+    flow::{Flow, FlowKey4, FlowKey6},
     node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::Route,
@@ -28,7 +30,7 @@ macro_rules! layout {
 
 layout!(Route, size 8, align 4, node at 0, flags at 4);
 layout!(
-    Node, size 80, align 8,
+    Node<V4>, size 80, align 8,
     flags at 0, vtep at 4, ipv4_sum at 8, subnet at 12, vtep_mac at 16, prefix_len at 22, encap at 24,
 );
 layout!(
@@ -40,7 +42,7 @@ layout!(Gateway, size 8, align 8, mac at 0);
 layout!(PodKey, size 8, align 8, mac at 0);
 layout!(PodPort, size 4, align 4, ifindex at 0);
 layout!(
-    Config, size 80, align 8,
+    Config<V4>, size 80, align 8,
     stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 36,
     network_mask at 40, subnet at 44, subnet_mask at 48, vtep_mac at 52, vxlan_port at 58,
     vni at 60, source_port_min at 64, source_port_span at 66, vtep_ifindex at 68, pod_mtu at 72,
@@ -57,3 +59,21 @@ layout!(
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);
+
+layout!(
+    Node<V6>, size 136, align 8,
+    flags at 0, vtep at 4, ipv4_sum at 20, subnet at 24, vtep_mac at 40, prefix_len at 46,
+    encap at 48, route_mtu at 118,
+);
+layout!(
+    Config<V6>, size 152, align 8,
+    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 48,
+    network_mask at 64, subnet at 80, subnet_mask at 96, vtep_mac at 112, vxlan_port at 118,
+    vni at 120, source_port_min at 124, source_port_span at 126, vtep_ifindex at 128,
+    pod_mtu at 132,
+);
+layout!(
+    FlowKey6, size 40, align 8,
+    local at 0, remote at 16, local_port at 32, remote_port at 34, protocol at 36,
+);
+layout!(EncapHeader6, size 70, align 1, ipv6 at 0, udp at 40, vxlan at 48, inner_eth at 56);

@@ -25,6 +25,8 @@ pub mod checksum;
 pub mod config;
 pub mod ecn;
 pub mod encap;
+pub mod encap6;
+pub mod family;
 pub mod flow;
 pub mod layout;
 pub mod maps;

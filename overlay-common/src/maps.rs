@@ -9,11 +9,47 @@ pub const STATS: &str = "OVL_STATS";
 pub const PEERS4: &str = "OVL_PEERS4";
 pub const GATEWAYS: &str = "OVL_GATEWAYS";
 pub const PODS: &str = "OVL_PODS";
+pub const ROUTES6: &str = "OVL_ROUTES6";
+pub const NODES6: &str = "OVL_NODES6";
+pub const NEXTHOPS6: &str = "OVL_NEXTHOPS6";
+pub const PEERS6: &str = "OVL_PEERS6";
+pub const FLOWS6: &str = "OVL_FLOWS6";
+pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 9] = [
-    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, GATEWAYS, PODS, CONFIG, STATS,
+pub const ALL: [&str; 15] = [
+    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
+    CONFIG6, GATEWAYS, PODS, STATS,
 ];
+
+/// The maps of one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FamilyMaps {
+    pub routes: &'static str,
+    pub nodes: &'static str,
+    pub nexthops: &'static str,
+    pub peers: &'static str,
+    pub flows: &'static str,
+    pub config: &'static str,
+}
+
+pub const IPV4: FamilyMaps = FamilyMaps {
+    routes: ROUTES4,
+    nodes: NODES,
+    nexthops: NEXTHOPS,
+    peers: PEERS4,
+    flows: FLOWS4,
+    config: CONFIG,
+};
+
+pub const IPV6: FamilyMaps = FamilyMaps {
+    routes: ROUTES6,
+    nodes: NODES6,
+    nexthops: NEXTHOPS6,
+    peers: PEERS6,
+    flows: FLOWS6,
+    config: CONFIG6,
+};
 
 /// Remote nodes; index 0 is never used.
 pub const MAX_NODES: usize = 16_384;

@@ -3,35 +3,36 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    addr::{Ipv4Be, MacAddr},
-    encap::EncapHeader,
+    addr::MacAddr,
+    family::{Family, V4},
 };
 
-/// Value of `OVL_NODES`: one remote node, written by the agent alone. Index 0 is never used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+/// Value of `OVL_NODES` and `OVL_NODES6`: one remote node, written by the agent alone. Index 0 is
+/// never used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
-pub struct Node {
-    /// [`NODE_VALID`] and [`NODE_DIRECT`]. An entry without `NODE_VALID` is free.
+pub struct Node<F: Family = V4> {
+    /// `NODE_*` bits. An entry without [`NODE_VALID`] is free.
     pub flags: u32,
-    /// VTEP address: where the tunnel ends, the lease's `PublicIP`.
-    pub vtep: Ipv4Be,
+    /// VTEP address: where the tunnel ends, the lease's `PublicIP` or `PublicIPv6`.
+    pub vtep: F::Be,
     /// One's-complement sum, native order, over the words of `encap.ipv4` as stored: TOS, length
-    /// and checksum zero.
+    /// and checksum zero. IPv6 headers have no checksum: 0.
     pub ipv4_sum: u32,
     /// The pod subnet this node leases, for people who read the map.
-    pub subnet: Ipv4Be,
+    pub subnet: F::Be,
     /// MAC address of the node's VTEP, the lease's `VtepMAC`.
     pub vtep_mac: MacAddr,
     pub prefix_len: u8,
     #[doc(hidden)]
     pub _pad: u8,
     /// Everything between the outer Ethernet header and the inner IP header, prebuilt.
-    pub encap: EncapHeader,
+    pub encap: F::Encap,
     /// Largest outer packet that the kernel's route to `vtep` takes, bytes, where that is a property
     /// of the route (`ip route … mtu N`); else 0. `bpf_fib_lookup` reports only locked ones.
     pub route_mtu: u16,
     #[doc(hidden)]
-    pub _pad2: [u8; 4],
+    pub _pad2: F::Be,
 }
 
 /// The entry describes a node.
@@ -39,17 +40,20 @@ pub const NODE_VALID: u32 = 1 << 0;
 /// Packets to this node go without encapsulation while its VTEP address is on-link
 /// (`DirectRouting`, host-gw).
 pub const NODE_DIRECT: u32 = 1 << 1;
+/// The node takes IPv6 tunnel packets without a UDP checksum (RFC 6935), as its lease says.
+pub const NODE_ZERO_CHECKSUM: u32 = 1 << 2;
 
-/// Value of `OVL_NEXTHOPS`, same index as `OVL_NODES`: how the underlay reaches the node. Written
+/// Value of `OVL_NEXTHOPS` and `OVL_NEXTHOPS6`, same index as the node: how the underlay reaches the node. Written
 /// by `overlay_confirm` from the kernel's FIB and neighbour table each time it grants an egress
 /// lease, so it follows them without user space. `overlay_ingress` invalidates it when a router says
 /// that packets to the node are too large.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Nexthop {
-    /// The VTEP address this was resolved for. Differs from the node's when the node has moved
-    /// since: then the entry does not count.
-    pub vtep: Ipv4Be,
+    /// The VTEP address this was resolved for, as [`Address::tag`](crate::addr::Address::tag) tells
+    /// addresses apart. Differs from the node's when the node has moved since: then the entry does
+    /// not count.
+    pub vtep: [u8; 4],
     /// Underlay interface.
     pub ifindex: u32,
     /// Destination MAC of the outer frame: the neighbour's.
@@ -88,11 +92,11 @@ pub const MODE_TUNNEL: u8 = 1;
 /// Routed without encapsulation.
 pub const MODE_DIRECT: u8 = 2;
 
-/// Value of `OVL_PEERS4`; the key is the outer source address of tunnel packets.
+/// Value of `OVL_PEERS4` and `OVL_PEERS6`; the key is the outer source address of tunnel packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Peer {
-    /// Index into `OVL_NODES`.
+    /// Index into the nodes of the family.
     pub node: u32,
 }
 

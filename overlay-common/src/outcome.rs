@@ -143,23 +143,23 @@ outcomes! {
     /// FIN or RST: the flow's entry was removed.
     FlowClosed = 9, Lease, "flow_closed";
 
-    /// The fast path is switched off or the configuration is not there yet.
+    /// The fast path is switched off, for now or for good.
     Disabled = 16, Decline, "disabled";
-    /// Not IPv4: ARP, IPv6 and others.
-    NotIpv4 = 17, Decline, "not_ipv4";
+    /// Neither IPv4 nor IPv6, or not what its EtherType says: ARP and others.
+    NotIp = 17, Decline, "not_ip";
     /// Too short for the headers it announces.
     Truncated = 18, Decline, "truncated";
     /// Carries a VLAN tag.
     Vlan = 19, Decline, "vlan";
-    /// Has IP options.
+    /// Has IP options, or IPv6 extension headers.
     IpOptions = 20, Decline, "ip_options";
     /// A fragment: it carries no ports, or not all of the datagram.
     Fragment = 21, Decline, "fragment";
-    /// Neither TCP, UDP nor ICMP echo.
+    /// Neither TCP, UDP nor ICMP echo: neighbour discovery, for one.
     Protocol = 22, Decline, "protocol";
     /// TCP SYN, FIN or RST: the kernel's connection tracking must see it.
     TcpControl = 23, Decline, "tcp_control";
-    /// The TTL ends here: the kernel sends the ICMP error.
+    /// The TTL or hop limit ends here: the kernel sends the ICMP error.
     Ttl = 24, Decline, "ttl";
     /// No lease for this direction of the flow, or it ran out.
     NoLease = 25, Decline, "no_lease";
@@ -206,6 +206,9 @@ outcomes! {
     UdpGso = 45, Decline, "udp_gso";
     /// The guard found nothing wrong with it.
     Passed = 46, Decline, "passed";
+    /// Over IPv6 fast tunnel packets have no UDP checksum, and the lease of the peer does not say that
+    /// it takes such.
+    PeerChecksum = 47, Decline, "peer_checksum";
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";
@@ -217,6 +220,9 @@ outcomes! {
     GuardHeader = 51, Drop, "guard_header";
     /// Tunnel packet too short for the frame it should carry, stopped by the guard.
     GuardTruncated = 52, Drop, "guard_truncated";
+
+    /// The node has no pods of this address family, or is not configured yet.
+    Unserved = 53, Decline, "unserved";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

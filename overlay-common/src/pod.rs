@@ -1,12 +1,99 @@
-//! `aya::Pod` for the map types.
+//! Plain old data: `bytemuck::Pod` for the map types that are generic over the address family, and
+//! `aya::Pod` for all.
 //!
-//! The only unsafe code of the crate. `aya::Pod` asks that every bit pattern is valid and that no
-//! byte is padding; that is what `bytemuck::Pod` proves when it is derived, and the macro demands
-//! it of each type it is applied to.
+//! The only unsafe code of the crate. Both traits ask that every bit pattern is valid and that no
+//! byte is padding. For types without parameters the derive of `bytemuck::Pod` proves it; for the
+//! others, `no_padding!` does: their fields are plain old data, and as long together as the whole.
 #![allow(
     unsafe_code,
-    reason = "aya::Pod is an unsafe trait; bytemuck::Pod is the proof"
+    reason = "the Pod traits are unsafe; the proofs are the derives and the assertions here"
 )]
+#![expect(
+    clippy::used_underscore_binding,
+    reason = "fields that only fill a gap count as the others do"
+)]
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    config::Config,
+    family::{Family, V4, V6},
+    flow::{FlowKey, FlowWords},
+    node::Node,
+};
+
+/// Implements `bytemuck::Pod` for a struct over a family. All its fields are named.
+macro_rules! no_padding {
+    ($ty:ident { $($field:ident),+ $(,)? }) => {
+        const _: () = {
+            const fn sum<F: Family>() -> usize {
+                $(size_of_field(|value: &$ty<F>| &value.$field) +)+ 0
+            }
+            assert!(sum::<V4>() == size_of::<$ty<V4>>(), "padding in IPv4's");
+            assert!(sum::<V6>() == size_of::<$ty<V6>>(), "padding in IPv6's");
+        };
+        // A struct pattern without `..` names every field; each is plain old data.
+        const _: () = {
+            const fn is_pod<T: Pod>(_: &T) {}
+            #[expect(dead_code, reason = "it is there to be type-checked")]
+            const fn every_field_is_pod<F: Family>(value: &$ty<F>) {
+                let $ty { $($field),+ } = value;
+                $(is_pod($field);)+
+            }
+        };
+        // SAFETY: every field is plain old data, for which all zeros is a value.
+        unsafe impl<F: Family> Zeroable for $ty<F> {}
+        // SAFETY: the struct is `repr(C)`, its fields are plain old data, and for the two families
+        // there are (the trait is sealed) they leave no byte of it over.
+        unsafe impl<F: Family> Pod for $ty<F> {}
+    };
+}
+
+const fn size_of_field<T, M>(_: fn(&T) -> &M) -> usize {
+    size_of::<M>()
+}
+
+no_padding!(Config {
+    stamp_key,
+    lease_ns,
+    generation,
+    fastpath,
+    vtep,
+    network,
+    network_mask,
+    subnet,
+    subnet_mask,
+    vtep_mac,
+    vxlan_port,
+    vni,
+    _pad,
+    source_port_min,
+    source_port_span,
+    vtep_ifindex,
+    pod_mtu,
+    _pad2,
+});
+no_padding!(Node {
+    flags,
+    vtep,
+    ipv4_sum,
+    subnet,
+    vtep_mac,
+    prefix_len,
+    _pad,
+    encap,
+    route_mtu,
+    _pad2,
+});
+no_padding!(FlowKey {
+    local,
+    remote,
+    local_port,
+    remote_port,
+    protocol,
+    _pad
+});
+no_padding!(FlowWords { addresses, ports });
 
 /// Marks map keys and values as plain old data for aya. Without the feature `user` it only checks
 /// that they are.
@@ -25,16 +112,32 @@ macro_rules! map_types {
 
 map_types!(
     crate::addr::Ipv4Be,
+    crate::addr::Ipv6Be,
     crate::addr::MacAddr,
-    crate::config::Config,
     crate::flow::Flow,
-    crate::flow::FlowKey4,
     crate::node::Gateway,
     crate::node::Nexthop,
-    crate::node::Node,
     crate::node::Peer,
     crate::node::PodKey,
     crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::Route,
 );
+
+/// As `map_types`, for types over a family.
+macro_rules! family_map_types {
+    ($($ty:ident),+ $(,)?) => {$(
+        const _: fn() = || {
+            fn is_pod<T: bytemuck::Pod>() {}
+            fn of_any_family<F: Family>() {
+                is_pod::<$ty<F>>();
+            }
+            of_any_family::<V4>();
+        };
+        // SAFETY: as in `map_types`.
+        #[cfg(feature = "user")]
+        unsafe impl<F: Family> aya::Pod for $ty<F> {}
+    )+};
+}
+
+family_map_types!(Config, FlowKey, Node);

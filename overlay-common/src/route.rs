@@ -1,4 +1,4 @@
-//! `OVL_ROUTES4`: which node a pod address lives on.
+//! `OVL_ROUTES4` and `OVL_ROUTES6`: which node a pod address lives on.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Route {
-    /// Index into `OVL_NODES` and `OVL_NEXTHOPS`.
+    /// Index into the nodes and next hops of the family.
     pub node: u32,
     /// Reserved, zero.
     pub flags: u32,

@@ -8,16 +8,19 @@
 //! derives the vxlan source port from their exclusive or ([`source_port`]): a flow keeps its
 //! source port across flushes (up to the rounding of one port).
 
-use crate::flow::FlowWords;
+use crate::{
+    family::{Family, Pair as _, SPREAD_2},
+    flow::FlowWords,
+};
 
 /// The stamp of a packet of `flow`. Never 0, which the kernel reads as "no hash".
 #[inline(always)]
-pub const fn stamp(flow: FlowWords, secret: &[u64; 2], generation: u32) -> u32 {
-    let mut hash = (flow.addresses ^ secret[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub fn stamp<F: Family>(flow: FlowWords<F>, secret: &[u64; 2], generation: u32) -> u32 {
+    let mut hash = flow.addresses.mix(secret[0]);
     hash ^= hash >> 32;
-    hash = (hash ^ flow.ports ^ secret[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash = (hash ^ flow.ports ^ secret[1]).wrapping_mul(SPREAD_2);
     hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash = hash.wrapping_mul(SPREAD_2);
     let halves = (generation & 0xffff) ^ (generation >> 16);
     let stamp = (hash >> 32) as u32 ^ (halves << 16 | halves);
     if stamp == 0 { 1 } else { stamp }
@@ -36,12 +39,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        addr::{Ipv4Be, Ipv6Be},
+        family::V6,
+    };
 
     fn flow(local: [u8; 4], remote: [u8; 4], ports: [u8; 4], protocol: u8) -> FlowWords {
         let [a, b, c, d] = ports;
         FlowWords::new(
-            u32::from_ne_bytes(local),
-            u32::from_ne_bytes(remote),
+            Ipv4Be { octets: local },
+            Ipv4Be { octets: remote },
             u16::from_ne_bytes([a, b]),
             u16::from_ne_bytes([c, d]),
             protocol,
@@ -73,6 +80,24 @@ mod tests {
                 _ => ports[byte - 8] ^= flip,
             }
             prop_assert_ne!(before, stamp(flow(local, remote, ports, 6), &secret, 7));
+        }
+
+        #[test]
+        fn translating_any_one_field_of_an_ipv6_flow_changes_the_stamp(
+            mut addresses: [[u8; 16]; 2], mut ports: [u16; 2], secret: [u64; 2],
+            byte in 0usize..36, flip in 1u8..,
+        ) {
+            let stamp = |[local, remote]: [[u8; 16]; 2], [a, b]: [u16; 2]| {
+                let address = |octets| Ipv6Be { octets };
+                let flow = FlowWords::<V6>::new(address(local), address(remote), a, b, 6);
+                stamp(flow, &secret, 7)
+            };
+            let before = stamp(addresses, ports);
+            match byte {
+                0..32 => addresses[byte / 16][byte % 16] ^= flip,
+                _ => ports[byte % 2] ^= u16::from(flip) << (8 * (byte / 2 % 2)),
+            }
+            prop_assert_ne!(before, stamp(addresses, ports));
         }
 
         #[test]

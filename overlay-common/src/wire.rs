@@ -4,9 +4,10 @@ use core::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::{Ipv4Be, MacAddr};
+use crate::addr::{Ipv4Be, Ipv6Be, MacAddr};
 
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 /// IEEE 802.1Q tag.
 pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 /// IEEE 802.1ad service tag.
@@ -18,6 +19,13 @@ pub const IPV4_NO_OPTIONS: u8 = 0x45;
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMPV6: u8 = 58;
+/// Extension headers that the kernel looks for a transport header behind (RFC 8200 §4).
+pub const IPPROTO_HOPOPTS: u8 = 0;
+pub const IPPROTO_ROUTING: u8 = 43;
+pub const IPPROTO_FRAGMENT: u8 = 44;
+pub const IPPROTO_AH: u8 = 51;
+pub const IPPROTO_DSTOPTS: u8 = 60;
 
 /// Ethernet II.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -44,6 +52,34 @@ pub struct Ipv4Header {
     pub check: [u8; 2],
     pub src: Ipv4Be,
     pub dst: Ipv4Be,
+}
+
+/// IPv6 (RFC 8200 §3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Header {
+    /// Version (4 bits, 6), traffic class (8), flow label (20).
+    pub version_class_label: [u8; 4],
+    /// Bytes behind this header.
+    pub payload_len: [u8; 2],
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub src: Ipv6Be,
+    pub dst: Ipv6Be,
+}
+
+impl Ipv6Header {
+    /// The first two bytes: version, traffic class and the top of the flow label.
+    #[inline(always)]
+    pub const fn start(class: u8) -> [u8; 2] {
+        [0x60 | class >> 4, class << 4]
+    }
+
+    #[inline(always)]
+    pub const fn class(&self) -> u8 {
+        let [first, second, ..] = self.version_class_label;
+        first << 4 | second >> 4
+    }
 }
 
 /// UDP (RFC 768).
@@ -197,6 +233,33 @@ mod tests {
             prop_assert_eq!(u16::from_be_bytes(ours.total_len), len + 20);
             let sum = crate::checksum::add_bytes(0, &bytes);
             prop_assert_eq!(crate::checksum::fold(sum), 0xffff);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_ipv6_header_agrees_with_etherparse(
+            source: [u8; 16], destination: [u8; 16], hop_limit: u8, payload_length: u16, class: u8,
+            label in 0u32..1 << 20,
+        ) {
+            let theirs = etherparse::Ipv6Header {
+                traffic_class: class,
+                flow_label: label.try_into().unwrap(),
+                payload_length,
+                next_header: etherparse::IpNumber::UDP,
+                hop_limit,
+                source,
+                destination,
+            };
+            let bytes = theirs.to_bytes();
+            let (ours, rest) = split::<Ipv6Header>(&bytes).unwrap();
+            prop_assert!(rest.is_empty());
+            prop_assert_eq!((ours.src.octets, ours.dst.octets), (source, destination));
+            prop_assert_eq!((ours.hop_limit, ours.next_header), (hop_limit, IPPROTO_UDP));
+            prop_assert_eq!(u16::from_be_bytes(ours.payload_len), payload_length);
+            prop_assert_eq!(ours.class(), class);
+            let [first, second] = Ipv6Header::start(class);
+            prop_assert_eq!((first, second), (bytes[0], bytes[1] & 0xf0));
         }
     }
 

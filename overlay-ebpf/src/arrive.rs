@@ -3,15 +3,11 @@
 
 use overlay_common::outcome::Outcome;
 
-use crate::{helpers::Skb, observe::observe, parse::Local};
+use crate::{Handled, helpers::Skb, ip::Ip, observe::observe, parse::Local};
 
 #[inline(always)]
-pub fn run(skb: &Skb) -> Outcome {
-    match observe(skb, Local::Destination) {
-        Ok(seen) => {
-            skb.set_hash(seen.stamp);
-            Outcome::Stamped
-        }
-        Err(outcome) => outcome,
-    }
+pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+    let seen = observe::<F>(skb, Local::Destination)?;
+    skb.set_hash(seen.stamp);
+    Err(Outcome::Stamped)
 }

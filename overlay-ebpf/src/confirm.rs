@@ -2,34 +2,38 @@
 //! packet filter let it pass unchanged. The way it leaves is resolved and remembered with it.
 
 use overlay_common::{
+    addr::Address as _,
     config::Config,
-    encap::ENCAP_LEN,
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT},
     outcome::Outcome,
     stamp::source_port,
 };
 
 use crate::{
+    Handled,
+    flows::{self, Lease},
     helpers::{Skb, now},
+    ip::Ip,
     mac::Mac,
-    maps::{self, Lease, NexthopCopy, NexthopEntry},
+    maps,
+    nexthop::{NexthopCopy, NexthopEntry},
     observe::{Observed, observe},
     parse::Local,
 };
 
 #[inline(always)]
-pub fn run(skb: &Skb) -> Outcome {
-    match confirm(skb) {
-        Ok(outcome) | Err(outcome) => outcome,
+pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+    match confirm::<F>(skb) {
+        Ok(outcome) | Err(outcome) => Err(outcome),
     }
 }
 
 #[inline(always)]
-fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
+fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if skb.take_forwarded() {
         return Ok(Outcome::Forwarded);
     }
-    let seen = observe(skb, Local::Source)?;
+    let seen = observe::<F>(skb, Local::Source)?;
     seen.may_earn(skb)?;
     let Observed {
         config,
@@ -39,7 +43,7 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
         ..
     } = seen;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
-    let index = maps::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
+    let index = F::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
     let mode = resolve(skb, config, index, dst)?;
     let port = source_port(stamp, config.source_port_min, config.source_port_span);
     let lease = Lease::Egress {
@@ -47,7 +51,7 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
         gateway,
         source_port: port.to_be(),
     };
-    maps::grant(
+    flows::grant(
         flow.words,
         config.generation,
         index,
@@ -62,10 +66,10 @@ fn confirm(skb: &Skb) -> Result<Outcome, Outcome> {
 /// the interface that reaches the node directly, to the same neighbour. Whoever else changes the
 /// kernel's routes, stock flanneld for one, is followed by that even if the maps are out of date.
 #[inline(always)]
-fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcome> {
-    let node = maps::node(index).ok_or(Outcome::Nexthop)?;
-    let nexthop = NexthopEntry::find(index).ok_or(Outcome::Nexthop)?;
-    let Some(fib) = skb.route(skb.ingress_ifindex(), config.vtep, node.vtep) else {
+fn resolve<F: Ip>(skb: &Skb, config: &Config<F>, index: u32, to: Mac) -> Result<u8, Outcome> {
+    let node = F::node(index).ok_or(Outcome::Nexthop)?;
+    let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
+    let Some(fib) = skb.route::<F>(skb.ingress_ifindex(), config.vtep, node.vtep) else {
         nexthop.invalidate();
         return Err(Outcome::Nexthop);
     };
@@ -73,13 +77,16 @@ fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcom
     let (mode, mtu, device, neighbour) = if direct {
         (MODE_DIRECT, fib.mtu, fib.ifindex, fib.dst_mac)
     } else {
+        if node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
+            return Err(Outcome::PeerChecksum);
+        }
         let route_mtu = u32::from(node.route_mtu);
         let outer = if route_mtu != 0 && route_mtu < fib.mtu {
             route_mtu
         } else {
             fib.mtu
         };
-        let room = outer.saturating_sub(ENCAP_LEN);
+        let room = outer.saturating_sub(F::ENCAP_LEN);
         let mtu = if room < config.pod_mtu {
             room
         } else {
@@ -96,7 +103,7 @@ fn resolve(skb: &Skb, config: &Config, index: u32, to: Mac) -> Result<u8, Outcom
         return Err(Outcome::OtherPath);
     }
     nexthop.set(&NexthopCopy {
-        vtep: u32::from_ne_bytes(node.vtep.octets),
+        vtep: u32::from_ne_bytes(node.vtep.tag()),
         ifindex: fib.ifindex,
         dst_mac: fib.dst_mac,
         src_mac: fib.src_mac,

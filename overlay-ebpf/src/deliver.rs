@@ -7,22 +7,25 @@ use overlay_common::{
 };
 
 use crate::{
+    Handled,
+    flows::{self, Lease},
     helpers::{Skb, now},
-    maps::{self, Lease},
+    ip::Ip,
+    maps,
     observe::{Observed, observe},
     parse::Local,
 };
 
 #[inline(always)]
-pub fn run(skb: &Skb) -> Outcome {
-    match deliver(skb) {
-        Ok(outcome) | Err(outcome) => outcome,
+pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+    match deliver::<F>(skb) {
+        Ok(outcome) | Err(outcome) => Err(outcome),
     }
 }
 
 #[inline(always)]
-fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
-    let seen = observe(skb, Local::Destination)?;
+fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
+    let seen = observe::<F>(skb, Local::Destination)?;
     if seen.dst.is_multicast() {
         return Err(Outcome::NotGateway);
     }
@@ -37,7 +40,7 @@ fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
     if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
     }
-    let index = maps::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;
+    let index = F::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;
     let by_tunnel = skb.ingress_ifindex() == config.vtep_ifindex;
     let mtu = skb.device_mtu();
     let lease = Lease::Ingress {
@@ -47,7 +50,7 @@ fn deliver(skb: &Skb) -> Result<Outcome, Outcome> {
         from: src,
         ifindex: skb.ifindex(),
     };
-    maps::grant(
+    flows::grant(
         flow.words,
         config.generation,
         index,

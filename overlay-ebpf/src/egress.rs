@@ -3,33 +3,32 @@
 use core::mem::offset_of;
 
 use overlay_common::{
+    addr::Address as _,
     config::{Config, FASTPATH_OFF},
-    ecn,
-    encap::{ENCAP_LEN, EncapHeader, outer_ipv4_check},
     node::{MODE_DIRECT, MODE_TUNNEL, Node},
     outcome::Outcome,
     stamp::stamp,
-    wire::{
-        ETHERTYPE_IPV4, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthHeader, Ipv4Header, UdpHeader,
-        VLAN_ID_MASK,
-    },
+    wire::{ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthHeader, VLAN_ID_MASK},
 };
 
 use crate::{
     Handled,
+    flows::FlowEntry,
     helpers::{Skb, now, redirect},
+    ip::Ip,
     mac::{Mac, write_pair},
-    maps::{self, FlowEntry, NexthopCopy, NexthopEntry},
+    maps,
+    nexthop::{NexthopCopy, NexthopEntry},
     packet::Packet,
-    parse::{Control, ETH_LEN, FLOW_LEN, Flow4, IPV4_LEN, Local, udp_destination},
+    parse::{Control, ETH_LEN, Flow, Local, why_off},
 };
 
-/// Largest value of the outer header's length field.
-const IP_LEN_MAX: u32 = 0xffff;
+/// Largest value of the outer headers' length fields: IPv4's counts its own header, IPv6's does not.
+const LEN_MAX: u32 = 0xffff;
 
 #[inline(always)]
-pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
-    let result = classify(skb);
+pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+    let result = classify::<F>(skb);
     // What the fast path takes was learned when its lease was granted.
     if !matches!(result, Ok(_) | Err(Outcome::Disabled))
         && let Some(source) = Mac::read(skb.packet(), offset_of!(EthHeader, src))
@@ -40,21 +39,21 @@ pub fn run(skb: &Skb) -> Result<Handled, Outcome> {
 }
 
 #[inline(always)]
-fn classify(skb: &Skb) -> Result<Handled, Outcome> {
-    let config = maps::config().ok_or(Outcome::Disabled)?;
-    let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
+fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+    let config = F::config().ok_or(Outcome::Disabled)?;
+    let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     let frame_dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
     let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
     if skb.vlan_present() != 0 {
         return guard_tagged(skb, packet, config, ethertype);
     }
     if config.fastpath == FASTPATH_OFF {
-        return guard_tunnel(skb, packet, config, Some(Outcome::Disabled));
+        return guard_tunnel(skb, packet, config, Some(why_off(config)));
     }
-    if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
-        return Err(Outcome::NotIpv4);
+    if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
+        return Err(Outcome::NotIp);
     }
-    let flow = match Flow4::parse(packet, ETH_LEN, Local::Source, config) {
+    let flow = match Flow::parse(packet, ETH_LEN, Local::Source, config) {
         Ok(flow) if config.is_remote_pod(flow.words.remote()) => flow,
         other => return guard_tunnel(skb, packet, config, other.err()),
     };
@@ -66,14 +65,14 @@ fn classify(skb: &Skb) -> Result<Handled, Outcome> {
 /// A pod must not be able to inject tunnel packets: the kernel would masquerade them to this node's
 /// address, and the peer would believe them. Anything else that is no pod-to-pod packet goes on.
 #[inline(always)]
-fn guard_tunnel(
+fn guard_tunnel<F: Ip>(
     skb: &Skb,
     packet: Packet,
-    config: &Config,
+    config: &Config<F>,
     reason: Option<Outcome>,
 ) -> Result<Handled, Outcome> {
-    if let Some(destination) = udp_destination(skb, packet, config.vxlan_port)
-        && (destination == config.vtep || maps::is_peer(destination))
+    if let Some(destination) = F::udp_destination(skb, packet, config.vxlan_port)
+        && (destination == config.vtep || F::is_peer(destination))
     {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
@@ -85,10 +84,10 @@ fn guard_tunnel(
 /// is already off the packet. Nobody but an attacker puts more tags into a priority tag, and what is
 /// under all of them cannot be read here.
 #[inline(always)]
-fn guard_tagged(
+fn guard_tagged<F: Ip>(
     skb: &Skb,
     packet: Packet,
-    config: &Config,
+    config: &Config<F>,
     ethertype: u16,
 ) -> Result<Handled, Outcome> {
     let is_tag = ethertype == u16::from_ne_bytes(ETHERTYPE_VLAN)
@@ -96,19 +95,19 @@ fn guard_tagged(
     if is_tag && skb.vlan_tci() & VLAN_ID_MASK == 0 {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
-    if ethertype == u16::from_ne_bytes(ETHERTYPE_IPV4) {
+    if ethertype == u16::from_ne_bytes(F::ETHERTYPE) {
         return guard_tunnel(skb, packet, config, Some(Outcome::Vlan));
     }
     Err(Outcome::Vlan)
 }
 
 #[inline(always)]
-fn forward(
+fn forward<F: Ip>(
     skb: &Skb,
-    config: &Config,
+    config: &Config<F>,
     packet: Packet,
     frame_dst: Mac,
-    flow: &Flow4,
+    flow: &Flow<F>,
 ) -> Result<Handled, Outcome> {
     let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoLease)?;
     if flow.control != Control::None {
@@ -130,9 +129,11 @@ fn forward(
     if flow.ttl <= 1 {
         return Err(Outcome::Ttl);
     }
-    let node = maps::node(index).ok_or(Outcome::Nexthop)?;
-    let nexthop = NexthopEntry::find(index).ok_or(Outcome::Nexthop)?.get();
-    if nexthop.vtep != u32::from_ne_bytes(node.vtep.octets) || nexthop.mode != mode {
+    let node = F::node(index).ok_or(Outcome::Nexthop)?;
+    let nexthop = NexthopEntry::find::<F>(index)
+        .ok_or(Outcome::Nexthop)?
+        .get();
+    if nexthop.vtep != u32::from_ne_bytes(node.vtep.tag()) || nexthop.mode != mode {
         return Err(Outcome::Nexthop);
     }
     let frame_len = skb.len();
@@ -150,71 +151,49 @@ fn forward(
 }
 
 #[inline(always)]
-fn encapsulate(
+fn encapsulate<F: Ip>(
     skb: &Skb,
-    flow: &Flow4,
-    node: &Node,
+    flow: &Flow<F>,
+    node: &Node<F>,
     nexthop: &NexthopCopy,
     frame_len: u32,
     source_port: u16,
 ) -> Result<Handled, Outcome> {
-    let outer_len = frame_len - ETH_LEN as u32 + ENCAP_LEN;
-    if outer_len > IP_LEN_MAX {
+    let outer_len = frame_len - ETH_LEN as u32 + F::ENCAP_LEN;
+    if outer_len > LEN_MAX {
         return Err(Outcome::Mtu);
     }
-    skb.grow_for_encap().map_err(|()| Outcome::AdjustRoom)?;
+    skb.grow_for_encap::<F>()
+        .map_err(|()| Outcome::AdjustRoom)?;
     match write_encap(skb.packet(), flow, node, nexthop, outer_len, source_port) {
         Some(()) => Ok(send(skb, Outcome::FastTunnel, nexthop)),
         None => Ok(Handled::drop(Outcome::Rewrite)),
     }
 }
 
-/// Writes the same bytes as [`EncapHeader::finish`], the outer Ethernet header and the inner hop.
+/// Writes everything before the inner packet, and the inner hop.
 #[inline(always)]
-fn write_encap(
+fn write_encap<F: Ip>(
     packet: Packet,
-    flow: &Flow4,
-    node: &Node,
+    flow: &Flow<F>,
+    node: &Node<F>,
     nexthop: &NexthopCopy,
     outer_len: u32,
     source_port: u16,
 ) -> Option<()> {
-    const TOS: usize = ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, tos);
-    const LEN: usize = ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, total_len);
-    const CHECK: usize = ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, check);
-    const UDP: usize = ETH_LEN + offset_of!(EncapHeader, udp);
-    let tos = ecn::encapsulate(flow.tos);
-    let total_len = (outer_len as u16).to_be_bytes();
-    let udp_len = ((outer_len - IPV4_LEN as u32) as u16).to_be_bytes();
-    flow.write_hop(packet, ETH_LEN + ENCAP_LEN as usize)?;
-    let (words, last) = node.encap.words();
-    packet.write(ETH_LEN, words[0])?;
-    packet.write(ETH_LEN + 8, words[1])?;
-    packet.write(ETH_LEN + 16, words[2])?;
-    packet.write(ETH_LEN + 24, words[3])?;
-    packet.write(ETH_LEN + 32, words[4])?;
-    packet.write(ETH_LEN + 40, words[5])?;
-    packet.write(ETH_LEN + 48, last)?;
-    packet.write(TOS, tos)?;
-    packet.write(LEN, total_len)?;
-    packet.write(
-        CHECK,
-        outer_ipv4_check(node.ipv4_sum, total_len, tos).to_ne_bytes(),
-    )?;
-    packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
-    packet.write(UDP + offset_of!(UdpHeader, len), udp_len)?;
+    F::write_hop(packet, ETH_LEN + F::ENCAP_LEN as usize, flow)?;
+    F::write_encap(packet, flow, node, outer_len, source_port)?;
     write_pair(packet, nexthop.dst_mac, nexthop.src_mac)
 }
 
 #[inline(always)]
-fn route(
+fn route<F: Ip>(
     skb: &Skb,
     packet: Packet,
-    flow: &Flow4,
+    flow: &Flow<F>,
     nexthop: &NexthopCopy,
 ) -> Result<Handled, Outcome> {
-    let written = flow
-        .write_hop(packet, ETH_LEN)
+    let written = F::write_hop(packet, ETH_LEN, flow)
         .and_then(|()| write_pair(packet, nexthop.dst_mac, nexthop.src_mac));
     match written {
         Some(()) => Ok(send(skb, Outcome::FastDirect, nexthop)),

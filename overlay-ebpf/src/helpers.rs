@@ -4,23 +4,21 @@ use core::mem::zeroed;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect,
-        bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_ktime_get_coarse_ns,
+        bpf_redirect, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
     },
     programs::TcContext,
 };
-use overlay_common::{addr::Ipv4Be, encap::ENCAP_LEN};
+use bytemuck::Pod;
 
-use crate::{mac::Mac, packet::Packet};
-
-/// `AF_INET`.
-const FAMILY_IPV4: u8 = 2;
+use crate::{ip::Ip, mac::Mac, packet::Packet};
 
 /// `PACKET_HOST`: the frame is addressed to the interface's own MAC.
 const PACKET_HOST: u32 = 0;
@@ -29,6 +27,7 @@ const PACKET_HOST: u32 = 0;
 const FORWARDED: u32 = 0x4f56;
 
 /// The packet a program was called for.
+#[derive(Clone, Copy)]
 pub struct Skb {
     raw: *mut __sk_buff,
 }
@@ -71,6 +70,8 @@ impl Skb {
         ingress_ifindex;
         /// Payload bytes per segment of a GSO packet, else 0.
         gso_size;
+        /// The EtherType the kernel handles the packet by, network order.
+        protocol;
         /// The packet's flow hash as last set; here, the stamp.
         hash;
         /// Not 0 if the packet carries a VLAN tag outside its bytes.
@@ -130,6 +131,19 @@ impl Skb {
         packet
     }
 
+    /// Copies bytes out of the packet, wherever they lie. For what is not in the fast path: direct
+    /// access is cheaper.
+    #[inline(always)]
+    pub fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let mut value = T::zeroed();
+        let to = (&raw mut value).cast();
+        // SAFETY: `raw` is this program's context, and the helper writes as many bytes as `value` has,
+        // of which any content is valid.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.raw.cast(), offset, to, size_of::<T>() as u32) };
+        (result == 0).then_some(value)
+    }
+
     #[inline(always)]
     pub fn set_hash(&self, hash: u32) {
         // SAFETY: `raw` is this program's context; the helper only stores the value.
@@ -143,15 +157,16 @@ impl Skb {
     /// inner offsets that segmentation and checksum offload need; `L2_ETH` marks the inner
     /// protocol as Ethernet, as vxlan is.
     #[inline(always)]
-    pub fn grow_for_encap(&self) -> Result<(), ()> {
-        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
-            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
-            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
-            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
-            | bpf_f_adj_room_encap_l2(14);
+    pub fn grow_for_encap<F: Ip>(&self) -> Result<(), ()> {
+        let flags = u64::from(
+            BPF_F_ADJ_ROOM_FIXED_GSO
+                | F::ENCAP_FLAG
+                | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+                | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        ) | bpf_f_adj_room_encap_l2(14);
+        let by = F::ENCAP_LEN as i32;
         // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
-        let result =
-            unsafe { bpf_skb_adjust_room(self.raw, ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
+        let result = unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) };
         if result == 0 { Ok(()) } else { Err(()) }
     }
 
@@ -162,31 +177,42 @@ impl Skb {
     /// outer UDP checksum describes the inner packet; `outer_checksum` says that one level of it
     /// belongs to the outer UDP header and goes with it.
     #[inline(always)]
-    pub fn shrink_for_decap(&self, outer_checksum: bool) -> Result<(), ()> {
+    pub fn shrink_for_decap<F: Ip>(&self, outer_checksum: bool) -> Result<(), ()> {
         const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
         if outer_checksum {
             // SAFETY: `raw` is this program's context; the helper changes only checksum state.
             unsafe { bpf_csum_level(self.raw, BPF_CSUM_LEVEL_DEC as u64) };
         }
+        let by = -(F::ENCAP_LEN as i32);
         // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
-        let result =
-            unsafe { bpf_skb_adjust_room(self.raw, -(ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, FLAGS) };
+        let result = unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, FLAGS) };
         if result == 0 { Ok(()) } else { Err(()) }
+    }
+
+    /// Tells the checksum over the packet, if the device computed one (`CHECKSUM_COMPLETE`), that a
+    /// 16-bit word of it was replaced; both in native order. The kernel gives such a checksum up when
+    /// it forwards (`skb_forward_csum`).
+    #[inline(always)]
+    pub fn replace_in_checksum(&self, old: u16, new: u16) {
+        let difference = u32::from(new) + u32::from(!old);
+        // SAFETY: `raw` is this program's context; the helper changes only checksum state.
+        unsafe { bpf_csum_update(self.raw, difference) };
     }
 
     /// How the kernel routes to `dst`, if it has a usable neighbour for the next hop. The lookup
     /// is made for packets coming in by `from`.
     #[inline(always)]
-    pub fn route(&self, from: u32, src: Ipv4Be, dst: Ipv4Be) -> Option<FibResult> {
+    pub fn route<F: Ip>(&self, from: u32, src: F::Be, dst: F::Be) -> Option<FibResult> {
         // SAFETY: the struct is integers and byte arrays throughout: zero is valid for each.
         let mut fib: FibLookup = unsafe { zeroed() };
-        fib.family = FAMILY_IPV4;
+        fib.family = F::FAMILY;
         fib.ifindex = from;
         // A length makes the kernel report the MTU: a locked one of the route, else a path MTU
         // exception, else the device's (`ip_mtu_from_fib_result`).
         fib.__bindgen_anon_1.tot_len = 1;
-        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src.octets);
-        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst.octets);
+        // The IPv4 fields are the first words of the IPv6 ones.
+        fib.__bindgen_anon_3.ipv6_src = F::fib_words(src);
+        fib.__bindgen_anon_4.ipv6_dst = F::fib_words(dst);
         // SAFETY: `raw` is this program's context, and the size given is the struct's own.
         let result = unsafe {
             bpf_fib_lookup(
@@ -203,7 +229,7 @@ impl Skb {
         let (mtu, next_hop) = unsafe {
             (
                 fib.__bindgen_anon_1.mtu_result,
-                fib.__bindgen_anon_4.ipv4_dst,
+                fib.__bindgen_anon_4.ipv6_dst,
             )
         };
         Some(FibResult {
@@ -211,7 +237,7 @@ impl Skb {
             src_mac: mac_from_stack(&fib.smac),
             dst_mac: mac_from_stack(&fib.dmac),
             mtu: u32::from(mtu),
-            on_link: next_hop == u32::from_ne_bytes(dst.octets),
+            on_link: next_hop == F::fib_words(dst),
         })
     }
 

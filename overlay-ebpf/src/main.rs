@@ -16,14 +16,20 @@ mod arrive;
 mod confirm;
 mod deliver;
 mod egress;
+mod flows;
 mod guard;
 mod helpers;
 mod ingress;
+mod ip;
+mod ipv4;
+mod ipv6;
 mod mac;
 mod maps;
+mod nexthop;
 mod observe;
 mod packet;
 mod parse;
+mod words;
 
 use aya_ebpf::{
     bindings::{
@@ -33,9 +39,16 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use overlay_common::outcome::{Hook, Outcome};
+use overlay_common::{
+    family::{V4, V6},
+    outcome::{Hook, Outcome},
+    wire::ETHERTYPE_IPV6,
+};
 
 use crate::helpers::Skb;
+
+/// What `__sk_buff::protocol` says of IPv6 packets.
+const IPV6: u32 = u16::from_ne_bytes(ETHERTYPE_IPV6) as u32;
 
 /// A program's decision to handle a packet itself. Everything else is an `Err(Outcome)`: the
 /// packet goes on in the kernel.
@@ -72,37 +85,33 @@ fn conclude(hook: Hook, bytes: u32, result: Result<Handled, Outcome>) -> i32 {
     verdict
 }
 
-#[classifier]
-pub fn overlay_egress(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let bytes = skb.len();
-    conclude(Hook::Egress, bytes, egress::run(&skb))
+/// A TC program. Each is written once for both families; IPv6 has a function of its own, so that it
+/// takes neither registers nor stack from IPv4.
+macro_rules! program {
+    ($program:ident, $ipv6:ident, $hook:ident, $($run:ident)::+) => {
+        #[classifier]
+        pub fn $program(ctx: TcContext) -> i32 {
+            let skb = Skb::new(&ctx);
+            if skb.protocol() == IPV6 {
+                return $ipv6(skb);
+            }
+            let bytes = skb.len();
+            conclude(Hook::$hook, bytes, $($run)::+::<V4>(&skb))
+        }
+
+        #[inline(never)]
+        fn $ipv6(skb: Skb) -> i32 {
+            let bytes = skb.len();
+            conclude(Hook::$hook, bytes, $($run)::+::<V6>(&skb))
+        }
+    };
 }
 
-#[classifier]
-pub fn overlay_confirm(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    conclude(Hook::Confirm, skb.len(), Err(confirm::run(&skb)))
-}
-
-#[classifier]
-pub fn overlay_ingress(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let bytes = skb.len();
-    conclude(Hook::Ingress, bytes, ingress::run(&skb))
-}
-
-#[classifier]
-pub fn overlay_arrive(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    conclude(Hook::Arrive, skb.len(), Err(arrive::run(&skb)))
-}
-
-#[classifier]
-pub fn overlay_deliver(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    conclude(Hook::Deliver, skb.len(), Err(deliver::run(&skb)))
-}
+program!(overlay_egress, egress_ipv6, Egress, egress::run);
+program!(overlay_confirm, confirm_ipv6, Confirm, confirm::run);
+program!(overlay_ingress, ingress_ipv6, Ingress, ingress::run);
+program!(overlay_arrive, arrive_ipv6, Arrive, arrive::run);
+program!(overlay_deliver, deliver_ipv6, Deliver, deliver::run);
 
 #[xdp(frags)]
 pub fn overlay_guard(ctx: XdpContext) -> u32 {

@@ -4,41 +4,41 @@ use overlay_common::{
     config::{Config, FASTPATH_OFF},
     outcome::Outcome,
     stamp::stamp,
-    wire::ETHERTYPE_IPV4,
 };
 
 use crate::{
+    flows,
     helpers::Skb,
+    ip::Ip,
     mac::Mac,
-    maps,
-    parse::{Control, ETH_LEN, FLOW_LEN, Flow4, Local},
+    parse::{Control, ETH_LEN, Flow, Local, why_off},
 };
 
 /// A packet between a pod of this node and one of another, on the kernel path.
-pub struct Observed {
-    pub config: &'static Config,
+pub struct Observed<F: Ip> {
+    pub config: &'static Config<F>,
     /// The addresses of its Ethernet header.
     pub dst: Mac,
     pub src: Mac,
-    pub flow: Flow4,
+    pub flow: Flow<F>,
     /// What an unchanged packet of the flow carries as its hash.
     pub stamp: u32,
 }
 
 #[inline(always)]
-pub fn observe(skb: &Skb, local: Local) -> Result<Observed, Outcome> {
-    let config = maps::config().ok_or(Outcome::Disabled)?;
+pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
+    let config = F::config().ok_or(Outcome::Disabled)?;
     if config.fastpath == FASTPATH_OFF {
-        return Err(Outcome::Disabled);
+        return Err(why_off(config));
     }
-    let packet = skb.packet_with(ETH_LEN as u32 + FLOW_LEN);
+    let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     let dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
     let src = Mac::read(packet, 6).ok_or(Outcome::Truncated)?;
     let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
-    if ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
-        return Err(Outcome::NotIpv4);
+    if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
+        return Err(Outcome::NotIp);
     }
-    let flow = Flow4::parse(packet, ETH_LEN, local, config)?;
+    let flow = Flow::parse(packet, ETH_LEN, local, config)?;
     if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
         return Err(Outcome::NotOverlay);
     }
@@ -52,7 +52,7 @@ pub fn observe(skb: &Skb, local: Local) -> Result<Observed, Outcome> {
     })
 }
 
-impl Observed {
+impl<F: Ip> Observed<F> {
     /// Whether the packet may earn a lease: it left as it came, and neither opens nor closes a
     /// connection, which ends the leases there are.
     #[inline(always)]
@@ -63,11 +63,11 @@ impl Observed {
         match self.flow.control {
             Control::None => Ok(()),
             Control::Open => {
-                maps::forget(self.flow.words);
+                flows::forget(self.flow.words);
                 Err(Outcome::Handshake)
             }
             Control::Close => {
-                maps::forget(self.flow.words);
+                flows::forget(self.flow.words);
                 Err(Outcome::FlowClosed)
             }
         }

@@ -24,7 +24,7 @@ use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
         Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LEASE, Maps, Options,
-        PinDir, Summary, XdpMode, flush, link_states,
+        PinDir, Serves, Summary, XdpMode, flush, link_states,
     },
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
@@ -43,7 +43,7 @@ use overlay_tests::{
 };
 
 const FACTS: HostFacts = HostFacts {
-    ip_default_ttl: 64,
+    ttl: 64,
     local_port_range: (32_768, 60_999),
     route_mtus: BTreeMap::new(),
 };
@@ -88,6 +88,10 @@ fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
         pin_dir: pin_dir.to_owned(),
         object,
         max_flows: 4_096,
+        serves: Serves {
+            ipv4: true,
+            ipv6: false,
+        },
         fastpath: Fastpath::Strict,
         lease: LEASE,
     }
@@ -151,8 +155,8 @@ fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
 
 /// What a person sees in the maps: subnet to node index and VTEP address.
 fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
-    let nodes = maps.nodes().expect("nodes");
-    let routes = maps.routes().expect("routes");
+    let nodes = maps.ipv4.nodes().expect("nodes");
+    let routes = maps.ipv4.routes().expect("routes");
     let entry = |(subnet, route): (Ipv4Network, Route)| {
         let node: &Node = &nodes[&route.node];
         (subnet, (route.node, node.vtep.octets))
@@ -208,11 +212,14 @@ fn a_restarted_agent_takes_over_the_maps() {
         let mut first = open(pins);
         apply(&mut first, &[(1, 1), (2, 2), (3, 3)]);
         apply(&mut first, &[(2, 2), (3, 3)]);
-        let before = (routed(first.maps()), first.maps().config().expect("config"));
+        let before = (
+            routed(first.maps()),
+            first.maps().ipv4.config().expect("config"),
+        );
         drop(first);
 
         let mut second = open(pins);
-        let adopted = second.maps().config().expect("config");
+        let adopted = second.maps().ipv4.config().expect("config");
         assert_eq!(
             routed(second.maps()),
             before.0,
@@ -352,11 +359,11 @@ fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flush
         let moved = apply(&mut agent, &[(1, 7), (2, 2)]);
         assert_eq!((moved.updated, moved.flushed), (1, false));
         assert_eq!(routed(agent.maps())[&subnet(1)], (node, [192, 168, 0, 7]));
-        let entry = agent.maps().nodes().expect("nodes")[&node];
+        let entry = agent.maps().ipv4.nodes().expect("nodes")[&node];
         assert_eq!(entry.encap.ipv4.dst.octets, [192, 168, 0, 7]);
         assert_eq!(entry.encap.inner_eth.dst, MacAddr::new([2, 0, 0, 0, 0, 7]));
         assert_eq!(
-            agent.maps().config().expect("config").generation,
+            agent.maps().ipv4.config().expect("config").generation,
             start.generation
         );
 
@@ -377,8 +384,8 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
         apply(&mut agent, &[(1, 1), (2, 2)]);
         let right = routed(agent.maps());
         let mut meddler = Maps::open(&PinDir::new(pins)).expect("maps");
-        meddler.remove_route(subnet(1)).expect("removed");
-        meddler.put_route(subnet(77), 2).expect("added");
+        meddler.ipv4.remove_route(subnet(1)).expect("removed");
+        meddler.ipv4.put_route(subnet(77), 2).expect("added");
 
         agent.distrust_tables();
         apply(&mut agent, &[(1, 1), (2, 2)]);
@@ -393,9 +400,9 @@ fn an_operators_flush_counts_while_the_agent_runs() {
         let before = apply(&mut agent, &[(1, 1), (2, 2)]).generation;
         let dir = PinDir::new(pins);
         let mut maps = Maps::open(&dir).expect("maps");
-        assert_eq!(flush(&dir, &mut maps).expect("flushed"), before + 1);
+        assert_eq!(flush(&dir, &mut maps).expect("flushed").ipv4, before + 1);
         assert_eq!(apply(&mut agent, &[(1, 1)]).generation, before + 2);
-        assert_eq!(agent.flush().expect("flushed"), before + 3);
+        assert_eq!(agent.flush().expect("flushed").ipv4, before + 3);
     });
 }
 
@@ -403,7 +410,7 @@ fn an_operators_flush_counts_while_the_agent_runs() {
 fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
     sandbox(|pins| {
         let mut agent = open(pins);
-        let generation = |agent: &Datapath| agent.maps().config().expect("config").generation;
+        let generation = |agent: &Datapath| agent.maps().ipv4.config().expect("config").generation;
         let start = generation(&agent);
         let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
         assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
@@ -472,7 +479,7 @@ fn another_capacity_gives_another_flow_table_and_keeps_the_rest() {
             ..options(pins, OBJECT)
         })
         .expect("opened");
-        assert!(second.maps().max_flows() >= 8_192);
+        assert!(second.maps().ipv4.max_flows() >= 8_192);
         assert_eq!(routed(second.maps()), before);
     });
 }
@@ -502,7 +509,7 @@ fn every_entry_of_a_large_flow_table_is_read_once() {
             };
             table.insert(key, flow, 0).expect("room");
         }
-        let flows = agent.maps().flows().expect("flows");
+        let flows = agent.maps().ipv4.flows().expect("flows");
         let numbers: BTreeSet<u32> = flows.iter().map(|(_, flow)| flow.node).collect();
         assert_eq!(flows.len(), ENTRIES as usize);
         assert_eq!(numbers, (0..ENTRIES).collect());

@@ -1,4 +1,4 @@
-//! Clusters without IPv4: nodes are told apart by their IPv6 address, and pods take the kernel tier.
+//! Clusters without IPv4: nodes are told apart by their IPv6 address.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
@@ -9,9 +9,9 @@ use overlay_tests::{
 const IPV6: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 
 /// Agents on all nodes, all in touch.
-fn start(lab: &Lab) -> Result<()> {
+fn start(lab: &Lab, arguments: &[&str]) -> Result<()> {
     for node in lab.nodes() {
-        node.start_agent(lab.store(), &[])?;
+        node.start_agent(lab.store(), arguments)?;
     }
     for node in lab.nodes() {
         node.wait_ready6()?;
@@ -23,7 +23,7 @@ fn start(lab: &Lab) -> Result<()> {
 fn pods_without_ipv4_talk_near_and_far() {
     let builder = Lab::builder().nodes(2).routed_nodes(1).config(IPV6);
     scenario(builder, |lab| {
-        start(lab)?;
+        start(lab, &[])?;
         let mut pods = Vec::new();
         for node in lab.nodes() {
             pods.push(node.add_pod6('a')?);
@@ -48,7 +48,7 @@ fn pods_without_ipv4_talk_near_and_far() {
 #[test]
 fn each_node_has_a_lease_of_its_own_in_flannels_form_and_finds_it_again() {
     scenario(Lab::builder().nodes(3).config(IPV6), |lab| {
-        start(lab)?;
+        start(lab, &[])?;
         let leases = lab.store().leases()?;
         ensure!(leases.len() == 3, "{leases:?}");
         for node in lab.nodes() {
@@ -93,7 +93,7 @@ fn each_node_has_a_lease_of_its_own_in_flannels_form_and_finds_it_again() {
 #[test]
 fn a_subnet_another_node_claims_is_reported_and_not_taken_back() {
     scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
-        start(lab)?;
+        start(lab, &[])?;
         let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
         let leases = lab.store().leases()?;
         let own = lab.node(0).address6().to_string();
@@ -122,22 +122,9 @@ fn a_subnet_another_node_claims_is_reported_and_not_taken_back() {
 }
 
 #[test]
-fn asking_for_ebpf_where_it_carries_nothing_is_an_error() {
-    scenario(Lab::builder().nodes(1).config(IPV6), |lab| {
-        let launch = overlay_tests::lab::agent::Launch::new(lab.store(), &["--datapath=ebpf"]);
-        let (status, log) = lab
-            .node(0)
-            .run_to_end(&launch, std::time::Duration::from_secs(20))?;
-        ensure!(!status.success(), "{log}");
-        ensure!(log.contains("EnableIPv4"), "no remedy in\n{log}");
-        Ok(())
-    });
-}
-
-#[test]
 fn routes_are_shown_where_there_are_no_maps() {
     scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
-        start(lab)?;
+        start(lab, &["--datapath=kernel"])?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let subnet = peer.subnet_env6()?.subnet()?.to_string();
         let routes = node.operator(&["routes"])?;

@@ -11,15 +11,17 @@ use std::{
 use anyhow::{Context as _, Result};
 use overlay_agent::object::OBJECT;
 use overlay_common::{
-    addr::{Ipv4Be, MacAddr},
+    addr::{Ipv4Be, Ipv6Be, MacAddr},
     config::Config,
     encap::EncapHeader,
-    flow::{Flow, FlowKey4},
+    encap6::EncapHeader6,
+    family::{V4, V6},
+    flow::{Flow, FlowKey},
     maps,
-    node::{Gateway, Nexthop, Node, Peer},
+    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
-    wire::{EthHeader, Ipv4Header, UdpHeader, VxlanHeader},
+    wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
 };
 use overlay_tests::btf::Btf;
 
@@ -27,9 +29,9 @@ use overlay_tests::btf::Btf;
 type Layout = (usize, Vec<(&'static str, usize, usize)>);
 
 macro_rules! layouts {
-    ($($ty:ident { $($field:ident),+ $(,)? })+) => {
+    ($($ty:ty { $($field:ident),+ $(,)? })+) => {
         BTreeMap::from([$((
-            stringify!($ty),
+            short_name::<$ty>(),
             (
                 size_of::<$ty>(),
                 vec![$((
@@ -42,32 +44,57 @@ macro_rules! layouts {
     };
 }
 
+/// A type's name without paths: `Node<V6>`.
+fn short_name<T>() -> String {
+    let is_path = |c: char| !c.is_alphanumeric() && c != ':' && c != '_';
+    std::any::type_name::<T>()
+        .split_inclusive(is_path)
+        .map(|part| part.rsplit("::").next().unwrap_or(part))
+        .collect()
+}
+
 fn member_size<T, M>(_: fn(&T) -> &M) -> usize {
     size_of::<M>()
 }
 
-fn layouts() -> BTreeMap<&'static str, Layout> {
+fn layouts() -> BTreeMap<String, Layout> {
     layouts! {
         Ipv4Be { octets }
+        Ipv6Be { octets }
         MacAddr { octets }
         Route { node, flags }
-        Node { flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, route_mtu, _pad2 }
+        Node<V4> {
+            flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, route_mtu, _pad2,
+        }
+        Node<V6> {
+            flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, route_mtu, _pad2,
+        }
         EncapHeader { ipv4, udp, vxlan, inner_eth }
+        EncapHeader6 { ipv6, udp, vxlan, inner_eth }
         Ipv4Header {
             version_ihl, tos, total_len, id, fragment, ttl, protocol, check, src, dst,
         }
+        Ipv6Header { version_class_label, payload_len, next_header, hop_limit, src, dst }
         UdpHeader { src_port, dst_port, len, check }
         VxlanHeader { flags, reserved, vni, reserved2 }
         EthHeader { dst, src, ethertype }
         Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad }
         Peer { node }
         Gateway { mac, _pad }
-        Config {
+        PodKey { mac, _pad }
+        PodPort { ifindex }
+        Config<V4> {
             stamp_key, lease_ns, generation, fastpath, vtep, network, network_mask, subnet,
             subnet_mask, vtep_mac, vxlan_port, vni, _pad, source_port_min, source_port_span,
             vtep_ifindex, pod_mtu, _pad2,
         }
-        FlowKey4 { local, remote, local_port, remote_port, protocol, _pad }
+        Config<V6> {
+            stamp_key, lease_ns, generation, fastpath, vtep, network, network_mask, subnet,
+            subnet_mask, vtep_mac, vxlan_port, vni, _pad, source_port_min, source_port_span,
+            vtep_ifindex, pod_mtu, _pad2,
+        }
+        FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
+        FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
         Flow {
             id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
             pod_mtu, deliver_mac, egress_mode, ingress_mode, pod_ifindex, _pad,
@@ -76,30 +103,47 @@ fn layouts() -> BTreeMap<&'static str, Layout> {
     }
 }
 
+/// The name of a struct with its parameter, the way Rust writes it: without IPv4, the default. BTF names hold
+/// letters, digits and underscores: the compiler spells others by their number.
+fn readable(name: &str) -> String {
+    let Some((name, parameter)) = name.split_once("_3C_") else {
+        return name.to_owned();
+    };
+    let path = parameter.trim_end_matches("_3E_");
+    match path.rsplit("_3A_").next().unwrap_or(path) {
+        "V4" => name.to_owned(),
+        parameter => format!("{name}<{parameter}>"),
+    }
+}
+
 /// Compares every struct below type `id` with its Rust layout; collects the names it met.
 fn check(
     btf: &Btf,
     id: u32,
-    wanted: &BTreeMap<&str, Layout>,
+    wanted: &BTreeMap<String, Layout>,
     met: &mut BTreeSet<String>,
 ) -> Result<()> {
     let Some(name) = btf.struct_name(id)? else {
         return Ok(());
     };
+    let name = &readable(name);
     let members = btf.members(id)?;
-    // The trie's key is aya's own generic struct around an `Ipv4Be`.
-    if name.starts_with("Key") {
+    // The trie's key is aya's own generic struct around an address.
+    if let Some(address) = name.strip_prefix("Key<") {
         let fields: Vec<_> = members
             .iter()
             .map(|member| (member.name.as_str(), member.offset, member.size))
             .collect();
         assert_eq!(
             fields,
-            [("prefix_len", 0, 4), ("data", 4, size_of::<Ipv4Be>())]
+            [
+                ("prefix_len", 0, 4),
+                ("data", 4, if address == "Ipv4Be>" { 4 } else { 16 })
+            ]
         );
     } else {
         let (size, fields) = wanted
-            .get(name)
+            .get(name.as_str())
             .with_context(|| format!("{name} is in the object but not listed here"))?;
         let found: Vec<_> = members
             .iter()
@@ -118,14 +162,21 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 8] = [
-        (maps::ROUTES4, "Key", "Route", maps::MAX_ROUTES),
+    let wanted: [(&str, &str, &str, usize); 15] = [
+        (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
         (maps::PEERS4, "Ipv4Be", "Peer", maps::MAX_NODES),
-        (maps::FLOWS4, "FlowKey4", "Flow", maps::MAX_FLOWS),
-        (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
+        (maps::FLOWS4, "FlowKey", "Flow", maps::MAX_FLOWS),
         (maps::CONFIG, "u32", "Config", 1),
+        (maps::ROUTES6, "Key<Ipv6Be>", "Route", maps::MAX_ROUTES),
+        (maps::NODES6, "u32", "Node<V6>", maps::MAX_NODES),
+        (maps::NEXTHOPS6, "u32", "Nexthop", maps::MAX_NODES),
+        (maps::PEERS6, "Ipv6Be", "Peer", maps::MAX_NODES),
+        (maps::FLOWS6, "FlowKey<V6>", "Flow", maps::MAX_FLOWS),
+        (maps::CONFIG6, "u32", "Config<V6>", 1),
+        (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
+        (maps::PODS, "PodKey", "PodPort", maps::MAX_PODS),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];
     assert_eq!(
@@ -143,12 +194,7 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
                 name != "u32" || btf.size(id)? == 4,
                 "scalar keys have 32 bits"
             );
-            // Generic parameters are part of the name.
-            Ok(if name.starts_with("Key") {
-                "Key".into()
-            } else {
-                name.to_owned()
-            })
+            Ok(readable(name))
         };
         assert_eq!(struct_or_u32(map.key)?, key, "key of {name}");
         assert_eq!(struct_or_u32(map.value)?, value, "value of {name}");
@@ -158,7 +204,7 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     }
     assert_eq!(
         met.iter().map(String::as_str).collect::<BTreeSet<_>>(),
-        layouts.keys().copied().collect::<BTreeSet<_>>(),
+        layouts.keys().map(String::as_str).collect::<BTreeSet<_>>(),
         "every listed struct is part of a map"
     );
     Ok(())

@@ -189,7 +189,7 @@ fn everything_else_passes_untouched() -> Result<()> {
         ),
         ("a first fragment", fragment(0x2000), Outcome::Fragment),
         ("a later fragment", fragment(0x0007), Outcome::Fragment),
-        ("a VLAN", tagged, Outcome::NotIpv4),
+        ("a VLAN", tagged, Outcome::NotIp),
     ];
     for (what, frame, outcome) in passed {
         let got = guard.run(&frame)?;

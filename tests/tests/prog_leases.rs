@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
-    addr::{Ipv4Be, MacAddr},
+    addr::MacAddr,
     flow::{Flow, FlowKey4, FlowWords},
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, Nexthop},
     outcome::{Hook, Outcome},
@@ -252,9 +252,7 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
                 &outward(&interfaces, &remote),
             )?;
             let want = Nexthop {
-                vtep: Ipv4Be {
-                    octets: remote.vtep,
-                },
+                vtep: remote.vtep,
                 ifindex: interfaces.underlay,
                 dst_mac: remote.neighbour,
                 mtu,

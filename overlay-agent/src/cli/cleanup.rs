@@ -192,7 +192,7 @@ fn vnis_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<
 
 /// The VNI the programs work with. Without maps there is none.
 fn pinned_vni(pinned: &Pinned) -> Option<u32> {
-    let [high, middle, low] = pinned.open().ok()?.config().ok()?.vni;
+    let [high, middle, low] = pinned.open().ok()?.ipv4.config().ok()?.vni;
     Some(u32::from_be_bytes([0, high, middle, low]))
 }
 

@@ -98,10 +98,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         all: args.all,
         limit: args.limit,
     };
-    let flows = maps.flows()?;
+    let flows = maps.ipv4.flows()?;
     let report = Report::new(
         flows,
-        maps.config()?.generation,
+        maps.ipv4.config()?.generation,
         lease_clock()?,
         filter,
         interface_name,

@@ -26,7 +26,13 @@ pub struct Report {
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let mut maps = args.pinned.open()?;
     let generation = datapath::flush(&args.pinned.pins(), &mut maps)?;
-    output::print(&Report { generation }, args.pinned.output, out)?;
+    output::print(
+        &Report {
+            generation: generation.ipv4,
+        },
+        args.pinned.output,
+        out,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -78,14 +78,14 @@ pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Resu
 
 impl Report {
     pub fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        let nodes = maps.nodes()?;
-        let routes = maps.routes()?;
+        let nodes = maps.ipv4.nodes()?;
+        let routes = maps.ipv4.routes()?;
         let mut nexthops = BTreeMap::new();
         for route in routes
             .values()
             .filter(|route| nodes.contains_key(&route.node))
         {
-            nexthops.insert(route.node, maps.nexthop(route.node)?);
+            nexthops.insert(route.node, maps.ipv4.nexthop(route.node)?);
         }
         Ok(Self::new(&routes, &nodes, &nexthops, interface_name))
     }
@@ -100,7 +100,7 @@ impl Report {
             let node = nodes.get(&route.node);
             let next_hop = node
                 .zip(nexthops.get(&route.node))
-                .filter(|(node, nexthop)| node.vtep == nexthop.vtep && nexthop.ifindex != 0)
+                .filter(|(node, nexthop)| node.vtep.octets == nexthop.vtep && nexthop.ifindex != 0)
                 .map(|(_, nexthop)| NextHop {
                     mode: mode_name(nexthop.mode),
                     ifindex: nexthop.ifindex,
@@ -200,7 +200,7 @@ mod tests {
             ..Node::default()
         };
         let nexthop = |last: u8, mode| Nexthop {
-            vtep: Ipv4Addr::new(192, 168, 0, last).into(),
+            vtep: [192, 168, 0, last],
             ifindex: 3,
             dst_mac: MacAddr::new([6, 0, 0, 0, 0, last]),
             src_mac: MacAddr::new([6, 0, 0, 0, 0, 99]),

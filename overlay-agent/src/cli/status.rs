@@ -167,11 +167,11 @@ impl Observed {
         let maps = args.open()?;
         Ok(Self {
             agent_running: pins.is_in_use()?,
-            config: maps.config()?,
-            nodes: maps.nodes()?,
-            routes: maps.routes()?,
-            flows: maps.flows()?,
-            max_flows: maps.max_flows(),
+            config: maps.ipv4.config()?,
+            nodes: maps.ipv4.nodes()?,
+            routes: maps.ipv4.routes()?,
+            flows: maps.ipv4.flows()?,
+            max_flows: maps.ipv4.max_flows(),
             counters: maps.counters()?,
             links: datapath::link_states(&pins)?,
             now: datapath::lease_clock()?,

@@ -48,7 +48,8 @@ impl FastShare {
 const fn is_pod_packet(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Disabled
-        | Outcome::NotIpv4
+        | Outcome::Unserved
+        | Outcome::NotIp
         | Outcome::Truncated
         | Outcome::Vlan
         | Outcome::IpOptions
@@ -73,6 +74,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::NotGateway
         | Outcome::Mtu
         | Outcome::Nexthop
+        | Outcome::PeerChecksum
         | Outcome::AdjustRoom
         | Outcome::WrongPeer
         | Outcome::Ecn

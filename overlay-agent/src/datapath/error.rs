@@ -115,14 +115,11 @@ pub enum DatapathError {
     Clock { source: io::Error },
 
     #[error("cannot read {path}: {source}")]
-    HostFact {
-        path: &'static str,
-        source: io::Error,
-    },
+    HostFact { path: PathBuf, source: io::Error },
 
     #[error("{path} contains {found:?}, which is not {wanted}")]
     HostFactSyntax {
-        path: &'static str,
+        path: PathBuf,
         found: String,
         wanted: &'static str,
     },

@@ -1,32 +1,49 @@
 //! Facts about this host that the kernel tier's packets depend on and the fast path must match.
 
-use std::{collections::BTreeMap, fs, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
+use crate::model::{Family, V4, V6};
 
-const IP_DEFAULT_TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
+/// For both families.
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostFacts {
-    /// `net.ipv4.ip_default_ttl`: TTL of tunnel packets.
-    pub ip_default_ttl: u8,
+pub struct HostFacts<F: Family = V4> {
+    /// TTL or hop limit of tunnel packets: `net.ipv4.ip_default_ttl`, or
+    /// `net.ipv6.conf.<underlay>.hop_limit`.
+    pub ttl: u8,
     /// `net.ipv4.ip_local_port_range`, first and last: vxlan takes source ports from it.
     pub local_port_range: (u16, u16),
     /// MTUs of the kernel's routes to VTEP addresses, where they carry one.
-    pub route_mtus: BTreeMap<Ipv4Addr, u32>,
+    pub route_mtus: BTreeMap<F::Address, u32>,
 }
 
-impl HostFacts {
+impl<F: Family> HostFacts<F> {
     /// Reads the settings of the network namespace of the calling thread; the routes are the kernel
     /// tier's to read.
-    pub fn read() -> Result<Self, DatapathError> {
+    pub fn read(
+        underlay: &str,
+        route_mtus: BTreeMap<F::Address, u32>,
+    ) -> Result<Self, DatapathError> {
+        let ttl = if F::NUMBER == V6::NUMBER {
+            ["/proc/sys/net/ipv6/conf", underlay, "hop_limit"]
+                .iter()
+                .collect()
+        } else {
+            PathBuf::from("/proc/sys/net/ipv4/ip_default_ttl")
+        };
         Ok(Self {
-            ip_default_ttl: read(IP_DEFAULT_TTL, "a TTL", |text| text.trim().parse().ok())?,
-            local_port_range: read(IP_LOCAL_PORT_RANGE, "a port range", parse_range)?,
-            route_mtus: BTreeMap::new(),
+            ttl: read(&ttl, "a TTL", |text| text.trim().parse().ok())?,
+            local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
+            route_mtus,
         })
     }
 }
@@ -42,14 +59,16 @@ pub fn lease_clock() -> Result<Duration, DatapathError> {
 }
 
 fn read<T>(
-    path: &'static str,
+    path: &Path,
     wanted: &'static str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<T, DatapathError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| DatapathError::HostFact { path, source })?;
-    parse(&text).ok_or(DatapathError::HostFactSyntax {
-        path,
+    let text = fs::read_to_string(path).map_err(|source| DatapathError::HostFact {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&text).ok_or_else(|| DatapathError::HostFactSyntax {
+        path: path.to_owned(),
         found: text,
         wanted,
     })

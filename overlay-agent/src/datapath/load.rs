@@ -41,11 +41,30 @@ pub struct Programs {
     pub tcx: bool,
 }
 
+/// Capacities of the two flow tables, which are allocated whole.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowTables {
+    pub ipv4: u32,
+    pub ipv6: u32,
+}
+
+impl FlowTables {
+    /// Of the flow table with this name.
+    fn capacity(self, map: &str) -> Option<u32> {
+        match map {
+            maps::FLOWS4 => Some(self.ipv4),
+            maps::FLOWS6 => Some(self.ipv6),
+            _ => None,
+        }
+    }
+}
+
 /// Loads `object` on the maps pinned in `pins`, creating and pinning those that are missing.
-pub fn load(pins: &PinDir, object: &[u8], max_flows: u32) -> Result<Programs, DatapathError> {
-    check_pinned_maps(pins, max_flows)?;
+pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs, DatapathError> {
+    check_pinned_maps(pins, flows)?;
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(maps::FLOWS4, max_flows);
+    loader.map_max_entries(maps::FLOWS4, flows.ipv4);
+    loader.map_max_entries(maps::FLOWS6, flows.ipv6);
     for spec in MAPS {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
@@ -115,15 +134,16 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathEr
 
 /// aya adopts whatever is pinned, so the layout is compared first. A flow table of another capacity
 /// is replaced: it is a cache.
-fn check_pinned_maps(pins: &PinDir, max_flows: u32) -> Result<(), DatapathError> {
+fn check_pinned_maps(pins: &PinDir, flows: FlowTables) -> Result<(), DatapathError> {
     for mut spec in MAPS {
-        if spec.name == maps::FLOWS4 {
-            spec.max_entries = per_cpu_capacity(max_flows)?;
+        let capacity = flows.capacity(spec.name);
+        if let Some(entries) = capacity {
+            spec.max_entries = per_cpu_capacity(entries)?;
         }
         let path = pins.map(spec.name);
         match spec.compare(&path) {
             None | Some(Fit::Same) => {}
-            Some(Fit::Resized { .. }) if spec.name == maps::FLOWS4 => remove_pin(&path)?,
+            Some(Fit::Resized { .. }) if capacity.is_some() => remove_pin(&path)?,
             Some(Fit::Resized { found }) => {
                 return Err(DatapathError::Layout {
                     path,
@@ -147,7 +167,10 @@ fn check_pinned_maps(pins: &PinDir, max_flows: u32) -> Result<(), DatapathError>
 /// number of possible CPUs (`htab_map_alloc`).
 fn per_cpu_capacity(entries: u32) -> Result<usize, DatapathError> {
     let cpus = aya::util::nr_cpus()
-        .map_err(|(path, source)| DatapathError::HostFact { path, source })?
+        .map_err(|(path, source)| DatapathError::HostFact {
+            path: path.into(),
+            source,
+        })?
         .max(1);
     Ok((entries as usize).next_multiple_of(cpus))
 }
@@ -168,7 +191,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 pub fn require_capabilities() -> Result<(), DatapathError> {
     const STATUS: &str = "/proc/self/status";
     let status = fs::read_to_string(STATUS).map_err(|source| DatapathError::HostFact {
-        path: STATUS,
+        path: STATUS.into(),
         source,
     })?;
     let missing = missing_capabilities(&status);

@@ -16,6 +16,8 @@ mod links;
 mod load;
 mod maps;
 mod netlink;
+mod overlay;
+mod overlay_maps;
 mod pins;
 mod plan;
 mod spec;
@@ -29,9 +31,8 @@ use std::{
     time::Duration,
 };
 
-use ipnetwork::Ipv4Network;
-use overlay_common::{addr::MacAddr, config::Config, outcome::Hook};
-use tracing::{debug, warn};
+use overlay_common::{addr::MacAddr, outcome::Hook};
+use tracing::warn;
 
 pub use self::{
     counters::FastShare,
@@ -39,29 +40,43 @@ pub use self::{
     host::{HostFacts, lease_clock},
     links::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
     maps::Maps,
+    overlay::Summary,
+    overlay_maps::OverlayMaps,
     pins::{DEFAULT_PIN_DIR, PinDir},
     wanted::Vtep,
 };
 use self::{
-    load::Programs,
-    plan::{Step, Tables},
+    load::{FlowTables, Programs},
+    overlay::Writer,
+    plan::Tables,
 };
 pub use crate::config::Fastpath;
-use crate::model::Desired;
+use crate::model::{Desired, V4, V6};
 
 /// How long a lease lasts: long enough that almost every packet of a steady flow is fast, shorter
 /// than the 30 s after which conntrack forgets a UDP flow without replies.
 pub const LEASE: Duration = Duration::from_secs(15);
+
+/// Capacity of the flow table of a family without pods: the kernel does not make one without any.
+const UNSERVED_FLOWS: u32 = 1;
 
 #[derive(Clone, Debug)]
 pub struct Options<'a> {
     pub pin_dir: PathBuf,
     /// The BPF object (ELF).
     pub object: &'a [u8],
-    /// Capacity of the flow table.
+    /// Capacity of the flow table of each family served.
     pub max_flows: u32,
+    pub serves: Serves,
     pub fastpath: Fastpath,
     pub lease: Duration,
+}
+
+/// The families a node has pods of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serves {
+    pub ipv4: bool,
+    pub ipv6: bool,
 }
 
 /// The loaded programs and the maps they use.
@@ -69,30 +84,13 @@ pub struct Datapath {
     pins: PinDir,
     programs: Programs,
     maps: Maps,
-    /// What the maps contain; `None` after a failed write.
+    /// What the maps of a family contain; `None` after a failed write.
     tables: Option<Tables>,
+    tables6: Option<Tables<V6>>,
     fastpath: Fastpath,
     lease: Duration,
     /// Held while this agent owns the pin directory.
     _lock: File,
-}
-
-/// What [`Datapath::apply`] did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Nodes tier 1 serves.
-    pub nodes: usize,
-    pub added: usize,
-    /// Changed in place.
-    pub updated: usize,
-    pub removed: usize,
-    /// No room in the maps: the kernel tier alone serves these.
-    pub left_to_kernel: Vec<Ipv4Network>,
-    /// Leases tier 1 cannot serve: without a VTEP MAC, or with this node's own address.
-    pub unusable: Vec<Ipv4Network>,
-    /// Every flow has to earn its lease again.
-    pub flushed: bool,
-    pub generation: u32,
 }
 
 impl Datapath {
@@ -102,53 +100,85 @@ impl Datapath {
         let pins = PinDir::new(&options.pin_dir);
         load::require_capabilities()?;
         let lock = pins.prepare()?;
-        let programs = load::load(&pins, options.object, options.max_flows)?;
+        let capacity = |serves| {
+            if serves {
+                options.max_flows
+            } else {
+                UNSERVED_FLOWS
+            }
+        };
+        let flows = FlowTables {
+            ipv4: capacity(options.serves.ipv4),
+            ipv6: capacity(options.serves.ipv6),
+        };
+        let programs = load::load(&pins, options.object, flows)?;
         let maps = Maps::open(&pins)?;
-        let tables = Some(maps.tables()?);
         let mut datapath = Self {
             pins,
             programs,
             maps,
-            tables,
+            tables: None,
+            tables6: None,
             fastpath: options.fastpath,
             lease: options.lease,
             _lock: lock,
         };
-        datapath.adopt_config()?;
+        datapath.ipv4().adopt_config()?;
+        datapath.ipv6().adopt_config()?;
+        if !options.serves.ipv4 {
+            datapath.ipv4().clear()?;
+        }
+        if !options.serves.ipv6 {
+            datapath.ipv6().clear()?;
+        }
         Ok(datapath)
     }
 
-    /// Brings nodes, routes, peers and configuration to what `desired` says.
+    /// Brings nodes, routes, peers and configuration of IPv4 to what `desired` says.
     pub fn apply(
         &mut self,
         desired: &Desired,
         vtep: Option<Vtep>,
         facts: &HostFacts,
     ) -> Result<Summary, DatapathError> {
-        let wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
-        let mut tables = match self.tables.take() {
-            Some(tables) => tables,
-            None => self.maps.tables()?,
-        };
-        let change = plan::plan(&tables, &wanted.nodes, self.maps.limits());
-        let mut summary = Summary {
-            left_to_kernel: change.left_to_kernel,
-            unusable: wanted.unusable,
-            ..Summary::default()
-        };
-        for step in &change.steps {
-            self.run(step, &wanted.config, &mut tables, &mut summary)?;
+        self.ipv4().apply(desired, vtep, facts)
+    }
+
+    /// As [`Self::apply`], for IPv6.
+    pub fn apply6(
+        &mut self,
+        desired: &Desired<V6>,
+        vtep: Option<Vtep>,
+        facts: &HostFacts<V6>,
+    ) -> Result<Summary<V6>, DatapathError> {
+        self.ipv6().apply(desired, vtep, facts)
+    }
+
+    fn ipv4(&mut self) -> Writer<'_, V4> {
+        Writer {
+            pins: &self.pins,
+            maps: &mut self.maps.ipv4,
+            tables: &mut self.tables,
+            fastpath: self.fastpath,
+            lease: self.lease,
         }
-        summary.nodes = tables.nodes.len();
-        self.tables = Some(tables);
-        debug!(?summary, "maps applied");
-        Ok(summary)
+    }
+
+    fn ipv6(&mut self) -> Writer<'_, V6> {
+        Writer {
+            pins: &self.pins,
+            maps: &mut self.maps.ipv6,
+            tables: &mut self.tables6,
+            fastpath: self.fastpath,
+            lease: self.lease,
+        }
     }
 
     /// Reads the maps again at the next [`Self::apply`], which then repairs what someone else
     /// changed in them.
     pub fn distrust_tables(&mut self) {
         self.tables = None;
+        self.tables6 = None;
     }
 
     /// The interfaces through which the host's IP layer receives pod packets, with their MAC
@@ -178,8 +208,8 @@ impl Datapath {
         Ok(changed)
     }
 
-    /// Makes every flow earn its lease again. Returns the generation.
-    pub fn flush(&mut self) -> Result<u32, DatapathError> {
+    /// Makes every flow earn its lease again.
+    pub fn flush(&mut self) -> Result<Generations, DatapathError> {
         flush(&self.pins, &mut self.maps)
     }
 
@@ -219,107 +249,20 @@ impl Datapath {
     pub fn maps(&self) -> &Maps {
         &self.maps
     }
-
-    /// Gives a first configuration its stamp key. An earlier one is kept under another generation:
-    /// nobody watched for changes that concern the flows it let pass.
-    fn adopt_config(&mut self) -> Result<(), DatapathError> {
-        let _lock = self.pins.lock_config()?;
-        let old = self.maps.config()?;
-        let stamp_key = if old.stamp_key == [0; 2] {
-            rand::random()
-        } else {
-            old.stamp_key
-        };
-        let new = Config {
-            stamp_key,
-            generation: next_generation(old.generation),
-            ..old
-        };
-        self.maps.put_config(&old, &new)
-    }
-
-    fn run(
-        &mut self,
-        step: &Step,
-        config: &Config,
-        tables: &mut Tables,
-        summary: &mut Summary,
-    ) -> Result<(), DatapathError> {
-        match *step {
-            Step::RemoveRoute(subnet) => {
-                self.maps.remove_route(subnet)?;
-                tables.routes.remove(&subnet);
-            }
-            Step::RemoveNode(index) => {
-                self.maps.remove_node(index)?;
-                tables.nodes.remove(&index);
-                summary.removed += 1;
-            }
-            Step::UpdateNode { index, node, moved } => {
-                self.maps
-                    .put_node(index, tables.nodes.get(&index), &node, moved)?;
-                tables.nodes.insert(index, node);
-                summary.updated += 1;
-            }
-            Step::Configure { flush } => {
-                (summary.flushed, summary.generation) = self.configure(config, flush)?;
-            }
-            Step::AddNode { index, node } => {
-                self.maps.put_node(index, None, &node, true)?;
-                tables.nodes.insert(index, node);
-                summary.added += 1;
-            }
-            Step::RemovePeer(vtep) => {
-                self.maps.remove_peer(vtep)?;
-                tables.peers.remove(&vtep);
-            }
-            Step::PutPeer { vtep, index } => {
-                self.maps.put_peer(vtep, index)?;
-                tables.peers.insert(vtep, index);
-            }
-            Step::PutRoute { subnet, index } => {
-                self.maps.put_route(subnet, index)?;
-                tables.routes.insert(subnet, index);
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes `config` with the stamp key and generation there are; under another generation if it
-    /// changes or `flush` asks for it.
-    fn configure(&mut self, config: &Config, flush: bool) -> Result<(bool, u32), DatapathError> {
-        let _lock = self.pins.lock_config()?;
-        let old = self.maps.config()?;
-        let new = Config {
-            stamp_key: old.stamp_key,
-            generation: old.generation,
-            ..*config
-        };
-        if new == old && !flush {
-            return Ok((false, old.generation));
-        }
-        let new = Config {
-            generation: next_generation(old.generation),
-            ..new
-        };
-        self.maps.put_config(&old, &new)?;
-        Ok((true, new.generation))
-    }
 }
 
-/// Makes every flow earn its lease again, agent or no agent. Returns the generation.
-pub fn flush(pins: &PinDir, maps: &mut Maps) -> Result<u32, DatapathError> {
+/// The generations of the two families' leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generations {
+    pub ipv4: u32,
+    pub ipv6: u32,
+}
+
+/// Makes every flow earn its lease again, agent or no agent.
+pub fn flush(pins: &PinDir, maps: &mut Maps) -> Result<Generations, DatapathError> {
     let _lock = pins.lock_config()?;
-    let old = maps.config()?;
-    let generation = next_generation(old.generation);
-    maps.put_config(&old, &Config { generation, ..old })?;
-    Ok(generation)
-}
-
-/// 0 stays the generation of an entry that was never written.
-const fn next_generation(generation: u32) -> u32 {
-    match generation.wrapping_add(1) {
-        0 => 1,
-        next => next,
-    }
+    Ok(Generations {
+        ipv4: maps.ipv4.flush()?,
+        ipv6: maps.ipv6.flush()?,
+    })
 }

@@ -13,23 +13,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnetwork::Ipv4Network;
-use overlay_common::{addr::Ipv4Be, node::Node};
+use overlay_common::node::Node;
 
-/// Content of `OVL_NODES` (valid entries), `OVL_ROUTES4` and `OVL_PEERS4`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
-    pub nodes: BTreeMap<u32, Node>,
+use crate::model::{Family, V4};
+
+/// Content of a family's nodes (valid entries), routes and peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tables<F: Family = V4> {
+    pub nodes: BTreeMap<u32, Node<F>>,
     /// Subnet to node index.
-    pub routes: BTreeMap<Ipv4Network, u32>,
+    pub routes: BTreeMap<F::Network, u32>,
     /// VTEP address to node index.
-    pub peers: BTreeMap<Ipv4Be, u32>,
+    pub peers: BTreeMap<F::Be, u32>,
+}
+
+impl<F: Family> Default for Tables<F> {
+    fn default() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+        }
+    }
 }
 
 /// How much the maps take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Size of `OVL_NODES`, whose index 0 is not used.
+    /// Size of the node table, whose index 0 is not used.
     pub nodes: u32,
     pub routes: u32,
     pub peers: u32,
@@ -37,14 +48,14 @@ pub struct Limits {
 
 /// One write, or one group of writes to a single entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    RemoveRoute(Ipv4Network),
+pub enum Step<F: Family = V4> {
+    RemoveRoute(F::Network),
     RemoveNode(u32),
     UpdateNode {
         index: u32,
-        node: Node,
-        /// The VTEP address or the MTU of the route to it changes: the next hop has to be resolved
-        /// again.
+        node: Node<F>,
+        /// The VTEP address, the MTU of the route to it or how it may be reached changes: the next
+        /// hop has to be resolved again.
         moved: bool,
     },
     /// Write the configuration; with `flush` under another generation.
@@ -53,28 +64,32 @@ pub enum Step {
     },
     AddNode {
         index: u32,
-        node: Node,
+        node: Node<F>,
     },
-    RemovePeer(Ipv4Be),
+    RemovePeer(F::Be),
     PutPeer {
-        vtep: Ipv4Be,
+        vtep: F::Be,
         index: u32,
     },
     PutRoute {
-        subnet: Ipv4Network,
+        subnet: F::Network,
         index: u32,
     },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    pub steps: Vec<Step>,
+pub struct Plan<F: Family = V4> {
+    pub steps: Vec<Step<F>>,
     /// Nodes that found no room.
-    pub left_to_kernel: Vec<Ipv4Network>,
+    pub left_to_kernel: Vec<F::Network>,
 }
 
 /// Compares `observed` with `wanted`, the valid node entry of each peer's subnet.
-pub fn plan(observed: &Tables, wanted: &BTreeMap<Ipv4Network, Node>, limits: Limits) -> Plan {
+pub fn plan<F: Family>(
+    observed: &Tables<F>,
+    wanted: &BTreeMap<F::Network, Node<F>>,
+    limits: Limits,
+) -> Plan<F> {
     let kept = kept_indexes(observed, wanted);
     let mut assigned = kept.clone();
     let left_to_kernel = assign_new(observed, wanted, limits, &mut assigned);
@@ -100,9 +115,9 @@ pub fn plan(observed: &Tables, wanted: &BTreeMap<Ipv4Network, Node>, limits: Lim
         || stale_nodes.clone().next().is_some()
         || new_routes
             .iter()
-            .any(|&(subnet, _)| is_covered(subnet, &observed.routes));
+            .any(|&(subnet, _)| is_covered::<F>(subnet, &observed.routes));
 
-    let mut steps: Vec<Step> = stale_routes.into_iter().map(Step::RemoveRoute).collect();
+    let mut steps: Vec<Step<F>> = stale_routes.into_iter().map(Step::RemoveRoute).collect();
     for (subnet, &index) in &kept {
         if let (Some(old), Some(&node)) = (observed.nodes.get(&index), wanted.get(subnet))
             && *old != node
@@ -110,7 +125,8 @@ pub fn plan(observed: &Tables, wanted: &BTreeMap<Ipv4Network, Node>, limits: Lim
             steps.push(Step::UpdateNode {
                 index,
                 node,
-                moved: (old.vtep, old.route_mtu) != (node.vtep, node.route_mtu),
+                moved: (old.flags, old.vtep, old.route_mtu)
+                    != (node.flags, node.vtep, node.route_mtu),
             });
         }
     }
@@ -142,16 +158,16 @@ pub fn plan(observed: &Tables, wanted: &BTreeMap<Ipv4Network, Node>, limits: Lim
 }
 
 /// The subnet of a node entry; `None` for an impossible prefix length.
-pub fn subnet_of(node: &Node) -> Option<Ipv4Network> {
-    Ipv4Network::new(node.subnet.into(), node.prefix_len).ok()
+pub fn subnet_of<F: Family>(node: &Node<F>) -> Option<F::Network> {
+    F::with_prefix(node.subnet.into(), node.prefix_len)
 }
 
 /// The index of each wanted subnet that has one already. Of two entries for a subnet (a crash in
 /// the middle of a change) the one with the route counts.
-fn kept_indexes(
-    observed: &Tables,
-    wanted: &BTreeMap<Ipv4Network, Node>,
-) -> BTreeMap<Ipv4Network, u32> {
+fn kept_indexes<F: Family>(
+    observed: &Tables<F>,
+    wanted: &BTreeMap<F::Network, Node<F>>,
+) -> BTreeMap<F::Network, u32> {
     let mut kept = BTreeMap::new();
     for (&index, node) in observed.nodes.range(1..) {
         let Some(subnet) = subnet_of(node).filter(|subnet| wanted.contains_key(subnet)) else {
@@ -168,12 +184,12 @@ fn kept_indexes(
 
 /// Gives an index to each wanted subnet without one, freed indexes last. Returns those that got
 /// none.
-fn assign_new(
-    observed: &Tables,
-    wanted: &BTreeMap<Ipv4Network, Node>,
+fn assign_new<F: Family>(
+    observed: &Tables<F>,
+    wanted: &BTreeMap<F::Network, Node<F>>,
     limits: Limits,
-    assigned: &mut BTreeMap<Ipv4Network, u32>,
-) -> Vec<Ipv4Network> {
+    assigned: &mut BTreeMap<F::Network, u32>,
+) -> Vec<F::Network> {
     let used: BTreeSet<u32> = assigned.values().copied().collect();
     let never_used = (1..limits.nodes).filter(|index| !observed.nodes.contains_key(index));
     let freed = observed
@@ -205,11 +221,11 @@ fn assign_new(
 
 /// The node behind each VTEP address. A node that leases two subnets has two entries: the one the
 /// address already points to stays, else the first subnet's.
-fn wanted_peers(
-    observed: &Tables,
-    wanted: &BTreeMap<Ipv4Network, Node>,
-    assigned: &BTreeMap<Ipv4Network, u32>,
-) -> BTreeMap<Ipv4Be, u32> {
+fn wanted_peers<F: Family>(
+    observed: &Tables<F>,
+    wanted: &BTreeMap<F::Network, Node<F>>,
+    assigned: &BTreeMap<F::Network, u32>,
+) -> BTreeMap<F::Be, u32> {
     let mut peers = BTreeMap::new();
     for (subnet, &index) in assigned {
         let Some(node) = wanted.get(subnet) else {
@@ -225,17 +241,18 @@ fn wanted_peers(
 }
 
 /// True if one of `routes` is a proper supernet of `subnet`.
-fn is_covered(subnet: Ipv4Network, routes: &BTreeMap<Ipv4Network, u32>) -> bool {
-    (0..subnet.prefix()).any(|prefix| {
-        Ipv4Network::new(subnet.ip(), prefix)
-            .and_then(|wider| Ipv4Network::new(wider.network(), prefix))
-            .is_ok_and(|wider| routes.contains_key(&wider))
+fn is_covered<F: Family>(subnet: F::Network, routes: &BTreeMap<F::Network, u32>) -> bool {
+    (0..F::prefix(subnet)).any(|prefix| {
+        F::with_prefix(F::first(subnet), prefix)
+            .and_then(|wider| F::with_prefix(F::first(wider), prefix))
+            .is_some_and(|wider| routes.contains_key(&wider))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::node::NODE_VALID;
+    use ipnetwork::Ipv4Network;
+    use overlay_common::{addr::Ipv4Be, node::NODE_VALID};
     use proptest::prelude::*;
 
     use super::*;

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use aya::maps::{MapInfo, MapType, lpm_trie::Key};
 use overlay_common::{
-    addr::Ipv4Be,
+    addr::{Ipv4Be, Ipv6Be},
     config::Config,
-    flow::{Flow, FlowKey4},
+    family::{V4, V6},
+    flow::{Flow, FlowKey4, FlowKey6},
     maps,
     node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
@@ -24,15 +25,21 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 9] = [
+pub const MAPS: [MapSpec; 15] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
-    spec::<u32, Node>(maps::NODES, MapType::Array, maps::MAX_NODES),
+    spec::<u32, Node<V4>>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
     spec::<Ipv4Be, Peer>(maps::PEERS4, MapType::Hash, maps::MAX_NODES),
     spec::<FlowKey4, Flow>(maps::FLOWS4, MapType::LruHash, maps::MAX_FLOWS),
+    spec::<u32, Config<V4>>(maps::CONFIG, MapType::Array, 1),
+    spec::<Key<Ipv6Be>, Route>(maps::ROUTES6, MapType::LpmTrie, maps::MAX_ROUTES),
+    spec::<u32, Node<V6>>(maps::NODES6, MapType::Array, maps::MAX_NODES),
+    spec::<u32, Nexthop>(maps::NEXTHOPS6, MapType::Array, maps::MAX_NODES),
+    spec::<Ipv6Be, Peer>(maps::PEERS6, MapType::Hash, maps::MAX_NODES),
+    spec::<FlowKey6, Flow>(maps::FLOWS6, MapType::LruHash, maps::MAX_FLOWS),
+    spec::<u32, Config<V6>>(maps::CONFIG6, MapType::Array, 1),
     spec::<u32, Gateway>(maps::GATEWAYS, MapType::Hash, maps::MAX_GATEWAYS),
     spec::<PodKey, PodPort>(maps::PODS, MapType::LruHash, maps::MAX_PODS),
-    spec::<u32, Config>(maps::CONFIG, MapType::Array, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
 ];
 

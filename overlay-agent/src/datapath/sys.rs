@@ -160,7 +160,7 @@ const BATCH: usize = 4_096;
 /// `K` and `V` must have the key and value size of the map; the caller has checked them.
 pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     /// Room for the kernel's position: a bucket number, or a key.
-    type Position = [u64; 4];
+    type Position = [u64; 5];
     const {
         assert!(
             size_of::<K>() <= size_of::<Position>(),
@@ -171,7 +171,7 @@ pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)
     let mut entries = Vec::new();
     let mut keys = vec![K::zeroed(); BATCH];
     let mut values = vec![V::zeroed(); BATCH];
-    let mut position: Position = [0; 4];
+    let mut position: Position = [0; 5];
     let mut first = true;
     loop {
         let start = position;

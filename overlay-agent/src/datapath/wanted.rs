@@ -1,19 +1,19 @@
-//! From the desired state to map entries: what `OVL_CONFIG` and `OVL_NODES` must contain. Pure.
+//! From the desired state to map entries: what a family's configuration and nodes must be. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use ipnetwork::Ipv4Network;
 use overlay_common::{
     addr::MacAddr,
     config::{Config, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
     encap::{EncapHeader, EncapParams},
-    node::{NODE_DIRECT, NODE_VALID, Node},
+    encap6::{EncapHeader6, EncapParams6},
+    node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
 use super::HostFacts;
 use crate::{
     config::Fastpath,
-    model::{Backend, Desired, LocalNode, Peer, VxlanBackend},
+    model::{Backend, Desired, Family, LocalNode, Peer, V4, V6, VxlanBackend},
 };
 
 impl Fastpath {
@@ -54,28 +54,39 @@ pub struct Vtep {
 
 /// What the maps must say, apart from stamp key and generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub config: Config,
+pub struct Wanted<F: Family = V4> {
+    pub config: Config<F>,
     /// The entry of each peer tier 1 can serve.
-    pub nodes: BTreeMap<Ipv4Network, Node>,
+    pub nodes: BTreeMap<F::Network, Node<F>>,
     /// Peers that only the kernel tier can serve, if any does.
-    pub unusable: Vec<Ipv4Network>,
+    pub unusable: Vec<F::Network>,
 }
 
-pub fn wanted(
-    desired: &Desired,
+impl<F: Family> Wanted<F> {
+    /// Of a family that this node does not serve.
+    pub fn nothing() -> Self {
+        Self {
+            config: Config::default(),
+            nodes: BTreeMap::new(),
+            unusable: Vec::new(),
+        }
+    }
+}
+
+pub fn wanted<F: Encap>(
+    desired: &Desired<F>,
     vtep: Option<Vtep>,
-    facts: &HostFacts,
+    facts: &HostFacts<F>,
     fastpath: Fastpath,
     lease: Duration,
-) -> Wanted {
+) -> Wanted<F> {
     let config = config(&desired.local, vtep, facts, fastpath, lease);
     let mut nodes = BTreeMap::new();
     let mut unusable = Vec::new();
     for peer in desired.peers.values() {
         match node(&desired.local, peer, config.vtep_mac, facts) {
             Some(node) => {
-                nodes.insert(network_of(peer.subnet), node);
+                nodes.insert(network_of::<F>(peer.subnet), node);
             }
             None => unusable.push(peer.subnet),
         }
@@ -87,13 +98,13 @@ pub fn wanted(
     }
 }
 
-fn config(
-    local: &LocalNode,
+fn config<F: Family>(
+    local: &LocalNode<F>,
     vtep: Option<Vtep>,
-    facts: &HostFacts,
+    facts: &HostFacts<F>,
     fastpath: Fastpath,
     lease: Duration,
-) -> Config {
+) -> Config<F> {
     let vxlan = match &local.backend {
         Backend::Vxlan(vxlan) => Some(vxlan),
         Backend::HostGw | Backend::Alloc => None,
@@ -111,10 +122,10 @@ fn config(
         lease_ns: u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
-        network: local.network.network().into(),
-        network_mask: local.network.mask().into(),
-        subnet: local.subnet.network().into(),
-        subnet_mask: local.subnet.mask().into(),
+        network: F::first(local.network).into(),
+        network_mask: F::mask(local.network).into(),
+        subnet: F::first(local.subnet).into(),
+        subnet_mask: F::mask(local.subnet).into(),
         vtep_mac: vtep.map_or(local.vtep_mac, |vtep| vtep.mac),
         vxlan_port: vxlan.map_or(0, VxlanBackend::port).to_be_bytes(),
         vni,
@@ -128,50 +139,53 @@ fn config(
 
 /// The entry for `peer`; `None` where the programs could not tell its packets apart or where the
 /// lease makes no sense. An old lease of this very node is such a case.
-fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, facts: &HostFacts) -> Option<Node> {
+fn node<F: Encap>(
+    local: &LocalNode<F>,
+    peer: &Peer<F>,
+    vtep_mac: MacAddr,
+    facts: &HostFacts<F>,
+) -> Option<Node<F>> {
     let address = peer.public_ip;
     let is_self = address == local.underlay.address || address == local.underlay.public_ip;
-    let is_unicast = !address.is_unspecified()
-        && !address.is_multicast()
-        && !address.is_broadcast()
-        && !address.is_loopback();
-    if is_self || !is_unicast || overlaps(peer.subnet, local.subnet) {
+    if is_self || !F::is_host(address) || F::overlap(peer.subnet, local.subnet) {
         return None;
     }
-    let (flags, encap) = match &local.backend {
+    let mut flags = NODE_VALID;
+    if peer.zero_checksum {
+        flags |= NODE_ZERO_CHECKSUM;
+    }
+    let (encap, ipv4_sum) = match &local.backend {
         Backend::Vxlan(vxlan) => {
             if peer.vtep_mac.is_zero() || peer.vtep_mac.is_multicast() {
                 return None;
             }
-            let encap = EncapHeader::template(&EncapParams {
+            if vxlan.direct_routing {
+                flags |= NODE_DIRECT;
+            }
+            F::encap(&Ends {
                 local: local.underlay.address.into(),
                 remote: address.into(),
                 vni: vxlan.vni,
                 port: vxlan.port(),
-                ttl: facts.ip_default_ttl,
+                ttl: facts.ttl,
                 inner_src: vtep_mac,
                 inner_dst: peer.vtep_mac,
-            });
-            (
-                if vxlan.direct_routing {
-                    NODE_VALID | NODE_DIRECT
-                } else {
-                    NODE_VALID
-                },
-                encap,
-            )
+            })
         }
-        Backend::HostGw => (NODE_VALID | NODE_DIRECT, EncapHeader::default()),
+        Backend::HostGw => {
+            flags |= NODE_DIRECT;
+            (F::Encap::default(), 0)
+        }
         Backend::Alloc => return None,
     };
-    let subnet = network_of(peer.subnet);
+    let subnet = network_of::<F>(peer.subnet);
     Some(Node {
         flags,
         vtep: address.into(),
-        ipv4_sum: encap.ipv4_sum(),
-        subnet: subnet.ip().into(),
+        ipv4_sum,
+        subnet: F::first(subnet).into(),
         vtep_mac: peer.vtep_mac,
-        prefix_len: subnet.prefix(),
+        prefix_len: F::prefix(subnet),
         encap,
         route_mtu: facts
             .route_mtus
@@ -182,23 +196,68 @@ fn node(local: &LocalNode, peer: &Peer, vtep_mac: MacAddr, facts: &HostFacts) ->
 }
 
 /// The subnet with its host bits cleared.
-fn network_of(subnet: Ipv4Network) -> Ipv4Network {
-    Ipv4Network::new(subnet.network(), subnet.prefix()).unwrap_or(subnet)
+fn network_of<F: Family>(subnet: F::Network) -> F::Network {
+    F::with_prefix(F::first(subnet), F::prefix(subnet)).unwrap_or(subnet)
 }
 
-fn overlaps(a: Ipv4Network, b: Ipv4Network) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
+/// What the headers of tunnel packets to one node are made of.
+pub struct Ends<F: Family> {
+    local: F::Be,
+    remote: F::Be,
+    vni: u32,
+    port: u16,
+    ttl: u8,
+    inner_src: MacAddr,
+    inner_dst: MacAddr,
+}
+
+/// How a family's tunnel headers are made.
+pub trait Encap: Family {
+    /// The headers, and the sum over them that [`Node::ipv4_sum`] wants.
+    fn encap(ends: &Ends<Self>) -> (Self::Encap, u32);
+}
+
+impl Encap for V4 {
+    fn encap(ends: &Ends<Self>) -> (EncapHeader, u32) {
+        let header = EncapHeader::template(&EncapParams {
+            local: ends.local,
+            remote: ends.remote,
+            vni: ends.vni,
+            port: ends.port,
+            ttl: ends.ttl,
+            inner_src: ends.inner_src,
+            inner_dst: ends.inner_dst,
+        });
+        (header, header.ipv4_sum())
+    }
+}
+
+impl Encap for V6 {
+    fn encap(ends: &Ends<Self>) -> (EncapHeader6, u32) {
+        let header = EncapHeader6::template(&EncapParams6 {
+            local: ends.local,
+            remote: ends.remote,
+            vni: ends.vni,
+            port: ends.port,
+            hop_limit: ends.ttl,
+            inner_src: ends.inner_src,
+            inner_dst: ends.inner_dst,
+        });
+        (header, 0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
+    use ipnetwork::Ipv4Network;
+
     use super::*;
     use crate::model::Underlay;
 
     const FACTS: HostFacts = HostFacts {
-        ip_default_ttl: 64,
+        ttl: 64,
         local_port_range: (32_768, 60_999),
         route_mtus: BTreeMap::new(),
     };

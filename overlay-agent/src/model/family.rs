@@ -8,10 +8,25 @@ use std::{
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+pub use overlay_common::family::{V4, V6};
+use overlay_common::{
+    family,
+    maps::{self, FamilyMaps},
+};
 
 /// An address family. flannel keeps the two apart in everything: device, routes, rules.
-pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'static {
-    type Address: Copy + Debug + Display + Eq + Ord + Hash + Into<IpAddr> + Send + Sync;
+pub trait Family: family::Family<Be: aya::Pod> {
+    type Address: Copy
+        + Debug
+        + Display
+        + Eq
+        + Ord
+        + Hash
+        + Into<IpAddr>
+        + Into<Self::Be>
+        + From<Self::Be>
+        + Send
+        + Sync;
     type Network: Copy + Debug + Display + Eq + Ord + Hash + Into<IpNetwork> + Send + Sync;
 
     /// For logs.
@@ -21,6 +36,8 @@ pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'stat
     /// Bytes vxlan adds when the outer packet is of this family: IP, UDP, VXLAN and inner Ethernet
     /// headers.
     const OVERHEAD: u32;
+    /// The maps of the family.
+    const MAPS: FamilyMaps;
     /// Smallest MTU of a link that carries the family.
     const MIN_MTU: u32;
     /// What the kernel makes of a route without a metric.
@@ -40,19 +57,15 @@ pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'stat
     fn host(address: Self::Address) -> Self::Network;
     /// The first address.
     fn first(network: Self::Network) -> Self::Address;
+    fn mask(network: Self::Network) -> Self::Address;
+    fn prefix(network: Self::Network) -> u8;
+    /// Whether a node can have the address.
+    fn is_host(address: Self::Address) -> bool;
     fn contains(network: Self::Network, address: Self::Address) -> bool;
     fn overlap(a: Self::Network, b: Self::Network) -> bool;
     /// flannel's name of the vxlan device with this VNI.
     fn device_name(vni: u32) -> String;
 }
-
-/// IPv4.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct V4;
-
-/// IPv6.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct V6;
 
 impl Family for V4 {
     type Address = Ipv4Addr;
@@ -61,6 +74,7 @@ impl Family for V4 {
     const NAME: &'static str = "IPv4";
     const NUMBER: u8 = 2;
     const OVERHEAD: u32 = 20 + 8 + 8 + 14;
+    const MAPS: FamilyMaps = maps::IPV4;
     /// RFC 791, and the least of the kernel's Ethernet devices.
     const MIN_MTU: u32 = 68;
     const DEFAULT_METRIC: u32 = 0;
@@ -86,6 +100,21 @@ impl Family for V4 {
         network.network()
     }
 
+    fn mask(network: Ipv4Network) -> Ipv4Addr {
+        network.mask()
+    }
+
+    fn prefix(network: Ipv4Network) -> u8 {
+        network.prefix()
+    }
+
+    fn is_host(address: Ipv4Addr) -> bool {
+        !address.is_unspecified()
+            && !address.is_multicast()
+            && !address.is_broadcast()
+            && !address.is_loopback()
+    }
+
     fn contains(network: Ipv4Network, address: Ipv4Addr) -> bool {
         network.contains(address)
     }
@@ -106,6 +135,7 @@ impl Family for V6 {
     const NAME: &'static str = "IPv6";
     const NUMBER: u8 = 10;
     const OVERHEAD: u32 = 40 + 8 + 8 + 14;
+    const MAPS: FamilyMaps = maps::IPV6;
     /// RFC 8200; on a link with less the kernel turns IPv6 off.
     const MIN_MTU: u32 = 1280;
     /// `IP6_RT_PRIO_USER`.
@@ -130,6 +160,18 @@ impl Family for V6 {
 
     fn first(network: Ipv6Network) -> Ipv6Addr {
         network.network()
+    }
+
+    fn mask(network: Ipv6Network) -> Ipv6Addr {
+        network.mask()
+    }
+
+    fn prefix(network: Ipv6Network) -> u8 {
+        network.prefix()
+    }
+
+    fn is_host(address: Ipv6Addr) -> bool {
+        !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
     }
 
     fn contains(network: Ipv6Network, address: Ipv6Addr) -> bool {

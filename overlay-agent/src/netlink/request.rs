@@ -177,13 +177,14 @@ fn neighbour<F: Family>(
     address: F::Address,
     mac: Option<MacAddr>,
 ) -> NeighbourMessage {
+    let destination: IpAddr = address.into();
     let mut message = NeighbourMessage::default();
     message.header.family = number::<F>();
     message.header.ifindex = ifindex;
     message.header.state = NeighbourState::Permanent;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(address.into().into()));
+        .push(NeighbourAttribute::Destination(destination.into()));
     if let Some(mac) = mac {
         message
             .attributes
@@ -252,7 +253,8 @@ fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Table(route.table));
     if let Some(gateway) = route.gateway {
-        attributes.push(RouteAttribute::Gateway(gateway.into().into()));
+        let gateway: IpAddr = gateway.into();
+        attributes.push(RouteAttribute::Gateway(gateway.into()));
     }
     attributes.extend(route.ifindex.map(RouteAttribute::Oif));
     if route.metric != 0 {

@@ -10,6 +10,7 @@ use super::{
     tier1::Tier1,
 };
 use crate::{
+    datapath::Serves,
     health::{Condition, Readiness},
     model::{DesiredNode, V6},
     netlink::{KernelEvent, Netlink, pod_links},
@@ -24,13 +25,20 @@ pub struct Controller {
     readiness: Readiness,
 }
 
-/// The families this node serves. The eBPF tier works for IPv4.
+/// The families this node serves.
 pub struct Sides {
     pub ipv4: Option<Side>,
     pub ipv6: Option<Side<V6>>,
 }
 
 impl Sides {
+    pub fn serves(&self) -> Serves {
+        Serves {
+            ipv4: self.ipv4.is_some(),
+            ipv6: self.ipv6.is_some(),
+        }
+    }
+
     pub fn desired(&self) -> DesiredNode {
         DesiredNode {
             ipv4: self.ipv4.as_ref().map(|side| side.desired.clone()),
@@ -134,6 +142,10 @@ impl Controller {
         }
         if let Some(side) = &mut self.sides.ipv6 {
             problems.extend(side.reconcile(&self.netlink).await.err());
+            if let Err(error) = self.tier1.apply6(side) {
+                warn!(%error, "cannot write the maps");
+                problems.push(error.to_string());
+            }
         }
         let in_sync = self.is_in_sync(problems.first());
         if in_sync {
@@ -151,18 +163,12 @@ impl Controller {
     }
 
     fn attach(&mut self) -> bool {
-        let attached = match &self.sides.ipv4 {
-            Some(side) => {
-                let ipv6 = self.sides.ipv6.as_ref();
-                let pods = pod_links(
-                    self.tracker.links(),
-                    Some(&side.desired.local),
-                    ipv6.map(|side| &side.desired.local),
-                );
-                self.tier1.attach(&side.desired, side.vtep.as_ref(), &pods)
-            }
-            None => Ok(true),
-        };
+        let pods = pod_links(
+            self.tracker.links(),
+            self.sides.ipv4.as_ref().map(|side| &side.desired.local),
+            self.sides.ipv6.as_ref().map(|side| &side.desired.local),
+        );
+        let attached = self.tier1.attach(&self.sides, &pods);
         let problem = match attached {
             Ok(true) => {
                 self.readiness.satisfy(Condition::DatapathAttached);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -20,7 +20,7 @@ use super::{
     tier1::Tier1,
 };
 use crate::{
-    config::{DaemonOptions, DatapathTier, NetworkConfig, ParsedNetworkConfig},
+    config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
     lease::{
@@ -72,12 +72,6 @@ impl Daemon {
         let ParsedNetworkConfig { config, warnings } = parsed?;
         for warning in warnings {
             warn!("network config: {warning}");
-        }
-        if config.ipv4.is_none() && options.datapath.tier == DatapathTier::Ebpf {
-            bail!(
-                "--datapath=ebpf asks for the eBPF tier, which carries IPv4 packets only, and the \
-                 network config has no IPv4 (EnableIPv4); use --datapath=auto"
-            );
         }
 
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
@@ -160,7 +154,7 @@ impl Daemon {
         .await?;
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
-        let tier1 = Tier1::open(&options.datapath, sides.ipv4.is_some())?;
+        let tier1 = Tier1::open(&options.datapath, sides.serves())?;
         let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);

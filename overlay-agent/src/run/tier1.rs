@@ -9,12 +9,12 @@ use std::{
 use overlay_common::outcome::Hook;
 use tracing::{info, warn};
 
-use super::side::Side;
+use super::{controller::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
-    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, XdpMode},
-    model::{Backend, Desired, Underlay},
-    netlink::{PodLink, Vtep},
+    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, XdpMode},
+    model::{Backend, Family, V6},
+    netlink::PodLink,
     object::OBJECT,
 };
 
@@ -27,8 +27,8 @@ pub enum Tier1 {
     Active {
         datapath: Box<Datapath>,
         xdp: Xdp,
-        /// Subnets of peers that found no room in the maps.
-        left_to_kernel: usize,
+        /// Subnets of peers that found no room in the maps, of IPv4 and of IPv6.
+        left_to_kernel: [usize; 2],
         /// Something was applied that attachments depend on.
         attach_due: bool,
     },
@@ -37,12 +37,8 @@ pub enum Tier1 {
 
 impl Tier1 {
     /// Loads the programs as the options ask: `auto` settles for the kernel tier where eBPF is
-    /// refused, `ebpf` does not. The programs carry IPv4 packets.
-    pub fn open(options: &DatapathOptions, serves_ipv4: bool) -> Result<Self, DatapathError> {
-        if !serves_ipv4 {
-            info!("kernel tier only: the network has no IPv4, and eBPF carries no IPv6 packets");
-            return Self::detach(options);
-        }
+    /// refused, `ebpf` does not.
+    pub fn open(options: &DatapathOptions, serves: Serves) -> Result<Self, DatapathError> {
         if options.tier == DatapathTier::Kernel {
             info!("kernel tier only, as --datapath=kernel asks");
             return Self::detach(options);
@@ -51,6 +47,7 @@ impl Tier1 {
             pin_dir: options.pin_dir.clone(),
             object: OBJECT,
             max_flows: options.flow_table_size,
+            serves,
             fastpath: options.fastpath,
             lease: datapath::LEASE,
         });
@@ -62,7 +59,7 @@ impl Tier1 {
                 Ok(Self::Active {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
-                    left_to_kernel: 0,
+                    left_to_kernel: [0; 2],
                     attach_due: true,
                 })
             }
@@ -88,43 +85,56 @@ impl Tier1 {
         Ok(Self::Absent)
     }
 
-    /// Brings the maps to the desired state.
+    /// Brings the maps of IPv4 to the desired state.
     pub fn apply(&mut self, side: &Side) -> Result<(), DatapathError> {
+        let Self::Active { datapath, .. } = self else {
+            return Ok(());
+        };
+        let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
+        let summary = datapath.apply(&side.desired, device(side), &facts)?;
+        self.note(0, &summary);
+        Ok(())
+    }
+
+    /// As [`Self::apply`], for IPv6.
+    pub fn apply6(&mut self, side: &Side<V6>) -> Result<(), DatapathError> {
+        let Self::Active { datapath, .. } = self else {
+            return Ok(());
+        };
+        let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
+        let summary = datapath.apply6(&side.desired, device(side), &facts)?;
+        self.note(1, &summary);
+        Ok(())
+    }
+
+    /// Takes note of whom the maps of the family have no room for.
+    fn note<F: Family>(&mut self, family: usize, summary: &datapath::Summary<F>) {
         let Self::Active {
-            datapath,
             left_to_kernel,
             attach_due,
             ..
         } = self
         else {
-            return Ok(());
+            return;
         };
-        let vtep = side.vtep.as_ref().map(|vtep| datapath::Vtep {
-            ifindex: vtep.ifindex,
-            mac: vtep.mac,
-        });
-        let facts = HostFacts {
-            route_mtus: side.route_mtus.clone(),
-            ..HostFacts::read()?
-        };
-        let summary = datapath.apply(&side.desired, vtep, &facts)?;
         let left = summary.left_to_kernel.len();
-        *attach_due |= (left > 0) != (*left_to_kernel > 0);
-        if left > 0 && *left_to_kernel == 0 {
+        let before = std::mem::replace(&mut left_to_kernel[family], left);
+        *attach_due |= (left > 0) != (before > 0);
+        if left > 0 && before == 0 {
             warn!(
+                family = F::NAME,
                 peers = summary.nodes,
                 subnets = left,
                 "the node map is full: these subnets have the kernel tier only, and the XDP guard, \
                  which would take their nodes for strangers, is off"
             );
-        } else if left == 0 && *left_to_kernel > 0 {
+        } else if left == 0 && before > 0 {
             info!(
+                family = F::NAME,
                 peers = summary.nodes,
                 "the node map has room for all peers again"
             );
         }
-        *left_to_kernel = left;
-        Ok(())
     }
 
     /// Whether programs belong elsewhere since [`Self::attach`] was called.
@@ -138,12 +148,11 @@ impl Tier1 {
         )
     }
 
-    /// Attaches the programs to the underlay, the VTEP and every pod interface, and to nothing else.
+    /// Attaches the programs to the underlay, the VTEPs and every pod interface, and to nothing else.
     /// Returns whether every attachment is in place.
     pub fn attach(
         &mut self,
-        desired: &Desired,
-        vtep: Option<&Vtep>,
+        sides: &Sides,
         pods: &BTreeMap<u32, PodLink>,
     ) -> Result<bool, DatapathError> {
         let Self::Active {
@@ -156,13 +165,14 @@ impl Tier1 {
             return Ok(true);
         };
         *attach_due = false;
-        let xdp = if *left_to_kernel > 0 { Xdp::Off } else { *xdp };
+        let is_full = left_to_kernel.iter().any(|&left| left > 0);
+        let xdp = if is_full { Xdp::Off } else { *xdp };
         let gateways = pods
             .values()
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
         datapath.set_gateways(&gateways)?;
-        let summary = datapath.sync_links(&attachments(desired, vtep, pods, xdp))?;
+        let summary = datapath.sync_links(&attachments(sides, pods, xdp))?;
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,
@@ -202,39 +212,22 @@ fn needs_operator(error: &DatapathError) -> bool {
     )
 }
 
-/// Where each program belongs.
-fn attachments(
-    desired: &Desired,
-    vtep: Option<&Vtep>,
-    pods: &BTreeMap<u32, PodLink>,
-    xdp: Xdp,
-) -> BTreeSet<Attachment> {
-    let at = |hook, ifindex, name: &str| Attachment {
-        hook,
-        ifindex,
-        ifname: name.to_owned(),
-        xdp: XdpMode::default(),
-    };
+/// The vxlan device as the maps name it.
+fn device<F: Family>(side: &Side<F>) -> Option<datapath::Vtep> {
+    side.vtep.as_ref().map(|vtep| datapath::Vtep {
+        ifindex: vtep.ifindex,
+        mac: vtep.mac,
+    })
+}
+
+/// Where each program belongs. Those that both families need are the same.
+fn attachments(sides: &Sides, pods: &BTreeMap<u32, PodLink>, xdp: Xdp) -> BTreeSet<Attachment> {
     let mut wanted = BTreeSet::new();
-    let underlay = &desired.local.underlay;
-    let direct = match desired.local.backend {
-        Backend::Alloc => return wanted,
-        Backend::HostGw => true,
-        Backend::Vxlan(vxlan) => vxlan.direct_routing,
-    };
-    wanted.insert(at(Hook::Ingress, underlay.ifindex, &underlay.name));
-    if direct {
-        wanted.insert(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+    if let Some(side) = &sides.ipv4 {
+        wanted.extend(underlay_attachments(side, xdp));
     }
-    if let Some(vtep) = vtep {
-        wanted.insert(at(Hook::Confirm, vtep.ifindex, &vtep.name));
-        wanted.insert(at(Hook::Arrive, vtep.ifindex, &vtep.name));
-        if let Some(mode) = guard_mode(xdp, underlay) {
-            wanted.insert(Attachment {
-                xdp: mode,
-                ..at(Hook::Guard, underlay.ifindex, &underlay.name)
-            });
-        }
+    if let Some(side) = &sides.ipv6 {
+        wanted.extend(underlay_attachments(side, xdp));
     }
     for pod in pods.values() {
         wanted.insert(at(Hook::Egress, pod.ifindex, &pod.name));
@@ -243,11 +236,45 @@ fn attachments(
     wanted
 }
 
+/// What one family wants on the underlay and its vxlan device.
+fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> {
+    let underlay = &side.desired.local.underlay;
+    let direct = match side.desired.local.backend {
+        Backend::Alloc => return Vec::new(),
+        Backend::HostGw => true,
+        Backend::Vxlan(vxlan) => vxlan.direct_routing,
+    };
+    let mut wanted = vec![at(Hook::Ingress, underlay.ifindex, &underlay.name)];
+    if direct {
+        wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+    }
+    if let Some(vtep) = &side.vtep {
+        wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
+        wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
+        if let Some(mode) = guard_mode(xdp, underlay.hardware) {
+            wanted.push(Attachment {
+                xdp: mode,
+                ..at(Hook::Guard, underlay.ifindex, &underlay.name)
+            });
+        }
+    }
+    wanted
+}
+
+fn at(hook: Hook, ifindex: u32, name: &str) -> Attachment {
+    Attachment {
+        hook,
+        ifindex,
+        ifname: name.to_owned(),
+        xdp: XdpMode::default(),
+    }
+}
+
 /// How the guard is attached to the underlay, if at all. On virtual interfaces native XDP costs every
 /// packet a copy and takes segmentation offload away, so there it has to be asked for.
-fn guard_mode(xdp: Xdp, underlay: &Underlay) -> Option<XdpMode> {
+fn guard_mode(xdp: Xdp, hardware: bool) -> Option<XdpMode> {
     match xdp {
-        Xdp::Auto => underlay.hardware.then_some(XdpMode::NativeIfSupported),
+        Xdp::Auto => hardware.then_some(XdpMode::NativeIfSupported),
         Xdp::Native => Some(XdpMode::Native),
         Xdp::Generic => Some(XdpMode::Generic),
         Xdp::Off => None,

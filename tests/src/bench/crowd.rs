@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use etcd_client::{Client, Txn, TxnOp};
 use overlay_common::{
-    addr::Ipv4Be,
     config::Config,
+    family::V4,
     flow::{Flow, FlowKey4, FlowWords},
     maps,
     node::MODE_TUNNEL,
@@ -96,9 +96,9 @@ pub fn fill_flows(node: &Node) -> Result<()> {
     let mut flows = HashMap::<_, FlowKey4, Flow>::try_from(Map::LruHashMap(flows))?;
     let subnet = u32::from_be_bytes(config.subnet.octets);
     for index in 0..FLOWS {
-        let words = FlowWords::new(
-            u32::from_ne_bytes(Ipv4Be::from(Ipv4Addr::from(subnet + 3 + index % 250)).octets),
-            u32::from_ne_bytes((FIRST_SUBNET + index % (NODES << 8)).to_be_bytes()),
+        let words = FlowWords::<V4>::new(
+            Ipv4Addr::from(subnet + 3 + index % 250).into(),
+            Ipv4Addr::from(FIRST_SUBNET + index % (NODES << 8)).into(),
             u16::try_from(index % 60_000)?,
             80,
             6,

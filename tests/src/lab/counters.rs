@@ -77,7 +77,12 @@ impl Counters {
     /// Packets of the pod network that a hook saw. What pods send to their own node, ARP and the
     /// node's own traffic do not count.
     pub fn overlay(&self, hook: Hook) -> u64 {
-        let foreign = [Outcome::NotOverlay, Outcome::NotIpv4, Outcome::NotGateway];
+        let foreign = [
+            Outcome::NotOverlay,
+            Outcome::NotIp,
+            Outcome::NotGateway,
+            Outcome::Unserved,
+        ];
         self.at(hook)
             .filter(|(outcome, _)| !foreign.contains(outcome))
             .map(|(_, n)| n)

@@ -220,7 +220,7 @@ impl Remote {
 
     fn nexthop(&self, interfaces: &Interfaces) -> Nexthop {
         Nexthop {
-            vtep: Ipv4Be { octets: self.vtep },
+            vtep: self.vtep,
             ifindex: interfaces.underlay,
             dst_mac: self.neighbour,
             mtu: if self.mode == MODE_DIRECT {

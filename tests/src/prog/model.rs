@@ -120,7 +120,7 @@ impl<'a> Model<'a> {
         let nexthop = self.fixture.nexthops.get(&flow.node)?;
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
-            && nexthop.vtep == node.vtep
+            && nexthop.vtep == node.vtep.octets
             && nexthop.mode == flow.egress_mode
             && self.fits(&packet, nexthop.mtu);
         if !allowed {

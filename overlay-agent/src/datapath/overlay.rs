@@ -1,0 +1,203 @@
+//! One family's maps kept as desired.
+
+use std::time::Duration;
+
+use overlay_common::config::Config;
+use tracing::debug;
+
+use super::{
+    DatapathError, Fastpath, HostFacts, Vtep,
+    overlay_maps::OverlayMaps,
+    pins::PinDir,
+    plan::{self, Step, Tables},
+    wanted::{self, Encap, Wanted},
+};
+use crate::model::{Desired, Family, V4};
+
+/// The writing side of a family's maps.
+pub struct Writer<'a, F: Family> {
+    pub pins: &'a PinDir,
+    pub maps: &'a mut OverlayMaps<F>,
+    /// What the maps contain; `None` if that is not known.
+    pub tables: &'a mut Option<Tables<F>>,
+    pub fastpath: Fastpath,
+    pub lease: Duration,
+}
+
+/// What [`Datapath::apply`](super::Datapath::apply) did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary<F: Family = V4> {
+    /// Nodes tier 1 serves.
+    pub nodes: usize,
+    pub added: usize,
+    /// Changed in place.
+    pub updated: usize,
+    pub removed: usize,
+    /// No room in the maps: the kernel tier alone serves these.
+    pub left_to_kernel: Vec<F::Network>,
+    /// Leases tier 1 cannot serve: without a VTEP MAC, or with this node's own address.
+    pub unusable: Vec<F::Network>,
+    /// Every flow has to earn its lease again.
+    pub flushed: bool,
+    pub generation: u32,
+}
+
+impl<F: Family> Default for Summary<F> {
+    fn default() -> Self {
+        Self {
+            nodes: 0,
+            added: 0,
+            updated: 0,
+            removed: 0,
+            left_to_kernel: Vec::new(),
+            unusable: Vec::new(),
+            flushed: false,
+            generation: 0,
+        }
+    }
+}
+
+impl<F: Family> Writer<'_, F> {
+    pub fn apply(
+        &mut self,
+        desired: &Desired<F>,
+        vtep: Option<Vtep>,
+        facts: &HostFacts<F>,
+    ) -> Result<Summary<F>, DatapathError>
+    where
+        F: Encap,
+    {
+        let wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
+        self.write(wanted)
+    }
+
+    /// Removes what there is, of a run in which the node served the family.
+    pub fn clear(&mut self) -> Result<(), DatapathError> {
+        self.write(Wanted::nothing()).map(drop)
+    }
+
+    fn write(&mut self, wanted: Wanted<F>) -> Result<Summary<F>, DatapathError> {
+        let mut tables = match self.tables.take() {
+            Some(tables) => tables,
+            None => self.maps.tables()?,
+        };
+        let change = plan::plan(&tables, &wanted.nodes, self.maps.limits());
+        let mut summary = Summary {
+            left_to_kernel: change.left_to_kernel,
+            unusable: wanted.unusable,
+            ..Summary::default()
+        };
+        for step in &change.steps {
+            self.run(step, &wanted.config, &mut tables, &mut summary)?;
+        }
+        summary.nodes = tables.nodes.len();
+        *self.tables = Some(tables);
+        debug!(family = F::NAME, ?summary, "maps applied");
+        Ok(summary)
+    }
+
+    /// Gives a first configuration its stamp key. An earlier one is kept under another generation:
+    /// nobody watched for changes that concern the flows it let pass.
+    pub fn adopt_config(&mut self) -> Result<(), DatapathError> {
+        let _lock = self.pins.lock_config()?;
+        let old = self.maps.config()?;
+        let stamp_key = if old.stamp_key == [0; 2] {
+            rand::random()
+        } else {
+            old.stamp_key
+        };
+        let new = Config {
+            stamp_key,
+            generation: next_generation(old.generation),
+            ..old
+        };
+        self.maps.put_config(&old, &new)
+    }
+
+    fn run(
+        &mut self,
+        step: &Step<F>,
+        config: &Config<F>,
+        tables: &mut Tables<F>,
+        summary: &mut Summary<F>,
+    ) -> Result<(), DatapathError> {
+        match *step {
+            Step::RemoveRoute(subnet) => {
+                self.maps.remove_route(subnet)?;
+                tables.routes.remove(&subnet);
+            }
+            Step::RemoveNode(index) => {
+                self.maps.remove_node(index)?;
+                tables.nodes.remove(&index);
+                summary.removed += 1;
+            }
+            Step::UpdateNode { index, node, moved } => {
+                self.maps
+                    .put_node(index, tables.nodes.get(&index), &node, moved)?;
+                tables.nodes.insert(index, node);
+                summary.updated += 1;
+            }
+            Step::Configure { flush } => {
+                (summary.flushed, summary.generation) = self.configure(config, flush)?;
+            }
+            Step::AddNode { index, node } => {
+                self.maps.put_node(index, None, &node, true)?;
+                tables.nodes.insert(index, node);
+                summary.added += 1;
+            }
+            Step::RemovePeer(vtep) => {
+                self.maps.remove_peer(vtep)?;
+                tables.peers.remove(&vtep);
+            }
+            Step::PutPeer { vtep, index } => {
+                self.maps.put_peer(vtep, index)?;
+                tables.peers.insert(vtep, index);
+            }
+            Step::PutRoute { subnet, index } => {
+                self.maps.put_route(subnet, index)?;
+                tables.routes.insert(subnet, index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `config` with the stamp key and generation there are; under another generation if it
+    /// changes or `flush` asks for it.
+    fn configure(&mut self, config: &Config<F>, flush: bool) -> Result<(bool, u32), DatapathError> {
+        let _lock = self.pins.lock_config()?;
+        let old = self.maps.config()?;
+        let new = Config {
+            stamp_key: old.stamp_key,
+            generation: old.generation,
+            ..*config
+        };
+        if new == old && !flush {
+            return Ok((false, old.generation));
+        }
+        let new = Config {
+            generation: next_generation(old.generation),
+            ..new
+        };
+        self.maps.put_config(&old, &new)?;
+        Ok((true, new.generation))
+    }
+}
+
+impl<F: Family> OverlayMaps<F> {
+    /// Makes every flow earn its lease again. Returns the generation. The caller holds
+    /// [`PinDir::lock_config`].
+    pub(super) fn flush(&mut self) -> Result<u32, DatapathError> {
+        let old = self.config()?;
+        let generation = next_generation(old.generation);
+        self.put_config(&old, &Config { generation, ..old })?;
+        Ok(generation)
+    }
+}
+
+/// 0 stays the generation of an entry that was never written.
+const fn next_generation(generation: u32) -> u32 {
+    match generation.wrapping_add(1) {
+        0 => 1,
+        next => next,
+    }
+}

@@ -1,0 +1,234 @@
+//! Typed handles of one family's pinned maps: one method per thing that is read or written.
+//!
+//! Entries that programs read piecewise while they are written are first disabled, then filled,
+//! then enabled, so that no program sees half of one and half of another.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key};
+use overlay_common::{
+    config::{Config, FASTPATH_OFF},
+    flow::{Flow, FlowKey},
+    node::{NODE_VALID, Nexthop, Node, Peer},
+    route::Route,
+};
+
+use super::{
+    DatapathError,
+    maps::{gone_is_fine, map_error, open, typed},
+    pins::PinDir,
+    plan::{Limits, Tables, subnet_of},
+    sys,
+};
+use crate::model::{Family, V4};
+
+/// The maps of one family in one pin directory.
+pub struct OverlayMaps<F: Family = V4> {
+    routes: LpmTrie<MapData, F::Be, Route>,
+    nodes: Array<MapData, Node<F>>,
+    nodes_fd: OwnedFd,
+    nexthops: Array<MapData, Nexthop>,
+    peers: HashMap<MapData, F::Be, Peer>,
+    flows_fd: OwnedFd,
+    config: Array<MapData, Config<F>>,
+    limits: Limits,
+    max_flows: u32,
+}
+
+impl<F: Family> OverlayMaps<F> {
+    /// Opens the pinned maps.
+    pub(super) fn open(pins: &PinDir) -> Result<Self, DatapathError> {
+        let names = F::MAPS;
+        let (nodes, nodes_fd, max_nodes) = open(pins, names.nodes)?;
+        let (routes, _, max_routes) = open(pins, names.routes)?;
+        let (nexthops, ..) = open(pins, names.nexthops)?;
+        let (peers, _, max_peers) = open(pins, names.peers)?;
+        let (flows, flows_fd, max_flows) = open(pins, names.flows)?;
+        let (config, ..) = open(pins, names.config)?;
+        // Flows are read by descriptor; the typed handle only checks the sizes.
+        let _: HashMap<MapData, FlowKey<F>, Flow> = typed(flows, names.flows)?;
+        Ok(Self {
+            routes: typed(routes, names.routes)?,
+            nodes: typed(nodes, names.nodes)?,
+            nodes_fd,
+            nexthops: typed(nexthops, names.nexthops)?,
+            peers: typed(peers, names.peers)?,
+            flows_fd,
+            config: typed(config, names.config)?,
+            limits: Limits {
+                nodes: max_nodes,
+                routes: max_routes,
+                peers: max_peers,
+            },
+            max_flows,
+        })
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub fn max_flows(&self) -> u32 {
+        self.max_flows
+    }
+
+    /// Reads nodes, routes and peers.
+    pub fn tables(&self) -> Result<Tables<F>, DatapathError> {
+        let nodes = self.nodes()?;
+        let mut routes = BTreeMap::new();
+        for (subnet, route) in self.routes()? {
+            routes.insert(subnet, route.node);
+        }
+        let mut peers = BTreeMap::new();
+        for entry in &self.peers {
+            let (vtep, peer) = entry.map_err(map_error("read", F::MAPS.peers))?;
+            peers.insert(vtep, peer.node);
+        }
+        Ok(Tables {
+            nodes,
+            routes,
+            peers,
+        })
+    }
+
+    /// The valid node entries.
+    pub fn nodes(&self) -> Result<BTreeMap<u32, Node<F>>, DatapathError> {
+        let entries =
+            sys::map_entries::<u32, Node<F>>(self.nodes_fd.as_fd()).map_err(|source| {
+                DatapathError::Read {
+                    map: F::MAPS.nodes,
+                    source,
+                }
+            })?;
+        let is_valid = |node: &Node<F>| node.flags & NODE_VALID != 0 && subnet_of(node).is_some();
+        Ok(entries
+            .into_iter()
+            .filter(|(_, node)| is_valid(node))
+            .collect())
+    }
+
+    pub fn routes(&self) -> Result<BTreeMap<F::Network, Route>, DatapathError> {
+        let mut routes = BTreeMap::new();
+        for entry in &self.routes {
+            let (key, route) = entry.map_err(map_error("read", F::MAPS.routes))?;
+            let subnet = u8::try_from(key.prefix_len())
+                .ok()
+                .and_then(|prefix_len| F::with_prefix(key.data().into(), prefix_len));
+            if let Some(subnet) = subnet {
+                routes.insert(subnet, route);
+            }
+        }
+        Ok(routes)
+    }
+
+    pub fn nexthop(&self, index: u32) -> Result<Nexthop, DatapathError> {
+        self.nexthops
+            .get(&index, 0)
+            .map_err(map_error("read", F::MAPS.nexthops))
+    }
+
+    pub fn config(&self) -> Result<Config<F>, DatapathError> {
+        self.config
+            .get(&0, 0)
+            .map_err(map_error("read", F::MAPS.config))
+    }
+
+    /// Every entry of the flow table, expired ones included.
+    pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, DatapathError> {
+        sys::map_entries(self.flows_fd.as_fd()).map_err(|source| DatapathError::Read {
+            map: F::MAPS.flows,
+            source,
+        })
+    }
+
+    /// Writes a node entry. A changed entry keeps its index; `forget_nexthop` says that the way to the
+    /// node is to be learned anew.
+    pub fn put_node(
+        &mut self,
+        index: u32,
+        old: Option<&Node<F>>,
+        node: &Node<F>,
+        forget_nexthop: bool,
+    ) -> Result<(), DatapathError> {
+        let disabled = |node: &Node<F>| Node {
+            flags: node.flags & !NODE_VALID,
+            ..*node
+        };
+        if let Some(old) = old {
+            self.set_node(index, &disabled(old))?;
+        }
+        if forget_nexthop {
+            self.nexthops
+                .set(index, Nexthop::default(), 0)
+                .map_err(map_error("write", F::MAPS.nexthops))?;
+        }
+        self.set_node(index, &disabled(node))?;
+        self.set_node(index, node)
+    }
+
+    pub fn remove_node(&mut self, index: u32) -> Result<(), DatapathError> {
+        self.set_node(index, &Node::default())?;
+        self.nexthops
+            .set(index, Nexthop::default(), 0)
+            .map_err(map_error("write", F::MAPS.nexthops))
+    }
+
+    pub fn put_route(&mut self, subnet: F::Network, node: u32) -> Result<(), DatapathError> {
+        self.routes
+            .insert(&route_key::<F>(subnet), Route { node, flags: 0 }, 0)
+            .map_err(map_error("write", F::MAPS.routes))
+    }
+
+    pub fn remove_route(&mut self, subnet: F::Network) -> Result<(), DatapathError> {
+        gone_is_fine(self.routes.remove(&route_key::<F>(subnet)))
+            .map_err(map_error("remove", F::MAPS.routes))
+    }
+
+    pub fn put_peer(&mut self, vtep: F::Be, node: u32) -> Result<(), DatapathError> {
+        self.peers
+            .insert(vtep, Peer { node }, 0)
+            .map_err(map_error("write", F::MAPS.peers))
+    }
+
+    pub fn remove_peer(&mut self, vtep: F::Be) -> Result<(), DatapathError> {
+        gone_is_fine(self.peers.remove(&vtep)).map_err(map_error("remove", F::MAPS.peers))
+    }
+
+    /// Writes the configuration. The caller holds [`PinDir::lock_config`].
+    pub fn put_config(&mut self, old: &Config<F>, new: &Config<F>) -> Result<(), DatapathError> {
+        let only_generation = Config {
+            generation: new.generation,
+            ..*old
+        } == *new;
+        if !only_generation {
+            self.set_config(&Config {
+                fastpath: FASTPATH_OFF,
+                ..*old
+            })?;
+            self.set_config(&Config {
+                fastpath: FASTPATH_OFF,
+                ..*new
+            })?;
+        }
+        self.set_config(new)
+    }
+
+    fn set_config(&mut self, config: &Config<F>) -> Result<(), DatapathError> {
+        self.config
+            .set(0, config, 0)
+            .map_err(map_error("write", F::MAPS.config))
+    }
+
+    fn set_node(&mut self, index: u32, node: &Node<F>) -> Result<(), DatapathError> {
+        self.nodes
+            .set(index, node, 0)
+            .map_err(map_error("write", F::MAPS.nodes))
+    }
+}
+
+fn route_key<F: Family>(subnet: F::Network) -> Key<F::Be> {
+    Key::new(u32::from(F::prefix(subnet)), F::first(subnet).into())
+}

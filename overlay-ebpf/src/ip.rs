@@ -1,0 +1,101 @@
+//! What the programs must know of an address family: how its packets are read and written. The
+//! programs themselves are written once, over [`Ip`].
+
+use bytemuck::Pod;
+use overlay_common::{config::Config, node::Node, outcome::Outcome};
+
+use crate::{helpers::Skb, maps::Tables, packet::Packet, parse::Flow};
+
+/// An address family as the programs handle it.
+pub trait Ip: Tables {
+    type Header: Header<Self::Be>;
+
+    const ETHERTYPE: [u8; 2];
+    /// `AF_INET`, `AF_INET6`.
+    const FAMILY: u8;
+    /// The protocol whose echo requests and replies are flows.
+    const ICMP: u8;
+    /// Types and codes, each pair as one word the way the packet holds it.
+    const ECHO: u16;
+    const ECHO_REPLY: u16;
+    /// Type and code with which a router says that a packet is too large.
+    const TOO_BIG: [u8; 2];
+    /// Bytes that encapsulation adds.
+    const ENCAP_LEN: u32;
+    /// What tells `bpf_skb_adjust_room` of the outer header.
+    const ENCAP_FLAG: u32;
+
+    /// Bytes of the IP header.
+    const LEN: usize = size_of::<Self::Header>();
+    /// Bytes from the start of an IP header that [`Flow::parse`] may look at: IP and TCP headers.
+    const FLOW_LEN: u32 = Self::LEN as u32 + 20;
+
+    /// Destination of a UDP datagram to `port`, of which the frame carries the beginning, whatever
+    /// options, extension headers or later fragments it has. They may lie further back than `packet`
+    /// has been asked to hold. A frame of which nobody can tell counts as one.
+    fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Self::Be>;
+
+    /// Writes the IP header at `offset` as it is one hop further. The caller has seen more than one
+    /// hop left.
+    #[must_use]
+    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()>;
+
+    /// Replaces the ECN field of the header behind the Ethernet header, which [`Self::write_hop`] has
+    /// written.
+    #[must_use]
+    fn write_tos(packet: Packet, flow: &Flow<Self>, tos: u8) -> Option<()>;
+
+    /// Tells the packet's checksum state, if it covers the IP header, what [`Self::write_hop`] and
+    /// [`Self::write_tos`] have changed. An IPv4 header's own checksum makes up for every change.
+    fn heed_checksum(skb: &Skb, flow: &Flow<Self>, tos: u8);
+
+    /// Writes all headers between the outer Ethernet header and the inner IP header, the same bytes
+    /// as `EncapHeader::finish`. `outer_len` is the length of the outer IP packet.
+    #[must_use]
+    fn write_encap(
+        packet: Packet,
+        flow: &Flow<Self>,
+        node: &Node<Self>,
+        outer_len: u32,
+        source_port: u16,
+    ) -> Option<()>;
+
+    /// The tunnel headers of a packet to this node's VTEP, which is UDP.
+    fn tunnel(packet: Packet, config: &Config<Self>) -> Result<Tunnel<Self>, Outcome>;
+
+    /// An address as `bpf_fib_lookup` takes it.
+    fn fib_words(address: Self::Be) -> [u32; 4];
+}
+
+/// The IP header of a family, without options.
+pub trait Header<A>: Pod {
+    fn src(self) -> A;
+    fn dst(self) -> A;
+    /// Protocol of what follows the header.
+    fn protocol(self) -> u8;
+    /// TTL or hop limit.
+    fn ttl(self) -> u8;
+    /// TOS or traffic class.
+    fn tos(self) -> u8;
+    /// Length of the packet with this header, bytes.
+    fn total_len(self) -> u32;
+    /// The header's own checksum, host order; 0 if the family has none.
+    fn check(self) -> u16;
+    /// Whether a transport header can follow this header at once: no other version, no options, no
+    /// fragment.
+    fn is_plain(self) -> Result<(), Outcome>;
+    /// Why a packet that is plain, with neither TCP, UDP nor ICMP, is not fast.
+    fn is_other(self) -> Outcome;
+}
+
+/// What the outer headers of a tunnel packet say.
+pub struct Tunnel<F: Ip> {
+    pub source: F::Be,
+    pub tos: u8,
+    /// Whether the outer UDP header has a checksum.
+    pub checksum: bool,
+    /// Length of the packet from the outer IP header on, as that header announces it.
+    pub len: u32,
+    /// Length as the outer UDP header announces it.
+    pub udp_len: u32,
+}

@@ -1,0 +1,200 @@
+//! IPv4 packets (RFC 791).
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
+use overlay_common::{
+    addr::Ipv4Be,
+    checksum::replace_word,
+    config::Config,
+    ecn,
+    encap::{ENCAP_LEN, EncapHeader, outer_ipv4_check},
+    family::V4,
+    node::Node,
+    outcome::Outcome,
+    wire::{ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader},
+};
+
+use crate::{
+    helpers::Skb,
+    ip::{Header, Ip, Tunnel},
+    packet::Packet,
+    parse::{ETH_LEN, Flow, check_vxlan},
+};
+
+/// Mask of the fragment field: more fragments follow, or an offset. Don't-fragment may be set or not.
+pub const IS_FRAGMENT: u16 = 0x3fff;
+/// Mask of the fragment field: the offset.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+impl Header<Ipv4Be> for Ipv4Header {
+    #[inline(always)]
+    fn src(self) -> Ipv4Be {
+        self.src
+    }
+
+    #[inline(always)]
+    fn dst(self) -> Ipv4Be {
+        self.dst
+    }
+
+    #[inline(always)]
+    fn protocol(self) -> u8 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn ttl(self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn tos(self) -> u8 {
+        self.tos
+    }
+
+    #[inline(always)]
+    fn total_len(self) -> u32 {
+        u32::from(u16::from_be_bytes(self.total_len))
+    }
+
+    #[inline(always)]
+    fn check(self) -> u16 {
+        u16::from_be_bytes(self.check)
+    }
+
+    #[inline(always)]
+    fn is_plain(self) -> Result<(), Outcome> {
+        if self.version_ihl != IPV4_NO_OPTIONS {
+            let is_ipv4 = self.version_ihl >> 4 == 4;
+            return Err(if is_ipv4 {
+                Outcome::IpOptions
+            } else {
+                Outcome::NotIp
+            });
+        }
+        if u16::from_be_bytes(self.fragment) & IS_FRAGMENT != 0 {
+            return Err(Outcome::Fragment);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn is_other(self) -> Outcome {
+        Outcome::Protocol
+    }
+}
+
+impl Ip for V4 {
+    type Header = Ipv4Header;
+
+    const ETHERTYPE: [u8; 2] = ETHERTYPE_IPV4;
+    const FAMILY: u8 = 2;
+    const ICMP: u8 = IPPROTO_ICMP;
+    const ECHO: u16 = u16::from_ne_bytes([8, 0]);
+    const ECHO_REPLY: u16 = u16::from_ne_bytes([0, 0]);
+    /// "Fragmentation needed".
+    const TOO_BIG: [u8; 2] = [3, 4];
+    const ENCAP_LEN: u32 = ENCAP_LEN;
+    const ENCAP_FLAG: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
+
+    #[inline(always)]
+    fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Ipv4Be> {
+        let ip: Ipv4Header = packet.read(ETH_LEN)?;
+        let first_fragment = u16::from_be_bytes(ip.fragment) & FRAGMENT_OFFSET == 0;
+        if ip.version_ihl >> 4 != 4 || ip.protocol != IPPROTO_UDP || !first_fragment {
+            return None;
+        }
+        let at = ETH_LEN + usize::from(ip.version_ihl & 0x0f) * 4 + offset_of!(UdpHeader, dst_port);
+        let packet = skb.packet_with((at + size_of_val(&port)) as u32);
+        let dst_port: [u8; 2] = packet.read(at)?;
+        (dst_port == port).then_some(ip.dst)
+    }
+
+    /// The arithmetic of the kernel's `ip_decrease_ttl`.
+    #[inline(always)]
+    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()> {
+        let check = u32::from(flow.check) + 0x0100;
+        let check = check + u32::from(check >= 0xffff);
+        packet.write(offset + 10, (check as u16).to_be_bytes())?;
+        packet.write(offset + 8, flow.ttl - 1)
+    }
+
+    #[inline(always)]
+    fn write_tos(packet: Packet, flow: &Flow<Self>, tos: u8) -> Option<()> {
+        let at = ETH_LEN + offset_of!(Ipv4Header, check);
+        let check = u16::from_be_bytes(packet.read(at)?);
+        let old = u16::from_be_bytes([IPV4_NO_OPTIONS, flow.tos]);
+        let new = u16::from_be_bytes([IPV4_NO_OPTIONS, tos]);
+        packet.write(at, replace_word(check, old, new).to_be_bytes())?;
+        packet.write(ETH_LEN + offset_of!(Ipv4Header, tos), tos)
+    }
+
+    #[inline(always)]
+    fn heed_checksum(_: &Skb, _: &Flow<Self>, _: u8) {}
+
+    #[inline(always)]
+    fn write_encap(
+        packet: Packet,
+        flow: &Flow<Self>,
+        node: &Node,
+        outer_len: u32,
+        source_port: u16,
+    ) -> Option<()> {
+        const TOS: usize = ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, tos);
+        const LEN: usize =
+            ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, total_len);
+        const CHECK: usize =
+            ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, check);
+        const UDP: usize = ETH_LEN + offset_of!(EncapHeader, udp);
+        let tos = ecn::encapsulate(flow.tos);
+        let total_len = (outer_len as u16).to_be_bytes();
+        let udp_len = ((outer_len - Self::LEN as u32) as u16).to_be_bytes();
+        let (words, last) = node.encap.words();
+        packet.write(ETH_LEN, words[0])?;
+        packet.write(ETH_LEN + 8, words[1])?;
+        packet.write(ETH_LEN + 16, words[2])?;
+        packet.write(ETH_LEN + 24, words[3])?;
+        packet.write(ETH_LEN + 32, words[4])?;
+        packet.write(ETH_LEN + 40, words[5])?;
+        packet.write(ETH_LEN + 48, last)?;
+        packet.write(TOS, tos)?;
+        packet.write(LEN, total_len)?;
+        packet.write(
+            CHECK,
+            outer_ipv4_check(node.ipv4_sum, total_len, tos).to_ne_bytes(),
+        )?;
+        packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
+        packet.write(UDP + offset_of!(UdpHeader, len), udp_len)
+    }
+
+    #[inline(always)]
+    fn tunnel(packet: Packet, config: &Config) -> Result<Tunnel<Self>, Outcome> {
+        let Some(ip) = packet.read::<Ipv4Header>(ETH_LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        let Some(udp) = packet.read::<UdpHeader>(ETH_LEN + Self::LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        ip.is_plain()?;
+        if udp.dst_port != config.vxlan_port {
+            return Err(Outcome::NotOverlay);
+        }
+        let Some(encap) = packet.read::<EncapHeader>(ETH_LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        check_vxlan(&encap.vxlan, &encap.inner_eth, config)?;
+        Ok(Tunnel {
+            source: ip.src,
+            tos: ip.tos,
+            checksum: udp.check != [0; 2],
+            len: ip.total_len(),
+            udp_len: u32::from(u16::from_be_bytes(udp.len)),
+        })
+    }
+
+    #[inline(always)]
+    fn fib_words(address: Ipv4Be) -> [u32; 4] {
+        [u32::from_ne_bytes(address.octets), 0, 0, 0]
+    }
+}

@@ -1,0 +1,218 @@
+//! IPv6 packets (RFC 8200). What has extension headers is left to the kernel.
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+use overlay_common::{
+    addr::Ipv6Be,
+    config::Config,
+    ecn,
+    encap6::{ENCAP6_LEN, EncapHeader6},
+    family::V6,
+    node::Node,
+    outcome::Outcome,
+    wire::{
+        ETHERTYPE_IPV6, IPPROTO_AH, IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS,
+        IPPROTO_ICMPV6, IPPROTO_ROUTING, IPPROTO_UDP, Ipv6Header, UdpHeader,
+    },
+};
+
+use crate::{
+    helpers::Skb,
+    ip::{Header, Ip, Tunnel},
+    packet::Packet,
+    parse::{ETH_LEN, Flow, check_vxlan},
+};
+
+/// Extension headers that are followed to the transport header. The kernel follows more, but nobody
+/// has a use for them.
+const MAX_EXTENSIONS: usize = 4;
+
+/// Whether the kernel looks for a transport header behind this one.
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_FRAGMENT | IPPROTO_AH | IPPROTO_DSTOPTS
+    )
+}
+
+impl Header<Ipv6Be> for Ipv6Header {
+    #[inline(always)]
+    fn src(self) -> Ipv6Be {
+        self.src
+    }
+
+    #[inline(always)]
+    fn dst(self) -> Ipv6Be {
+        self.dst
+    }
+
+    #[inline(always)]
+    fn protocol(self) -> u8 {
+        self.next_header
+    }
+
+    #[inline(always)]
+    fn ttl(self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline(always)]
+    fn tos(self) -> u8 {
+        self.class()
+    }
+
+    #[inline(always)]
+    fn total_len(self) -> u32 {
+        u32::from(u16::from_be_bytes(self.payload_len)) + size_of::<Self>() as u32
+    }
+
+    #[inline(always)]
+    fn check(self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn is_plain(self) -> Result<(), Outcome> {
+        if self.version_class_label[0] >> 4 == 6 {
+            Ok(())
+        } else {
+            Err(Outcome::NotIp)
+        }
+    }
+
+    #[inline(always)]
+    fn is_other(self) -> Outcome {
+        match self.next_header {
+            IPPROTO_FRAGMENT => Outcome::Fragment,
+            other if is_extension(other) => Outcome::IpOptions,
+            _ => Outcome::Protocol,
+        }
+    }
+}
+
+impl Ip for V6 {
+    type Header = Ipv6Header;
+
+    const ETHERTYPE: [u8; 2] = ETHERTYPE_IPV6;
+    const FAMILY: u8 = 10;
+    const ICMP: u8 = IPPROTO_ICMPV6;
+    const ECHO: u16 = u16::from_ne_bytes([128, 0]);
+    const ECHO_REPLY: u16 = u16::from_ne_bytes([129, 0]);
+    /// "Packet too big" (RFC 4443 §3.2).
+    const TOO_BIG: [u8; 2] = [2, 0];
+    const ENCAP_LEN: u32 = ENCAP6_LEN;
+    const ENCAP_FLAG: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+
+    #[inline(always)]
+    fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Ipv6Be> {
+        let ip: Ipv6Header = packet.read(ETH_LEN)?;
+        if ip.version_class_label[0] >> 4 != 6 {
+            return None;
+        }
+        let mut next = ip.next_header;
+        let mut at = (ETH_LEN + Self::LEN) as u32;
+        for _ in 0..MAX_EXTENSIONS {
+            if next == IPPROTO_UDP {
+                let dst_port: [u8; 2] = skb.load(at + offset_of!(UdpHeader, dst_port) as u32)?;
+                return (dst_port == port).then_some(ip.dst);
+            }
+            if !is_extension(next) {
+                return None;
+            }
+            let [following, len, fragment @ ..]: [u8; 4] = skb.load(at)?;
+            at += match next {
+                // Only the first fragment has ports.
+                IPPROTO_FRAGMENT if u16::from_be_bytes(fragment) & 0xfff8 != 0 => return None,
+                IPPROTO_FRAGMENT => 8,
+                // RFC 4302: in units of 4 bytes, less two.
+                IPPROTO_AH => (u32::from(len) + 2) * 4,
+                _ => (u32::from(len) + 1) * 8,
+            };
+            next = following;
+        }
+        Some(ip.dst)
+    }
+
+    #[inline(always)]
+    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()> {
+        packet.write(offset + offset_of!(Ipv6Header, hop_limit), flow.ttl - 1)
+    }
+
+    #[inline(always)]
+    fn write_tos(packet: Packet, _: &Flow<Self>, tos: u8) -> Option<()> {
+        let [_, second]: [u8; 2] = packet.read(ETH_LEN)?;
+        let [first, class] = Ipv6Header::start(tos);
+        packet.write(ETH_LEN, [first, class | second & 0x0f])
+    }
+
+    #[inline(always)]
+    fn heed_checksum(skb: &Skb, flow: &Flow<Self>, tos: u8) {
+        let word = |ttl| u16::from_ne_bytes([flow.protocol, ttl]);
+        skb.replace_in_checksum(word(flow.ttl), word(flow.ttl - 1));
+        if tos != flow.tos {
+            let word = |tos| u16::from_ne_bytes(Ipv6Header::start(tos));
+            skb.replace_in_checksum(word(flow.tos), word(tos));
+        }
+    }
+
+    #[inline(always)]
+    fn write_encap(
+        packet: Packet,
+        flow: &Flow<Self>,
+        node: &Node<Self>,
+        outer_len: u32,
+        source_port: u16,
+    ) -> Option<()> {
+        const LEN: usize = ETH_LEN + offset_of!(Ipv6Header, payload_len);
+        const UDP: usize = ETH_LEN + offset_of!(EncapHeader6, udp);
+        let len = ((outer_len - Self::LEN as u32) as u16).to_be_bytes();
+        let (words, four, two) = node.encap.words();
+        packet.write(ETH_LEN, words[0])?;
+        packet.write(ETH_LEN + 8, words[1])?;
+        packet.write(ETH_LEN + 16, words[2])?;
+        packet.write(ETH_LEN + 24, words[3])?;
+        packet.write(ETH_LEN + 32, words[4])?;
+        packet.write(ETH_LEN + 40, words[5])?;
+        packet.write(ETH_LEN + 48, words[6])?;
+        packet.write(ETH_LEN + 56, words[7])?;
+        packet.write(ETH_LEN + 64, four)?;
+        packet.write(ETH_LEN + 68, two)?;
+        packet.write(ETH_LEN, Ipv6Header::start(ecn::encapsulate(flow.tos)))?;
+        packet.write(LEN, len)?;
+        packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
+        packet.write(UDP + offset_of!(UdpHeader, len), len)
+    }
+
+    #[inline(always)]
+    fn tunnel(packet: Packet, config: &Config<Self>) -> Result<Tunnel<Self>, Outcome> {
+        const UDP: usize = ETH_LEN + offset_of!(EncapHeader6, udp);
+        let Some(ip) = packet.read::<Ipv6Header>(ETH_LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        let Some(udp) = packet.read::<UdpHeader>(UDP) else {
+            return Err(Outcome::Truncated);
+        };
+        ip.is_plain()?;
+        if udp.dst_port != config.vxlan_port {
+            return Err(Outcome::NotOverlay);
+        }
+        let Some(encap) = packet.read::<EncapHeader6>(ETH_LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        check_vxlan(&encap.vxlan, &encap.inner_eth, config)?;
+        Ok(Tunnel {
+            source: ip.src,
+            tos: ip.class(),
+            checksum: udp.check != [0; 2],
+            len: ip.total_len(),
+            udp_len: u32::from(u16::from_be_bytes(udp.len)),
+        })
+    }
+
+    #[inline(always)]
+    fn fib_words(address: Ipv6Be) -> [u32; 4] {
+        bytemuck::cast(address.octets)
+    }
+}
