@@ -3,11 +3,15 @@
 
 use overlay_common::outcome::Outcome;
 
-use crate::{Handled, helpers::Skb, ip::Ip, observe::observe, parse::Local};
+use crate::{helpers::Skb, ip::Ip, observe::observe, parse::Local};
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
-    let seen = observe::<F>(skb, Local::Destination)?;
-    skb.set_hash(seen.stamp);
-    Err(Outcome::Stamped)
+pub fn run<F: Ip>(skb: &Skb) -> Outcome {
+    match observe::<F>(skb, Local::Destination) {
+        Ok(seen) => {
+            skb.set_hash(seen.stamp);
+            Outcome::Stamped
+        }
+        Err(outcome) => outcome,
+    }
 }

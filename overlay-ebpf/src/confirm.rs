@@ -10,7 +10,6 @@ use overlay_common::{
 };
 
 use crate::{
-    Handled,
     flows::{self, Lease},
     helpers::{Skb, now},
     ip::Ip,
@@ -22,9 +21,9 @@ use crate::{
 };
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+pub fn run<F: Ip>(skb: &Skb) -> Outcome {
     match confirm::<F>(skb) {
-        Ok(outcome) | Err(outcome) => Err(outcome),
+        Ok(outcome) | Err(outcome) => outcome,
     }
 }
 

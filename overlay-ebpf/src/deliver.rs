@@ -7,7 +7,6 @@ use overlay_common::{
 };
 
 use crate::{
-    Handled,
     flows::{self, Lease},
     helpers::{Skb, now},
     ip::Ip,
@@ -17,9 +16,9 @@ use crate::{
 };
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+pub fn run<F: Ip>(skb: &Skb) -> Outcome {
     match deliver::<F>(skb) {
-        Ok(outcome) | Err(outcome) => Err(outcome),
+        Ok(outcome) | Err(outcome) => outcome,
     }
 }
 

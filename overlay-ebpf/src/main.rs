@@ -73,14 +73,38 @@ impl Handled {
     }
 }
 
-/// Counts the outcome and turns it into the verdict. A declined packet goes on to the next program or
-/// tc filter of the interface, such as those of a bandwidth limit; `TC_ACT_OK` would skip them.
+/// What came of a packet. A declined one goes on to the next program or tc filter of the interface,
+/// such as those of a bandwidth limit; `TC_ACT_OK` would skip them.
+struct Conclusion {
+    outcome: Outcome,
+    verdict: i32,
+}
+
+/// Of a program that only watches.
+impl From<Outcome> for Conclusion {
+    #[inline(always)]
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            verdict: TC_ACT_UNSPEC,
+        }
+    }
+}
+
+impl From<Result<Handled, Outcome>> for Conclusion {
+    #[inline(always)]
+    fn from(result: Result<Handled, Outcome>) -> Self {
+        match result {
+            Ok(Handled { outcome, verdict }) => Self { outcome, verdict },
+            Err(outcome) => outcome.into(),
+        }
+    }
+}
+
+/// Counts the outcome and returns the verdict.
 #[inline(always)]
-fn conclude(hook: Hook, bytes: u32, result: Result<Handled, Outcome>) -> i32 {
-    let (outcome, verdict) = match result {
-        Ok(handled) => (handled.outcome, handled.verdict),
-        Err(outcome) => (outcome, TC_ACT_UNSPEC),
-    };
+fn conclude(hook: Hook, bytes: u32, conclusion: impl Into<Conclusion>) -> i32 {
+    let Conclusion { outcome, verdict } = conclusion.into();
     maps::count(hook, outcome, bytes);
     verdict
 }
