@@ -8,7 +8,7 @@
 //! | `overlay_ingress` | tcx ingress, underlay | [`ingress`] |
 //! | `overlay_arrive` | tcx ingress, `flannel.<VNI>` | [`arrive`] |
 //! | `overlay_deliver` | tcx egress, host side of every pod veth | [`deliver`] |
-//! | `overlay_guard` | XDP, underlay | [`guard`] |
+//! | `overlay_guard`, `overlay_guard_1` | XDP, underlay | [`mod@guard`] |
 #![no_std]
 #![no_main]
 
@@ -139,7 +139,18 @@ program!(overlay_deliver, deliver_ipv6, Deliver, deliver::run);
 
 #[xdp(frags)]
 pub fn overlay_guard(ctx: XdpContext) -> u32 {
-    let (outcome, verdict) = match guard::run(&ctx) {
+    guard(&ctx)
+}
+
+/// The same without the flag for packets of several fragments, which is of Linux 5.18.
+#[xdp]
+pub fn overlay_guard_1(ctx: XdpContext) -> u32 {
+    guard(&ctx)
+}
+
+#[inline(always)]
+fn guard(ctx: &XdpContext) -> u32 {
+    let (outcome, verdict) = match guard::run(ctx) {
         Ok(outcome) => (outcome, XDP_PASS),
         Err(outcome) => (outcome, XDP_DROP),
     };

@@ -69,7 +69,7 @@ pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs,
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     let mut ebpf = loader.load(object).map_err(object_error)?;
-    let ingress = load_program(&mut ebpf, Hook::Ingress)?;
+    let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
     let tcx = has_tcx(&ingress);
     if !tcx {
         filters::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
@@ -77,9 +77,12 @@ pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs,
     }
     let mut by_hook = BTreeMap::from([(Hook::Ingress, ingress)]);
     for &hook in Hook::ALL.iter().filter(|&&hook| hook != Hook::Ingress) {
-        match load_program(&mut ebpf, hook) {
+        let loaded = match load_program(&mut ebpf, &program_name(hook)) {
+            Err(_) if hook == Hook::Guard => load_program(&mut ebpf, GUARD_WITHOUT_FRAGMENTS),
+            loaded => loaded,
+        };
+        match loaded {
             Ok(program) => drop(by_hook.insert(hook, program)),
-            // XDP on packets of several fragments is of Linux 5.18.
             Err(error) if hook == Hook::Guard && !tcx => {
                 warn!(%error, "this kernel does not take the XDP guard");
             }
@@ -101,12 +104,14 @@ pub fn program_name(hook: Hook) -> String {
     format!("overlay_{}", hook.name())
 }
 
-fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathError> {
-    let name = program_name(hook);
+/// The guard for kernels before Linux 5.18, which know no XDP on packets of several fragments.
+const GUARD_WITHOUT_FRAGMENTS: &str = "overlay_guard_1";
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<LoadedProgram, DatapathError> {
     let missing = || DatapathError::MissingProgram {
-        program: name.clone(),
+        program: name.to_owned(),
     };
-    let program = ebpf.program_mut(&name).ok_or_else(missing)?;
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
     let mut attempts = 1;
     loop {
         let loaded = match program {
@@ -117,7 +122,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<LoadedProgram, DatapathEr
         match loaded {
             Ok(()) => break,
             Err(error) if is_interruption(&error) && attempts < LOAD_ATTEMPTS => attempts += 1,
-            Err(error) => return Err(program_error(&name, error)),
+            Err(error) => return Err(program_error(name, error)),
         }
     }
     let fd = program
