@@ -77,11 +77,11 @@ pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs,
     }
     let mut by_hook = BTreeMap::from([(Hook::Ingress, ingress)]);
     for &hook in Hook::ALL.iter().filter(|&&hook| hook != Hook::Ingress) {
-        let loaded = match load_program(&mut ebpf, &program_name(hook)) {
+        let result = match load_program(&mut ebpf, &program_name(hook)) {
             Err(_) if hook == Hook::Guard => load_program(&mut ebpf, GUARD_WITHOUT_FRAGMENTS),
-            loaded => loaded,
+            other => other,
         };
-        match loaded {
+        match result {
             Ok(program) => drop(by_hook.insert(hook, program)),
             Err(error) if hook == Hook::Guard && !tcx => {
                 warn!(%error, "this kernel does not take the XDP guard");
