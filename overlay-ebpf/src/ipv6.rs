@@ -113,7 +113,7 @@ impl Ip for V6 {
         }
         let mut next = ip.next_header;
         let mut at = (ETH_LEN + Self::LEN) as u32;
-        for _ in 0..MAX_EXTENSIONS {
+        for _ in 0..=MAX_EXTENSIONS {
             if next == IPPROTO_UDP {
                 let dst_port: [u8; 2] = skb.load(at + offset_of!(UdpHeader, dst_port) as u32)?;
                 return (dst_port == port).then_some(ip.dst);
