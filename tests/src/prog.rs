@@ -8,6 +8,7 @@ pub mod dispatcher;
 pub mod fixture;
 pub mod model;
 pub mod node;
+pub mod oddities;
 pub mod packet;
 mod sys;
 
@@ -30,9 +31,9 @@ use aya::{
 use bytemuck::Zeroable as _;
 use nix::mount::{MsFlags, mount};
 use overlay_common::{
-    addr::Ipv4Be,
     config::Config,
-    flow::{Flow, FlowKey4},
+    family::V4,
+    flow::{Flow, FlowKey},
     maps,
     node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
@@ -41,7 +42,7 @@ use overlay_common::{
 
 use self::{
     dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
-    fixture::{Fixture, NODES},
+    fixture::{Cluster, Fixture, NODES},
     sys::SkBuff,
 };
 
@@ -155,8 +156,9 @@ pub struct Size {
     pub verified: u32,
 }
 
-/// The programs and maps, loaded for one test.
-pub struct Bench {
+/// The programs and maps, loaded for one test. It serves one address family, as on a node that has
+/// no pods of the other.
+pub struct Bench<F: Cluster = V4> {
     ebpf: Ebpf,
     programs: Vec<ProgramFd>,
     dispatcher: Dispatcher,
@@ -164,12 +166,12 @@ pub struct Bench {
     /// As they were after the last run.
     counters: Vec<Counter>,
     /// What was last written to the maps.
-    written: Option<Fixture>,
+    written: Option<Fixture<F>>,
     /// Whether programs that write to the maps ran since.
     touched: bool,
 }
 
-impl Bench {
+impl<F: Cluster> Bench<F> {
     /// Loads the object the agent embeds, or the one that `OVERLAY_EBPF_OBJECT` names.
     pub fn load() -> Result<Self> {
         Self::load_with(|_| {})
@@ -179,9 +181,9 @@ impl Bench {
     /// plain hash table: an LRU table makes room instead. To be called on a
     /// [node](node::on_node), for its mount namespace.
     pub fn load_with_refusing_flow_table() -> Result<Self> {
-        let path = pin_refusing_flow_table()?;
+        let path = pin_refusing_flow_table::<F>()?;
         Self::load_with(|loader| {
-            loader.map_pin_path(maps::FLOWS4, path);
+            loader.map_pin_path(F::MAPS.flows, path);
         })
     }
 
@@ -193,6 +195,7 @@ impl Bench {
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(maps::FLOWS4, MAX_FLOWS)
+            .map_max_entries(maps::FLOWS6, MAX_FLOWS)
             .map_max_entries(maps::PODS, MAX_PODS);
         adjust(&mut loader);
         let mut ebpf = loader.load(object).context("cannot load the BPF object")?;
@@ -214,23 +217,23 @@ impl Bench {
     }
 
     /// Makes the maps hold `fixture`, whatever a program or an earlier fixture left in them.
-    pub fn set(&mut self, fixture: &Fixture) -> Result<()> {
+    pub fn set(&mut self, fixture: &Fixture<F>) -> Result<()> {
         if !self.touched && self.written.as_ref() == Some(fixture) {
             return Ok(());
         }
         if self.written.as_ref() != Some(fixture) {
             self.write_constant(fixture)?;
         }
-        self.hash::<FlowKey4, Flow>(maps::FLOWS4, &fixture.flows)?;
+        self.hash::<FlowKey<F>, Flow>(F::MAPS.flows, &fixture.flows)?;
         self.hash::<PodKey, PodPort>(maps::PODS, &fixture.pods)?;
-        let mut nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
+        let mut nexthops: Array<_, Nexthop> = self.map(F::MAPS.nexthops)?.try_into()?;
         for index in 0..NODES {
             let wanted = fixture.nexthops.get(&index).copied().unwrap_or_default();
             if nexthops.get(&index, 0)? != wanted {
                 nexthops.set(index, wanted, 0)?;
             }
         }
-        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
+        let mut config: Array<_, Config<F>> = self.map(F::MAPS.config)?.try_into()?;
         config.set(0, fixture.config, 0)?;
         self.written = Some(fixture.clone());
         self.touched = false;
@@ -238,18 +241,21 @@ impl Bench {
     }
 
     /// Writes the maps that programs only read.
-    fn write_constant(&mut self, fixture: &Fixture) -> Result<()> {
+    fn write_constant(&mut self, fixture: &Fixture<F>) -> Result<()> {
         let old = self.written.take();
-        self.hash::<Ipv4Be, Peer>(maps::PEERS4, &fixture.peers)?;
+        self.hash::<F::Be, Peer>(F::MAPS.peers, &fixture.peers)?;
         self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
-        let mut routes: LpmTrie<_, Ipv4Be, Route> = self.map(maps::ROUTES4)?.try_into()?;
-        for &(octets, prefix_len) in old.iter().flat_map(|old| old.routes.keys()) {
-            routes.remove(&Key::new(prefix_len, Ipv4Be { octets }))?;
+        let mut routes: LpmTrie<_, F::Be, Route> = self.map(F::MAPS.routes)?.try_into()?;
+        let key = |&(subnet, prefix_len): &(F::Octets, u8)| {
+            Key::new(u32::from(prefix_len), F::be(subnet))
+        };
+        for subnet in old.iter().flat_map(|old| old.routes.keys()) {
+            routes.remove(&key(subnet))?;
         }
-        for (&(octets, prefix_len), route) in &fixture.routes {
-            routes.insert(&Key::new(prefix_len, Ipv4Be { octets }), route, 0)?;
+        for (subnet, route) in &fixture.routes {
+            routes.insert(&key(subnet), route, 0)?;
         }
-        let mut nodes: Array<_, Node> = self.map(maps::NODES)?.try_into()?;
+        let mut nodes: Array<_, Node<F>> = self.map(F::MAPS.nodes)?.try_into()?;
         for &index in old.iter().flat_map(|old| old.nodes.keys()) {
             nodes.set(index, Node::zeroed(), 0)?;
         }
@@ -320,8 +326,8 @@ impl Bench {
     }
 
     /// The flow table's entry.
-    pub fn flow(&mut self, key: FlowKey4) -> Result<Option<Flow>> {
-        let flows: HashMap<_, FlowKey4, Flow> = self.map(maps::FLOWS4)?.try_into()?;
+    pub fn flow(&mut self, key: FlowKey<F>) -> Result<Option<Flow>> {
+        let flows: HashMap<_, FlowKey<F>, Flow> = self.map(F::MAPS.flows)?.try_into()?;
         match flows.get(&key, 0) {
             Ok(flow) => Ok(Some(flow)),
             Err(aya::maps::MapError::KeyNotFound) => Ok(None),
@@ -330,7 +336,7 @@ impl Bench {
     }
 
     pub fn nexthop(&mut self, index: u32) -> Result<Nexthop> {
-        let nexthops: Array<_, Nexthop> = self.map(maps::NEXTHOPS)?.try_into()?;
+        let nexthops: Array<_, Nexthop> = self.map(F::MAPS.nexthops)?.try_into()?;
         Ok(nexthops.get(&index, 0)?)
     }
 
@@ -425,7 +431,9 @@ impl Bench {
                 outcome.kind() != Kind::Fast
                     && !pods.any(|(_, port)| port.ifindex == surroundings.ifindex)
             }
-            (Hook::Ingress | Hook::Arrive | Hook::Guard, _) => false,
+            // Among what is not for pods may be a router's message about a next hop.
+            (Hook::Ingress, _) => outcome == Outcome::NotOverlay,
+            (Hook::Arrive | Hook::Guard, _) => false,
         }
     }
 
@@ -495,7 +503,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<ProgramFd> {
 
 /// Mounts a BPF file system that goes with the mount namespace, and pins a plain hash table for
 /// one flow in it.
-fn pin_refusing_flow_table() -> Result<PathBuf> {
+fn pin_refusing_flow_table<F: Cluster>() -> Result<PathBuf> {
     let mount_point = Path::new("/sys/fs/bpf");
     let nothing = None::<&str>;
     mount(
@@ -505,8 +513,8 @@ fn pin_refusing_flow_table() -> Result<PathBuf> {
         MsFlags::empty(),
         nothing,
     )?;
-    let path = mount_point.join(maps::FLOWS4);
-    HashMap::<MapData, FlowKey4, Flow>::create(1, 0)?.pin(&path)?;
+    let path = mount_point.join(F::MAPS.flows);
+    HashMap::<MapData, FlowKey<F>, Flow>::create(1, 0)?.pin(&path)?;
     Ok(path)
 }
 
@@ -558,18 +566,18 @@ impl Expected {
 }
 
 /// One case: a packet, what is around it, what must come of it.
-pub struct Row {
+pub struct Row<F: Cluster = V4> {
     pub name: String,
     pub hook: Hook,
     pub frame: Vec<u8>,
     pub surroundings: Surroundings,
-    pub fixture: Fixture,
+    pub fixture: Fixture<F>,
     pub expected: Expected,
 }
 
-impl Row {
+impl<F: Cluster> Row<F> {
     /// Runs the row; an error tells what differs.
-    pub fn check(&self, bench: &mut Bench) -> Result<()> {
+    pub fn check(&self, bench: &mut Bench<F>) -> Result<()> {
         bench.set(&self.fixture)?;
         let run = bench
             .run(self.hook, &self.frame, &self.surroundings)
@@ -623,7 +631,7 @@ impl Row {
 }
 
 /// Runs every row and reports all that fail.
-pub fn check_rows(bench: &mut Bench, rows: &[Row]) -> Result<()> {
+pub fn check_rows<F: Cluster>(bench: &mut Bench<F>, rows: &[Row<F>]) -> Result<()> {
     let failures: Vec<String> = rows
         .iter()
         .filter_map(|row| row.check(bench).err())
@@ -637,4 +645,24 @@ pub fn check_rows(bench: &mut Bench, rows: &[Row]) -> Result<()> {
         failures.join("\n\n")
     );
     Ok(())
+}
+
+/// Makes tests of functions over a [`Cluster`], one for each address family.
+#[macro_export]
+macro_rules! in_both_families {
+    ($($test:ident,)+) => {
+        mod ipv4 {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test::<overlay_common::family::V4>()
+            })+
+        }
+
+        mod ipv6 {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test::<overlay_common::family::V6>()
+            })+
+        }
+    };
 }

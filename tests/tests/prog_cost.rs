@@ -6,6 +6,7 @@
 use std::{env, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use overlay_common::family::V4;
 use overlay_common::outcome::Hook;
 use overlay_tests::prog::{Bench, Size};
 
@@ -36,7 +37,7 @@ impl Row {
 
 #[test]
 fn the_programs_are_as_big_as_the_baseline_says() -> Result<()> {
-    let bench = Bench::load()?;
+    let bench = Bench::<V4>::load()?;
     let sizes = Hook::CLASSIFIERS
         .iter()
         .map(|&hook| Ok((hook, bench.size(hook)?)))

@@ -11,12 +11,16 @@ use overlay_common::{
     node::MODE_DIRECT,
     outcome::{Hook, Kind, Outcome},
 };
-use overlay_tests::prog::{
-    Bench, Hex, Run, Surroundings, Verdict,
-    fixture::{DIRECT, Fixture, POD_MAC, ROUTED, Remote, TUNNELLED, VTEP, VXLAN_PORT},
-    model::{Decision, Model, pair},
-    node::{GATEWAY_MAC, Interfaces, on_node},
-    packet::{Local, Packet, TCP_ACK, TCP_SYN, Transport, edit_ip, pattern},
+use overlay_tests::{
+    in_both_families,
+    prog::{
+        Bench, Hex, Run, Surroundings, Verdict,
+        fixture::{Fixture, POD_MAC, Remote, VXLAN_PORT},
+        model::{Decision, Model, Reading, pair},
+        node::{GATEWAY_MAC, Interfaces, on_node},
+        oddities::Oddities,
+        packet::{ETH_LEN, Local, Packet, TCP_ACK, TCP_SYN, Transport, pattern},
+    },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
@@ -24,9 +28,6 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 const PACKETS: u32 = 30_000;
 /// Starts the random test from another number than this one.
 const SEED: (&str, u64) = ("OVERLAY_TEST_SEED", 20_260_724);
-
-/// Offset of the inner frame in a tunnel packet.
-const INNER_FRAME: usize = 50;
 
 /// A packet to damage, as its hook sees it.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ fn transports(flow: u16) -> [Transport; 4] {
 
 /// Packets of each transport at each hook, and the fixture in which those that can be are fast. In
 /// trusted mode the pairs of pods are, handshakes included.
-fn cases(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture) {
+fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture<F>) {
     /// Leases that do not count, each for its own reason.
     const BROKEN: [fn(&mut Flow); 9] = [
         |flow| flow.egress_until = 1,
@@ -71,10 +72,10 @@ fn cases(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture) {
     fixture.config.fastpath = fastpath;
     let mut cases = Vec::new();
     let fast: fn(&mut Flow) = |_| {};
-    let fast = [(40_000, TUNNELLED, fast), (40_000, DIRECT, fast)];
+    let fast = [(40_000, F::TUNNELLED, fast), (40_000, F::DIRECT, fast)];
     let broken = (1..)
         .zip(BROKEN)
-        .map(|(number, break_lease)| (number, TUNNELLED, break_lease));
+        .map(|(number, break_lease)| (number, F::TUNNELLED, break_lease));
     let trusted = fastpath == FASTPATH_TRUSTED;
     // All flows of a pair share its lease: there is one, and it counts.
     for (number, remote, adjust) in broken.filter(|_| !trusted).chain(fast) {
@@ -94,17 +95,21 @@ fn cases(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture) {
             cases.extend(journey(&fixture, &remote, &out, &back));
         }
     }
-    let injection = TUNNELLED
+    let injection = F::TUNNELLED
         .from_pod(Transport::Udp {
             src: 9,
             dst: VXLAN_PORT,
         })
-        .with(|p| p.dst = ROUTED.vtep.into());
-    let to_this_node = injection.clone().with(|p| {
-        p.dst = VTEP.into();
-        p.ip_options = vec![1; 12];
-    });
-    cases.extend([injection, to_this_node].map(|packet| Case {
+        .with(|p| p.dst = F::ROUTED.vtep.into());
+    let to_this_node = injection.clone().with(|p| p.dst = F::VTEP.into());
+    let hidden = F::injections(&to_this_node)
+        .into_iter()
+        .map(|(_, packet)| packet);
+    let harmless = F::harmless(&injection)
+        .into_iter()
+        .map(|(_, _, packet)| packet);
+    let to_nodes = hidden.chain(harmless).chain([injection]);
+    cases.extend(to_nodes.map(|packet| Case {
         hook: Hook::Egress,
         frame: packet.bytes(),
         surroundings: Surroundings {
@@ -116,7 +121,12 @@ fn cases(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture) {
 }
 
 /// The two packets at every hook on their way.
-fn journey(fixture: &Fixture, remote: &Remote, out: &Packet, back: &Packet) -> [Case; 5] {
+fn journey<F: Reading>(
+    fixture: &Fixture<F>,
+    remote: &Remote<F>,
+    out: &Packet<F>,
+    back: &Packet<F>,
+) -> [Case; 5] {
     let Interfaces {
         underlay,
         tunnel,
@@ -162,7 +172,7 @@ fn journey(fixture: &Fixture, remote: &Remote, out: &Packet, back: &Packet) -> [
 }
 
 /// Runs one packet and compares what came of it with the model.
-fn check(bench: &mut Bench, fixture: &Fixture, case: &Case) -> Result<Outcome> {
+fn check<F: Reading>(bench: &mut Bench<F>, fixture: &Fixture<F>, case: &Case) -> Result<Outcome> {
     bench.set(fixture)?;
     let run = bench.run(case.hook, &case.frame, &case.surroundings)?;
     let wanted = Model::new(fixture, &case.surroundings).decide(case.hook, &case.frame);
@@ -203,14 +213,13 @@ fn compare(case: &Case, run: &Run, wanted: &Decision) -> Result<Outcome> {
     Ok(outcome)
 }
 
-#[test]
-fn a_packet_cut_at_any_length_is_left_to_the_kernel() -> Result<()> {
-    const LENGTHS: RangeInclusive<usize> = 14..=120;
+fn a_packet_cut_at_any_length_is_left_to_the_kernel<F: Reading + Oddities>() -> Result<()> {
+    const LENGTHS: RangeInclusive<usize> = 14..=140;
 
     on_node(|interfaces| {
         let mut bench = Bench::load()?;
         for fastpath in [FASTPATH_STRICT, FASTPATH_TRUSTED] {
-            let (cases, fixture) = cases(interfaces, fastpath);
+            let (cases, fixture) = cases::<F>(interfaces, fastpath);
             for case in &cases {
                 for len in LENGTHS.filter(|&len| len < case.frame.len()) {
                     let cut = Case {
@@ -226,24 +235,25 @@ fn a_packet_cut_at_any_length_is_left_to_the_kernel() -> Result<()> {
 }
 
 /// Damages the packet, or leaves it be.
-fn damage(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
+fn damage<F: Reading>(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
     /// Values at which rules change.
-    const EDGES: [u8; 18] = [
-        0, 1, 2, 3, 4, 6, 8, 17, 20, 0x21, 0x3f, 0x40, 0x45, 0x46, 0x4f, 0x60, 0x81, 0xff,
+    const EDGES: [u8; 26] = [
+        0, 1, 2, 3, 4, 6, 8, 17, 20, 0x21, 43, 44, 51, 58, 60, 0x3f, 0x40, 0x45, 0x46, 0x4f, 0x60,
+        0x6f, 0x80, 0x81, 0x86, 0xff,
     ];
 
     let len = case.frame.len();
     match rng.random_range(0..10) {
         0 => {}
-        1 => case.frame = reheadered(rng, &case.frame),
+        1 => case.frame = reheadered::<F>(rng, &case.frame),
         2..5 => {
             for _ in 0..rng.random_range(1..=3) {
                 // Headers matter more than payload.
-                let at = rng.random_range(0..len.min(120));
+                let at = rng.random_range(0..len.min(140));
                 case.frame[at] = rng.random();
             }
         }
-        5 => case.frame[rng.random_range(0..len.min(120))] = *EDGES.choose(rng).unwrap_or(&0),
+        5 => case.frame[rng.random_range(0..len.min(140))] = *EDGES.choose(rng).unwrap_or(&0),
         6 => case.frame[rng.random_range(0..len)] ^= 1 << rng.random_range(0..8),
         7 => case.frame.truncate(rng.random_range(14..=len)),
         8 => case.frame.resize(len + rng.random_range(1..=64), 0),
@@ -257,7 +267,7 @@ fn damage(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
                     .map(|_| rng.random())
                     .collect();
                 if rng.random() {
-                    case.frame[12..14].copy_from_slice(&[8, 0]);
+                    case.frame[12..14].copy_from_slice(&F::ETHERTYPE);
                 }
             }
         }
@@ -282,27 +292,25 @@ fn damage(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
 }
 
 /// The frame, or the frame in it, with other values in a valid IP header.
-fn reheadered(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
+fn reheadered<F: Reading>(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
     let mut edit = |frame: &[u8]| {
-        edit_ip(frame, |ip| {
-            ip.time_to_live = rng.random_range(0..4);
-            ip.identification = rng.random();
-            ip.dont_fragment = rng.random();
-            ip.dscp = rng.random_range(0..64).try_into().unwrap_or_default();
-            ip.ecn = rng.random_range(0..4).try_into().unwrap_or_default();
-        })
+        let frame = F::with_ttl(frame, rng.random_range(0..4));
+        F::varied(&F::with_tos(&frame, rng.random()), rng.random())
     };
-    let carries_frame = frame.get(36..38) == Some(&VXLAN_PORT.to_be_bytes()) && frame.len() > 100;
+    let port = ETH_LEN + F::IP_LEN + 2;
+    let inner_frame = usize::from(F::OVERHEAD);
+    let carries_frame = frame.get(port..port + 2) == Some(&VXLAN_PORT.to_be_bytes())
+        && frame.len() > inner_frame + ETH_LEN + F::IP_LEN;
     let frame = edit(frame);
     if carries_frame {
-        [&frame[..INNER_FRAME], &edit(&frame[INNER_FRAME..])].concat()
+        [&frame[..inner_frame], &edit(&frame[inner_frame..])].concat()
     } else {
         frame
     }
 }
 
-#[test]
-fn whatever_comes_is_handled_as_the_rules_say_and_counted_once() -> Result<()> {
+fn whatever_comes_is_handled_as_the_rules_say_and_counted_once<F: Reading + Oddities>() -> Result<()>
+{
     /// What the test must have seen often to mean anything.
     const COMMON: [(Hook, Outcome); 9] = [
         (Hook::Egress, Outcome::FastTunnel),
@@ -325,11 +333,11 @@ fn whatever_comes_is_handled_as_the_rules_say_and_counted_once() -> Result<()> {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut bench = Bench::load()?;
         for fastpath in [FASTPATH_STRICT, FASTPATH_TRUSTED] {
-            let (cases, fixture) = cases(interfaces, fastpath);
+            let (cases, fixture) = cases::<F>(interfaces, fastpath);
             let mut counts = BTreeMap::<(Hook, Outcome), u32>::new();
             for number in 0..PACKETS {
                 let mut case = cases.choose(&mut rng).context("there are cases")?.clone();
-                damage(&mut rng, &mut case, &cases);
+                damage::<F>(&mut rng, &mut case, &cases);
                 let outcome = check(&mut bench, &fixture, &case).with_context(|| {
                     format!("{variable}={seed}, mode {fastpath}, packet {number}")
                 })?;
@@ -348,4 +356,9 @@ fn whatever_comes_is_handled_as_the_rules_say_and_counted_once() -> Result<()> {
         }
         Ok(())
     })
+}
+
+in_both_families! {
+    a_packet_cut_at_any_length_is_left_to_the_kernel,
+    whatever_comes_is_handled_as_the_rules_say_and_counted_once,
 }

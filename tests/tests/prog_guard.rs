@@ -1,60 +1,84 @@
 //! What the XDP guard drops and what it lets pass, by test run of the program. Needs root.
 
+use std::marker::PhantomData;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, PerCpuArray},
     programs::Xdp,
 };
-use etherparse::PacketBuilder;
+use etherparse::IpNumber;
 use overlay_common::{
-    addr::Ipv4Be,
-    config::{Config, FASTPATH_STRICT},
+    config::Config,
+    family::{V4, V6},
     maps,
     node::Peer,
     outcome::{Counter, Hook, Outcome, slot},
 };
-
-const VTEP: [u8; 4] = [192, 168, 77, 1];
-const PEER: [u8; 4] = [192, 168, 77, 2];
-const STRANGER: [u8; 4] = [192, 168, 77, 66];
-const PORT: u16 = 8472;
-const VNI: [u8; 3] = [0, 0, 1];
+use overlay_tests::{
+    in_both_families,
+    prog::{
+        fixture::{Cluster, Fixture, VXLAN_PORT},
+        node::Interfaces,
+        packet::{Extension, Outer, Packet, Transport},
+    },
+};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-struct Guard {
+/// The guard does not look at them.
+const INTERFACES: Interfaces = Interfaces {
+    underlay: 1,
+    tunnel: 1,
+    wire: 1,
+    gateway: 1,
+    pod: 1,
+    eth0: 1,
+};
+
+/// The guard on a node that serves one family.
+struct Guard<F: Cluster> {
     ebpf: Ebpf,
+    family: PhantomData<F>,
 }
 
-impl Guard {
+impl<F: Cluster> Guard<F> {
     fn load() -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "this test needs root");
         let mut ebpf = EbpfLoader::new().load(overlay_agent::object::OBJECT)?;
-        let mut config: Array<_, Config> = ebpf
-            .map_mut(maps::CONFIG)
+        let fixture = Fixture::<F>::new(INTERFACES);
+        let mut config: Array<_, Config<F>> = ebpf
+            .map_mut(F::MAPS.config)
             .context("no config map")?
             .try_into()?;
-        let ours = Config {
-            fastpath: FASTPATH_STRICT,
-            vtep: Ipv4Be { octets: VTEP },
-            vxlan_port: PORT.to_be_bytes(),
-            vni: VNI,
-            ..Config::default()
-        };
-        config.set(0, ours, 0)?;
-        let mut peers: HashMap<_, Ipv4Be, Peer> = ebpf
-            .map_mut(maps::PEERS4)
+        config.set(0, fixture.config, 0)?;
+        let mut peers: HashMap<_, F::Be, Peer> = ebpf
+            .map_mut(F::MAPS.peers)
             .context("no peers map")?
             .try_into()?;
-        peers.insert(Ipv4Be { octets: PEER }, Peer { node: 1 }, 0)?;
+        for (address, peer) in &fixture.peers {
+            peers.insert(address, peer, 0)?;
+        }
         let program: &mut Xdp = ebpf
             .program_mut("overlay_guard")
             .context("no guard")?
             .try_into()?;
         program.load()?;
-        Ok(Self { ebpf })
+        Ok(Self {
+            ebpf,
+            family: PhantomData,
+        })
+    }
+
+    /// Runs every frame and compares verdict and counter.
+    fn check(&mut self, verdict: u32, rows: &[(&str, Vec<u8>, Outcome)]) -> Result<()> {
+        for (what, frame, outcome) in rows {
+            let got = self.run(frame)?;
+            ensure!(got == (verdict, vec![*outcome]), "{what}: {got:?}");
+        }
+        Ok(())
     }
 
     /// Verdict, and the counter that moved.
@@ -96,112 +120,136 @@ impl Guard {
     }
 }
 
-fn vxlan(flags: u8, vni: [u8; 3]) -> Vec<u8> {
-    let [a, b, c] = vni;
-    let mut payload = vec![flags, 0, 0, 0, a, b, c, 0];
-    payload.extend([0u8; 40]);
-    payload
-}
-
-fn udp(src: [u8; 4], dst: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
-        .ipv4(src, dst, 64)
-        .udp(40_000, port);
-    let mut frame = Vec::new();
-    builder
-        .write(&mut frame, payload)
-        .expect("writing to memory");
-    frame
-}
-
-/// The frame with `count` words of IP options.
-fn with_options(frame: &[u8], words: u8) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[14] = 0x45 + words;
-    frame.splice(34..34, vec![1; usize::from(words) * 4]);
-    frame
-}
-
-#[test]
-fn the_guard_drops_what_no_peer_sent_and_counts_why() -> Result<()> {
-    let mut guard = Guard::load()?;
-    let tunnel = |src| udp(src, VTEP, PORT, &vxlan(0x08, VNI));
-    let dropped = [
-        ("from a stranger", tunnel(STRANGER), Outcome::GuardPeer),
-        (
-            "from a stranger, behind IP options",
-            with_options(&tunnel(STRANGER), 10),
-            Outcome::GuardPeer,
-        ),
-        (
-            "without a valid VNI",
-            udp(PEER, VTEP, PORT, &vxlan(0, VNI)),
-            Outcome::GuardHeader,
-        ),
-        (
-            "with half a VXLAN header",
-            udp(PEER, VTEP, PORT, &[8, 0, 0, 0]),
-            Outcome::GuardTruncated,
-        ),
-        (
-            "with a VXLAN header and nothing in it",
-            udp(PEER, VTEP, PORT, &vxlan(0x08, VNI)[..8]),
-            Outcome::GuardTruncated,
-        ),
-    ];
-    for (what, frame, outcome) in dropped {
-        let got = guard.run(&frame)?;
-        ensure!(got == (XDP_DROP, vec![outcome]), "{what}: {got:?}");
+/// A tunnel packet from an address.
+fn from<F: Cluster>(source: F::Octets) -> Outer<F> {
+    Outer {
+        src: source.into(),
+        ..F::TUNNELLED.outer()
     }
-    Ok(())
 }
 
-#[test]
-fn everything_else_passes_untouched() -> Result<()> {
-    let mut guard = Guard::load()?;
-    let fragment = |offset: u16| {
-        let mut frame = udp(STRANGER, VTEP, PORT, &vxlan(0x08, VNI));
-        frame[20..22].copy_from_slice(&offset.to_be_bytes());
-        frame
+/// A tunnel packet with these headers.
+fn tunnel<F: Cluster>(outer: &Outer<F>) -> Vec<u8> {
+    outer.around(&[0; 40])
+}
+
+/// A datagram to the tunnels' port with this payload.
+fn datagram<F: Cluster>(payload: &[u8]) -> Vec<u8> {
+    let transport = Transport::Udp {
+        src: 40_000,
+        dst: VXLAN_PORT,
     };
-    let mut tagged = udp(STRANGER, VTEP, PORT, &vxlan(0x08, VNI));
-    tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
-    let passed = [
-        (
-            "a peer",
-            udp(PEER, VTEP, PORT, &vxlan(0x08, VNI)),
-            Outcome::Passed,
-        ),
-        (
-            "another network on the same port",
-            udp(STRANGER, VTEP, PORT, &vxlan(0x08, [0, 0, 2])),
-            Outcome::VxlanHeader,
-        ),
-        (
-            "another UDP port",
-            udp(STRANGER, VTEP, 53, &vxlan(0x08, VNI)),
-            Outcome::NotOverlay,
-        ),
-        (
-            "another destination",
-            udp(STRANGER, [192, 168, 77, 9], PORT, &vxlan(0x08, VNI)),
-            Outcome::NotOverlay,
-        ),
-        ("a first fragment", fragment(0x2000), Outcome::Fragment),
-        ("a later fragment", fragment(0x0007), Outcome::Fragment),
-        ("a VLAN", tagged, Outcome::NotIp),
-    ];
-    for (what, frame, outcome) in passed {
-        let got = guard.run(&frame)?;
-        ensure!(got == (XDP_PASS, vec![outcome]), "{what}: {got:?}");
-    }
-    Ok(())
+    Packet::<F>::new(F::TUNNELLED.vtep, F::VTEP, transport)
+        .with(|p| p.payload = payload.to_vec())
+        .bytes()
 }
 
-#[test]
-fn no_frame_is_too_short_to_be_judged() -> Result<()> {
-    let mut guard = Guard::load()?;
-    let whole = udp(STRANGER, VTEP, PORT, &vxlan(0x08, VNI));
+fn the_guard_drops_what_no_peer_sent_and_counts_why<F: Cluster>() -> Result<()> {
+    let header = [
+        &[8, 0, 0, 0][..],
+        &F::TUNNELLED.outer().vni.to_be_bytes()[1..],
+        &[0],
+    ]
+    .concat();
+    let mut without_vni = F::TUNNELLED.outer();
+    without_vni.vxlan_flags = 0;
+    Guard::<F>::load()?.check(
+        XDP_DROP,
+        &[
+            (
+                "from a stranger",
+                tunnel(&from::<F>(F::STRANGER)),
+                Outcome::GuardPeer,
+            ),
+            (
+                "from a pod",
+                tunnel(&from::<F>(F::TUNNELLED.pod)),
+                Outcome::GuardPeer,
+            ),
+            (
+                "without a valid VNI",
+                tunnel(&without_vni),
+                Outcome::GuardHeader,
+            ),
+            (
+                "with half a VXLAN header",
+                datagram::<F>(&header[..4]),
+                Outcome::GuardTruncated,
+            ),
+            (
+                "with a VXLAN header and nothing in it",
+                datagram::<F>(&header),
+                Outcome::GuardTruncated,
+            ),
+            (
+                "with not quite an Ethernet header",
+                datagram::<F>(&[&header[..], &[0; 13]].concat()),
+                Outcome::GuardTruncated,
+            ),
+        ],
+    )
+}
+
+fn everything_else_passes_untouched<F: Cluster>() -> Result<()> {
+    let stranger = from::<F>(F::STRANGER);
+    let mut tagged = tunnel(&stranger);
+    tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+    let mut other_version = tunnel(&stranger);
+    other_version[14] ^= 0x20;
+    Guard::<F>::load()?.check(
+        XDP_PASS,
+        &[
+            ("a peer", tunnel(&F::TUNNELLED.outer()), Outcome::Passed),
+            (
+                "a peer's packet with a UDP checksum",
+                tunnel(&Outer {
+                    checksum: true,
+                    ..F::TUNNELLED.outer()
+                }),
+                Outcome::Passed,
+            ),
+            (
+                "another network on the same port",
+                tunnel(&Outer {
+                    vni: 2,
+                    ..stranger.clone()
+                }),
+                Outcome::VxlanHeader,
+            ),
+            (
+                "another UDP port",
+                tunnel(&Outer {
+                    dst_port: 53,
+                    ..stranger.clone()
+                }),
+                Outcome::NotOverlay,
+            ),
+            (
+                "another destination",
+                tunnel(&Outer {
+                    dst: F::DIRECT.vtep.into(),
+                    ..stranger.clone()
+                }),
+                Outcome::NotOverlay,
+            ),
+            (
+                "another protocol",
+                Packet::<F>::new(F::STRANGER, F::VTEP, Transport::Other(IpNumber::SCTP)).bytes(),
+                Outcome::NotOverlay,
+            ),
+            (
+                "the other version than the type says",
+                other_version,
+                Outcome::NotOverlay,
+            ),
+            ("a VLAN", tagged, Outcome::NotIp),
+        ],
+    )
+}
+
+fn no_frame_is_too_short_to_be_judged<F: Cluster>() -> Result<()> {
+    let mut guard = Guard::<F>::load()?;
+    let whole = tunnel(&from::<F>(F::STRANGER));
     for len in 14..whole.len() {
         let (verdict, moved) = guard.run(&whole[..len])?;
         ensure!(
@@ -210,4 +258,81 @@ fn no_frame_is_too_short_to_be_judged() -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn a_family_that_the_node_does_not_serve_passes<F: Cluster>() -> Result<()> {
+    let stranger = from::<F>(F::STRANGER);
+    let mut guard = Guard::<F>::load()?;
+    let mut config: Array<_, Config<F>> = guard
+        .ebpf
+        .map_mut(F::MAPS.config)
+        .context("no config map")?
+        .try_into()?;
+    config.set(0, Config::default(), 0)?;
+    let passes = [("a stranger", tunnel(&stranger), Outcome::NotOverlay)];
+    guard.check(XDP_PASS, &passes)
+}
+
+in_both_families! {
+    the_guard_drops_what_no_peer_sent_and_counts_why,
+    everything_else_passes_untouched,
+    no_frame_is_too_short_to_be_judged,
+    a_family_that_the_node_does_not_serve_passes,
+}
+
+/// A stranger's tunnel packet with other extras.
+fn altered<F: Cluster>(change: impl FnOnce(&mut F::Extras)) -> Vec<u8> {
+    let mut outer = from::<F>(F::STRANGER);
+    change(&mut outer.ip);
+    tunnel(&outer)
+}
+
+#[test]
+fn ipv4_options_do_not_hide_a_tunnel_packet_and_fragments_pass() -> Result<()> {
+    let mut guard = Guard::<V4>::load()?;
+    let options = altered::<V4>(|ip| ip.options = vec![1; 40]);
+    guard.check(
+        XDP_DROP,
+        &[("behind IP options", options, Outcome::GuardPeer)],
+    )?;
+    let first = altered::<V4>(|ip| ip.more_fragments = true);
+    let later = altered::<V4>(|ip| ip.fragment_offset = 7);
+    guard.check(
+        XDP_PASS,
+        &[
+            ("a first fragment", first, Outcome::Fragment),
+            ("a later fragment", later, Outcome::Fragment),
+        ],
+    )
+}
+
+#[test]
+fn ipv6_packets_with_extension_headers_pass() -> Result<()> {
+    let behind = |extension| altered::<V6>(|ip| ip.extensions = vec![extension]);
+    let options = |kind| behind(Extension::options(kind, 8));
+    Guard::<V6>::load()?.check(
+        XDP_PASS,
+        &[
+            (
+                "a first fragment",
+                behind(Extension::fragment(0, true)),
+                Outcome::Fragment,
+            ),
+            (
+                "a later fragment",
+                behind(Extension::fragment(7, false)),
+                Outcome::Fragment,
+            ),
+            (
+                "behind hop-by-hop options",
+                options(IpNumber::IPV6_HEADER_HOP_BY_HOP),
+                Outcome::NotOverlay,
+            ),
+            (
+                "behind destination options",
+                options(IpNumber::IPV6_DESTINATION_OPTIONS),
+                Outcome::NotOverlay,
+            ),
+        ],
+    )
 }

@@ -8,21 +8,28 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
-    addr::MacAddr,
-    flow::{Flow, FlowKey4, FlowWords},
+    addr::{Address as _, MacAddr},
+    flow::{Flow, FlowKey, FlowWords},
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, Nexthop},
     outcome::{Hook, Outcome},
     route::Route,
 };
-use overlay_tests::prog::{
-    Bench, Surroundings, Verdict,
-    fixture::{DIRECT, Fixture, POD_MAC, POD_MTU, ROUTED, Remote, SILENT, TUNNELLED, delivered},
-    node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, on_node},
-    packet::{Local, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, edit_ip, with_macs},
+use overlay_tests::{
+    in_both_families,
+    prog::{
+        Bench, Surroundings, Verdict,
+        fixture::{Cluster, Fixture, POD_MAC, Remote, SOURCE_PORT, delivered},
+        node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, on_node},
+        oddities::Oddities,
+        packet::{Local, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, with_macs},
+    },
 };
 
 /// The interface of a program run that names none.
 const LOOPBACK: u32 = 1;
+
+/// A way to alter something.
+type Change<'a, T> = &'a dyn Fn(&mut T);
 
 const TRANSPORTS: [Transport; 4] = [
     tcp(TCP_ACK),
@@ -44,7 +51,7 @@ const fn tcp(flags: u8) -> Transport {
 }
 
 /// How a packet from a pod goes through the host.
-fn outward(interfaces: &Interfaces, remote: &Remote) -> Surroundings {
+fn outward<F: Cluster>(interfaces: &Interfaces, remote: &Remote<F>) -> Surroundings {
     Surroundings {
         ifindex: if remote.mode == MODE_DIRECT {
             interfaces.underlay
@@ -57,7 +64,7 @@ fn outward(interfaces: &Interfaces, remote: &Remote) -> Surroundings {
 }
 
 /// How a packet to a pod goes through the host.
-fn inward(interfaces: &Interfaces, remote: &Remote) -> Surroundings {
+fn inward<F: Cluster>(interfaces: &Interfaces, remote: &Remote<F>) -> Surroundings {
     Surroundings {
         ifindex: interfaces.pod,
         ingress_ifindex: if remote.mode == MODE_DIRECT {
@@ -71,12 +78,12 @@ fn inward(interfaces: &Interfaces, remote: &Remote) -> Surroundings {
 
 /// A packet to the pod with the MAC addresses that the kernel gives it on its last hop. The stamp
 /// does not depend on them.
-fn as_delivered(remote: &Remote, transport: Transport) -> Packet {
+fn as_delivered<F: Cluster>(remote: &Remote<F>, transport: Transport) -> Packet<F> {
     remote.to_pod(transport).macs(POD_MAC, GATEWAY_MAC)
 }
 
 /// The entry of `key`, or an error.
-fn entry(bench: &mut Bench, key: FlowKey4) -> Result<Flow> {
+fn entry<F: Cluster>(bench: &mut Bench<F>, key: FlowKey<F>) -> Result<Flow> {
     bench
         .flow(key)?
         .with_context(|| format!("no entry for {key:?}"))
@@ -95,25 +102,24 @@ fn now() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.into())
 }
 
-#[test]
-fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod() -> Result<()> {
+fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
         fixture.grant(
-            TUNNELLED.from_pod(TRANSPORTS[0]).flow(Local::Source),
-            &TUNNELLED,
+            F::TUNNELLED.from_pod(TRANSPORTS[0]).flow(Local::Source),
+            &F::TUNNELLED,
         );
         fixture.seen_at(LOOPBACK);
         bench.set(&fixture)?;
-        let mut stamped: Vec<Packet> = TRANSPORTS
+        let mut stamped: Vec<Packet<F>> = TRANSPORTS
             .into_iter()
-            .map(|transport| DIRECT.from_pod(transport))
+            .map(|transport| F::DIRECT.from_pod(transport))
             .collect();
         // With a lease, but declined.
-        stamped.push(TUNNELLED.from_pod(tcp(TCP_SYN)));
-        stamped.push(TUNNELLED.from_pod(TRANSPORTS[0]).with(|p| p.ttl = 1));
-        stamped.push(TUNNELLED.from_pod(TRANSPORTS[0]).sized(1451));
+        stamped.push(F::TUNNELLED.from_pod(tcp(TCP_SYN)));
+        stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).with(|p| p.ttl = 1));
+        stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).sized(1451));
         for packet in stamped {
             let stale = Surroundings {
                 hash: 0x5555_aaaa,
@@ -123,13 +129,12 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod() -> Result<()> {
             let want = fixture.stamp(packet.flow(Local::Source));
             ensure!(hash == want, "{hash:#x} instead of {want:#x}: {packet:?}");
         }
-        let to_internet = TUNNELLED
+        let to_internet = F::TUNNELLED
             .from_pod(TRANSPORTS[0])
-            .with(|p| p.dst = [8, 8, 8, 8].into());
-        let fragment = TUNNELLED
-            .from_pod(TRANSPORTS[0])
-            .with(|p| p.more_fragments = true);
-        for packet in [to_internet, fragment] {
+            .with(|p| p.dst = F::INTERNET.into());
+        let odd = F::without_flow(&F::TUNNELLED.from_pod(TRANSPORTS[0]));
+        let odd = odd.into_iter().map(|(_, _, packet)| packet);
+        for packet in odd.chain([to_internet]) {
             let hash =
                 bench.hash_after(&[Hook::Egress], &packet.bytes(), &Surroundings::default())?;
             ensure!(hash == 0, "{hash:#x}: {packet:?}");
@@ -138,10 +143,9 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod() -> Result<()> {
     })
 }
 
-#[test]
-fn what_comes_from_a_peer_by_the_kernel_is_stamped() -> Result<()> {
+fn what_comes_from_a_peer_by_the_kernel_is_stamped<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let fixture = Fixture::new(interfaces);
         bench.set(&fixture)?;
         let on_underlay = Surroundings {
@@ -150,8 +154,8 @@ fn what_comes_from_a_peer_by_the_kernel_is_stamped() -> Result<()> {
         };
         for transport in TRANSPORTS {
             for (hook, packet) in [
-                (Hook::Arrive, TUNNELLED.to_pod(transport)),
-                (Hook::Ingress, DIRECT.to_pod(transport)),
+                (Hook::Arrive, F::TUNNELLED.to_pod(transport)),
+                (Hook::Ingress, F::DIRECT.to_pod(transport)),
             ] {
                 let hash = bench.hash_after(&[hook], &packet.bytes(), &on_underlay)?;
                 let want = fixture.stamp(packet.flow(Local::Destination));
@@ -162,14 +166,13 @@ fn what_comes_from_a_peer_by_the_kernel_is_stamped() -> Result<()> {
     })
 }
 
-#[test]
-fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on() -> Result<()> {
+fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
         // What the programs have to find out.
         fixture.nexthops.clear();
-        for remote in [TUNNELLED, DIRECT, ROUTED] {
+        for remote in [F::TUNNELLED, F::DIRECT, F::ROUTED] {
             fixture.seen_at(outward(&interfaces, &remote).ifindex);
             for transport in TRANSPORTS {
                 bench.set(&fixture)?;
@@ -235,14 +238,17 @@ fn kernel_source_port(hash: u32, min: u16, max: u16) -> u16 {
     u16::try_from(port).expect("less than max - min") + min
 }
 
-#[test]
-fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
+fn a_lease_remembers_the_way_that_the_kernels_routes_say<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
         fixture.nexthops.clear();
-        // The routed peer has an MTU of 1400, less 50 bytes of headers.
-        for (remote, mtu) in [(TUNNELLED, POD_MTU), (DIRECT, 1500), (ROUTED, 1350)] {
+        // The routed peer has an MTU of 1400, less the tunnel's headers.
+        for (remote, mtu) in [
+            (F::TUNNELLED, F::POD_MTU),
+            (F::DIRECT, 1500),
+            (F::ROUTED, 1400 - F::OVERHEAD),
+        ] {
             fixture.seen_at(outward(&interfaces, &remote).ifindex);
             bench.set(&fixture)?;
             let packet = remote.from_pod(TRANSPORTS[0]);
@@ -252,7 +258,7 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
                 &outward(&interfaces, &remote),
             )?;
             let want = Nexthop {
-                vtep: remote.vtep,
+                vtep: F::be(remote.vtep).tag(),
                 ifindex: interfaces.underlay,
                 dst_mac: remote.neighbour,
                 mtu,
@@ -267,15 +273,14 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say() -> Result<()> {
     })
 }
 
-#[test]
-fn a_next_hop_whose_neighbour_is_gone_is_not_used_any_more() -> Result<()> {
+fn a_next_hop_whose_neighbour_is_gone_is_not_used_any_more<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
-        let packet = SILENT.from_pod(TRANSPORTS[0]);
-        fixture.grant(packet.flow(Local::Source), &SILENT);
+        let packet = F::SILENT.from_pod(TRANSPORTS[0]);
+        fixture.grant(packet.flow(Local::Source), &F::SILENT);
         bench.set(&fixture)?;
-        let out = outward(&interfaces, &SILENT);
+        let out = outward(&interfaces, &F::SILENT);
         let before = bench.run(Hook::Egress, &packet.bytes(), &out)?;
         ensure!(before.verdict == Verdict::Redirect, "{before:?}");
         let stamped = Surroundings {
@@ -292,12 +297,12 @@ fn a_next_hop_whose_neighbour_is_gone_is_not_used_any_more() -> Result<()> {
     })
 }
 
-#[test]
-fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on() -> Result<()> {
+fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddities>() -> Result<()>
+{
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let fixture = Fixture::new(interfaces);
-        for remote in [TUNNELLED, DIRECT, ROUTED] {
+        for remote in [F::TUNNELLED, F::DIRECT, F::ROUTED] {
             for transport in TRANSPORTS {
                 bench.set(&fixture)?;
                 let packet = as_delivered(&remote, transport);
@@ -350,22 +355,22 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on() -> Re
                 };
                 let next = bench.run(Hook::Ingress, &frame, &on_underlay)?;
                 ensure!(next.verdict == Verdict::Redirect, "{next:?}");
-                ensure!(next.frame == delivered(&inner), "{next:?}");
+                ensure!(next.frame == delivered::<F>(&inner), "{next:?}");
             }
         }
         Ok(())
     })
 }
 
-#[test]
-fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart() -> Result<()> {
+fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: Oddities>()
+-> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let fixture = Fixture::new(interfaces);
         bench.set(&fixture)?;
-        let out = TUNNELLED.from_pod(TRANSPORTS[0]);
+        let out = F::TUNNELLED.from_pod(TRANSPORTS[0]);
         let back = as_delivered(
-            &TUNNELLED,
+            &F::TUNNELLED,
             Transport::Tcp {
                 src: 80,
                 dst: 40_000,
@@ -375,21 +380,21 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart() ->
         );
         let key = out.flow(Local::Source);
         ensure!(key == back.flow(Local::Destination), "one flow");
-        let grant_egress = |bench: &mut Bench| {
+        let grant_egress = |bench: &mut Bench<F>| {
             let surroundings = Surroundings {
                 hash: fixture.stamp(key),
-                ..outward(&interfaces, &TUNNELLED)
+                ..outward(&interfaces, &F::TUNNELLED)
             };
             bench.run(
                 Hook::Confirm,
-                &TUNNELLED.leaving(&out).bytes(),
+                &F::TUNNELLED.leaving(&out).bytes(),
                 &surroundings,
             )
         };
-        let grant_ingress = |bench: &mut Bench| {
+        let grant_ingress = |bench: &mut Bench<F>| {
             let surroundings = Surroundings {
                 hash: fixture.stamp(key),
-                ..inward(&interfaces, &TUNNELLED)
+                ..inward(&interfaces, &F::TUNNELLED)
             };
             bench.run(Hook::Deliver, &back.bytes(), &surroundings)
         };
@@ -447,34 +452,39 @@ fn wait_for_tick(time: Duration) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions() -> Result<()> {
+fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: Oddities>()
+-> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
-        let packet = TUNNELLED.from_pod(TRANSPORTS[0]);
+        let mut bench = Bench::<F>::load()?;
+        let packet = F::TUNNELLED.from_pod(TRANSPORTS[0]);
         let key = packet.flow(Local::Source);
-        let moved = |fixture: &mut Fixture| {
+        let moved = |fixture: &mut Fixture<F>| {
             let route = Route {
-                node: ROUTED.index,
+                node: F::ROUTED.index,
                 ..Route::default()
             };
-            fixture.routes.insert((TUNNELLED.subnet, 24), route);
+            fixture
+                .routes
+                .insert((F::TUNNELLED.subnet, F::SUBNET_LEN), route);
         };
-        let flushed = |fixture: &mut Fixture| fixture.config.generation += 1;
-        let passed_on = |fixture: &mut Fixture| {
+        let flushed = |fixture: &mut Fixture<F>| fixture.config.generation += 1;
+        let passed_on = |fixture: &mut Fixture<F>| {
             if let Some(flow) = fixture.flows.get_mut(&key) {
                 flow.id ^= 1;
             }
         };
-        let changes: [&dyn Fn(&mut Fixture); 3] = [&moved, &flushed, &passed_on];
-        for (change, node) in changes.into_iter().zip([ROUTED, TUNNELLED, TUNNELLED]) {
+        let changes: [Change<'_, Fixture<F>>; 3] = [&moved, &flushed, &passed_on];
+        for (change, node) in changes
+            .into_iter()
+            .zip([F::ROUTED, F::TUNNELLED, F::TUNNELLED])
+        {
             let mut fixture = Fixture::new(interfaces);
-            fixture.grant(key, &TUNNELLED);
+            fixture.grant(key, &F::TUNNELLED);
             change(&mut fixture);
             bench.set(&fixture)?;
             let surroundings = Surroundings {
                 hash: fixture.stamp(key),
-                ..outward(&interfaces, &TUNNELLED)
+                ..outward(&interfaces, &F::TUNNELLED)
             };
             bench.run(Hook::Confirm, &node.leaving(&packet).bytes(), &surroundings)?;
             let flow = entry(&mut bench, key)?;
@@ -491,10 +501,9 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions() -
     })
 }
 
-#[test]
-fn opening_or_closing_a_connection_ends_its_leases() -> Result<()> {
+fn opening_or_closing_a_connection_ends_its_leases<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         for (flags, outcome) in [
             (TCP_SYN, Outcome::Handshake),
             (TCP_SYN | TCP_ACK, Outcome::Handshake),
@@ -504,20 +513,20 @@ fn opening_or_closing_a_connection_ends_its_leases() -> Result<()> {
             for (hook, packet, local, surroundings) in [
                 (
                     Hook::Confirm,
-                    TUNNELLED.from_pod(tcp(flags)),
+                    F::TUNNELLED.from_pod(tcp(flags)),
                     Local::Source,
-                    outward(&interfaces, &TUNNELLED),
+                    outward(&interfaces, &F::TUNNELLED),
                 ),
                 (
                     Hook::Deliver,
-                    as_delivered(&TUNNELLED, tcp(flags)),
+                    as_delivered(&F::TUNNELLED, tcp(flags)),
                     Local::Destination,
-                    inward(&interfaces, &TUNNELLED),
+                    inward(&interfaces, &F::TUNNELLED),
                 ),
             ] {
                 let key = packet.flow(local);
                 let mut fixture = Fixture::new(interfaces);
-                fixture.grant(key, &TUNNELLED);
+                fixture.grant(key, &F::TUNNELLED);
                 bench.set(&fixture)?;
                 // A packet that was translated says nothing about this flow.
                 bench.run(hook, &packet.bytes(), &surroundings)?;
@@ -536,16 +545,15 @@ fn opening_or_closing_a_connection_ends_its_leases() -> Result<()> {
     })
 }
 
-#[test]
-fn a_translated_packet_earns_nothing() -> Result<()> {
+fn a_translated_packet_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let fixture = Fixture::new(interfaces);
-        let before = TUNNELLED.from_pod(TRANSPORTS[0]);
+        let before = F::TUNNELLED.from_pod(TRANSPORTS[0]);
         let hash = fixture.stamp(before.flow(Local::Source));
-        let translations: [&dyn Fn(&mut Packet); 4] = [
-            &|p| p.src = [10, 244, 1, 11].into(),
-            &|p| p.dst = [10, 244, 2, 21].into(),
+        let translations: [Change<'_, Packet<F>>; 4] = [
+            &|p| p.src = F::OTHER_POD.into(),
+            &|p| p.dst = F::UNLEASED.into(),
             &|p| {
                 p.transport = Transport::Tcp {
                     src: 40_001,
@@ -568,7 +576,7 @@ fn a_translated_packet_earns_nothing() -> Result<()> {
             let after = before.clone().with(translate);
             let surroundings = Surroundings {
                 hash,
-                ..outward(&interfaces, &TUNNELLED)
+                ..outward(&interfaces, &F::TUNNELLED)
             };
             let run = bench.run(Hook::Confirm, &after.bytes(), &surroundings)?;
             ensure!(
@@ -584,25 +592,20 @@ fn a_translated_packet_earns_nothing() -> Result<()> {
     })
 }
 
-#[test]
-fn a_lease_earned_with_one_hop_less_serves_the_next_packet() -> Result<()> {
+fn a_lease_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
         fixture.seen_at(LOOPBACK);
         bench.set(&fixture)?;
         // The kernel decrements the TTL and writes its own MAC addresses between the two hooks:
         // neither is part of the stamp.
-        let packet = TUNNELLED.from_pod(TRANSPORTS[0]);
-        let leaving = with_macs(
-            &edit_ip(&packet.bytes(), |ip| ip.time_to_live -= 1),
-            TUNNELLED.vtep_mac,
-            POD_MAC,
-        );
+        let packet = F::TUNNELLED.from_pod(TRANSPORTS[0]);
+        let leaving = with_macs(&F::hop(&packet.bytes()), F::TUNNELLED.vtep_mac, POD_MAC);
         let hash = bench.hash_after(&[Hook::Egress], &packet.bytes(), &Surroundings::default())?;
         let stamped = Surroundings {
             hash,
-            ..outward(&interfaces, &TUNNELLED)
+            ..outward(&interfaces, &F::TUNNELLED)
         };
         let run = bench.run(Hook::Confirm, &leaving, &stamped)?;
         ensure!(
@@ -615,13 +618,13 @@ fn a_lease_earned_with_one_hop_less_serves_the_next_packet() -> Result<()> {
     })
 }
 
-#[test]
-fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels() -> Result<()> {
+fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels<F: Oddities>()
+-> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         for (remote, fast) in [
-            (TUNNELLED, Outcome::FastTunnel),
-            (DIRECT, Outcome::FastDirect),
+            (F::TUNNELLED, Outcome::FastTunnel),
+            (F::DIRECT, Outcome::FastDirect),
         ] {
             let packet = remote.from_pod(TRANSPORTS[0]);
             let key = packet.flow(Local::Source);
@@ -649,14 +652,13 @@ fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels() -> R
     })
 }
 
-#[test]
-fn a_pod_that_moves_to_another_port_ends_every_lease() -> Result<()> {
+fn a_pod_that_moves_to_another_port_ends_every_lease<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
-        let mut bench = Bench::load()?;
+        let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
-        let packet = TUNNELLED.from_pod(TRANSPORTS[0]);
-        let other = TUNNELLED.from_pod(TRANSPORTS[1]);
-        fixture.grant(packet.flow(Local::Source), &TUNNELLED);
+        let packet = F::TUNNELLED.from_pod(TRANSPORTS[0]);
+        let other = F::TUNNELLED.from_pod(TRANSPORTS[1]);
+        fixture.grant(packet.flow(Local::Source), &F::TUNNELLED);
         fixture.seen_at(interfaces.pod);
         bench.set(&fixture)?;
         let run = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
@@ -670,4 +672,71 @@ fn a_pod_that_moves_to_another_port_ends_every_lease() -> Result<()> {
         );
         Ok(())
     })
+}
+
+fn a_router_that_finds_packets_to_a_node_too_large_has_its_next_hop_resolved_again<F: Oddities>()
+-> Result<()> {
+    on_node(|interfaces| {
+        let mut bench = Bench::<F>::load()?;
+        let fixture = Fixture::new(interfaces);
+        let from_router = |message: Vec<u8>| {
+            Packet::<F>::new(F::STRANGER, F::VTEP, Transport::Icmp)
+                .macs(UNDERLAY_MAC, F::ROUTED.neighbour)
+                .with(|p| p.payload = message)
+        };
+        let tunnelled = |remote: Remote<F>| {
+            remote.encapsulated(&remote.from_pod(TRANSPORTS[0]).bytes(), SOURCE_PORT)
+        };
+        let message = F::too_big(&tunnelled(F::ROUTED));
+        let other_type = [&[1][..], &message[1..]].concat();
+        let about_nobody = F::too_big(&F::TUNNELLED.from_pod(TRANSPORTS[0]).bytes());
+        let cut = message[..8 + F::IP_LEN - 1].to_vec();
+        for (name, message, invalidated) in [
+            ("too big", message, true),
+            ("another message", other_type, false),
+            ("about a pod", about_nobody, false),
+            ("cut short", cut, false),
+        ] {
+            bench.set(&fixture)?;
+            let surroundings = Surroundings {
+                ifindex: interfaces.underlay,
+                ..Surroundings::default()
+            };
+            let frame = from_router(message).bytes();
+            let run = bench.run(Hook::Ingress, &frame, &surroundings)?;
+            ensure!(
+                outcomes(&run) == [(Hook::Ingress, Outcome::NotOverlay)],
+                "{name}: {run:?}"
+            );
+            ensure!(
+                run.verdict == Verdict::Pass && run.frame == frame,
+                "{name}: {run:?}"
+            );
+            for (&index, before) in &fixture.nexthops {
+                let invalid = bench.nexthop(index)?.vtep != before.vtep;
+                ensure!(
+                    invalid == (invalidated && index == F::ROUTED.index),
+                    "{name}: next hop {index}: {invalid}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+in_both_families! {
+    what_egress_declines_is_stamped_if_it_is_for_a_remote_pod,
+    what_comes_from_a_peer_by_the_kernel_is_stamped,
+    a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on,
+    a_lease_remembers_the_way_that_the_kernels_routes_say,
+    a_next_hop_whose_neighbour_is_gone_is_not_used_any_more,
+    a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on,
+    the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart,
+    a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions,
+    opening_or_closing_a_connection_ends_its_leases,
+    a_translated_packet_earns_nothing,
+    a_lease_earned_with_one_hop_less_serves_the_next_packet,
+    a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels,
+    a_pod_that_moves_to_another_port_ends_every_lease,
+    a_router_that_finds_packets_to_a_node_too_large_has_its_next_hop_resolved_again,
 }

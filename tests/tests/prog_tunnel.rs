@@ -1,16 +1,20 @@
 //! The bytes of encapsulated, decapsulated and routed packets, over all kinds of pod packets.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result, ensure};
-use etherparse::{Ethernet2Header, Ipv4Header, SlicedPacket, UdpHeader};
+use etherparse::{Ethernet2Header, IpHeaders, IpNumber, SlicedPacket, UdpHeader};
 use overlay_common::outcome::{Hook, Outcome};
-use overlay_tests::prog::{
-    Bench, Expected, Row, Surroundings, Verdict, check_rows,
-    fixture::{
-        DIRECT, Fixture, HERE, OUTER_TTL, Remote, SOURCE_PORT, TUNNELLED, VNI, VTEP, VTEP_MAC,
-        VXLAN_PORT, delivered,
+use overlay_tests::{
+    in_both_families,
+    prog::{
+        Bench, Expected, Row, Surroundings, Verdict, check_rows,
+        fixture::{
+            Cluster, Fixture, OUTER_TTL, Remote, SOURCE_PORT, VNI, VTEP_MAC, VXLAN_PORT, delivered,
+        },
+        node::{UNDERLAY_MAC, on_node},
+        packet::{ETH_LEN, Local, Outer, Packet, TCP_ACK, Transport},
     },
-    node::{UNDERLAY_MAC, on_node},
-    packet::{ETH_LEN, Local, Outer, Packet, TCP_ACK, Transport, edit_ip},
 };
 
 const TRANSPORTS: [Transport; 5] = [
@@ -34,39 +38,38 @@ const TRANSPORTS: [Transport; 5] = [
     Transport::EchoReply { id: 78 },
 ];
 
-/// Every transport with every TOS byte; every transport with DF set and clear and with short, odd
-/// and even lengths and the longest that fits.
-fn variants(packet: impl Fn(Transport) -> Packet) -> Vec<Packet> {
+/// Every transport with every TOS byte, with short, odd and even lengths and the longest that fits,
+/// and with many values where no program looks: in IPv4 they take the checksum to the edges of
+/// one's-complement arithmetic.
+fn variants<F: Cluster>(packet: impl Fn(Transport) -> Packet<F>) -> Vec<Packet<F>> {
+    let mtu = usize::from(F::POD_MTU);
     let mut packets = Vec::new();
     for transport in TRANSPORTS {
         for tos in 0..=255 {
             packets.push(packet(transport).with(|p| p.tos = tos));
         }
-        for dont_fragment in [false, true] {
-            for len in [0, 1, 2, 3, 64, 65, 1449, 1450] {
-                packets.push(packet(transport).sized(len).with(|p| {
-                    p.dont_fragment = dont_fragment;
-                    p.id = 0xfffe;
-                }));
+        for value in [0xffff_fffe, 0xffff_ffff] {
+            for len in [0, 1, 2, 3, 64, 65, mtu - 1, mtu] {
+                let sized = packet(transport).sized(len);
+                packets.push(sized.with(|p| F::vary(&mut p.ip, value)));
             }
         }
-        // Checksums at the edges of one's-complement arithmetic.
-        for id in (0..=u16::MAX).step_by(251) {
-            packets.push(packet(transport).with(|p| p.id = id));
+        for value in (0..=0x000f_ffff).step_by(4_093) {
+            packets.push(packet(transport).with(|p| F::vary(&mut p.ip, value)));
         }
     }
     packets
 }
 
 /// Rows for `packets`, in one fixture that grants all of their flows.
-fn rows(
+fn rows<F: Cluster>(
     hook: Hook,
-    fixture: &mut Fixture,
+    fixture: &mut Fixture<F>,
     ifindex: u32,
-    remote: &Remote,
-    packets: &[Packet],
-    mut each: impl FnMut(&Packet) -> (Vec<u8>, Expected),
-) -> Vec<Row> {
+    remote: &Remote<F>,
+    packets: &[Packet<F>],
+    mut each: impl FnMut(&Packet<F>) -> (Vec<u8>, Expected),
+) -> Vec<Row<F>> {
     let local = if hook == Hook::Egress {
         Local::Source
     } else {
@@ -94,20 +97,20 @@ fn rows(
         .collect()
 }
 
-#[test]
-fn an_encapsulated_packet_has_the_bytes_of_the_template_and_one_hop_less() -> Result<()> {
+fn an_encapsulated_packet_has_the_bytes_of_the_template_and_one_hop_less<F: Cluster>() -> Result<()>
+{
     on_node(|interfaces| {
         let mut fixture = Fixture::new(interfaces);
-        let packets = variants(|transport| TUNNELLED.from_pod(transport));
+        let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         let rows = rows(
             Hook::Egress,
             &mut fixture,
             interfaces.pod,
-            &TUNNELLED,
+            &F::TUNNELLED,
             &packets,
             |packet| {
                 let frame = packet.bytes();
-                let sent = TUNNELLED.encapsulated(&frame, SOURCE_PORT);
+                let sent = F::TUNNELLED.encapsulated(&frame, SOURCE_PORT);
                 (frame, Expected::Redirect(Outcome::FastTunnel, sent))
             },
         );
@@ -116,56 +119,66 @@ fn an_encapsulated_packet_has_the_bytes_of_the_template_and_one_hop_less() -> Re
 }
 
 /// What an independent decoder says of the tunnel packet that `original` became.
-fn check_encapsulated(sent: &[u8], original: &Packet) -> Result<()> {
+fn check_encapsulated<F: Cluster>(sent: &[u8], original: &Packet<F>) -> Result<()> {
     let (eth, rest) = Ethernet2Header::from_slice(sent)?;
-    ensure!(eth.destination == TUNNELLED.neighbour.octets, "{eth:?}");
+    ensure!(eth.destination == F::TUNNELLED.neighbour.octets, "{eth:?}");
     ensure!(eth.source == UNDERLAY_MAC.octets, "{eth:?}");
     let inner_len = original.bytes().len() - ETH_LEN;
-    let (ip, rest) = Ipv4Header::from_slice(rest)?;
-    ensure!(ip.header_checksum == ip.calc_header_checksum(), "{ip:?}");
-    ensure!(usize::from(ip.total_len) == inner_len + 50, "{ip:?}");
-    ensure!(
-        ip.source == VTEP && ip.destination == TUNNELLED.vtep,
-        "{ip:?}"
-    );
-    ensure!(ip.time_to_live == OUTER_TTL && ip.dont_fragment, "{ip:?}");
-    ensure!(ip.identification == 0 && ip.dscp.value() == 0, "{ip:?}");
+    let udp_len = inner_len + usize::from(F::OVERHEAD) - F::IP_LEN;
     // Congestion of the tunnel's own path is told from congestion before it.
     let ecn = [0, 1, 2, 2][usize::from(original.tos & 3)];
-    ensure!(ip.ecn.value() == ecn, "{ip:?}");
+    let (addresses, protocol) = match IpHeaders::from_slice(rest)?.0 {
+        IpHeaders::Ipv4(ip, _) => {
+            ensure!(ip.header_checksum == ip.calc_header_checksum(), "{ip:?}");
+            ensure!(usize::from(ip.total_len) == udp_len + 20, "{ip:?}");
+            ensure!(ip.time_to_live == OUTER_TTL && ip.dont_fragment, "{ip:?}");
+            ensure!(ip.identification == 0 && ip.options.is_empty(), "{ip:?}");
+            ensure!(ip.dscp.value() == 0 && ip.ecn.value() == ecn, "{ip:?}");
+            let addresses: [IpAddr; 2] = [ip.source.into(), ip.destination.into()];
+            (addresses, ip.protocol)
+        }
+        IpHeaders::Ipv6(ip, _) => {
+            ensure!(usize::from(ip.payload_length) == udp_len, "{ip:?}");
+            ensure!(ip.hop_limit == OUTER_TTL, "{ip:?}");
+            ensure!(ip.flow_label.value() == 0, "{ip:?}");
+            ensure!(ip.traffic_class == ecn, "{ip:?}");
+            let addresses: [IpAddr; 2] = [ip.source.into(), ip.destination.into()];
+            (addresses, ip.next_header)
+        }
+    };
+    let nodes: [IpAddr; 2] =
+        [F::VTEP, F::TUNNELLED.vtep].map(|octets| F::Address::from(octets).into());
+    ensure!(addresses == nodes, "{addresses:?}");
+    ensure!(protocol == IpNumber::UDP, "{protocol:?}");
+    let rest = rest.get(F::IP_LEN..).context("no UDP header")?;
     let (udp, rest) = UdpHeader::from_slice(rest)?;
     ensure!(
         udp.source_port == SOURCE_PORT && udp.destination_port == VXLAN_PORT,
         "{udp:?}"
     );
     ensure!(udp.checksum == 0, "{udp:?}");
-    ensure!(usize::from(udp.length) == inner_len + 30, "{udp:?}");
+    ensure!(usize::from(udp.length) == udp_len, "{udp:?}");
     let (vxlan, inner) = rest.split_at_checked(8).context("no vxlan header")?;
     let want = [[8, 0, 0, 0], (VNI << 8).to_be_bytes()].concat();
     ensure!(vxlan == want, "{vxlan:?} instead of {want:?}");
     let (eth, rest) = Ethernet2Header::from_slice(inner)?;
     ensure!(eth.source == VTEP_MAC.octets, "{eth:?}");
-    ensure!(eth.destination == TUNNELLED.vtep_mac.octets, "{eth:?}");
-    let (ip, payload) = Ipv4Header::from_slice(rest)?;
-    let frame = original.bytes();
-    let (mut ip_before, payload_before) = Ipv4Header::from_slice(&frame[ETH_LEN..])?;
-    ensure!(ip.header_checksum == ip.calc_header_checksum(), "{ip:?}");
-    ip_before.time_to_live -= 1;
-    ip_before.header_checksum = ip.header_checksum;
-    ensure!(ip == ip_before, "{ip:?} of {ip_before:?}");
-    ensure!(payload == payload_before, "the IP payload changed");
+    ensure!(eth.destination == F::TUNNELLED.vtep_mac.octets, "{eth:?}");
+    ensure!(
+        rest == &F::hop(&original.bytes())[ETH_LEN..],
+        "the inner packet is not the pod's, one hop further"
+    );
     SlicedPacket::from_ethernet(inner)?;
     Ok(())
 }
 
-#[test]
-fn an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet() -> Result<()> {
+fn an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::load()?;
         let mut fixture = Fixture::new(interfaces);
-        let packets = variants(|transport| TUNNELLED.from_pod(transport));
+        let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         for packet in &packets {
-            fixture.grant(packet.flow(Local::Source), &TUNNELLED);
+            fixture.grant(packet.flow(Local::Source), &F::TUNNELLED);
         }
         bench.set(&fixture)?;
         for packet in &packets {
@@ -181,20 +194,19 @@ fn an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet() -> Result
     })
 }
 
-#[test]
-fn a_direct_packet_gets_the_macs_of_the_underlay_and_one_hop_less() -> Result<()> {
+fn a_direct_packet_gets_the_macs_of_the_underlay_and_one_hop_less<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
         let mut fixture = Fixture::new(interfaces);
-        let packets = variants(|transport| DIRECT.from_pod(transport));
+        let packets = variants::<F>(|transport| F::DIRECT.from_pod(transport));
         let rows = rows(
             Hook::Egress,
             &mut fixture,
             interfaces.pod,
-            &DIRECT,
+            &F::DIRECT,
             &packets,
             |packet| {
                 let frame = packet.bytes();
-                let sent = DIRECT.routed(&frame);
+                let sent = F::DIRECT.routed(&frame);
                 (frame, Expected::Redirect(Outcome::FastDirect, sent))
             },
         );
@@ -202,20 +214,19 @@ fn a_direct_packet_gets_the_macs_of_the_underlay_and_one_hop_less() -> Result<()
     })
 }
 
-#[test]
-fn a_pod_gets_a_direct_packet_with_its_own_macs_and_one_hop_less() -> Result<()> {
+fn a_pod_gets_a_direct_packet_with_its_own_macs_and_one_hop_less<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
         let mut fixture = Fixture::new(interfaces);
-        let packets = variants(|transport| DIRECT.to_pod(transport));
+        let packets = variants::<F>(|transport| F::DIRECT.to_pod(transport));
         let rows = rows(
             Hook::Ingress,
             &mut fixture,
             interfaces.underlay,
-            &DIRECT,
+            &F::DIRECT,
             &packets,
             |packet| {
                 let frame = packet.bytes();
-                let delivered = delivered(&frame);
+                let delivered = delivered::<F>(&frame);
                 (frame, Expected::Redirect(Outcome::FastDirect, delivered))
             },
         );
@@ -223,26 +234,25 @@ fn a_pod_gets_a_direct_packet_with_its_own_macs_and_one_hop_less() -> Result<()>
     })
 }
 
-#[test]
-fn a_pod_gets_the_inner_packet_with_its_own_macs_and_one_hop_less() -> Result<()> {
+fn a_pod_gets_the_inner_packet_with_its_own_macs_and_one_hop_less<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::load()?;
         for checksum in [false, true] {
             let outer = Outer {
                 checksum,
-                ..TUNNELLED.outer()
+                ..F::TUNNELLED.outer()
             };
             let mut fixture = Fixture::new(interfaces);
-            let packets = variants(|transport| TUNNELLED.to_pod(transport));
+            let packets = variants::<F>(|transport| F::TUNNELLED.to_pod(transport));
             let rows = rows(
                 Hook::Ingress,
                 &mut fixture,
                 interfaces.underlay,
-                &TUNNELLED,
+                &F::TUNNELLED,
                 &packets,
                 |packet| {
                     let inner = packet.bytes();
-                    let delivered = Expected::Redirect(Outcome::FastTunnel, delivered(&inner));
+                    let delivered = Expected::Redirect(Outcome::FastTunnel, delivered::<F>(&inner));
                     (outer.around(&inner), delivered)
                 },
             );
@@ -254,8 +264,8 @@ fn a_pod_gets_the_inner_packet_with_its_own_macs_and_one_hop_less() -> Result<()
 
 /// `__INET_ECN_decapsulate` of the kernel's `include/net/inet_ecn.h`: RFC 6040 figure 4, with outer
 /// ECT(1) passed on to inner ECT(0).
-#[test]
-fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations() -> Result<()> {
+fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations<F: Cluster>()
+-> Result<()> {
     const NOT: u8 = 0;
     const ECT1: u8 = 1;
     const ECT0: u8 = 2;
@@ -283,32 +293,30 @@ fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations() -> 
         let mut rows_of_all = Vec::new();
         for (inner_ecn, outer_ecn, result) in table {
             for (inner_dscp, outer_dscp) in [(0, 0), (46, 0), (0, 46), (63, 63), (10, 8)] {
-                // Identifications that take the checksum through all of its carries.
-                for id in [0, 1, 0x7fff, 0xbeef, 0xffff] {
+                // In IPv4, identifications that take the checksum through all of its carries.
+                for value in [0, 1, 0x7fff, 0xbeef, 0xffff] {
                     let mut fixture = Fixture::new(interfaces);
-                    let packet = TUNNELLED.to_pod(TRANSPORTS[0]).with(|p| {
+                    let packet = F::TUNNELLED.to_pod(TRANSPORTS[0]).with(|p| {
                         p.tos = inner_dscp << 2 | inner_ecn;
-                        p.id = id;
+                        F::vary(&mut p.ip, value);
                     });
                     let outer = Outer {
                         tos: outer_dscp << 2 | outer_ecn,
-                        ..TUNNELLED.outer()
+                        ..F::TUNNELLED.outer()
                     };
                     rows_of_all.append(&mut rows(
                         Hook::Ingress,
                         &mut fixture,
                         interfaces.underlay,
-                        &TUNNELLED,
+                        &F::TUNNELLED,
                         &[packet],
                         |packet| {
                             let inner = packet.bytes();
                             let expected = match result {
                                 None => Expected::Pass(Outcome::Ecn),
                                 Some(ecn) => {
-                                    let marked = edit_ip(&inner, |ip| {
-                                        ip.ecn = ecn.try_into().expect("two bits");
-                                    });
-                                    Expected::Redirect(Outcome::FastTunnel, delivered(&marked))
+                                    let marked = F::with_tos(&inner, inner_dscp << 2 | ecn);
+                                    Expected::Redirect(Outcome::FastTunnel, delivered::<F>(&marked))
                                 }
                             };
                             (outer.around(&inner), expected)
@@ -321,16 +329,15 @@ fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations() -> 
     })
 }
 
-#[test]
-fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet() -> Result<()> {
+fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
-        let (mut near, mut far) = (Bench::load()?, Bench::load()?);
+        let (mut near, mut far) = (Bench::<F>::load()?, Bench::<F>::load()?);
         let mut near_fixture = Fixture::new(interfaces);
         let mut far_fixture = Fixture::far_end(interfaces);
-        let packets = variants(|transport| TUNNELLED.from_pod(transport));
+        let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         for packet in &packets {
-            near_fixture.grant(packet.flow(Local::Source), &TUNNELLED);
-            far_fixture.grant(packet.flow(Local::Destination), &HERE);
+            near_fixture.grant(packet.flow(Local::Source), &F::TUNNELLED);
+            far_fixture.grant(packet.flow(Local::Destination), &F::HERE);
         }
         near.set(&near_fixture)?;
         far.set(&far_fixture)?;
@@ -342,7 +349,7 @@ fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet() -> Resul
                 ..Surroundings::default()
             };
             let got = far.run(Hook::Ingress, &sent.frame, &wire)?;
-            let want = delivered(&edit_ip(&from_pod, |ip| ip.time_to_live -= 1));
+            let want = delivered::<F>(&F::hop(&from_pod));
             ensure!(
                 got.verdict == Verdict::Redirect && got.frame == want,
                 "{packet:?} was sent as {sent:?}\nand delivered as {got:?}"
@@ -350,4 +357,14 @@ fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet() -> Resul
         }
         Ok(())
     })
+}
+
+in_both_families! {
+    an_encapsulated_packet_has_the_bytes_of_the_template_and_one_hop_less,
+    an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet,
+    a_direct_packet_gets_the_macs_of_the_underlay_and_one_hop_less,
+    a_pod_gets_a_direct_packet_with_its_own_macs_and_one_hop_less,
+    a_pod_gets_the_inner_packet_with_its_own_macs_and_one_hop_less,
+    decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations,
+    what_one_node_encapsulates_another_decapsulates_to_the_same_packet,
 }

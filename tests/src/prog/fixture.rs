@@ -1,41 +1,36 @@
 //! What the maps hold when a program runs: a small cluster, of which a test changes what it is
-//! about.
+//! about. The same one in both address families, each with its [addresses](Cluster).
 //!
-//! This node, 192.168.77.1, has the pods 10.244.1.0/24. The others:
-//!
-//! | index | VTEP | pods | way |
-//! |---|---|---|---|
-//! | 1 | 192.168.77.2 | 10.244.2.0/24 | tunnel |
-//! | 2 | 192.168.77.3 | 10.244.3.0/24 | direct |
-//! | 3 | 192.168.88.4 | 10.244.4.0/24 | tunnel: direct is allowed, but a router is between |
-//! | 4 | 192.168.77.99 | 10.244.5.0/24 | tunnel; no neighbour answers for it |
+//! | index | way to the node |
+//! |---|---|
+//! | 1 | tunnel |
+//! | 2 | direct |
+//! | 3 | tunnel: direct is allowed, but a router is between |
+//! | 4 | tunnel; no neighbour answers for it |
+
+mod ipv4;
+mod ipv6;
 
 use std::collections::BTreeMap;
 
 use overlay_common::{
-    addr::{Ipv4Be, MacAddr},
+    addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_STRICT},
-    encap::{EncapHeader, EncapParams},
-    flow::{Flow, FlowKey4, FlowWords},
-    node::{
-        Gateway, MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, NODE_VALID, Nexthop, Node, Peer, PodKey,
-        PodPort,
-    },
+    family::V4,
+    flow::{Flow, FlowKey, FlowWords},
+    maps::FamilyMaps,
+    node::{Gateway, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
     route::Route,
     stamp::stamp,
 };
 
 use super::{
     node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, neighbour_mac},
-    packet::{ETH_LEN, Outer, Packet, Transport, hop, with_macs},
+    packet::{ETH_LEN, Outer, Packet, Transport, Wire, with_macs},
 };
 
-pub const VTEP: [u8; 4] = [192, 168, 77, 1];
 pub const VNI: u32 = 0x00a1_b2c3;
 pub const VXLAN_PORT: u16 = 8472;
-pub const POD: [u8; 4] = [10, 244, 1, 10];
-/// MTU of the pod network.
-pub const POD_MTU: u16 = 1450;
 /// TTL of outer headers.
 pub const OUTER_TTL: u8 = 64;
 pub const VTEP_MAC: MacAddr = MacAddr::new([0x02, 0xee, 0, 0, 0, 1]);
@@ -44,106 +39,82 @@ pub const POD_MAC: MacAddr = MacAddr::new([0x02, 0xdd, 0, 0, 0, 10]);
 pub const SOURCE_PORT: u16 = 0xabcd;
 pub const GENERATION: u32 = 7;
 
+/// The cluster in one address family.
+pub trait Cluster: Wire {
+    const MAPS: FamilyMaps;
+    /// Bytes that a tunnel adds to a packet.
+    const OVERHEAD: u16;
+    /// Node flags without which no tunnel packet goes to a node.
+    const NODE_FLAGS: u32;
+
+    const NETWORK: Self::Octets;
+    const NETWORK_MASK: Self::Octets;
+    const SUBNET_MASK: Self::Octets;
+    const SUBNET_LEN: u8;
+
+    /// This node's VTEP.
+    const VTEP: Self::Octets;
+    /// A pod of this node, and another one.
+    const POD: Self::Octets;
+    const OTHER_POD: Self::Octets;
+    /// An address on the underlay that is no node's.
+    const STRANGER: Self::Octets;
+    /// An address far away, and one of another private network.
+    const INTERNET: Self::Octets;
+    const ELSEWHERE: Self::Octets;
+    /// An address of the pod network in a subnet that nobody leases.
+    const UNLEASED: Self::Octets;
+
+    const TUNNELLED: Remote<Self>;
+    const DIRECT: Remote<Self>;
+    const ROUTED: Remote<Self>;
+    const SILENT: Remote<Self>;
+    /// This node, as the others see it.
+    const HERE: Remote<Self>;
+
+    /// MTU of the pod network.
+    const POD_MTU: u16 = 1500 - Self::OVERHEAD;
+
+    /// The template of the headers of tunnel packets to a node.
+    fn encap(remote: &Remote<Self>) -> Self::Encap;
+
+    /// The finished headers before `inner`, an IP packet.
+    fn finish(encap: Self::Encap, inner: &[u8], source_port: u16) -> Vec<u8>;
+
+    /// What the map holds beside the template.
+    fn ipv4_sum(encap: &Self::Encap) -> u32;
+}
+
 /// A node other than this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remote {
+pub struct Remote<F: Wire = V4> {
     pub index: u32,
-    pub vtep: [u8; 4],
+    pub vtep: F::Octets,
     pub vtep_mac: MacAddr,
-    pub subnet: [u8; 4],
+    pub subnet: F::Octets,
     /// A pod there.
-    pub pod: [u8; 4],
+    pub pod: F::Octets,
     /// How the underlay reaches it.
     pub mode: u8,
-    flags: u32,
+    /// The node may be reached directly.
+    may_be_direct: bool,
     /// The neighbour that packets to it are sent to.
     pub neighbour: MacAddr,
 }
 
-pub const TUNNELLED: Remote = Remote {
-    index: 1,
-    vtep: [192, 168, 77, 2],
-    vtep_mac: MacAddr::new([0x02, 0xee, 0, 0, 0, 2]),
-    subnet: [10, 244, 2, 0],
-    pod: [10, 244, 2, 20],
-    mode: MODE_TUNNEL,
-    flags: NODE_VALID,
-    neighbour: neighbour_mac(2),
-};
-
-pub const DIRECT: Remote = Remote {
-    index: 2,
-    vtep: [192, 168, 77, 3],
-    vtep_mac: MacAddr::new([0x02, 0xee, 0, 0, 0, 3]),
-    subnet: [10, 244, 3, 0],
-    pod: [10, 244, 3, 30],
-    mode: MODE_DIRECT,
-    flags: NODE_VALID | NODE_DIRECT,
-    neighbour: neighbour_mac(3),
-};
-
-pub const ROUTED: Remote = Remote {
-    index: 3,
-    vtep: [192, 168, 88, 4],
-    vtep_mac: MacAddr::new([0x02, 0xee, 0, 0, 0, 4]),
-    subnet: [10, 244, 4, 0],
-    pod: [10, 244, 4, 40],
-    mode: MODE_TUNNEL,
-    flags: NODE_VALID | NODE_DIRECT,
-    neighbour: neighbour_mac(254),
-};
-
-pub const SILENT: Remote = Remote {
-    index: 4,
-    vtep: [192, 168, 77, 99],
-    vtep_mac: MacAddr::new([0x02, 0xee, 0, 0, 0, 5]),
-    subnet: [10, 244, 5, 0],
-    pod: [10, 244, 5, 50],
-    mode: MODE_TUNNEL,
-    flags: NODE_VALID,
-    neighbour: MacAddr::ZERO,
-};
-
-/// This node, as the others see it.
-pub const HERE: Remote = Remote {
-    index: 1,
-    vtep: VTEP,
-    vtep_mac: VTEP_MAC,
-    subnet: [10, 244, 1, 0],
-    pod: POD,
-    mode: MODE_TUNNEL,
-    flags: NODE_VALID,
-    neighbour: UNDERLAY_MAC,
-};
-
 /// Indexes of nodes are below this.
 pub const NODES: u32 = 5;
 
-const REMOTES: [Remote; 4] = [TUNNELLED, DIRECT, ROUTED, SILENT];
-
-impl Remote {
-    /// The template of the headers of tunnel packets to it.
-    pub fn encap(&self) -> EncapHeader {
-        EncapHeader::template(&EncapParams {
-            local: Ipv4Be { octets: VTEP },
-            remote: Ipv4Be { octets: self.vtep },
-            vni: VNI,
-            port: VXLAN_PORT,
-            ttl: OUTER_TTL,
-            inner_src: VTEP_MAC,
-            inner_dst: self.vtep_mac,
-        })
-    }
-
+impl<F: Cluster> Remote<F> {
     /// A packet from this node's pod to the one there, as the pod sends it.
-    pub fn from_pod(&self, transport: Transport) -> Packet {
-        Packet::new(POD, self.pod, transport).macs(GATEWAY_MAC, POD_MAC)
+    pub fn from_pod(&self, transport: Transport) -> Packet<F> {
+        Packet::new(F::POD, self.pod, transport).macs(GATEWAY_MAC, POD_MAC)
     }
 
     /// `packet`, from this node's pod to the one there, with the MAC addresses that the kernel gives
     /// it on its last hop.
     #[must_use]
-    pub fn leaving(&self, packet: &Packet) -> Packet {
+    pub fn leaving(&self, packet: &Packet<F>) -> Packet<F> {
         let (to, from) = if self.mode == MODE_DIRECT {
             (self.neighbour, UNDERLAY_MAC)
         } else {
@@ -154,8 +125,8 @@ impl Remote {
 
     /// A packet from the pod there to this node's, as the sending node puts it into a tunnel
     /// packet, or sends it directly.
-    pub fn to_pod(&self, transport: Transport) -> Packet {
-        let packet = Packet::new(self.pod, POD, transport);
+    pub fn to_pod(&self, transport: Transport) -> Packet<F> {
+        let packet = Packet::new(self.pod, F::POD, transport);
         if self.mode == MODE_DIRECT {
             packet.macs(UNDERLAY_MAC, self.neighbour)
         } else {
@@ -164,15 +135,15 @@ impl Remote {
     }
 
     /// The headers of tunnel packets from there.
-    pub fn outer(&self) -> Outer {
+    pub fn outer(&self) -> Outer<F> {
         Outer {
             eth_dst: UNDERLAY_MAC,
             eth_src: self.neighbour,
             src: self.vtep.into(),
-            dst: VTEP.into(),
+            dst: F::VTEP.into(),
             tos: 0,
             ttl: OUTER_TTL - 1,
-            id: 0x2e2e,
+            ip: F::extras(),
             src_port: 45_678,
             dst_port: VXLAN_PORT,
             checksum: false,
@@ -184,14 +155,13 @@ impl Remote {
     /// What `frame` from a pod becomes on the underlay: one hop further, in a tunnel packet to
     /// there.
     pub fn encapsulated(&self, frame: &[u8], source_port: u16) -> Vec<u8> {
-        let inner = &hop(frame)[ETH_LEN..];
-        let len = u16::try_from(inner.len()).expect("test packets are short");
-        let encap = self.encap().finish(len, inner[1], source_port);
+        let inner = &F::hop(frame)[ETH_LEN..];
+        let headers = F::finish(F::encap(self), inner, source_port);
         [
             &self.neighbour.octets[..],
             &UNDERLAY_MAC.octets,
-            &[0x08, 0x00],
-            bytemuck::bytes_of(&encap),
+            &F::ETHERTYPE,
+            &headers,
             inner,
         ]
         .concat()
@@ -199,20 +169,19 @@ impl Remote {
 
     /// What `frame` from a pod becomes on the underlay without a tunnel.
     pub fn routed(&self, frame: &[u8]) -> Vec<u8> {
-        with_macs(&hop(frame), self.neighbour, UNDERLAY_MAC)
+        with_macs(&F::hop(frame), self.neighbour, UNDERLAY_MAC)
     }
 
-    fn node(&self) -> Node {
-        let encap = self.encap();
+    fn node(&self) -> Node<F> {
+        let encap = F::encap(self);
+        let direct = if self.may_be_direct { NODE_DIRECT } else { 0 };
         Node {
-            flags: self.flags,
-            vtep: Ipv4Be { octets: self.vtep },
-            ipv4_sum: encap.ipv4_sum(),
-            subnet: Ipv4Be {
-                octets: self.subnet,
-            },
+            flags: F::NODE_FLAGS | direct,
+            vtep: F::be(self.vtep),
+            ipv4_sum: F::ipv4_sum(&encap),
+            subnet: F::be(self.subnet),
             vtep_mac: self.vtep_mac,
-            prefix_len: 24,
+            prefix_len: F::SUBNET_LEN,
             encap,
             ..Node::default()
         }
@@ -220,41 +189,53 @@ impl Remote {
 
     fn nexthop(&self, interfaces: &Interfaces) -> Nexthop {
         Nexthop {
-            vtep: self.vtep,
+            vtep: F::be(self.vtep).tag(),
             ifindex: interfaces.underlay,
             dst_mac: self.neighbour,
             mtu: if self.mode == MODE_DIRECT {
                 1500
             } else {
-                POD_MTU
+                F::POD_MTU
             },
             src_mac: UNDERLAY_MAC,
             mode: self.mode,
             ..Nexthop::default()
         }
     }
+
+    fn route(&self) -> ((F::Octets, u8), Route) {
+        let route = Route {
+            node: self.index,
+            ..Route::default()
+        };
+        ((self.subnet, F::SUBNET_LEN), route)
+    }
+
+    fn peer(&self) -> (F::Be, Peer) {
+        (F::be(self.vtep), Peer { node: self.index })
+    }
 }
 
 /// What the pod gets of `frame`, the bare packet.
-pub fn delivered(frame: &[u8]) -> Vec<u8> {
-    with_macs(&hop(frame), POD_MAC, GATEWAY_MAC)
+pub fn delivered<F: Wire>(frame: &[u8]) -> Vec<u8> {
+    with_macs(&F::hop(frame), POD_MAC, GATEWAY_MAC)
 }
 
 /// The maps' contents, but for the counters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fixture {
+pub struct Fixture<F: Wire = V4> {
     pub interfaces: Interfaces,
-    pub config: Config,
-    pub nodes: BTreeMap<u32, Node>,
+    pub config: Config<F>,
+    pub nodes: BTreeMap<u32, Node<F>>,
     pub nexthops: BTreeMap<u32, Nexthop>,
-    pub routes: BTreeMap<([u8; 4], u32), Route>,
-    pub peers: BTreeMap<Ipv4Be, Peer>,
+    pub routes: BTreeMap<(F::Octets, u8), Route>,
+    pub peers: BTreeMap<F::Be, Peer>,
     pub gateways: BTreeMap<u32, Gateway>,
     pub pods: BTreeMap<PodKey, PodPort>,
-    pub flows: BTreeMap<FlowKey4, Flow>,
+    pub flows: BTreeMap<FlowKey<F>, Flow>,
 }
 
-impl Fixture {
+impl<F: Cluster> Fixture<F> {
     /// The pod's frames have been seen on this interface.
     pub fn seen_at(&mut self, ifindex: u32) {
         for port in self.pods.values_mut() {
@@ -269,6 +250,7 @@ impl Fixture {
             ..Gateway::default()
         };
         let [_, a, b, c] = VNI.to_be_bytes();
+        let remotes = [F::TUNNELLED, F::DIRECT, F::ROUTED, F::SILENT];
         Self {
             interfaces,
             config: Config {
@@ -276,51 +258,26 @@ impl Fixture {
                 lease_ns: 15_000_000_000,
                 generation: GENERATION,
                 fastpath: FASTPATH_STRICT,
-                vtep: Ipv4Be { octets: VTEP },
-                network: Ipv4Be {
-                    octets: [10, 244, 0, 0],
-                },
-                network_mask: Ipv4Be {
-                    octets: [255, 255, 0, 0],
-                },
-                subnet: Ipv4Be {
-                    octets: [10, 244, 1, 0],
-                },
-                subnet_mask: Ipv4Be {
-                    octets: [255, 255, 255, 0],
-                },
+                vtep: F::be(F::VTEP),
+                network: F::be(F::NETWORK),
+                network_mask: F::be(F::NETWORK_MASK),
+                subnet: F::be(F::HERE.subnet),
+                subnet_mask: F::be(F::SUBNET_MASK),
                 vtep_mac: VTEP_MAC,
                 vxlan_port: VXLAN_PORT.to_be_bytes(),
                 vni: [a, b, c],
                 source_port_min: 32_768,
                 source_port_span: 60_999 - 32_768,
                 vtep_ifindex: interfaces.tunnel,
-                pod_mtu: POD_MTU.into(),
+                pod_mtu: F::POD_MTU.into(),
                 ..Config::default()
             },
-            nodes: REMOTES.map(|remote| (remote.index, remote.node())).into(),
-            nexthops: REMOTES
+            nodes: remotes.map(|remote| (remote.index, remote.node())).into(),
+            nexthops: remotes
                 .map(|remote| (remote.index, remote.nexthop(&interfaces)))
                 .into(),
-            routes: REMOTES
-                .map(|remote| {
-                    let route = Route {
-                        node: remote.index,
-                        ..Route::default()
-                    };
-                    ((remote.subnet, 24), route)
-                })
-                .into(),
-            peers: REMOTES
-                .map(|remote| {
-                    (
-                        Ipv4Be {
-                            octets: remote.vtep,
-                        },
-                        Peer { node: remote.index },
-                    )
-                })
-                .into(),
+            routes: remotes.map(|remote| remote.route()).into(),
+            peers: remotes.map(|remote| remote.peer()).into(),
             gateways: [(interfaces.gateway, gateway)].into(),
             pods: [(
                 PodKey {
@@ -336,41 +293,34 @@ impl Fixture {
         }
     }
 
-    /// What the maps of [`TUNNELLED`] hold, whose only other node is [`HERE`].
+    /// What the maps of [`Cluster::TUNNELLED`] hold, whose only other node is [`Cluster::HERE`].
     pub fn far_end(interfaces: Interfaces) -> Self {
         let near = Self::new(interfaces);
         let config = Config {
-            vtep: Ipv4Be {
-                octets: TUNNELLED.vtep,
-            },
-            vtep_mac: TUNNELLED.vtep_mac,
-            subnet: Ipv4Be {
-                octets: TUNNELLED.subnet,
-            },
+            vtep: F::be(F::TUNNELLED.vtep),
+            vtep_mac: F::TUNNELLED.vtep_mac,
+            subnet: F::be(F::TUNNELLED.subnet),
             ..near.config
         };
-        let route = Route {
-            node: HERE.index,
-            ..Route::default()
-        };
+        let here = F::HERE;
         Self {
             config,
-            nodes: [(HERE.index, HERE.node())].into(),
-            nexthops: [(HERE.index, HERE.nexthop(&interfaces))].into(),
-            routes: [((HERE.subnet, 24), route)].into(),
-            peers: [(Ipv4Be { octets: HERE.vtep }, Peer { node: HERE.index })].into(),
+            nodes: [(here.index, here.node())].into(),
+            nexthops: [(here.index, here.nexthop(&interfaces))].into(),
+            routes: [here.route()].into(),
+            peers: [here.peer()].into(),
             ..near
         }
     }
 
     /// What a packet of the flow `key` carries as its hash if it was not translated on its way.
-    pub fn stamp(&self, key: FlowKey4) -> u32 {
+    pub fn stamp(&self, key: FlowKey<F>) -> u32 {
         stamp(key.into(), &self.config.stamp_key, self.config.generation)
     }
 
     /// Gives the flow `key` live leases in both directions, with a pod on `remote`. Returns the
     /// entry for changes.
-    pub fn grant(&mut self, key: FlowKey4, remote: &Remote) -> &mut Flow {
+    pub fn grant(&mut self, key: FlowKey<F>, remote: &Remote<F>) -> &mut Flow {
         let flow = Flow {
             id: FlowWords::from(key).id(),
             egress_until: u64::MAX,

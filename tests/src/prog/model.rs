@@ -2,20 +2,58 @@
 //! packet must become. Shares no code with the programs; the kernel's own decisions that a test run
 //! shows (segments of no protocol are not encapsulated) are here too.
 
+mod ipv4;
+mod ipv6;
+
 use overlay_common::{
-    addr::{Ipv4Be, MacAddr},
+    addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_TRUSTED},
-    flow::{Flow, FlowKey4, FlowWords},
+    family::V4,
+    flow::{Flow, FlowKey, FlowWords},
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_VALID, Nexthop, Node},
     outcome::Hook,
 };
 
 use super::{
     Surroundings,
-    fixture::{Fixture, OUTER_TTL, VNI, VXLAN_PORT},
+    fixture::{Cluster, Fixture, OUTER_TTL, VNI, VXLAN_PORT},
     node::UNDERLAY_MAC,
     packet::{ETH_LEN, Local, Outer},
 };
+
+/// How the model reads and writes packets of a family.
+pub trait Reading: Cluster {
+    /// What an echo request and a reply begin with.
+    const ECHO: [[u8; 2]; 2];
+
+    /// The header of an IP packet, whatever else the packet is.
+    fn read(ip: &[u8]) -> Option<Header<Self>>;
+
+    /// Destination of a UDP datagram to the tunnels' port, or of a packet of which that cannot be
+    /// told.
+    fn tunnel_destination(ip: &[u8]) -> Option<Self::Be>;
+
+    /// The IP packet one hop further.
+    fn forwarded(ip: &[u8]) -> Vec<u8>;
+
+    fn set_tos(ip: &mut [u8], tos: u8);
+
+    /// What a program writes into an outer header.
+    fn outer_extras() -> Self::Extras;
+}
+
+/// An IP header.
+pub struct Header<F: Cluster> {
+    pub src: F::Be,
+    pub dst: F::Be,
+    pub protocol: u8,
+    pub ttl: u8,
+    pub tos: u8,
+    /// Length of the packet with this header.
+    pub len: usize,
+    /// Neither options nor a fragment, nor of another version.
+    pub is_plain: bool,
+}
 
 /// What must become of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,14 +64,15 @@ pub enum Decision {
     Redirect(Vec<u8>),
 }
 
-pub struct Model<'a> {
-    fixture: &'a Fixture,
+pub struct Model<'a, F: Cluster = V4> {
+    fixture: &'a Fixture<F>,
     surroundings: &'a Surroundings,
 }
 
-/// An IPv4 packet of a flow.
-struct FlowPacket<'a> {
-    key: FlowKey4,
+/// An IP packet of a flow.
+struct FlowPacket<'a, F: Cluster> {
+    key: FlowKey<F>,
+    header: Header<F>,
     /// TCP SYN, FIN or RST.
     control: bool,
     /// From the IP header to the end of the frame.
@@ -41,8 +80,8 @@ struct FlowPacket<'a> {
     headers_len: usize,
 }
 
-impl<'a> Model<'a> {
-    pub const fn new(fixture: &'a Fixture, surroundings: &'a Surroundings) -> Self {
+impl<'a, F: Reading> Model<'a, F> {
+    pub const fn new(fixture: &'a Fixture<F>, surroundings: &'a Surroundings) -> Self {
         Self {
             fixture,
             surroundings,
@@ -60,13 +99,13 @@ impl<'a> Model<'a> {
         sent.map_or(Decision::Pass, Decision::Redirect)
     }
 
-    fn config(&self) -> &Config {
+    fn config(&self) -> &Config<F> {
         &self.fixture.config
     }
 
     /// Whether a pod sends a tunnel packet to a node, or hides what it sends in priority tags.
     fn is_injection(&self, frame: &[u8]) -> bool {
-        let Some(ip) = ipv4(frame) else {
+        let Some(ip) = packet::<F>(frame) else {
             let is_tag = matches!(frame.get(12..14), Some([0x81, 0] | [0x88, 0xa8]));
             return is_tag
                 && self
@@ -74,151 +113,128 @@ impl<'a> Model<'a> {
                     .vlan
                     .is_some_and(|tci| tci.trailing_zeros() >= 12);
         };
-        let &[
-            first,
-            _,
-            _,
-            _,
-            _,
-            _,
-            fragment,
-            low,
-            _,
-            17,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            a,
-            b,
-            c,
-            d,
-            ..,
-        ] = ip
-        else {
-            return false;
-        };
-        let dst = Ipv4Be {
-            octets: [a, b, c, d],
-        };
-        let port = usize::from(first & 0xf) * 4 + 2;
-        first >> 4 == 4
-            && fragment_offset([fragment, low]) == 0
-            && ip.get(port..port + 2) == Some(&VXLAN_PORT.to_be_bytes())
-            && (dst == self.config().vtep || self.fixture.peers.contains_key(&dst))
+        F::tunnel_destination(ip)
+            .is_some_and(|dst| dst == self.config().vtep || self.fixture.peers.contains_key(&dst))
     }
 
     fn egress(&self, frame: &[u8]) -> Option<Vec<u8>> {
         if self.surroundings.vlan.is_some() {
             return None;
         }
-        let packet = flow(ipv4(frame)?, Local::Source)?;
+        let packet = flow::<F>(packet::<F>(frame)?, Local::Source)?;
         let flow = self.lease(&packet)?;
         let node = self.node(flow)?;
         let nexthop = self.fixture.nexthops.get(&flow.node)?;
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
-            && nexthop.vtep == node.vtep.octets
+            && nexthop.vtep == node.vtep.tag()
             && nexthop.mode == flow.egress_mode
             && self.fits(&packet, nexthop.mtu);
         if !allowed {
             return None;
         }
-        let inner = hop(packet.ip);
+        let inner = F::forwarded(packet.ip);
         match flow.egress_mode {
             MODE_TUNNEL if self.surroundings.gso_size == 0 => {
-                Some(self.encapsulated(node, nexthop, flow, &inner))
+                let ecn = packet.header.tos & 3;
+                Some(self.encapsulated(node, nexthop, flow, ecn, &inner))
             }
-            MODE_DIRECT => Some(framed(nexthop.dst_mac, nexthop.src_mac, &inner)),
+            MODE_DIRECT => Some(framed::<F>(nexthop.dst_mac, nexthop.src_mac, &inner)),
             _ => None,
         }
     }
 
-    fn encapsulated(&self, node: &Node, nexthop: &Nexthop, flow: &Flow, inner: &[u8]) -> Vec<u8> {
-        let outer = Outer {
+    fn encapsulated(
+        &self,
+        node: &Node<F>,
+        nexthop: &Nexthop,
+        flow: &Flow,
+        ecn: u8,
+        inner: &[u8],
+    ) -> Vec<u8> {
+        let outer = Outer::<F> {
             eth_dst: nexthop.dst_mac,
             eth_src: nexthop.src_mac,
             src: self.config().vtep.into(),
             dst: node.vtep.into(),
             // Congestion experienced is sent as ECN-capable.
-            tos: [0, 1, 2, 2][usize::from(inner[1] & 3)],
+            tos: [0, 1, 2, 2][usize::from(ecn)],
             ttl: OUTER_TTL,
-            id: 0,
+            ip: F::outer_extras(),
             src_port: u16::from_be_bytes(flow.source_port),
             dst_port: VXLAN_PORT,
             checksum: false,
             vxlan_flags: 8,
             vni: VNI,
         };
-        outer.around(&framed(node.vtep_mac, self.config().vtep_mac, inner))
+        outer.around(&framed::<F>(node.vtep_mac, self.config().vtep_mac, inner))
     }
 
     fn ingress(&self, frame: &[u8]) -> Option<Vec<u8>> {
-        let ip = ipv4(frame)?;
+        let ip = packet::<F>(frame)?;
         if self.surroundings.vlan.is_some() || !frame.starts_with(&UNDERLAY_MAC.octets) {
             return None;
         }
-        let (src, dst) = addresses(ip)?;
-        if dst == self.config().vtep && ip[9] == 17 {
-            return self.decapsulated(ip, src);
+        let header = F::read(ip)?;
+        if header.dst == self.config().vtep && header.protocol == 17 {
+            return self.decapsulated(ip, &header);
         }
         let packet = flow(ip, Local::Destination)?;
         let flow = self.lease(&packet)?;
         let allowed = flow.ingress_mode == MODE_DIRECT && self.may_deliver(&packet, flow);
-        allowed.then(|| framed(flow.pod_mac, flow.deliver_mac, &hop(packet.ip)))
+        allowed.then(|| framed::<F>(flow.pod_mac, flow.deliver_mac, &F::forwarded(packet.ip)))
     }
 
-    fn decapsulated(&self, ip: &[u8], src: Ipv4Be) -> Option<Vec<u8>> {
-        let [0x45, tos, len_high, len_low, _, _, fragment, low, ..] = *ip else {
-            return None;
-        };
-        let udp = ip.get(20..28)?;
+    fn decapsulated(&self, ip: &[u8], outer: &Header<F>) -> Option<Vec<u8>> {
+        let udp = ip.get(F::IP_LEN..F::IP_LEN + 8)?;
+        let carried = &ip[F::IP_LEN + 8..];
         let headers = [
             &[8, 0, 0, 0][..],
             &(VNI << 8).to_be_bytes(),
             &self.config().vtep_mac.octets,
         ]
         .concat();
-        let ours = !is_fragment([fragment, low])
+        let ours = outer.is_plain
             && udp[2..4] == VXLAN_PORT.to_be_bytes()
-            && ip.get(28..42) == Some(headers.as_slice())
-            && usize::from(u16::from_be_bytes([len_high, len_low])) == ip.len()
-            && usize::from(u16::from_be_bytes([udp[4], udp[5]])) == ip.len() - 20;
+            && carried.starts_with(&headers)
+            && outer.len == ip.len()
+            && usize::from(u16::from_be_bytes([udp[4], udp[5]])) == ip.len() - F::IP_LEN;
         if !ours {
             return None;
         }
-        let packet = flow(ipv4(&ip[36..])?, Local::Destination)?;
+        let packet = flow(packet::<F>(&carried[8..])?, Local::Destination)?;
         let flow = self.lease(&packet)?;
         let allowed = flow.ingress_mode == MODE_TUNNEL
-            && self.node(flow)?.vtep == src
+            && self.node(flow)?.vtep == outer.src
             && self.may_deliver(&packet, flow)
             && self.surroundings.gso_size == 0;
         if !allowed {
             return None;
         }
-        let mut inner = hop(packet.ip);
-        match (tos & 3, inner[1] & 3) {
+        let mut inner = F::forwarded(packet.ip);
+        let tos = packet.header.tos;
+        match (outer.tos & 3, tos & 3) {
             (3, 0) => return None,
-            (3, _) => set_tos(&mut inner, |tos| tos | 3),
-            (1, 2) => set_tos(&mut inner, |tos| tos ^ 3),
+            (3, _) => F::set_tos(&mut inner, tos | 3),
+            (1, 2) => F::set_tos(&mut inner, tos ^ 3),
             _ => {}
         }
-        Some(framed(flow.pod_mac, flow.deliver_mac, &inner))
+        Some(framed::<F>(flow.pod_mac, flow.deliver_mac, &inner))
     }
 
     /// What both ways in ask for.
-    fn may_deliver(&self, packet: &FlowPacket<'_>, flow: &Flow) -> bool {
+    fn may_deliver(&self, packet: &FlowPacket<'_, F>, flow: &Flow) -> bool {
         flow.ingress_until == u64::MAX && self.fits(packet, flow.pod_mtu)
     }
 
     /// The entry of the packet's flow, if it counts and the packet is one that may be fast.
-    fn lease(&self, packet: &FlowPacket<'_>) -> Option<&Flow> {
+    fn lease(&self, packet: &FlowPacket<'_, F>) -> Option<&Flow> {
         let config = self.config();
         let (local, remote) = (packet.key.local, packet.key.remote);
-        let is_within = |address: Ipv4Be, base: Ipv4Be, mask: Ipv4Be| {
-            address.to_u32() & mask.to_u32() == base.to_u32()
+        let is_within = |address: F::Be, base: F::Be, mask: F::Be| {
+            let octets = |address| bytemuck::bytes_of(address).iter();
+            let mut bits = octets(&address).zip(octets(&base)).zip(octets(&mask));
+            bits.all(|((address, base), mask)| address & mask == *base)
         };
         let in_subnet = |address| is_within(address, config.subnet, config.subnet_mask);
         let trusted = config.fastpath == FASTPATH_TRUSTED;
@@ -234,69 +250,54 @@ impl<'a> Model<'a> {
             && flow.id == FlowWords::from(key).id()
             && flow.generation == config.generation
             && (trusted || !packet.control)
-            && packet.ip[8] > 1;
+            && packet.header.ttl > 1;
         counts.then_some(flow)
     }
 
-    fn node(&self, flow: &Flow) -> Option<&Node> {
+    fn node(&self, flow: &Flow) -> Option<&Node<F>> {
         let node = self.fixture.nodes.get(&flow.node)?;
         (node.flags & NODE_VALID != 0).then_some(node)
     }
 
     /// Whether the packet is as long as it says, and no longer than `mtu` on the wire.
-    fn fits(&self, packet: &FlowPacket<'_>, mtu: u16) -> bool {
+    fn fits(&self, packet: &FlowPacket<'_, F>, mtu: u16) -> bool {
         let len = packet.ip.len();
         let on_wire = match self.surroundings.gso_size {
             0 => len,
             size => size as usize + packet.headers_len,
         };
-        usize::from(u16::from_be_bytes([packet.ip[2], packet.ip[3]])) == len
-            && on_wire <= usize::from(mtu)
+        packet.header.len == len && on_wire <= usize::from(mtu)
     }
 }
 
 /// The flow that all packets between two pods belong to in trusted mode.
-pub fn pair(key: FlowKey4) -> FlowKey4 {
-    FlowKey4 {
+pub fn pair<F: Cluster>(key: FlowKey<F>) -> FlowKey<F> {
+    FlowKey {
         local: key.local,
         remote: key.remote,
-        ..FlowKey4::default()
+        ..FlowKey::default()
     }
 }
 
-/// What follows the Ethernet header of an IPv4 frame.
-fn ipv4(frame: &[u8]) -> Option<&[u8]> {
+/// What follows the Ethernet header of a frame of the family.
+fn packet<F: Cluster>(frame: &[u8]) -> Option<&[u8]> {
     let (eth, ip) = frame.split_at_checked(ETH_LEN)?;
-    (eth[12..] == [8, 0]).then_some(ip)
+    (eth[12..] == F::ETHERTYPE).then_some(ip)
 }
 
-fn addresses(ip: &[u8]) -> Option<(Ipv4Be, Ipv4Be)> {
-    let address = |at: usize| -> Option<Ipv4Be> {
-        let octets = ip.get(at..at + 4)?.try_into().ok()?;
-        Some(Ipv4Be { octets })
-    };
-    Some((address(12)?, address(16)?))
-}
-
-/// From the header field that holds it.
-const fn fragment_offset(field: [u8; 2]) -> u16 {
-    u16::from_be_bytes(field) & 0x1fff
-}
-
-/// Whether it has an offset or the more-fragments flag.
-const fn is_fragment(field: [u8; 2]) -> bool {
-    fragment_offset(field) != 0 || field[0] & 0x20 != 0
+/// The address at `at`.
+fn address<F: Cluster>(ip: &[u8], at: usize) -> Option<F::Be> {
+    let octets = ip.get(at..at + size_of::<F::Be>())?;
+    bytemuck::try_pod_read_unaligned(octets).ok()
 }
 
 /// The flow of an IP packet, if it has one.
-fn flow(ip: &[u8], local: Local) -> Option<FlowPacket<'_>> {
-    let (src, dst) = addresses(ip)?;
-    if ip[0] != 0x45 || is_fragment([ip[6], ip[7]]) {
-        return None;
-    }
-    let transport = &ip[20..];
+fn flow<F: Reading>(ip: &[u8], local: Local) -> Option<FlowPacket<'_, F>> {
+    let header = F::read(ip).filter(|header| header.is_plain)?;
+    let transport = &ip[F::IP_LEN..];
     let word = |at: usize| -> Option<[u8; 2]> { transport.get(at..at + 2)?.try_into().ok() };
-    let protocol = ip[9];
+    let protocol = header.protocol;
+    let [request, reply] = F::ECHO;
     let (src_port, dst_port, header_len, control) = match protocol {
         6 => {
             let [offset, flags] = word(12)?;
@@ -308,55 +309,34 @@ fn flow(ip: &[u8], local: Local) -> Option<FlowPacket<'_>> {
             )
         }
         17 => (word(0)?, word(2)?, 8, false),
-        1 => match (word(0)?, word(4)?) {
-            ([8, 0], id) => (id, [0, 0], 8, false),
-            ([0, 0], id) => ([0, 0], id, 8, false),
+        icmp if icmp == F::ICMP.0 => match (word(0)?, word(4)?) {
+            (kind, id) if kind == request => (id, [0, 0], 8, false),
+            (kind, id) if kind == reply => ([0, 0], id, 8, false),
             _ => return None,
         },
         _ => return None,
     };
+    let (src, dst) = ((header.src, src_port), (header.dst, dst_port));
     let (local, remote) = match local {
-        Local::Source => ((src, src_port), (dst, dst_port)),
-        Local::Destination => ((dst, dst_port), (src, src_port)),
+        Local::Source => (src, dst),
+        Local::Destination => (dst, src),
     };
     Some(FlowPacket {
-        key: FlowKey4 {
+        key: FlowKey {
             local: local.0,
             remote: remote.0,
             local_port: local.1,
             remote_port: remote.1,
             protocol,
-            ..FlowKey4::default()
+            ..FlowKey::default()
         },
+        header,
         control,
         ip,
-        headers_len: 20 + header_len,
+        headers_len: F::IP_LEN + header_len,
     })
 }
 
-/// The IP packet one hop further: `ip_decrease_ttl` of the kernel's `include/net/ip.h`. Unlike a
-/// new checksum it keeps a wrong one wrong.
-fn hop(ip: &[u8]) -> Vec<u8> {
-    let mut ip = ip.to_vec();
-    let check = u32::from(u16::from_be_bytes([ip[10], ip[11]])) + 0x100;
-    let check = check + u32::from(check >= 0xffff);
-    ip[10..12].copy_from_slice(&check.to_be_bytes()[2..]);
-    ip[8] -= 1;
-    ip
-}
-
-/// Changes the TOS byte, and the checksum as RFC 1624 equation 3 says.
-fn set_tos(ip: &mut [u8], change: impl FnOnce(u8) -> u8) {
-    let word = |ip: &[u8], at: usize| u32::from(u16::from_be_bytes([ip[at], ip[at + 1]]));
-    let (check, old) = (word(ip, 10), word(ip, 0));
-    ip[1] = change(ip[1]);
-    let mut sum = (check ^ 0xffff) + (old ^ 0xffff) + word(ip, 0);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    ip[10..12].copy_from_slice(&(sum ^ 0xffff).to_be_bytes()[2..]);
-}
-
-fn framed(dst: MacAddr, src: MacAddr, ip: &[u8]) -> Vec<u8> {
-    [&dst.octets[..], &src.octets, &[8, 0], ip].concat()
+fn framed<F: Cluster>(dst: MacAddr, src: MacAddr, ip: &[u8]) -> Vec<u8> {
+    [&dst.octets[..], &src.octets, &F::ETHERTYPE, ip].concat()
 }

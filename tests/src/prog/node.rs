@@ -21,7 +21,7 @@ use overlay_common::addr::MacAddr;
 pub const UNDERLAY_MAC: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 0, 1]);
 /// MAC address of the bridge that the pods' veths are ports of.
 pub const GATEWAY_MAC: MacAddr = MacAddr::new([0x02, 0xcc, 0, 0, 0, 1]);
-/// MAC addresses of the neighbours on the underlay, by the last octet of their IPv4 address.
+/// MAC addresses of the neighbours on the underlay, by the last octet of their addresses.
 pub const fn neighbour_mac(last_octet: u8) -> MacAddr {
     MacAddr::new([0x02, 0xbb, 0, 0, 0, last_octet])
 }
@@ -33,7 +33,8 @@ pub const POD_VETH_MTU: u16 = 1450;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interfaces {
     /// The underlay: 192.168.77.1/24, with neighbours .2, .3 and the router .254, through which
-    /// 192.168.88.0/24 is reached with a locked MTU of 1400.
+    /// 192.168.88.0/24 is reached with a locked MTU of 1400. 2001:db8:77::/64 and
+    /// 2001:db8:88::/64 are like them, with the router ::fe.
     pub underlay: u32,
     /// Takes the place of `flannel.<VNI>`.
     pub tunnel: u32,
@@ -65,6 +66,12 @@ neighbour add 192.168.77.2 lladdr 02:bb:00:00:00:02 dev under0 nud permanent
 neighbour add 192.168.77.3 lladdr 02:bb:00:00:00:03 dev under0 nud permanent
 neighbour add 192.168.77.254 lladdr 02:bb:00:00:00:fe dev under0 nud permanent
 route add 192.168.88.0/24 via 192.168.77.254 mtu lock 1400
+address add 2001:db8:77::1/64 dev under0 nodad
+address add fd00:10:244:1::1/64 dev cni0 nodad
+neighbour add 2001:db8:77::2 lladdr 02:bb:00:00:00:02 dev under0 nud permanent
+neighbour add 2001:db8:77::3 lladdr 02:bb:00:00:00:03 dev under0 nud permanent
+neighbour add 2001:db8:77::fe lladdr 02:bb:00:00:00:fe dev under0 nud permanent
+route add 2001:db8:88::/64 via 2001:db8:77::fe mtu lock 1400
 ";
 
 /// Calls `body` inside a new node, which is gone afterwards. It has its own mount namespace too, so
@@ -90,7 +97,12 @@ fn enter() -> Result<Interfaces> {
         nothing,
     )
     .context("cannot keep mounts to this thread")?;
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot enable forwarding")?;
+    for forwarding in [
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/net/ipv6/conf/all/forwarding",
+    ] {
+        fs::write(forwarding, "1").with_context(|| format!("cannot write {forwarding}"))?;
+    }
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
         .stdin(Stdio::piped())

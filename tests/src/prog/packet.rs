@@ -1,15 +1,84 @@
 //! Packets as test rows describe them, built with etherparse, which shares no code with the
 //! programs.
 
-use std::net::Ipv4Addr;
+mod ipv4;
+mod ipv6;
 
-use etherparse::{
-    EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpFragOffset, IpNumber,
-    Ipv4Header, Ipv4Options, TcpHeader, UdpHeader,
+use std::{
+    fmt::{Debug, Display},
+    net::IpAddr,
 };
-use overlay_common::{addr::MacAddr, flow::FlowKey4};
+
+use etherparse::{IcmpEchoHeader, IpNumber, TcpHeader, UdpHeader};
+use overlay_common::{
+    addr::MacAddr,
+    family::{Family, V4},
+    flow::FlowKey,
+};
+
+pub use self::{
+    ipv4::{Ipv4Extras, edit_ip},
+    ipv6::{Extension, Ipv6Extras},
+};
 
 pub const ETH_LEN: usize = 14;
+
+/// How packets of an address family are written.
+pub trait Wire: Family<Be: aya::Pod> {
+    /// An address as its octets.
+    type Octets: Copy + Debug + Ord;
+    type Address: Copy
+        + Debug
+        + Display
+        + Into<IpAddr>
+        + From<Self::Octets>
+        + Into<Self::Be>
+        + From<Self::Be>;
+    /// What only IP headers of the family have.
+    type Extras: Clone + Debug;
+
+    const ETHERTYPE: [u8; 2];
+    /// Length of the IP header without options.
+    const IP_LEN: usize;
+    const ICMP: IpNumber;
+
+    /// The extras of an ordinary packet.
+    fn extras() -> Self::Extras;
+
+    /// The IP header, with all that stands before the transport header.
+    fn header(packet: &Packet<Self>, transport_len: usize) -> Vec<u8>;
+
+    fn tcp_checksum(tcp: &TcpHeader, packet: &Packet<Self>) -> u16;
+
+    fn udp_checksum(udp: &UdpHeader, src: Self::Address, dst: Self::Address, payload: &[u8])
+    -> u16;
+
+    /// The ICMP header of an echo request or reply.
+    fn echo(is_request: bool, echo: IcmpEchoHeader, packet: &Packet<Self>) -> Vec<u8>;
+
+    /// Changes the fields that no program looks at: identification and DF, or the flow label.
+    fn vary(extras: &mut Self::Extras, value: u32);
+
+    /// The frame with such fields changed.
+    fn varied(frame: &[u8], value: u32) -> Vec<u8>;
+
+    /// The frame one IP hop further.
+    fn hop(frame: &[u8]) -> Vec<u8>;
+
+    /// The frame with another TTL or hop limit.
+    fn with_ttl(frame: &[u8], ttl: u8) -> Vec<u8>;
+
+    /// The frame with another TOS byte or traffic class.
+    fn with_tos(frame: &[u8], tos: u8) -> Vec<u8>;
+
+    /// The frame whose IP header announces this many bytes more than it did.
+    fn longer(frame: &[u8], by: i16) -> Vec<u8>;
+
+    /// An octet string as the maps hold it.
+    fn be(octets: Self::Octets) -> Self::Be {
+        Self::Address::from(octets).into()
+    }
+}
 
 /// Which end of a packet is the pod on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +106,8 @@ pub enum Transport {
     EchoReply {
         id: u16,
     },
+    /// The family's ICMP, its header in the payload.
+    Icmp,
     /// A bare transport payload.
     Other(IpNumber),
 }
@@ -47,28 +118,25 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_PSH: u8 = 0x08;
 pub const TCP_ACK: u8 = 0x10;
 
-/// An IPv4 packet in an Ethernet frame.
+/// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug)]
-pub struct Packet {
+pub struct Packet<F: Wire = V4> {
     pub eth_dst: MacAddr,
     pub eth_src: MacAddr,
-    pub src: Ipv4Addr,
-    pub dst: Ipv4Addr,
+    pub src: F::Address,
+    pub dst: F::Address,
+    /// TOS byte or traffic class.
     pub tos: u8,
+    /// TTL or hop limit.
     pub ttl: u8,
-    pub id: u16,
-    pub dont_fragment: bool,
-    pub more_fragments: bool,
-    /// In units of 8 bytes.
-    pub fragment_offset: u16,
-    pub ip_options: Vec<u8>,
+    pub ip: F::Extras,
     pub transport: Transport,
     pub payload: Vec<u8>,
 }
 
-impl Packet {
-    /// A packet with 33 bytes of payload, TTL 64, DF set.
-    pub fn new(src: [u8; 4], dst: [u8; 4], transport: Transport) -> Self {
+impl<F: Wire> Packet<F> {
+    /// A packet with 33 bytes of payload, TTL 64, and DF set where there is one.
+    pub fn new(src: F::Octets, dst: F::Octets, transport: Transport) -> Self {
         Self {
             eth_dst: MacAddr::ZERO,
             eth_src: MacAddr::ZERO,
@@ -76,11 +144,7 @@ impl Packet {
             dst: dst.into(),
             tos: 0,
             ttl: 64,
-            id: 0x1d1d,
-            dont_fragment: true,
-            more_fragments: false,
-            fragment_offset: 0,
-            ip_options: Vec::new(),
+            ip: F::extras(),
             transport,
             payload: pattern(33),
         }
@@ -111,50 +175,36 @@ impl Packet {
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
         let transport = self.transport_bytes();
-        let mut ip = Ipv4Header::new(
-            u16::try_from(transport.len()).expect("test packets are short"),
-            self.ttl,
-            self.protocol(),
-            self.src.octets(),
-            self.dst.octets(),
-        )
-        .expect("test packets are short");
-        ip.dscp = (self.tos >> 2).try_into().expect("six bits");
-        ip.ecn = (self.tos & 3).try_into().expect("two bits");
-        ip.identification = self.id;
-        ip.dont_fragment = self.dont_fragment;
-        ip.more_fragments = self.more_fragments;
-        ip.fragment_offset = IpFragOffset::try_new(self.fragment_offset).expect("13 bits");
-        ip.options = Ipv4Options::try_from(self.ip_options.as_slice()).expect("whole words");
-        ip.header_checksum = ip.calc_header_checksum();
-        let eth = Ethernet2Header {
-            destination: self.eth_dst.octets,
-            source: self.eth_src.octets,
-            ether_type: EtherType::IPV4,
-        };
-        [&eth.to_bytes()[..], &ip.to_bytes(), &transport].concat()
+        [
+            &self.eth_dst.octets[..],
+            &self.eth_src.octets,
+            &F::ETHERTYPE,
+            &F::header(self, transport.len()),
+            &transport,
+        ]
+        .concat()
     }
 
     /// The flow the packet belongs to.
-    pub fn flow(&self, local: Local) -> FlowKey4 {
+    pub fn flow(&self, local: Local) -> FlowKey<F> {
         let (src_port, dst_port) = match self.transport {
             Transport::Tcp { src, dst, .. } | Transport::Udp { src, dst } => (src, dst),
             Transport::EchoRequest { id } => (id, 0),
             Transport::EchoReply { id } => (0, id),
-            Transport::Other(_) => (0, 0),
+            Transport::Icmp | Transport::Other(_) => (0, 0),
         };
         let (src, dst) = ((self.src, src_port), (self.dst, dst_port));
         let (local, remote) = match local {
             Local::Source => (src, dst),
             Local::Destination => (dst, src),
         };
-        FlowKey4 {
+        FlowKey {
             local: local.0.into(),
             remote: remote.0.into(),
             local_port: local.1.to_be_bytes(),
             remote_port: remote.1.to_be_bytes(),
             protocol: self.protocol().0,
-            ..FlowKey4::default()
+            ..FlowKey::default()
         }
     }
 
@@ -162,22 +212,23 @@ impl Packet {
         match self.transport {
             Transport::Tcp { .. } => IpNumber::TCP,
             Transport::Udp { .. } => IpNumber::UDP,
-            Transport::EchoRequest { .. } | Transport::EchoReply { .. } => IpNumber::ICMP,
+            Transport::EchoRequest { .. } | Transport::EchoReply { .. } | Transport::Icmp => {
+                F::ICMP
+            }
             Transport::Other(protocol) => protocol,
         }
     }
 
     fn transport_bytes(&self) -> Vec<u8> {
-        let (src, dst) = (self.src.octets(), self.dst.octets());
-        let payload = self.payload.as_slice();
+        let echo = |is_request, id| F::echo(is_request, IcmpEchoHeader { id, seq: 7 }, self);
         let header = match self.transport {
             Transport::Tcp {
-                src: src_port,
-                dst: dst_port,
+                src,
+                dst,
                 flags,
                 options,
             } => {
-                let mut tcp = TcpHeader::new(src_port, dst_port, 0x0102_0304, 512);
+                let mut tcp = TcpHeader::new(src, dst, 0x0102_0304, 512);
                 tcp.fin = flags & TCP_FIN != 0;
                 tcp.syn = flags & TCP_SYN != 0;
                 tcp.rst = flags & TCP_RST != 0;
@@ -186,58 +237,47 @@ impl Packet {
                 // 1: no operation.
                 tcp.set_options_raw(&vec![1; options.into()])
                     .expect("at most 40 bytes");
-                tcp.checksum = tcp
-                    .calc_checksum_ipv4_raw(src, dst, payload)
-                    .expect("test packets are short");
+                tcp.checksum = F::tcp_checksum(&tcp, self);
                 tcp.to_bytes().to_vec()
             }
-            Transport::Udp {
-                src: src_port,
-                dst: dst_port,
-            } => udp_header(src, dst, src_port, dst_port, payload).to_vec(),
-            Transport::EchoRequest { id } => icmp_header(
-                Icmpv4Type::EchoRequest(IcmpEchoHeader { id, seq: 7 }),
-                payload,
-            ),
-            Transport::EchoReply { id } => icmp_header(
-                Icmpv4Type::EchoReply(IcmpEchoHeader { id, seq: 7 }),
-                payload,
-            ),
-            Transport::Other(_) => Vec::new(),
+            Transport::Udp { src, dst } => {
+                udp_header::<F>(self.src, self.dst, src, dst, &self.payload).to_vec()
+            }
+            Transport::EchoRequest { id } => echo(true, id),
+            Transport::EchoReply { id } => echo(false, id),
+            Transport::Icmp | Transport::Other(_) => Vec::new(),
         };
-        [&header, payload].concat()
+        [&header[..], &self.payload].concat()
     }
 }
 
-fn udp_header(src: [u8; 4], dst: [u8; 4], src_port: u16, dst_port: u16, payload: &[u8]) -> [u8; 8] {
+fn udp_header<F: Wire>(
+    src: F::Address,
+    dst: F::Address,
+    src_port: u16,
+    dst_port: u16,
+    payload: &[u8],
+) -> [u8; 8] {
     let mut udp = UdpHeader {
         source_port: src_port,
         destination_port: dst_port,
         length: u16::try_from(payload.len() + 8).expect("test packets are short"),
         checksum: 0,
     };
-    udp.checksum = udp
-        .calc_checksum_ipv4_raw(src, dst, payload)
-        .expect("test packets are short");
+    udp.checksum = F::udp_checksum(&udp, src, dst, payload);
     udp.to_bytes()
-}
-
-fn icmp_header(kind: Icmpv4Type, payload: &[u8]) -> Vec<u8> {
-    Icmpv4Header::with_checksum(kind, payload)
-        .to_bytes()
-        .to_vec()
 }
 
 /// The headers of a tunnel packet, all but the inner frame.
 #[derive(Clone, Debug)]
-pub struct Outer {
+pub struct Outer<F: Wire = V4> {
     pub eth_dst: MacAddr,
     pub eth_src: MacAddr,
-    pub src: Ipv4Addr,
-    pub dst: Ipv4Addr,
+    pub src: F::Address,
+    pub dst: F::Address,
     pub tos: u8,
     pub ttl: u8,
-    pub id: u16,
+    pub ip: F::Extras,
     pub src_port: u16,
     pub dst_port: u16,
     /// A valid UDP checksum instead of none.
@@ -246,50 +286,30 @@ pub struct Outer {
     pub vni: u32,
 }
 
-impl Outer {
+impl<F: Wire> Outer<F> {
     /// The tunnel packet that carries `inner`, a frame.
     pub fn around(&self, inner: &[u8]) -> Vec<u8> {
         let vxlan = [u32::from(self.vxlan_flags) << 24, self.vni << 8]
             .map(u32::to_be_bytes)
             .concat();
         let carried = [&vxlan[..], inner].concat();
-        let mut udp = udp_header(
-            self.src.octets(),
-            self.dst.octets(),
-            self.src_port,
-            self.dst_port,
-            &carried,
-        );
+        let mut udp = udp_header::<F>(self.src, self.dst, self.src_port, self.dst_port, &carried);
         if !self.checksum {
             udp[6..8].fill(0);
         }
-        let datagram = [&udp[..], &carried].concat();
-        let mut packet = Packet::new(
-            self.src.octets(),
-            self.dst.octets(),
-            Transport::Other(IpNumber::UDP),
-        )
-        .macs(self.eth_dst, self.eth_src);
-        packet.tos = self.tos;
-        packet.ttl = self.ttl;
-        packet.id = self.id;
-        packet.payload = datagram;
+        let packet = Packet::<F> {
+            eth_dst: self.eth_dst,
+            eth_src: self.eth_src,
+            src: self.src,
+            dst: self.dst,
+            tos: self.tos,
+            ttl: self.ttl,
+            ip: self.ip.clone(),
+            transport: Transport::Other(IpNumber::UDP),
+            payload: [&udp[..], &carried].concat(),
+        };
         packet.bytes()
     }
-}
-
-/// The frame one IP hop further: TTL less one, the checksum recomputed.
-pub fn hop(frame: &[u8]) -> Vec<u8> {
-    edit_ip(frame, |ip| ip.time_to_live -= 1)
-}
-
-/// The frame with `change` applied to its IP header, whose checksum is recomputed.
-pub fn edit_ip(frame: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
-    let (eth, rest) = frame.split_at(ETH_LEN);
-    let (mut ip, rest) = Ipv4Header::from_slice(rest).expect("a frame this module built");
-    change(&mut ip);
-    ip.header_checksum = ip.calc_header_checksum();
-    [eth, &ip.to_bytes(), rest].concat()
 }
 
 /// The frame with other MAC addresses.
