@@ -23,6 +23,7 @@ fn start(lab: &Lab, arguments: &[&str]) -> Result<[Endpoint; 2]> {
     lab.start_agents(arguments)?;
     lab.add_pods(1)?;
     lab.wait_converged()?;
+    lab.wait_attached()?;
     lab.ping_matrix()?;
     Ok([0, 1].map(|node| lab.node(node).pods()[0].endpoint()))
 }

@@ -213,7 +213,8 @@ impl Lab {
     pub fn bring_up(&self, pods: u8) -> Result<()> {
         self.start_agents(&[])?;
         self.add_pods(pods)?;
-        self.wait_converged()
+        self.wait_converged()?;
+        self.wait_attached()
     }
 
     /// Starts the agent on every node that runs nothing, and waits until each is ready.
@@ -260,6 +261,23 @@ impl Lab {
             ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
         }
         Ok(())
+    }
+
+    /// Waits until the programs are attached to every pod: before, its flows earn nothing.
+    pub fn wait_attached(&self) -> Result<()> {
+        wait_for("programs at all pods", CONVERGE_DEADLINE, || {
+            for (node, pod) in self.pods() {
+                if !node.runs_agent() {
+                    continue;
+                }
+                let attached = node.attached(&pod.host_interface)?;
+                let hooks: Vec<_> = attached.keys().map(String::as_str).collect();
+                if hooks != ["deliver", "egress"] {
+                    bail!("{hooks:?} on {} of {}", pod.host_interface, node.name);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Waits until every node reaches every other's subnet: a kernel route on each, and on those
