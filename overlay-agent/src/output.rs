@@ -66,10 +66,11 @@ impl Table {
 }
 
 /// Pairs of name and value, the values below each other.
-pub fn write_pairs(out: &mut dyn Write, pairs: &[(&str, String)]) -> io::Result<()> {
-    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
+pub fn write_pairs(out: &mut dyn Write, pairs: &[(impl AsRef<str>, String)]) -> io::Result<()> {
+    let names = pairs.iter().map(|(name, _)| name.as_ref().len());
+    let width = names.max().unwrap_or(0) + 1;
     for (name, value) in pairs {
-        writeln!(out, "{:<width$} {value}", format!("{name}:"))?;
+        writeln!(out, "{:<width$} {value}", format!("{}:", name.as_ref()))?;
     }
     Ok(())
 }

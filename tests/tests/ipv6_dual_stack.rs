@@ -1,9 +1,9 @@
-//! Dual-stack clusters: IPv4 pods keep their fast path, IPv6 pods take the kernel tier through a
-//! device of their own, and leases and subnet files are flannel's.
+//! Dual-stack clusters: IPv4 pods keep their fast path, IPv6 pods have a device of their own, and
+//! leases and subnet files are flannel's.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Attachment, Lab, Node, Wire, ipv6::ping_matrix, scenario, underlay::router_address6},
@@ -65,7 +65,7 @@ fn lease_and_subnet_file_have_flannels_text_and_the_lease_one_key_more() {
         lab.start_agents(&[])?;
         let node = lab.node(0);
         let [lease] = &lab.store().leases()?[..] else {
-            anyhow::bail!("not one lease")
+            bail!("not one lease")
         };
         let (subnet, subnet6) = (node.subnet_env()?.subnet()?, node.subnet_env6()?.subnet()?);
         let key = format!("{subnet}&{subnet6}").replace('/', "-");
@@ -328,42 +328,97 @@ fn dual_stack_pods_of_the_bridge_keep_both_addresses() {
 }
 
 #[test]
-fn status_and_routes_show_both_families() {
+fn operator_commands_show_both_families() {
     let builder = Lab::builder().nodes(1).routed_nodes(1).config(DUAL);
     scenario(builder, |lab| {
         lab.bring_up(1)?;
         lab.wait_converged6()?;
-        let (node, peer) = (lab.node(0), lab.node(1));
-        let subnet = peer.subnet_env6()?.subnet()?.to_string();
-        let routes = node.operator(&["routes"])?;
-        for part in [
-            peer.subnet_env()?.subnet()?.to_string(),
-            subnet.clone(),
-            peer.address6().to_string(),
-        ] {
-            ensure!(routes.contains(&part), "no {part} in\n{routes}");
+        let mut pods6 = Vec::new();
+        for (node, pod) in lab.pods() {
+            pods6.push(node.add_ipv6(&pod)?);
         }
+        let [from, to] = &pods6[..] else {
+            bail!("not one pod on each node: {pods6:?}")
+        };
+        lab.ping_matrix()?;
+        ping_matrix(&pods6)?;
+        ping6::all(from, to.address, 5)?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+
         let routes = node.operator_json(&["routes"])?;
-        let row = &routes["ipv6_routes"][0];
-        ensure!(row["subnet"] == subnet.as_str(), "{routes}");
-        ensure!(
-            row["mode"] == "tunnel" && row["ifname"] == "flannel-v6.1",
-            "{row}"
-        );
-        ensure!(row["vtep"] == peer.address6().to_string(), "{row}");
-        ensure!(
-            row["vtep_mac"] == peer.mac("flannel-v6.1")?.to_string(),
-            "{row}"
-        );
+        let [ipv4, ipv6] = rows(&routes, "routes")? else {
+            bail!("not one row for each subnet of the peer: {routes}")
+        };
+        let subnets = [
+            peer.subnet_env()?.subnet()?.to_string(),
+            peer.subnet_env6()?.subnet()?.to_string(),
+        ];
+        let vteps = [peer.address.to_string(), peer.address6().to_string()];
+        let devices = ["flannel.1", "flannel-v6.1"];
+        for (index, row) in [ipv4, ipv6].into_iter().enumerate() {
+            let mac = peer.mac(devices[index])?.to_string();
+            ensure!(row["subnet"] == subnets[index].as_str(), "{row}");
+            ensure!(row["vtep"] == vteps[index].as_str(), "{row}");
+            ensure!(row["vtep_mac"] == mac.as_str(), "{row}");
+            ensure!(row["tunnel_allowed"] == true, "{row}");
+            ensure!(row["next_hop"]["mode"] == "tunnel", "{row}");
+        }
+        ensure!(rows(&routes, "ipv6_routes")?.is_empty(), "{routes}");
+
         let status = node.operator_json(&["status"])?;
         ensure!(status["health"] == "healthy", "{status}");
+        let datapath = &status["datapath"];
+        for (family, subnet, device, mtu) in [
+            (
+                datapath,
+                node.subnet_env()?.subnet()?.to_string(),
+                devices[0],
+                1450,
+            ),
+            (
+                &datapath["ipv6"],
+                node.subnet_env6()?.subnet()?.to_string(),
+                devices[1],
+                1430,
+            ),
+        ] {
+            let own = &family["node"];
+            ensure!(own["subnet"] == subnet.as_str(), "{status}");
+            ensure!(
+                own["vtep_ifname"] == device && own["pod_mtu"] == mtu,
+                "{status}"
+            );
+            ensure!(family["peers"] == 1 && family["routes"] == 1, "{status}");
+        }
+        ensure!(datapath["ipv6"]["zero_checksum_peers"] == 1, "{status}");
         ensure!(
             status["ipv6"]["device"]["ifname"] == "flannel-v6.1",
             "{status}"
         );
-        ensure!(status["ipv6"]["device"]["mtu"] == 1430, "{status}");
-        let status = node.operator(&["status"])?;
-        ensure!(status.contains("ipv6 vtep:"), "{status}");
+
+        let flows = node.operator_json(&["flows"])?;
+        for protocol in ["icmp", "icmpv6"] {
+            let found = rows(&flows, "flows")?
+                .iter()
+                .any(|flow| flow["protocol"] == protocol);
+            ensure!(found, "no {protocol} in {flows}");
+        }
+        let flushed = node.operator_json(&["flush"])?;
+        for generation in ["generation", "ipv6_generation"] {
+            let [before, after] = [&flows, &flushed].map(|report| report[generation].as_u64());
+            ensure!(
+                before.is_some() && before < after,
+                "{generation}: {before:?}, {after:?}"
+            );
+        }
+        let flows = node.operator_json(&["flows"])?;
+        ensure!(flows["live"] == 0, "live after the flush: {flows}");
         Ok(())
     });
+}
+
+/// The list under a key of a report.
+fn rows<'a>(report: &'a Value, key: &str) -> Result<&'a [Value]> {
+    let rows = report[key].as_array();
+    Ok(rows.with_context(|| format!("no {key} in {report}"))?)
 }

@@ -117,3 +117,39 @@ fn direct_routing_takes_neighbours_directly_and_others_through_the_tunnel() {
         talk(lab, &pods, [0, 2], Outcome::FastTunnel)
     });
 }
+
+#[test]
+fn operator_commands_show_a_node_without_ipv4_and_its_fast_flows() {
+    let config = config(false, VXLAN);
+    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+        let pods = start(lab)?;
+        talk(lab, &pods, [0, 1], Outcome::FastTunnel)?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let subnet = peer.subnet_env6()?.subnet()?.to_string();
+
+        // A node that is not healthy has another exit code than 0.
+        let status = node.operator(&["status"])?;
+        ensure!(status.starts_with("healthy\n"), "{status}");
+        let own = node.subnet_env6()?.subnet()?.to_string();
+        ensure!(status.contains(&own), "no {own} in\n{status}");
+        ensure!(
+            status.contains("taken here and by 1 of 1 peers"),
+            "{status}"
+        );
+
+        let routes = node.operator_json(&["routes"])?;
+        let row = &routes["routes"][0];
+        ensure!(row["subnet"] == subnet.as_str(), "{routes}");
+        ensure!(row["vtep"] == peer.address6().to_string(), "{row}");
+        ensure!(row["next_hop"]["mode"] == "tunnel", "{row}");
+
+        let pod = pods[0].address.to_string();
+        let flows = node.operator_json(&["flows", "--pod", &pod])?;
+        let flow = &flows["flows"][0];
+        ensure!(flow["local"] == pod && flow["state"] == "live", "{flows}");
+        ensure!(flows["generation"].is_null(), "{flows}");
+        let other = node.operator_json(&["flows", "--pod", "fd00:10:5:ffff::1"])?;
+        ensure!(other["matching"] == 0, "{other}");
+        Ok(())
+    });
+}

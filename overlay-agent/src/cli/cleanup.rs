@@ -77,7 +77,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
     if vnis.is_empty() {
         vnis = vnis_in_use(&links, &routes);
         vnis.extend(vnis_in_use(&links, &routes6));
-        vnis.extend(pinned_vni(&args.pinned));
+        vnis.extend(pinned_vnis(&args.pinned));
         vnis.insert(DEFAULT_VNI);
     }
     let mut flannels = vnis_of_flanneld(&links, &routes);
@@ -190,10 +190,16 @@ fn vnis_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<
     })
 }
 
-/// The VNI the programs work with. Without maps there is none.
-fn pinned_vni(pinned: &Pinned) -> Option<u32> {
-    let [high, middle, low] = pinned.open().ok()?.ipv4.config().ok()?.vni;
-    Some(u32::from_be_bytes([0, high, middle, low]))
+/// The VNIs the programs work with. Without maps there are none.
+fn pinned_vnis(pinned: &Pinned) -> Vec<u32> {
+    let Ok(maps) = pinned.open() else {
+        return Vec::new();
+    };
+    let ipv4 = maps.ipv4.served_config().ok().flatten();
+    let ipv6 = maps.ipv6.served_config().ok().flatten();
+    let vnis = [ipv4.map(|config| config.vni), ipv6.map(|config| config.vni)];
+    let number = |[high, middle, low]: [u8; 3]| u32::from_be_bytes([0, high, middle, low]);
+    vnis.into_iter().flatten().map(number).collect()
 }
 
 impl output::Report for Report {

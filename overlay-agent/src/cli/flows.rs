@@ -2,20 +2,21 @@
 
 use std::{
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     process::ExitCode,
     time::Duration,
 };
 
-use overlay_common::flow::{Flow, FlowKey4};
+use overlay_common::flow::{Flow, FlowKey};
 use serde::Serialize;
 
 use super::{
-    pinned::{Pinned, interface_label, interface_name},
+    pinned::{Generations, Pinned, interface_label, interface_name},
     routes::mode_name,
 };
 use crate::{
-    datapath::lease_clock,
+    datapath::{DatapathError, OverlayMaps, lease_clock},
+    model::{Family, V4, V6},
     output::{self, Table, grouped},
 };
 
@@ -25,7 +26,7 @@ pub struct Args {
     pub pinned: Pinned,
     /// Only flows of this pod, on either side
     #[arg(long, value_name = "ADDRESS")]
-    pub pod: Option<Ipv4Addr>,
+    pub pod: Option<IpAddr>,
     /// Print entries without a live lease, too
     #[arg(long)]
     pub all: bool,
@@ -34,10 +35,12 @@ pub struct Args {
     pub limit: Option<usize>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Both flow tables, IPv4's first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
-    pub generation: u32,
-    /// Entries in the table.
+    #[serde(flatten)]
+    pub generations: Generations,
+    /// Entries in the tables.
     pub entries: usize,
     /// Entries with a lease that counts.
     pub live: usize,
@@ -50,10 +53,10 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub protocol: String,
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// ICMP echo: the identifier on the side that asks, 0 on the other.
     pub local_port: u16,
-    pub remote: Ipv4Addr,
+    pub remote: IpAddr,
     pub remote_port: u16,
     pub egress: Option<Lease>,
     pub ingress: Option<Lease>,
@@ -85,10 +88,16 @@ pub enum State {
 
 /// Which flows to show.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Filter {
-    pub pod: Option<Ipv4Addr>,
-    pub all: bool,
-    pub limit: Option<usize>,
+struct Filter {
+    pod: Option<IpAddr>,
+    all: bool,
+    limit: Option<usize>,
+}
+
+/// The flow table of a family.
+struct FlowTable<F: Family> {
+    flows: Vec<(FlowKey<F>, Flow)>,
+    generation: u32,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -98,16 +107,23 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         all: args.all,
         limit: args.limit,
     };
-    let flows = maps.ipv4.flows()?;
-    let report = Report::new(
-        flows,
-        maps.ipv4.config()?.generation,
-        lease_clock()?,
-        filter,
-        interface_name,
-    );
+    let (ipv4, ipv6) = (FlowTable::read(&maps.ipv4)?, FlowTable::read(&maps.ipv6)?);
+    let report = Report::new(ipv4, ipv6, lease_clock()?, filter, interface_name);
     output::print(&report, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl<F: Family> FlowTable<F> {
+    /// `None` if the node does not serve the family.
+    fn read(maps: &OverlayMaps<F>) -> Result<Option<Self>, DatapathError> {
+        let Some(config) = maps.served_config()? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            flows: maps.flows()?,
+            generation: config.generation,
+        }))
+    }
 }
 
 /// Whether `flow` has a lease that counts at `now`.
@@ -125,26 +141,54 @@ pub fn state(flow: &Flow, generation: u32, now: Duration) -> State {
 }
 
 impl Report {
-    pub fn new(
-        mut flows: Vec<(FlowKey4, Flow)>,
-        generation: u32,
+    fn new(
+        ipv4: Option<FlowTable<V4>>,
+        ipv6: Option<FlowTable<V6>>,
         now: Duration,
         filter: Filter,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
+        let mut report = Self::default();
+        if let Some(table) = ipv4 {
+            report.generations.ipv4 = Some(table.generation);
+            report.add(table, now, filter, &interface_name);
+        }
+        if let Some(table) = ipv6 {
+            report.generations.ipv6 = Some(table.generation);
+            report.add(table, now, filter, &interface_name);
+        }
+        report
+    }
+
+    fn add<F: Family>(
+        &mut self,
+        table: FlowTable<F>,
+        now: Duration,
+        filter: Filter,
+        interface_name: impl Fn(u32) -> Option<String>,
+    ) {
+        let FlowTable {
+            mut flows,
+            generation,
+        } = table;
         flows.sort_unstable_by_key(|(key, _)| *key);
         let is_live = |flow: &Flow| state(flow, generation, now) == State::Live;
-        let live = flows.iter().filter(|(_, flow)| is_live(flow)).count();
-        let entries = flows.len();
+        self.entries += flows.len();
+        self.live += flows.iter().filter(|(_, flow)| is_live(flow)).count();
         flows.retain(|(key, flow)| {
-            let on_pod = |pod: Ipv4Addr| [key.local, key.remote].contains(&pod.into());
+            let on_pod = |pod| {
+                let pod = F::address(pod).map(Into::into);
+                pod.is_some_and(|pod| [key.local, key.remote].contains(&pod))
+            };
             filter.pod.is_none_or(on_pod) && (filter.all || is_live(flow))
         });
-        let row = |(key, flow): &(FlowKey4, Flow)| Row {
+        self.matching += flows.len();
+        let address = |address: F::Be| F::Address::from(address).into();
+        let row = |(key, flow): &(FlowKey<F>, Flow)| Row {
             protocol: protocol_name(key.protocol),
-            local: key.local.into(),
+            local: address(key.local),
             local_port: u16::from_be_bytes(key.local_port),
-            remote: key.remote.into(),
+            remote: address(key.remote),
             remote_port: u16::from_be_bytes(key.remote_port),
             egress: Lease::new(flow.egress_until, flow.egress_mode, now),
             ingress: Lease::new(flow.ingress_until, flow.ingress_mode, now),
@@ -154,17 +198,11 @@ impl Report {
             pod_ifname: interface_name(flow.pod_ifindex),
             tunnel_source_port: u16::from_be_bytes(flow.source_port),
         };
-        Self {
-            generation,
-            entries,
-            live,
-            matching: flows.len(),
-            flows: flows
-                .iter()
-                .take(filter.limit.unwrap_or(usize::MAX))
-                .map(row)
-                .collect(),
-        }
+        let room = filter
+            .limit
+            .unwrap_or(usize::MAX)
+            .saturating_sub(self.flows.len());
+        self.flows.extend(flows.iter().take(room).map(row));
     }
 }
 
@@ -190,6 +228,7 @@ fn protocol_name(protocol: u8) -> String {
         1 => "icmp".into(),
         6 => "tcp".into(),
         17 => "udp".into(),
+        58 => "icmpv6".into(),
         other => other.to_string(),
     }
 }
@@ -208,8 +247,8 @@ impl output::Report for Report {
                 };
                 table.row([
                     row.protocol.clone(),
-                    format!("{}:{}", row.local, row.local_port),
-                    format!("{}:{}", row.remote, row.remote_port),
+                    SocketAddr::new(row.local, row.local_port).to_string(),
+                    SocketAddr::new(row.remote, row.remote_port).to_string(),
                     mode(row.egress),
                     left(row.egress),
                     mode(row.ingress),
@@ -226,12 +265,12 @@ impl output::Report for Report {
         }
         writeln!(
             out,
-            "{} of {} matching flows; {} live of {} entries (generation {})",
+            "{} of {} matching flows; {} live of {} entries ({})",
             grouped(self.flows.len() as u64),
             grouped(self.matching as u64),
             grouped(self.live as u64),
             grouped(self.entries as u64),
-            self.generation
+            self.generations
         )
     }
 }
@@ -248,7 +287,12 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::node::{MODE_DIRECT, MODE_TUNNEL};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use overlay_common::{
+        flow::{FlowKey4, FlowKey6},
+        node::{MODE_DIRECT, MODE_TUNNEL},
+    };
 
     use super::*;
     use crate::output::Format;
@@ -256,16 +300,8 @@ mod tests {
     const NOW: Duration = Duration::from_secs(100);
     const SECOND: u64 = 1_000_000_000;
 
-    fn flows() -> Vec<(FlowKey4, Flow)> {
-        let key = |last: u8, protocol| FlowKey4 {
-            local: Ipv4Addr::new(10, 1, 1, last).into(),
-            remote: Ipv4Addr::new(10, 1, 2, 9).into(),
-            local_port: 40_000u16.to_be_bytes(),
-            remote_port: 80u16.to_be_bytes(),
-            protocol,
-            ..FlowKey4::default()
-        };
-        let flow = |egress_until, ingress_until, generation| Flow {
+    fn flow(egress_until: u64, ingress_until: u64, generation: u32) -> Flow {
+        Flow {
             egress_until,
             ingress_until,
             generation,
@@ -274,16 +310,50 @@ mod tests {
             pod_ifindex: 7,
             source_port: 50_123u16.to_be_bytes(),
             ..Flow::default()
-        };
-        vec![
-            (key(4, 17), flow(101 * SECOND, 102 * SECOND, 4)),
-            (key(3, 1), flow(99 * SECOND, 0, 5)),
-            (key(2, 6), flow(112 * SECOND + SECOND / 2, 0, 5)),
-        ]
+        }
     }
 
+    fn ipv4() -> FlowTable<V4> {
+        let key = |last: u8, protocol| FlowKey4 {
+            local: Ipv4Addr::new(10, 1, 1, last).into(),
+            remote: Ipv4Addr::new(10, 1, 2, 9).into(),
+            local_port: 40_000u16.to_be_bytes(),
+            remote_port: 80u16.to_be_bytes(),
+            protocol,
+            ..FlowKey4::default()
+        };
+        FlowTable {
+            flows: vec![
+                (key(4, 17), flow(101 * SECOND, 102 * SECOND, 4)),
+                (key(3, 1), flow(99 * SECOND, 0, 5)),
+                (key(2, 6), flow(112 * SECOND + SECOND / 2, 0, 5)),
+            ],
+            generation: 5,
+        }
+    }
+
+    fn ipv6() -> FlowTable<V6> {
+        let address = |text: &str| -> Ipv6Addr { text.parse().unwrap() };
+        let key = |local, protocol, local_port: u16| FlowKey6 {
+            local: address(local).into(),
+            remote: address("fd00:10:5:2::9").into(),
+            local_port: local_port.to_be_bytes(),
+            protocol,
+            ..FlowKey6::default()
+        };
+        FlowTable {
+            flows: vec![
+                (key("fd00:10:5:1::3", 6, 40_000), flow(0, 0, 5)),
+                (key("fd00:10:5:1::2", 58, 4115), flow(115 * SECOND, 0, 3)),
+            ],
+            generation: 3,
+        }
+    }
+
+    /// Of a node that serves both families.
     fn report(filter: Filter) -> Report {
-        Report::new(flows(), 5, NOW, filter, |_| Some("vethb2".into()))
+        let name = |_| Some("vethb2".into());
+        Report::new(Some(ipv4()), Some(ipv6()), NOW, filter, name)
     }
 
     fn text(report: &Report, format: Format) -> String {
@@ -307,6 +377,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_of_one_family_shows_that_alone() {
+        let of = |ipv4, ipv6| Report::new(ipv4, ipv6, NOW, Filter::default(), |_| None);
+        let last = |report: &Report| {
+            let text = text(report, Format::Table);
+            text.lines().last().unwrap_or_default().to_owned()
+        };
+        assert_eq!(
+            last(&of(Some(ipv4()), None)),
+            "1 of 1 matching flows; 1 live of 3 entries (generation 5)"
+        );
+        assert_eq!(
+            last(&of(None, Some(ipv6()))),
+            "1 of 1 matching flows; 1 live of 2 entries (IPv6 generation 3)"
+        );
+    }
+
+    #[test]
     fn filters_narrow_and_totals_stay() {
         let shown = |filter| {
             let report = report(filter);
@@ -317,30 +404,23 @@ mod tests {
                 report.flows.len(),
             )
         };
-        assert_eq!(shown(Filter::default()), (3, 1, 1, 1));
-        let pod = Some(Ipv4Addr::new(10, 1, 1, 3));
-        assert_eq!(
-            shown(Filter {
+        assert_eq!(shown(Filter::default()), (5, 2, 2, 2));
+        for pod in ["10.1.1.3", "fd00:10:5:1::3"] {
+            let pod = pod.parse().ok();
+            let live = Filter {
                 pod,
                 ..Filter::default()
-            }),
-            (3, 1, 0, 0)
-        );
-        assert_eq!(
-            shown(Filter {
-                pod,
-                all: true,
-                limit: None
-            }),
-            (3, 1, 1, 1)
-        );
-        assert_eq!(
-            shown(Filter {
+            };
+            assert_eq!(shown(live), (5, 2, 0, 0));
+            assert_eq!(shown(Filter { all: true, ..live }), (5, 2, 1, 1));
+        }
+        for limit in 0..=5 {
+            let filter = Filter {
                 pod: None,
                 all: true,
-                limit: Some(2)
-            }),
-            (3, 1, 3, 2)
-        );
+                limit: Some(limit),
+            };
+            assert_eq!(shown(filter), (5, 2, 5, limit));
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::pinned::Pinned;
+use super::pinned::{Generations, Pinned};
 use crate::{datapath, output};
 
 #[derive(Clone, Debug, clap::Args)]
@@ -19,20 +19,19 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The generation flows have to be of from here on.
-    pub generation: u32,
+    /// Of flows from here on.
+    #[serde(flatten)]
+    pub generations: Generations,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let mut maps = args.pinned.open()?;
-    let generation = datapath::flush(&args.pinned.pins(), &mut maps)?;
-    output::print(
-        &Report {
-            generation: generation.ipv4,
-        },
-        args.pinned.output,
-        out,
-    )?;
+    let flushed = datapath::flush(&args.pinned.pins(), &mut maps)?;
+    let generations = Generations {
+        ipv4: maps.ipv4.served_config()?.map(|_| flushed.ipv4),
+        ipv6: maps.ipv6.served_config()?.map(|_| flushed.ipv6),
+    };
+    output::print(&Report { generations }, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -40,8 +39,40 @@ impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
-            "every flow takes the kernel path until it is confirmed again (generation {})",
-            self.generation
+            "every flow takes the kernel path until it is confirmed again ({})",
+            self.generations
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Format;
+
+    #[test]
+    fn the_generations_of_the_families_served_are_printed() {
+        let text = |ipv4, ipv6, format| {
+            let report = Report {
+                generations: Generations { ipv4, ipv6 },
+            };
+            let mut text = Vec::new();
+            output::print(&report, format, &mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        let said = |ipv4, ipv6| {
+            let text = text(ipv4, ipv6, Format::Table);
+            text.split_once("again ").unwrap().1.to_owned()
+        };
+        assert_eq!(said(Some(5), None), "(generation 5)\n");
+        assert_eq!(
+            said(Some(5), Some(3)),
+            "(generation 5, IPv6 generation 3)\n"
+        );
+        assert_eq!(said(None, Some(3)), "(IPv6 generation 3)\n");
+        assert_eq!(
+            text(Some(5), None, Format::Json),
+            "{\n  \"generation\": 5,\n  \"ipv6_generation\": null\n}\n"
+        );
     }
 }

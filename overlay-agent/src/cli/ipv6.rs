@@ -1,5 +1,5 @@
-//! The IPv6 overlay of this node as the kernel has it, for `status` and `routes`: IPv6 pods take the
-//! kernel tier, so the pinned maps know nothing of them.
+//! The IPv6 overlay of this node as the kernel has it, for `status` and `routes`: with the kernel tier
+//! alone, and for what is not in the pinned maps.
 
 use std::{
     collections::BTreeMap,
@@ -125,7 +125,7 @@ impl Tier {
         problems
     }
 
-    /// The lines of `status`.
+    /// The lines of `status` where the maps say nothing about IPv6.
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         if let Some(device) = &self.device {
@@ -141,12 +141,12 @@ impl Tier {
             lines.push(("ipv6 csum 0", taken.to_owned()));
         }
         let routes = self.routes.len();
-        lines.push(("ipv6 routes", format!("{routes}, all by the kernel tier")));
+        lines.push(("ipv6 routes", format!("{routes}, in the kernel")));
         lines
     }
 }
 
-/// The table of `routes`.
+/// The table of `routes` for what the maps do not have.
 pub fn write_routes(routes: &[Row], out: &mut dyn Write) -> io::Result<()> {
     let mut table = Table::new(&[
         "IPV6 SUBNET",

@@ -136,6 +136,11 @@ impl<F: Family> OverlayMaps<F> {
             .map_err(map_error("read", F::MAPS.config))
     }
 
+    /// The configuration, if the node serves the family and has a lease.
+    pub fn served_config(&self) -> Result<Option<Config<F>>, DatapathError> {
+        Ok(Some(self.config()?).filter(|config| config.lease_ns != 0))
+    }
+
     /// Every entry of the flow table, expired ones included.
     pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, DatapathError> {
         sys::map_entries(self.flows_fd.as_fd()).map_err(|source| DatapathError::Read {

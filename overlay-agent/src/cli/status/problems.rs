@@ -1,0 +1,88 @@
+//! What is not as it should be, in sentences that say what follows from it.
+
+use std::collections::BTreeSet;
+
+use overlay_common::{maps::MAX_NODES, outcome::Hook};
+
+use super::{
+    super::pinned::interface_label,
+    observed::{Observed, Overlay},
+};
+use crate::model::Family;
+
+pub fn problems(
+    observed: &Observed,
+    interface_name: impl Fn(u32) -> Option<String>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !observed.agent_running {
+        problems.push(
+            "no agent is running: packets are forwarded as before, but nobody follows changes"
+                .into(),
+        );
+    }
+    let (ipv4, ipv6) = (&observed.ipv4, &observed.ipv6);
+    if ipv4.is_none() && ipv6.is_none() {
+        problems.push("the node is not configured yet: no lease was acquired".into());
+        return problems;
+    }
+    let label = |ifindex| interface_label(ifindex, interface_name(ifindex).as_deref());
+    for link in observed.links.iter().filter(|link| !link.alive) {
+        problems.push(format!(
+            "{} on {} is detached: its packets take the kernel path",
+            link.hook.name(),
+            label(link.ifindex),
+        ));
+    }
+    problems.extend(ipv4.as_ref().and_then(|overlay| full(overlay, "node map")));
+    problems.extend(
+        ipv6.as_ref()
+            .and_then(|overlay| full(overlay, "IPv6 node map")),
+    );
+    if at(observed, Hook::Ingress).is_empty() {
+        problems.push("no program on the underlay interface: nothing arrives fast".into());
+    }
+    let devices = [
+        ipv4.as_ref().map(|overlay| overlay.config.vtep_ifindex),
+        ipv6.as_ref().map(|overlay| overlay.config.vtep_ifindex),
+    ];
+    for device in devices.into_iter().flatten().filter(|&device| device != 0) {
+        for hook in [Hook::Confirm, Hook::Arrive] {
+            if !at(observed, hook).contains(&device) {
+                problems.push(format!(
+                    "no {} program on {}: no leases are granted",
+                    hook.name(),
+                    label(device)
+                ));
+            }
+        }
+    }
+    for ifindex in at(observed, Hook::Egress).symmetric_difference(&at(observed, Hook::Deliver)) {
+        problems.push(format!(
+            "{} has only one of the two pod programs: one direction stays on the kernel path",
+            label(*ifindex)
+        ));
+    }
+    problems.extend(ipv4.iter().flat_map(without_node));
+    problems.extend(ipv6.iter().flat_map(without_node));
+    problems
+}
+
+/// The interfaces that have a link of the hook.
+fn at(observed: &Observed, hook: Hook) -> BTreeSet<u32> {
+    let links = observed.links.iter().filter(|link| link.hook == hook);
+    links.map(|link| link.ifindex).collect()
+}
+
+fn full<F: Family>(overlay: &Overlay<F>, map: &str) -> Option<String> {
+    let peers = overlay.nodes.len();
+    (peers + 1 >= MAX_NODES)
+        .then(|| format!("the {map} is full: peers beyond these {peers} have the kernel tier only"))
+}
+
+fn without_node<F: Family>(overlay: &Overlay<F>) -> impl Iterator<Item = String> {
+    let routes = overlay.routes.iter();
+    routes
+        .filter(|(_, route)| !overlay.nodes.contains_key(&route.node))
+        .map(|(subnet, _)| format!("{subnet} has no node entry: the kernel carries its packets"))
+}

@@ -1,0 +1,332 @@
+//! What the pinned state says, for programs and for people.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Write},
+    net::IpAddr,
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+use overlay_common::{
+    config::Config,
+    node::NODE_ZERO_CHECKSUM,
+    outcome::{Counter, Hook, Kind, Outcome},
+};
+use serde::Serialize;
+
+use super::{
+    super::{
+        flows::{self, State},
+        pinned::interface_label,
+        stats::FastPath,
+    },
+    observed::{Observed, Overlay},
+};
+use crate::{
+    datapath::{Fastpath, LinkState},
+    model::{Family, V6},
+    output::{self, Table, grouped},
+};
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PinnedState {
+    /// Whether an agent keeps the state up to date.
+    agent_running: bool,
+    /// Its keys are missing on a node without IPv4.
+    #[serde(flatten)]
+    ipv4: Option<OverlayState>,
+    /// `None` (JSON `null`) on a node without IPv6.
+    ipv6: Option<Ipv6State>,
+    links: Vec<Link>,
+    /// Of both families.
+    fast_path: FastPath,
+    /// Packets the programs dropped, by reason.
+    drops: BTreeMap<&'static str, u64>,
+}
+
+/// What the maps of one family say.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct OverlayState {
+    /// `strict`, `trusted` or `off`.
+    fastpath: &'static str,
+    generation: u32,
+    lease_seconds: f64,
+    node: LocalNode,
+    /// Remote nodes.
+    peers: usize,
+    routes: usize,
+    flows: Flows,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Ipv6State {
+    #[serde(flatten)]
+    overlay: OverlayState,
+    /// Remote nodes that take tunnel packets with UDP checksum 0.
+    zero_checksum_peers: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct LocalNode {
+    /// The address tunnel packets are sent from.
+    vtep: IpAddr,
+    vtep_mac: String,
+    /// `None` without a vxlan device.
+    vtep_ifindex: Option<u32>,
+    vtep_ifname: Option<String>,
+    vni: u32,
+    port: u16,
+    network: Option<IpNetwork>,
+    subnet: Option<IpNetwork>,
+    pod_mtu: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Flows {
+    /// With a lease that counts.
+    live: usize,
+    entries: usize,
+    capacity: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Link {
+    hook: &'static str,
+    ifindex: u32,
+    ifname: Option<String>,
+    /// False once the interface is gone or someone detached the program.
+    alive: bool,
+}
+
+/// Names and values of the lines for people.
+type Lines = Vec<(String, String)>;
+
+impl PinnedState {
+    pub fn new(observed: &Observed, interface_name: impl Fn(u32) -> Option<String>) -> Self {
+        let link = |link: &LinkState| Link {
+            hook: link.hook.name(),
+            ifindex: link.ifindex,
+            ifname: interface_name(link.ifindex),
+            alive: link.alive,
+        };
+        let now = observed.now;
+        Self {
+            agent_running: observed.agent_running,
+            ipv4: observed
+                .ipv4
+                .as_ref()
+                .map(|ipv4| OverlayState::new(ipv4, now, &interface_name)),
+            ipv6: observed
+                .ipv6
+                .as_ref()
+                .map(|ipv6| Ipv6State::new(ipv6, now, &interface_name)),
+            links: observed.links.iter().map(link).collect(),
+            fast_path: FastPath::new(&observed.counters),
+            drops: drops(&observed.counters),
+        }
+    }
+
+    pub const fn has_ipv6(&self) -> bool {
+        self.ipv6.is_some()
+    }
+
+    /// `zero_checksum`: whether the IPv6 vxlan device, if there is one, takes UDP checksum 0.
+    pub fn write(&self, zero_checksum: Option<bool>, out: &mut dyn Write) -> io::Result<()> {
+        let agent = if self.agent_running {
+            "running"
+        } else {
+            "not running"
+        };
+        let mut lines = vec![("agent".into(), agent.into())];
+        if let Some(ipv4) = &self.ipv4 {
+            lines.extend(ipv4.lines("", None));
+        }
+        if let Some(ipv6) = &self.ipv6 {
+            lines.extend(ipv6.overlay.lines("ipv6 ", self.ipv4.as_ref()));
+            if ipv6.overlay.node.vtep_ifindex.is_some() {
+                lines.push(("ipv6 csum 0".into(), ipv6.checksums(zero_checksum)));
+            }
+        }
+        lines.extend([
+            ("from pods".into(), self.fast_path.egress.describe()),
+            ("to pods".into(), self.fast_path.ingress.describe()),
+            ("dropped".into(), self.dropped()),
+        ]);
+        output::write_pairs(out, &lines)?;
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        self.write_links(out)
+    }
+
+    fn dropped(&self) -> String {
+        let drops: Vec<_> = self
+            .drops
+            .iter()
+            .filter(|(_, packets)| **packets > 0)
+            .map(|(reason, packets)| format!("{reason} {}", grouped(*packets)))
+            .collect();
+        if drops.is_empty() {
+            "0".into()
+        } else {
+            drops.join(", ")
+        }
+    }
+
+    fn write_links(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut table = Table::new(&["INTERFACE", "PROGRAMS", "DETACHED"]);
+        let interfaces: BTreeSet<u32> = self.links.iter().map(|link| link.ifindex).collect();
+        for ifindex in interfaces {
+            let links: Vec<_> = self
+                .links
+                .iter()
+                .filter(|link| link.ifindex == ifindex)
+                .collect();
+            let hooks = |alive: bool| {
+                let names = links
+                    .iter()
+                    .filter(|link| link.alive == alive)
+                    .map(|link| link.hook);
+                names.collect::<Vec<_>>().join(" ")
+            };
+            let name = links.iter().find_map(|link| link.ifname.as_deref());
+            table.row([interface_label(ifindex, name), hooks(true), hooks(false)]);
+        }
+        table.write(out)
+    }
+}
+
+impl OverlayState {
+    fn new<F: Family>(
+        overlay: &Overlay<F>,
+        now: Duration,
+        interface_name: impl Fn(u32) -> Option<String>,
+    ) -> Self {
+        let config = &overlay.config;
+        let live = overlay
+            .flows
+            .iter()
+            .filter(|(_, flow)| flows::state(flow, config.generation, now) == State::Live);
+        Self {
+            fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
+            generation: config.generation,
+            lease_seconds: Duration::from_nanos(config.lease_ns).as_secs_f64(),
+            node: LocalNode::new(config, interface_name),
+            peers: overlay.nodes.len(),
+            routes: overlay.routes.len(),
+            flows: Flows {
+                live: live.count(),
+                entries: overlay.flows.len(),
+                capacity: overlay.max_flows,
+            },
+        }
+    }
+
+    /// What is a setting of the whole node and the lines of the `other` family tell already is left
+    /// out.
+    fn lines(&self, prefix: &str, other: Option<&Self>) -> Lines {
+        let dash = || "-".to_owned();
+        let node = &self.node;
+        let device = node.vtep_ifindex.map_or_else(dash, |ifindex| {
+            interface_label(ifindex, node.vtep_ifname.as_deref())
+        });
+        let network = |network: Option<IpNetwork>| network.map_or_else(dash, |net| net.to_string());
+        let mut lines = Vec::new();
+        let mut line = |name: &str, value: String| lines.push((format!("{prefix}{name}"), value));
+        if other.is_none_or(|other| other.fastpath != self.fastpath) {
+            line("fast path", self.fastpath.into());
+        }
+        line(
+            "lease",
+            format!("{} s, generation {}", self.lease_seconds, self.generation),
+        );
+        line(
+            "vtep",
+            format!("{} ({}) on {device}", node.vtep, node.vtep_mac),
+        );
+        if other.is_none_or(|other| (other.node.vni, other.node.port) != (node.vni, node.port)) {
+            line("vni, port", format!("{}, {}", node.vni, node.port));
+        }
+        line("network", network(node.network));
+        line("subnet", network(node.subnet));
+        line("pod mtu", node.pod_mtu.to_string());
+        line("peers, routes", format!("{}, {}", self.peers, self.routes));
+        line("flows", self.flows.describe());
+        lines
+    }
+}
+
+impl Ipv6State {
+    fn new(
+        overlay: &Overlay<V6>,
+        now: Duration,
+        interface_name: impl Fn(u32) -> Option<String>,
+    ) -> Self {
+        let zero_checksum_peers = overlay
+            .nodes
+            .values()
+            .filter(|node| node.flags & NODE_ZERO_CHECKSUM != 0)
+            .count();
+        Self {
+            overlay: OverlayState::new(overlay, now, interface_name),
+            zero_checksum_peers,
+        }
+    }
+
+    fn checksums(&self, zero_checksum: Option<bool>) -> String {
+        let here = match zero_checksum {
+            Some(true) => "taken here and ",
+            Some(false) => "dropped here, taken ",
+            None => "taken ",
+        };
+        let (taking, peers) = (self.zero_checksum_peers, self.overlay.peers);
+        format!("{here}by {taking} of {peers} peers")
+    }
+}
+
+impl LocalNode {
+    fn new<F: Family>(config: &Config<F>, interface_name: impl Fn(u32) -> Option<String>) -> Self {
+        let [a, b, c] = config.vni;
+        let address = |address: F::Be| -> IpAddr { F::Address::from(address).into() };
+        let network = |first: F::Be, mask: F::Be| {
+            (mask != F::Be::default())
+                .then(|| IpNetwork::with_netmask(address(first), address(mask)).ok())
+                .flatten()
+        };
+        let vtep_ifindex = Some(config.vtep_ifindex).filter(|&ifindex| ifindex != 0);
+        Self {
+            vtep: address(config.vtep),
+            vtep_mac: config.vtep_mac.to_string(),
+            vtep_ifindex,
+            vtep_ifname: vtep_ifindex.and_then(interface_name),
+            vni: u32::from_be_bytes([0, a, b, c]),
+            port: u16::from_be_bytes(config.vxlan_port),
+            network: network(config.network, config.network_mask),
+            subnet: network(config.subnet, config.subnet_mask),
+            pod_mtu: config.pod_mtu,
+        }
+    }
+}
+
+impl Flows {
+    fn describe(self) -> String {
+        format!(
+            "{} live, {} entries of {}",
+            grouped(self.live as u64),
+            grouped(self.entries as u64),
+            grouped(self.capacity.into()),
+        )
+    }
+}
+
+fn drops(counters: &[(Hook, Outcome, Counter)]) -> BTreeMap<&'static str, u64> {
+    let mut drops = BTreeMap::new();
+    for (_, outcome, counter) in counters {
+        if outcome.kind() == Kind::Drop {
+            *drops.entry(outcome.name()).or_default() += counter.packets;
+        }
+    }
+    drops
+}

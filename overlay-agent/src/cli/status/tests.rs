@@ -1,0 +1,288 @@
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use overlay_common::{
+    addr::MacAddr,
+    config::{Config, FASTPATH_STRICT},
+    flow::{Flow, FlowKey},
+    maps::MAX_NODES,
+    node::{NODE_VALID, NODE_ZERO_CHECKSUM, Node},
+    outcome::{Counter, Hook, Outcome},
+    route::Route,
+};
+
+use super::{observed::Overlay, *};
+use crate::{
+    cli::ipv6::Device,
+    datapath::LinkState,
+    model::{Family, V4, V6},
+    output::Format,
+};
+
+/// The maps of a node with one live flow.
+fn overlay<F: Family>(
+    config: Config<F>,
+    nodes: Vec<(u32, Node<F>)>,
+    routes: Vec<(F::Network, Route)>,
+) -> Overlay<F> {
+    let config = Config {
+        lease_ns: 15_000_000_000,
+        fastpath: FASTPATH_STRICT,
+        vxlan_port: 8472u16.to_be_bytes(),
+        vni: [0, 0, 1],
+        ..config
+    };
+    let flow = Flow {
+        generation: config.generation,
+        egress_until: 2_000_000_000,
+        ..Flow::default()
+    };
+    Overlay {
+        config,
+        nodes: nodes.into_iter().collect(),
+        routes: routes.into_iter().collect(),
+        flows: vec![(FlowKey::default(), flow)],
+        max_flows: 262_144,
+    }
+}
+
+fn ipv4() -> Overlay<V4> {
+    let node = Node {
+        flags: NODE_VALID,
+        ..Node::default()
+    };
+    let config = Config {
+        generation: 4,
+        vtep: Ipv4Addr::new(192, 168, 0, 1).into(),
+        network: Ipv4Addr::new(10, 1, 0, 0).into(),
+        network_mask: Ipv4Addr::new(255, 255, 0, 0).into(),
+        subnet: Ipv4Addr::new(10, 1, 1, 0).into(),
+        subnet_mask: Ipv4Addr::new(255, 255, 255, 0).into(),
+        vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+        vtep_ifindex: 5,
+        pod_mtu: 1450,
+        ..Config::default()
+    };
+    let route = ("10.1.2.0/24".parse().unwrap(), Route { node: 1, flags: 0 });
+    overlay(config, vec![(1, node)], vec![route])
+}
+
+/// With one peer that takes UDP checksum 0, and one that does not.
+fn ipv6() -> Overlay<V6> {
+    let address = |text: &str| text.parse::<Ipv6Addr>().unwrap().into();
+    let node = |flags| Node {
+        flags: NODE_VALID | flags,
+        ..Node::default()
+    };
+    let config = Config {
+        generation: 3,
+        vtep: address("fd00::1"),
+        network: address("fd00:10:5::"),
+        network_mask: address("ffff:ffff:ffff::"),
+        subnet: address("fd00:10:5:1::"),
+        subnet_mask: address("ffff:ffff:ffff:ffff::"),
+        vtep_mac: MacAddr::new([2, 0, 0, 0, 6, 1]),
+        vtep_ifindex: 6,
+        pod_mtu: 1430,
+        ..Config::default()
+    };
+    let route = |subnet: &str, node| (subnet.parse().unwrap(), Route { node, flags: 0 });
+    overlay(
+        config,
+        vec![(1, node(NODE_ZERO_CHECKSUM)), (2, node(0))],
+        vec![route("fd00:10:5:2::/64", 1), route("fd00:10:5:3::/64", 2)],
+    )
+}
+
+/// A node with the programs where the families served need them.
+fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
+    let counter = |packets| Counter {
+        packets,
+        bytes: packets * 100,
+    };
+    let mut links = vec![(Hook::Ingress, 2)];
+    if ipv4.is_some() {
+        links.extend([(Hook::Confirm, 5), (Hook::Arrive, 5)]);
+    }
+    if ipv6.is_some() {
+        links.extend([(Hook::Confirm, 6), (Hook::Arrive, 6)]);
+    }
+    links.extend([(Hook::Egress, 7), (Hook::Deliver, 7)]);
+    Observed {
+        agent_running: true,
+        ipv4,
+        ipv6,
+        counters: vec![
+            (Hook::Egress, Outcome::FastTunnel, counter(999)),
+            (Hook::Egress, Outcome::NoLease, counter(1)),
+            (Hook::Egress, Outcome::PodTunnel, counter(0)),
+        ],
+        links: links
+            .into_iter()
+            .map(|(hook, ifindex)| LinkState {
+                hook,
+                ifindex,
+                alive: true,
+            })
+            .collect(),
+        now: Duration::from_secs(1),
+    }
+}
+
+/// What the kernel has of the IPv6 overlay.
+fn tier(zero_checksum: bool) -> Tier {
+    Tier {
+        device: Some(Device {
+            ifindex: 6,
+            ifname: "flannel-v6.1".into(),
+            up: true,
+            vtep: "fd00::1".parse().ok(),
+            vtep_mac: Some("02:00:00:00:06:01".into()),
+            vni: 1,
+            port: 8472,
+            mtu: 1430,
+            zero_checksum,
+        }),
+        routes: Vec::new(),
+    }
+}
+
+fn report(observed: &Observed) -> Report {
+    let name = |ifindex| match ifindex {
+        2 => Some("eth0".into()),
+        5 => Some("flannel.1".into()),
+        6 => Some("flannel-v6.1".into()),
+        7 => Some("vetha".into()),
+        _ => None,
+    };
+    Report::new("/sys/fs/bpf/overlay".into(), observed, name)
+}
+
+fn text(report: &Report, format: Format) -> String {
+    let mut out = Vec::new();
+    output::print(report, format, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_healthy_node_is_summed_up_on_one_screen() {
+    let observed = healthy(Some(ipv4()), None);
+    insta::assert_snapshot!(text(&report(&observed), Format::Table));
+}
+
+#[test]
+fn a_dual_stack_node_is_summed_up_on_one_screen() {
+    let mut report = report(&healthy(Some(ipv4()), Some(ipv6())));
+    report.add_ipv6(Some(tier(true)));
+    insta::assert_snapshot!(text(&report, Format::Table));
+}
+
+#[test]
+fn a_node_without_ipv4_is_as_healthy() {
+    let mut report = report(&healthy(None, Some(ipv6())));
+    report.add_ipv6(Some(tier(false)));
+    insta::assert_snapshot!(text(&report, Format::Table));
+}
+
+#[test]
+fn the_json_is_as_documented() {
+    let observed = healthy(Some(ipv4()), None);
+    insta::assert_snapshot!(text(&report(&observed), Format::Json));
+}
+
+#[test]
+fn the_json_of_ipv6_is_as_documented() {
+    let report = report(&healthy(None, Some(ipv6())));
+    let json = serde_json::to_string_pretty(&report.datapath).unwrap();
+    insta::assert_snapshot!(json);
+}
+
+#[test]
+fn every_defect_is_named_with_what_follows_from_it() {
+    let mut observed = healthy(Some(ipv4()), None);
+    observed.agent_running = false;
+    observed
+        .links
+        .retain(|link| !matches!(link.hook, Hook::Ingress | Hook::Arrive));
+    for link in observed
+        .links
+        .iter_mut()
+        .filter(|link| link.hook == Hook::Deliver)
+    {
+        link.ifindex = 9;
+        link.alive = false;
+    }
+    observed.ipv4.as_mut().unwrap().nodes.clear();
+    let report = report(&observed);
+    assert_eq!(report.health, Health::Degraded);
+    insta::assert_snapshot!(text(&report, Format::Table));
+}
+
+#[test]
+fn defects_of_ipv6_are_named_as_such() {
+    let mut observed = healthy(Some(ipv4()), Some(ipv6()));
+    observed
+        .links
+        .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 6));
+    observed.ipv6.as_mut().unwrap().nodes.remove(&2);
+    assert_eq!(
+        report(&observed).problems,
+        [
+            "no confirm program on flannel-v6.1: no leases are granted",
+            "fd00:10:5:3::/64 has no node entry: the kernel carries its packets",
+        ]
+    );
+}
+
+/// As many nodes as fit.
+fn fill<F: Family>(overlay: &mut Overlay<F>, one_less: bool) {
+    let node = overlay.nodes[&1];
+    let last = u32::try_from(MAX_NODES).unwrap() - u32::from(one_less);
+    overlay.nodes = (1..last).map(|index| (index, node)).collect();
+}
+
+#[test]
+fn a_full_node_map_is_a_problem_in_either_family() {
+    let mut observed = healthy(Some(ipv4()), Some(ipv6()));
+    fill(observed.ipv4.as_mut().unwrap(), true);
+    fill(observed.ipv6.as_mut().unwrap(), true);
+    assert_eq!(report(&observed).problems, Vec::<String>::new());
+    fill(observed.ipv4.as_mut().unwrap(), false);
+    fill(observed.ipv6.as_mut().unwrap(), false);
+    assert_eq!(
+        report(&observed).problems,
+        [
+            "the node map is full: peers beyond these 16383 have the kernel tier only",
+            "the IPv6 node map is full: peers beyond these 16383 have the kernel tier only",
+        ]
+    );
+}
+
+#[test]
+fn before_the_first_lease_the_node_is_not_configured() {
+    let report = report(&healthy(None, None));
+    assert_eq!(
+        report.problems,
+        ["the node is not configured yet: no lease was acquired"]
+    );
+}
+
+#[test]
+fn without_pins_it_cannot_tell_and_says_where_it_looked() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = Args {
+        pinned: Pinned {
+            pin_dir: dir.path().join("none"),
+            output: Format::Table,
+        },
+    };
+    let mut out = Vec::new();
+    let code = run(&args, None, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
+    assert!(text.starts_with("unknown\n"), "{text}");
+    assert!(text.contains(&*dir.path().to_string_lossy()), "{text}");
+    assert!(text.contains("--pin-dir"), "{text}");
+}
