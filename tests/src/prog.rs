@@ -340,6 +340,12 @@ impl<F: Cluster> Bench<F> {
         Ok(nexthops.get(&index, 0)?)
     }
 
+    /// The generation that flows of family `G` must have to count.
+    pub fn generation<G: Cluster>(&mut self) -> Result<u32> {
+        let config: Array<_, Config<G>> = self.map(G::MAPS.config)?.try_into()?;
+        Ok(config.get(&0, 0)?.generation)
+    }
+
     pub fn size(&self, hook: Hook) -> Result<Size> {
         let program: &SchedClassifier = self
             .ebpf

@@ -28,6 +28,9 @@ use overlay_tests::{
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
+/// The guard, and the same for kernels whose XDP programs know no frames of several buffers.
+const PROGRAMS: [&str; 2] = ["overlay_guard", "overlay_guard_1"];
+
 /// The guard does not look at them.
 const INTERFACES: Interfaces = Interfaces {
     underlay: 1,
@@ -61,11 +64,10 @@ impl<F: Cluster> Guard<F> {
         for (address, peer) in &fixture.peers {
             peers.insert(address, peer, 0)?;
         }
-        let program: &mut Xdp = ebpf
-            .program_mut("overlay_guard")
-            .context("no guard")?
-            .try_into()?;
-        program.load()?;
+        for name in PROGRAMS {
+            let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load()?;
+        }
         Ok(Self {
             ebpf,
             family: PhantomData,
@@ -83,12 +85,18 @@ impl<F: Cluster> Guard<F> {
 
     /// Verdict, and the counter that moved.
     fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<Outcome>)> {
+        let [with_fragments, without] = PROGRAMS;
+        let (got, other) = (
+            self.run_one(with_fragments, frame)?,
+            self.run_one(without, frame)?,
+        );
+        ensure!(got == other, "{got:?}, and {other:?} without fragments");
+        Ok(got)
+    }
+
+    fn run_one(&mut self, name: &'static str, frame: &[u8]) -> Result<(u32, Vec<Outcome>)> {
         let before = self.counters()?;
-        let program: &Xdp = self
-            .ebpf
-            .program("overlay_guard")
-            .context("no guard")?
-            .try_into()?;
+        let program: &Xdp = self.ebpf.program(name).context(name)?.try_into()?;
         let options = TestRunOptions {
             data_in: Some(frame),
             ..TestRunOptions::default()

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     addr::{Address as _, MacAddr},
+    family::{V4, V6},
     flow::{Flow, FlowKey, FlowWords},
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, Nexthop},
     outcome::{Hook, Outcome},
@@ -268,6 +269,40 @@ fn a_lease_remembers_the_way_that_the_kernels_routes_say<F: Oddities>() -> Resul
             };
             let got = bench.nexthop(remote.index)?;
             ensure!(got == want, "{got:?} instead of {want:?}");
+        }
+        Ok(())
+    })
+}
+
+fn a_route_that_takes_less_than_its_device_counts_for_tunnel_packets<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        let mut bench = Bench::<F>::load()?;
+        for (remote, route_mtu, mtu) in [
+            (F::TUNNELLED, 1380, 1380 - F::OVERHEAD),
+            (F::TUNNELLED, 9000, F::POD_MTU),
+            // That route has a locked MTU of its own, 1400.
+            (F::ROUTED, 1300, 1300 - F::OVERHEAD),
+            (F::ROUTED, 1450, 1400 - F::OVERHEAD),
+            (F::DIRECT, 1380, 1500),
+        ] {
+            let mut fixture = Fixture::new(interfaces);
+            fixture.nexthops.clear();
+            fixture.seen_at(outward(&interfaces, &remote).ifindex);
+            if let Some(node) = fixture.nodes.get_mut(&remote.index) {
+                node.route_mtu = route_mtu;
+            }
+            bench.set(&fixture)?;
+            let packet = remote.from_pod(TRANSPORTS[0]);
+            bench.chain(
+                &[Hook::Egress, Hook::Confirm],
+                &remote.leaving(&packet).bytes(),
+                &outward(&interfaces, &remote),
+            )?;
+            let got = bench.nexthop(remote.index)?.mtu;
+            ensure!(
+                got == mtu,
+                "{got} instead of {mtu} with a route of {route_mtu}"
+            );
         }
         Ok(())
     })
@@ -652,7 +687,7 @@ fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels<F: Odd
     })
 }
 
-fn a_pod_that_moves_to_another_port_ends_every_lease<F: Oddities>() -> Result<()> {
+fn a_pod_that_moves_to_another_port_ends_every_lease_of_both_families<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
@@ -664,7 +699,13 @@ fn a_pod_that_moves_to_another_port_ends_every_lease<F: Oddities>() -> Result<()
         let run = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
         ensure!(run.verdict == Verdict::Redirect, "{run:?}");
         // Not fast, so it is looked at where it comes from.
+        let before = (bench.generation::<V4>()?, bench.generation::<V6>()?);
         bench.run(Hook::Egress, &other.bytes(), &Surroundings::default())?;
+        let after = (bench.generation::<V4>()?, bench.generation::<V6>()?);
+        ensure!(
+            after == (before.0 + 1, before.1 + 1),
+            "generations of IPv4 and IPv6: {before:?}, then {after:?}"
+        );
         let run = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
         ensure!(
             outcomes(&run) == [(Hook::Egress, Outcome::Generation)],
@@ -729,6 +770,7 @@ in_both_families! {
     what_comes_from_a_peer_by_the_kernel_is_stamped,
     a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on,
     a_lease_remembers_the_way_that_the_kernels_routes_say,
+    a_route_that_takes_less_than_its_device_counts_for_tunnel_packets,
     a_next_hop_whose_neighbour_is_gone_is_not_used_any_more,
     a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on,
     the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart,
@@ -737,6 +779,6 @@ in_both_families! {
     a_translated_packet_earns_nothing,
     a_lease_earned_with_one_hop_less_serves_the_next_packet,
     a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels,
-    a_pod_that_moves_to_another_port_ends_every_lease,
+    a_pod_that_moves_to_another_port_ends_every_lease_of_both_families,
     a_router_that_finds_packets_to_a_node_too_large_has_its_next_hop_resolved_again,
 }
