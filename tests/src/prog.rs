@@ -43,7 +43,7 @@ use overlay_common::{
 use self::{
     dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
     fixture::{Cluster, Fixture, NODES},
-    sys::SkBuff,
+    sys::{CHECKSUM_COMPLETE, SkBuff},
 };
 
 /// Enough for any test, and quick to allocate.
@@ -94,6 +94,9 @@ pub struct Surroundings {
     pub hash: u32,
     /// Tag control information of a VLAN tag.
     pub vlan: Option<u16>,
+    /// The device has computed a checksum over the packet, and the run fails unless it is right for
+    /// what the packet has become. Not together with a stamp, a VLAN tag or a cut packet.
+    pub checksum: bool,
 }
 
 /// What came of one program and one packet.
@@ -383,7 +386,13 @@ impl<F: Cluster> Bench<F> {
             // Without the dispatcher this is exactly what the kernel runs.
             [hook] if plain => {
                 let program = self.programs[*hook as usize].as_fd();
-                End::Verdict(sys::test_run(program, &mut frame, &mut context, 1)?)
+                let flags = if surroundings.checksum {
+                    CHECKSUM_COMPLETE
+                } else {
+                    0
+                };
+                let verdict = sys::test_run(program, &mut frame, &mut context, 1, flags);
+                End::Verdict(verdict.context("BPF_PROG_TEST_RUN")?)
             }
             hooks => {
                 let programs: Vec<u32> = hooks.iter().map(|&hook| hook as u32).collect();

@@ -1,6 +1,6 @@
 //! The bytes of encapsulated, decapsulated and routed packets, over all kinds of pod packets.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{Ethernet2Header, IpHeaders, IpNumber, SlicedPacket, UdpHeader};
@@ -8,13 +8,14 @@ use overlay_common::outcome::{Hook, Outcome};
 use overlay_tests::{
     in_both_families,
     prog::{
-        Bench, Expected, Row, Surroundings, Verdict, check_rows,
+        Bench, Expected, Hex, Row, Surroundings, Verdict, check_rows,
         fixture::{
             Cluster, Fixture, OUTER_TTL, Remote, SOURCE_PORT, VNI, VTEP_MAC, VXLAN_PORT, delivered,
         },
         node::{UNDERLAY_MAC, on_node},
         packet::{ETH_LEN, Local, Outer, Packet, TCP_ACK, Transport},
     },
+    requirements::announce_skip,
 };
 
 const TRANSPORTS: [Transport; 5] = [
@@ -329,6 +330,64 @@ fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations<F: Cl
     })
 }
 
+/// Whether the kernel refused a test run as it was asked for.
+fn is_invalid(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::InvalidInput)
+}
+
+fn the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets<F: Cluster>() -> Result<()> {
+    on_node(|interfaces| {
+        let mut bench = Bench::<F>::load()?;
+        let mut fixture = Fixture::new(interfaces);
+        let surroundings = Surroundings {
+            ifindex: interfaces.underlay,
+            checksum: true,
+            ..Surroundings::default()
+        };
+        let mut cases = Vec::new();
+        for remote in [F::TUNNELLED, F::DIRECT] {
+            for transport in TRANSPORTS {
+                let packet = remote.to_pod(transport);
+                fixture.grant(packet.flow(Local::Destination), &remote);
+                for (tos, ttl) in [(0xfe, 64), (0xb9, 2), (0x02, 255), (0xff, 3), (0x01, 129)] {
+                    let inner = packet.clone().with(|p| (p.tos, p.ttl) = (tos, ttl)).bytes();
+                    if remote == F::DIRECT {
+                        cases.push(inner);
+                        continue;
+                    }
+                    for (tos, checksum) in [(0, false), (0, true), (1, false), (3, true)] {
+                        let outer = Outer {
+                            tos,
+                            checksum,
+                            ..remote.outer()
+                        };
+                        cases.push(outer.around(&inner));
+                    }
+                }
+            }
+        }
+        bench.set(&fixture)?;
+        for frame in cases {
+            let run = match bench.run(Hook::Ingress, &frame, &surroundings) {
+                Err(error) if is_invalid(&error) => {
+                    let test = std::thread::current();
+                    let reason = "this kernel has no checksums in test runs (Linux 6.11 has)";
+                    announce_skip(test.name().unwrap_or("prog_tunnel"), reason);
+                    return Ok(());
+                }
+                run => run.with_context(|| format!("{}", Hex(&frame)))?,
+            };
+            let outcome = run.outcome(Hook::Ingress, frame.len())?;
+            ensure!(
+                matches!(outcome, Outcome::FastTunnel | Outcome::FastDirect),
+                "{run:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
 fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet<F: Cluster>() -> Result<()> {
     on_node(|interfaces| {
         let (mut near, mut far) = (Bench::<F>::load()?, Bench::<F>::load()?);
@@ -360,6 +419,7 @@ fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet<F: Cluster
 }
 
 in_both_families! {
+    the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets,
     an_encapsulated_packet_has_the_bytes_of_the_template_and_one_hop_less,
     an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet,
     a_direct_packet_gets_the_macs_of_the_underlay_and_one_hop_less,

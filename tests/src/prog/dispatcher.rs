@@ -98,7 +98,7 @@ impl Dispatcher {
         context.cb[cb::CUT] = script.cut.unwrap_or(0);
         context.cb[cb::PROGRAMS] = steps.iter().rev().fold(0, |all, step| all << 8 | step);
         let repeat = u32::try_from(steps.len()).map_err(io::Error::other)?;
-        let verdict = sys::test_run(self.program.as_fd(), frame, context, repeat)?;
+        let verdict = sys::test_run(self.program.as_fd(), frame, context, repeat, 0)?;
         Ok(if script.report {
             End::Hash(context.cb[cb::HASH])
         } else {

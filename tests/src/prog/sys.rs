@@ -69,6 +69,11 @@ const _: () = assert!(
     "struct __sk_buff of Linux 5.15 and later"
 );
 
+/// The packet has a checksum over all of it, as if its device had computed one
+/// (`CHECKSUM_COMPLETE`), and the run fails with `EBADMSG` if it is wrong afterwards. Linux 6.11, and
+/// updates of older ones.
+pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
+
 /// Runs `program` `repeat` times on one packet, which keeps the changes of each run for the next.
 /// Returns the last return value; `frame` and `context` become what the program left.
 pub fn test_run(
@@ -76,6 +81,7 @@ pub fn test_run(
     frame: &mut Vec<u8>,
     context: &mut SkBuff,
     repeat: u32,
+    flags: u32,
 ) -> io::Result<u32> {
     /// More than a test run can hold: one page.
     const ROOM: usize = 8192;
@@ -95,6 +101,10 @@ pub fn test_run(
         ctx_size_out: number(size_of::<SkBuff>())?,
         ctx_in: (&raw const before) as u64,
         ctx_out: (&raw mut *context) as u64,
+        flags,
+        cpu: 0,
+        batch_size: 0,
+        padding: 0,
     };
     // SAFETY: each pointer is to as many bytes as the size next to it says, all outlive the call,
     // and nothing else refers to the two that are written; any bytes are an `SkBuff`.
@@ -248,6 +258,10 @@ struct TestRunAttr {
     ctx_size_out: u32,
     ctx_in: u64,
     ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
 }
 
 /// `BPF_MAP_LOOKUP_BATCH`.
