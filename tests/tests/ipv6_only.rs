@@ -145,3 +145,23 @@ fn routes_are_shown_where_there_are_no_maps() {
         Ok(())
     });
 }
+
+#[test]
+fn cleanup_finds_the_vni_of_a_node_alone_in_its_maps() {
+    let config = IPV6.replace(r#""vxlan"}"#, r#""vxlan","VNI":7}"#);
+    scenario(Lab::builder().nodes(1).config(&config), |lab| {
+        start(lab, &[])?;
+        let node = lab.node(0);
+        ensure!(node.has_interface("flannel-v6.7"), "no device");
+        // Without peers no route tells.
+        let routes = node.cmd("ip", ["-6", "route", "show", "proto", "241"])?;
+        ensure!(routes.is_empty(), "{routes}");
+        node.stop_agent()?;
+        node.operator(&[
+            "cleanup",
+            &format!("--subnet-file={}", node.subnet_file.display()),
+        ])?;
+        ensure!(!node.has_interface("flannel-v6.7"), "the device stays");
+        Ok(())
+    });
+}
