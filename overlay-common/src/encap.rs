@@ -12,8 +12,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    addr::{Ipv4Be, MacAddr},
+    addr::MacAddr,
     checksum,
+    family::{Family, V4},
     wire::{
         ETHERTYPE_IPV4, EthHeader, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader, VxlanHeader,
     },
@@ -37,14 +38,15 @@ const DF: [u8; 2] = [0x40, 0x00];
 
 /// What the headers for one remote node are made of.
 #[derive(Clone, Copy, Debug)]
-pub struct EncapParams {
+pub struct EncapParams<F: Family = V4> {
     /// This node's VTEP address.
-    pub local: Ipv4Be,
-    pub remote: Ipv4Be,
+    pub local: F::Be,
+    pub remote: F::Be,
     pub vni: u32,
     /// UDP destination port, host order.
     pub port: u16,
-    /// TTL of the outer header (`net.ipv4.ip_default_ttl`).
+    /// TTL or hop limit of the outer header (`net.ipv4.ip_default_ttl`,
+    /// `net.ipv6.conf.<underlay>.hop_limit`).
     pub ttl: u8,
     /// Own VTEP MAC.
     pub inner_src: MacAddr,
@@ -88,18 +90,7 @@ impl EncapHeader {
     #[inline(always)]
     pub fn words(&self) -> ([u64; 6], u16) {
         let bytes = bytemuck::bytes_of(self);
-        let word = |at: usize| {
-            u64::from_ne_bytes([
-                bytes[at],
-                bytes[at + 1],
-                bytes[at + 2],
-                bytes[at + 3],
-                bytes[at + 4],
-                bytes[at + 5],
-                bytes[at + 6],
-                bytes[at + 7],
-            ])
-        };
+        let word = |at| word_at(bytes, at);
         let last = u16::from_ne_bytes([bytes[48], bytes[49]]);
         (
             [word(0), word(8), word(16), word(24), word(32), word(40)],
@@ -128,6 +119,21 @@ impl EncapHeader {
     }
 }
 
+/// The eight bytes at `at`, in native order.
+#[inline(always)]
+pub(crate) fn word_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes([
+        bytes[at],
+        bytes[at + 1],
+        bytes[at + 2],
+        bytes[at + 3],
+        bytes[at + 4],
+        bytes[at + 5],
+        bytes[at + 6],
+        bytes[at + 7],
+    ])
+}
+
 /// Checksum (native order, ready to store) of the outer IP header: the template's sum plus the two
 /// words that vary.
 #[inline(always)]
@@ -141,6 +147,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::addr::Ipv4Be;
 
     proptest! {
         #[test]

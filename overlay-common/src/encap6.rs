@@ -8,8 +8,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    addr::{Ipv6Be, MacAddr},
     ecn,
+    encap::{EncapParams, word_at},
+    family::V6,
     wire::{ETHERTYPE_IPV6, EthHeader, IPPROTO_UDP, Ipv6Header, UdpHeader, VxlanHeader},
 };
 
@@ -26,33 +27,16 @@ pub struct EncapHeader6 {
 /// Bytes that vxlan over IPv6 adds to a packet: 40 + 8 + 8 + 14.
 pub const ENCAP6_LEN: u32 = size_of::<EncapHeader6>() as u32;
 
-/// What the headers for one remote node are made of.
-#[derive(Clone, Copy, Debug)]
-pub struct EncapParams6 {
-    /// This node's VTEP address.
-    pub local: Ipv6Be,
-    pub remote: Ipv6Be,
-    pub vni: u32,
-    /// UDP destination port, host order.
-    pub port: u16,
-    /// Hop limit of the outer header (`net.ipv6.conf.<underlay>.hop_limit`).
-    pub hop_limit: u8,
-    /// Own VTEP MAC.
-    pub inner_src: MacAddr,
-    /// The remote node's VTEP MAC: it drops frames addressed to any other.
-    pub inner_dst: MacAddr,
-}
-
 impl EncapHeader6 {
     /// The template; per packet are filled in: lengths, traffic class and source port.
-    pub const fn template(params: &EncapParams6) -> Self {
+    pub const fn template(params: &EncapParams<V6>) -> Self {
         let [a, b] = Ipv6Header::start(0);
         Self {
             ipv6: Ipv6Header {
                 version_class_label: [a, b, 0, 0],
                 payload_len: [0; 2],
                 next_header: IPPROTO_UDP,
-                hop_limit: params.hop_limit,
+                hop_limit: params.ttl,
                 src: params.local,
                 dst: params.remote,
             },
@@ -75,18 +59,7 @@ impl EncapHeader6 {
     #[inline(always)]
     pub fn words(&self) -> ([u64; 8], u32, u16) {
         let bytes = bytemuck::bytes_of(self);
-        let word = |at: usize| {
-            u64::from_ne_bytes([
-                bytes[at],
-                bytes[at + 1],
-                bytes[at + 2],
-                bytes[at + 3],
-                bytes[at + 4],
-                bytes[at + 5],
-                bytes[at + 6],
-                bytes[at + 7],
-            ])
-        };
+        let word = |at| word_at(bytes, at);
         let words = [
             word(0),
             word(8),
@@ -121,6 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::addr::{Ipv6Be, MacAddr};
 
     proptest! {
         #[test]
@@ -129,10 +103,10 @@ mod tests {
             inner_src: [u8; 6], inner_dst: [u8; 6],
             inner_len in 40u16..=65505, class: u8, source_port: u16,
         ) {
-            let header = EncapHeader6::template(&EncapParams6 {
+            let header = EncapHeader6::template(&EncapParams {
                 local: Ipv6Be { octets: local },
                 remote: Ipv6Be { octets: remote },
-                vni, port, hop_limit,
+                vni, port, ttl: hop_limit,
                 inner_src: MacAddr::new(inner_src),
                 inner_dst: MacAddr::new(inner_dst),
             })

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use crate::{
     addr::{Address, Ipv4Be, Ipv6Be},
-    encap::EncapHeader,
+    encap::{EncapHeader, EncapParams},
     encap6::EncapHeader6,
 };
 
@@ -24,6 +24,12 @@ pub trait Family:
 
     /// [`NODE_*`](crate::node) flags without which no tunnel packet may be sent to a node.
     const TUNNEL_FLAGS: u32;
+
+    /// The tunnel headers to one node.
+    fn encap(params: &EncapParams<Self>) -> Self::Encap;
+
+    /// What [`Node::ipv4_sum`](crate::node::Node::ipv4_sum) wants to know of them.
+    fn encap_sum(encap: &Self::Encap) -> u32;
 }
 
 /// IPv4.
@@ -40,6 +46,14 @@ impl Family for V4 {
     type Encap = EncapHeader;
 
     const TUNNEL_FLAGS: u32 = 0;
+
+    fn encap(params: &EncapParams<Self>) -> EncapHeader {
+        EncapHeader::template(params)
+    }
+
+    fn encap_sum(encap: &EncapHeader) -> u32 {
+        encap.ipv4_sum()
+    }
 }
 
 impl Family for V6 {
@@ -48,6 +62,15 @@ impl Family for V6 {
     type Encap = EncapHeader6;
 
     const TUNNEL_FLAGS: u32 = crate::node::NODE_ZERO_CHECKSUM;
+
+    fn encap(params: &EncapParams<Self>) -> EncapHeader6 {
+        EncapHeader6::template(params)
+    }
+
+    /// IPv6 headers have no checksum.
+    fn encap_sum(_: &EncapHeader6) -> u32 {
+        0
+    }
 }
 
 /// A local and a remote address as the integers programs compare and hash: their bytes one after

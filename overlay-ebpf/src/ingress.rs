@@ -43,26 +43,26 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
     }
-    let Some(ip) = packet.read::<F::Header>(ETH_LEN) else {
+    let Some(header) = packet.read::<F::Header>(ETH_LEN) else {
         return Err(Outcome::Truncated);
     };
+    let ip = header.fields();
     if !skb.is_to_host() {
         return Err(Outcome::NotOverlay);
     }
     if skb.vlan_present() != 0 {
         return Err(Outcome::Vlan);
     }
-    if ip.dst() == config.vtep {
-        let protocol = ip.protocol();
-        if protocol == IPPROTO_UDP {
+    if ip.dst == config.vtep {
+        if ip.protocol == IPPROTO_UDP {
             return from_tunnel(skb, config);
         }
-        if protocol == F::ICMP && ip.is_plain().is_ok() {
+        if ip.protocol == F::ICMP && header.is_plain().is_ok() {
             heed_too_big::<F>(skb);
         }
         return Err(Outcome::NotOverlay);
     }
-    if config.is_local_pod(ip.dst()) && config.is_remote_pod(ip.src()) {
+    if config.is_local_pod(ip.dst) && config.is_remote_pod(ip.src) {
         return from_direct(skb, config);
     }
     Err(Outcome::NotOverlay)
@@ -81,7 +81,7 @@ fn heed_too_big<F: Ip>(skb: &Skb) {
         return;
     };
     if packet.read(message) == Some(F::TOO_BIG)
-        && let Some(node) = F::node_at(about.dst())
+        && let Some(node) = F::node_at(about.fields().dst)
         && let Some(nexthop) = NexthopEntry::find::<F>(node)
     {
         nexthop.invalidate();

@@ -69,23 +69,28 @@ pub trait Ip: Tables {
 
 /// The IP header of a family, without options.
 pub trait Header<A>: Pod {
-    fn src(self) -> A;
-    fn dst(self) -> A;
-    /// Protocol of what follows the header.
-    fn protocol(self) -> u8;
-    /// TTL or hop limit.
-    fn ttl(self) -> u8;
-    /// TOS or traffic class.
-    fn tos(self) -> u8;
-    /// Length of the packet with this header, bytes.
-    fn total_len(self) -> u32;
-    /// The header's own checksum, host order; 0 if the family has none.
-    fn check(self) -> u16;
+    fn fields(self) -> Fields<A>;
     /// Whether a transport header can follow this header at once: no other version, no options, no
     /// fragment.
     fn is_plain(self) -> Result<(), Outcome>;
     /// Why a packet that is plain, with neither TCP, UDP nor ICMP, is not fast.
     fn is_other(self) -> Outcome;
+}
+
+/// What an IP header says, in the terms of both families. Integers are in host order.
+pub struct Fields<A> {
+    pub src: A,
+    pub dst: A,
+    /// Protocol of what follows the header.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// Length of the packet with this header, bytes.
+    pub total_len: u32,
+    /// The header's own checksum; 0 if the family has none.
+    pub check: u16,
 }
 
 /// What the outer headers of a tunnel packet say.

@@ -17,7 +17,7 @@ use overlay_common::{
 
 use crate::{
     helpers::Skb,
-    ip::{Header, Ip, Tunnel},
+    ip::{Fields, Header, Ip, Tunnel},
     packet::Packet,
     parse::{ETH_LEN, Flow, check_vxlan},
 };
@@ -29,38 +29,16 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 impl Header<Ipv4Be> for Ipv4Header {
     #[inline(always)]
-    fn src(self) -> Ipv4Be {
-        self.src
-    }
-
-    #[inline(always)]
-    fn dst(self) -> Ipv4Be {
-        self.dst
-    }
-
-    #[inline(always)]
-    fn protocol(self) -> u8 {
-        self.protocol
-    }
-
-    #[inline(always)]
-    fn ttl(self) -> u8 {
-        self.ttl
-    }
-
-    #[inline(always)]
-    fn tos(self) -> u8 {
-        self.tos
-    }
-
-    #[inline(always)]
-    fn total_len(self) -> u32 {
-        u32::from(u16::from_be_bytes(self.total_len))
-    }
-
-    #[inline(always)]
-    fn check(self) -> u16 {
-        u16::from_be_bytes(self.check)
+    fn fields(self) -> Fields<Ipv4Be> {
+        Fields {
+            src: self.src,
+            dst: self.dst,
+            protocol: self.protocol,
+            ttl: self.ttl,
+            tos: self.tos,
+            total_len: u16::from_be_bytes(self.total_len).into(),
+            check: u16::from_be_bytes(self.check),
+        }
     }
 
     #[inline(always)]
@@ -188,7 +166,7 @@ impl Ip for V4 {
             source: ip.src,
             tos: ip.tos,
             checksum: udp.check != [0; 2],
-            len: ip.total_len(),
+            len: ip.fields().total_len,
             udp_len: u32::from(u16::from_be_bytes(udp.len)),
         })
     }

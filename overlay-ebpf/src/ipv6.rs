@@ -19,7 +19,7 @@ use overlay_common::{
 
 use crate::{
     helpers::Skb,
-    ip::{Header, Ip, Tunnel},
+    ip::{Fields, Header, Ip, Tunnel},
     packet::Packet,
     parse::{ETH_LEN, Flow, check_vxlan},
 };
@@ -39,38 +39,16 @@ const fn is_extension(next_header: u8) -> bool {
 
 impl Header<Ipv6Be> for Ipv6Header {
     #[inline(always)]
-    fn src(self) -> Ipv6Be {
-        self.src
-    }
-
-    #[inline(always)]
-    fn dst(self) -> Ipv6Be {
-        self.dst
-    }
-
-    #[inline(always)]
-    fn protocol(self) -> u8 {
-        self.next_header
-    }
-
-    #[inline(always)]
-    fn ttl(self) -> u8 {
-        self.hop_limit
-    }
-
-    #[inline(always)]
-    fn tos(self) -> u8 {
-        self.class()
-    }
-
-    #[inline(always)]
-    fn total_len(self) -> u32 {
-        u32::from(u16::from_be_bytes(self.payload_len)) + size_of::<Self>() as u32
-    }
-
-    #[inline(always)]
-    fn check(self) -> u16 {
-        0
+    fn fields(self) -> Fields<Ipv6Be> {
+        Fields {
+            src: self.src,
+            dst: self.dst,
+            protocol: self.next_header,
+            ttl: self.hop_limit,
+            tos: self.class(),
+            total_len: u32::from(u16::from_be_bytes(self.payload_len)) + size_of::<Self>() as u32,
+            check: 0,
+        }
     }
 
     #[inline(always)]
@@ -206,7 +184,7 @@ impl Ip for V6 {
             source: ip.src,
             tos: ip.class(),
             checksum: udp.check != [0; 2],
-            len: ip.total_len(),
+            len: ip.fields().total_len,
             udp_len: u32::from(u16::from_be_bytes(udp.len)),
         })
     }

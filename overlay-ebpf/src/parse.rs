@@ -61,17 +61,18 @@ impl<F: Ip> Flow<F> {
         local: Local,
         config: &Config<F>,
     ) -> Result<Self, Outcome> {
-        let Some(ip) = packet.read::<F::Header>(offset) else {
+        let Some(header) = packet.read::<F::Header>(offset) else {
             return Err(Outcome::Truncated);
         };
-        ip.is_plain()?;
+        header.is_plain()?;
+        let ip = header.fields();
         let l4 = offset + F::LEN;
         // Source and destination ports as they stand in the packet; for ICMP, type and code first.
         let mut src_port: u16 = packet.read(l4).ok_or(Outcome::Truncated)?;
         let mut dst_port: u16 = packet.read(l4 + 2).ok_or(Outcome::Truncated)?;
         let mut control = Control::None;
         let headers_len;
-        let protocol = ip.protocol();
+        let protocol = ip.protocol;
         if protocol == IPPROTO_TCP {
             let data_offset: u8 = packet.read(l4 + 12).ok_or(Outcome::Truncated)?;
             let flags: u8 = packet.read(l4 + 13).ok_or(Outcome::Truncated)?;
@@ -95,11 +96,11 @@ impl<F: Ip> Flow<F> {
             }
             headers_len = F::LEN as u32 + 8;
         } else {
-            return Err(ip.is_other());
+            return Err(header.is_other());
         }
         let words = match local {
-            Local::Source => FlowWords::new(ip.src(), ip.dst(), src_port, dst_port, protocol),
-            Local::Destination => FlowWords::new(ip.dst(), ip.src(), dst_port, src_port, protocol),
+            Local::Source => FlowWords::new(ip.src, ip.dst, src_port, dst_port, protocol),
+            Local::Destination => FlowWords::new(ip.dst, ip.src, dst_port, src_port, protocol),
         };
         let trusted = config.fastpath == FASTPATH_TRUSTED;
         let words = if trusted { words.pair() } else { words };
@@ -108,10 +109,10 @@ impl<F: Ip> Flow<F> {
             words,
             protocol,
             control,
-            ttl: ip.ttl(),
-            tos: ip.tos(),
-            total_len: ip.total_len(),
-            check: ip.check(),
+            ttl: ip.ttl,
+            tos: ip.tos,
+            total_len: ip.total_len,
+            check: ip.check,
             headers_len,
         })
     }

@@ -10,7 +10,7 @@ use super::{
     overlay_maps::OverlayMaps,
     pins::PinDir,
     plan::{self, Step, Tables},
-    wanted::{self, Encap, Wanted},
+    wanted::{self, Wanted},
 };
 use crate::model::{Desired, Family, V4};
 
@@ -63,10 +63,7 @@ impl<F: Family> Writer<'_, F> {
         desired: &Desired<F>,
         vtep: Option<Vtep>,
         facts: &HostFacts<F>,
-    ) -> Result<Summary<F>, DatapathError>
-    where
-        F: Encap,
-    {
+    ) -> Result<Summary<F>, DatapathError> {
         let wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
         self.write(wanted)
     }

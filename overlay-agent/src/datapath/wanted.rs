@@ -5,15 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use overlay_common::{
     addr::MacAddr,
     config::{Config, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
-    encap::{EncapHeader, EncapParams},
-    encap6::{EncapHeader6, EncapParams6},
+    encap::EncapParams,
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
 use super::HostFacts;
 use crate::{
     config::Fastpath,
-    model::{Backend, Desired, Family, LocalNode, Peer, V4, V6, VxlanBackend},
+    model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
 };
 
 impl Fastpath {
@@ -73,7 +72,7 @@ impl<F: Family> Wanted<F> {
     }
 }
 
-pub fn wanted<F: Encap>(
+pub fn wanted<F: Family>(
     desired: &Desired<F>,
     vtep: Option<Vtep>,
     facts: &HostFacts<F>,
@@ -139,7 +138,7 @@ fn config<F: Family>(
 
 /// The entry for `peer`; `None` where the programs could not tell its packets apart or where the
 /// lease makes no sense. An old lease of this very node is such a case.
-fn node<F: Encap>(
+fn node<F: Family>(
     local: &LocalNode<F>,
     peer: &Peer<F>,
     vtep_mac: MacAddr,
@@ -154,7 +153,7 @@ fn node<F: Encap>(
     if peer.zero_checksum {
         flags |= NODE_ZERO_CHECKSUM;
     }
-    let (encap, ipv4_sum) = match &local.backend {
+    let encap = match &local.backend {
         Backend::Vxlan(vxlan) => {
             if peer.vtep_mac.is_zero() || peer.vtep_mac.is_multicast() {
                 return None;
@@ -162,7 +161,7 @@ fn node<F: Encap>(
             if vxlan.direct_routing {
                 flags |= NODE_DIRECT;
             }
-            F::encap(&Ends {
+            F::encap(&EncapParams {
                 local: local.underlay.address.into(),
                 remote: address.into(),
                 vni: vxlan.vni,
@@ -174,7 +173,7 @@ fn node<F: Encap>(
         }
         Backend::HostGw => {
             flags |= NODE_DIRECT;
-            (F::Encap::default(), 0)
+            F::Encap::default()
         }
         Backend::Alloc => return None,
     };
@@ -182,7 +181,7 @@ fn node<F: Encap>(
     Some(Node {
         flags,
         vtep: address.into(),
-        ipv4_sum,
+        ipv4_sum: F::encap_sum(&encap),
         subnet: F::first(subnet).into(),
         vtep_mac: peer.vtep_mac,
         prefix_len: F::prefix(subnet),
@@ -198,53 +197,6 @@ fn node<F: Encap>(
 /// The subnet with its host bits cleared.
 fn network_of<F: Family>(subnet: F::Network) -> F::Network {
     F::with_prefix(F::first(subnet), F::prefix(subnet)).unwrap_or(subnet)
-}
-
-/// What the headers of tunnel packets to one node are made of.
-pub struct Ends<F: Family> {
-    local: F::Be,
-    remote: F::Be,
-    vni: u32,
-    port: u16,
-    ttl: u8,
-    inner_src: MacAddr,
-    inner_dst: MacAddr,
-}
-
-/// How a family's tunnel headers are made.
-pub trait Encap: Family {
-    /// The headers, and the sum over them that [`Node::ipv4_sum`] wants.
-    fn encap(ends: &Ends<Self>) -> (Self::Encap, u32);
-}
-
-impl Encap for V4 {
-    fn encap(ends: &Ends<Self>) -> (EncapHeader, u32) {
-        let header = EncapHeader::template(&EncapParams {
-            local: ends.local,
-            remote: ends.remote,
-            vni: ends.vni,
-            port: ends.port,
-            ttl: ends.ttl,
-            inner_src: ends.inner_src,
-            inner_dst: ends.inner_dst,
-        });
-        (header, header.ipv4_sum())
-    }
-}
-
-impl Encap for V6 {
-    fn encap(ends: &Ends<Self>) -> (EncapHeader6, u32) {
-        let header = EncapHeader6::template(&EncapParams6 {
-            local: ends.local,
-            remote: ends.remote,
-            vni: ends.vni,
-            port: ends.port,
-            hop_limit: ends.ttl,
-            inner_src: ends.inner_src,
-            inner_dst: ends.inner_dst,
-        });
-        (header, 0)
-    }
 }
 
 #[cfg(test)]

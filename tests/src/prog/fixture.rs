@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use overlay_common::{
     addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_STRICT},
+    encap::EncapParams,
     family::V4,
     flow::{Flow, FlowKey, FlowWords},
     maps::FamilyMaps,
@@ -75,14 +76,8 @@ pub trait Cluster: Wire {
     /// MTU of the pod network.
     const POD_MTU: u16 = 1500 - Self::OVERHEAD;
 
-    /// The template of the headers of tunnel packets to a node.
-    fn encap(remote: &Remote<Self>) -> Self::Encap;
-
     /// The finished headers before `inner`, an IP packet.
     fn finish(encap: Self::Encap, inner: &[u8], source_port: u16) -> Vec<u8>;
-
-    /// What the map holds beside the template.
-    fn ipv4_sum(encap: &Self::Encap) -> u32;
 }
 
 /// A node other than this one.
@@ -106,6 +101,19 @@ pub struct Remote<F: Wire = V4> {
 pub const NODES: u32 = 5;
 
 impl<F: Cluster> Remote<F> {
+    /// The template of the headers of tunnel packets to it.
+    fn encap(&self) -> F::Encap {
+        F::encap(&EncapParams {
+            local: F::be(F::VTEP),
+            remote: F::be(self.vtep),
+            vni: VNI,
+            port: VXLAN_PORT,
+            ttl: OUTER_TTL,
+            inner_src: VTEP_MAC,
+            inner_dst: self.vtep_mac,
+        })
+    }
+
     /// A packet from this node's pod to the one there, as the pod sends it.
     pub fn from_pod(&self, transport: Transport) -> Packet<F> {
         Packet::new(F::POD, self.pod, transport).macs(GATEWAY_MAC, POD_MAC)
@@ -156,7 +164,7 @@ impl<F: Cluster> Remote<F> {
     /// there.
     pub fn encapsulated(&self, frame: &[u8], source_port: u16) -> Vec<u8> {
         let inner = &F::hop(frame)[ETH_LEN..];
-        let headers = F::finish(F::encap(self), inner, source_port);
+        let headers = F::finish(self.encap(), inner, source_port);
         [
             &self.neighbour.octets[..],
             &UNDERLAY_MAC.octets,
@@ -173,12 +181,12 @@ impl<F: Cluster> Remote<F> {
     }
 
     fn node(&self) -> Node<F> {
-        let encap = F::encap(self);
+        let encap = self.encap();
         let direct = if self.may_be_direct { NODE_DIRECT } else { 0 };
         Node {
             flags: F::NODE_FLAGS | direct,
             vtep: F::be(self.vtep),
-            ipv4_sum: F::ipv4_sum(&encap),
+            ipv4_sum: F::encap_sum(&encap),
             subnet: F::be(self.subnet),
             vtep_mac: self.vtep_mac,
             prefix_len: F::SUBNET_LEN,
