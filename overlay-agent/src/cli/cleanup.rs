@@ -84,6 +84,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
     flannels.extend(vnis_of_flanneld(&links, &routes6));
     report.pins(args)?;
     report.kernel(&netlink, &vnis, &flannels).await;
+    report
+        .kept
+        .extend(kept_devices(&links, &(&vnis & &flannels)));
     report.packet_filter(!flannels.is_empty()).await;
     if flannels.is_empty() {
         report.subnet_file(&args.subnet_file);
@@ -122,9 +125,6 @@ impl Report {
             Ok(removed) => self.add("kernel", removed.iter().map(ToString::to_string)),
             Err(error) => self.errors.push(error.to_string()),
         }
-        let kept = vnis.intersection(flannels);
-        self.kept
-            .extend(kept.map(|vni| format!("interface flannel.{vni}")));
     }
 
     async fn packet_filter(&mut self, beside_flannel: bool) {
@@ -188,6 +188,16 @@ fn vnis_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<
     vnis_with_route(links, routes, |route| {
         route.protocol == PROTOCOL_BOOT && route.is_tunnel_shaped()
     })
+}
+
+/// The devices under flannel's names, of either family, with a VNI that flanneld uses.
+fn kept_devices(links: &[Link], flannels: &BTreeSet<u32>) -> Vec<String> {
+    let vni = |link: &Link| flannel_vni::<V4>(link).or_else(|| flannel_vni::<V6>(link));
+    links
+        .iter()
+        .filter(|link| vni(link).is_some_and(|vni| flannels.contains(&vni)))
+        .map(|link| format!("interface {}", link.name))
+        .collect()
 }
 
 /// The VNIs the programs work with. Without maps there are none.
@@ -271,10 +281,15 @@ mod tests {
             device(5, 1, "flannel.1"),
             device(6, 7, "flannel.7"),
             device(7, 8, "tunnel8"),
+            device(8, 1, "flannel-v6.1"),
         ];
         let routes = [route(5, PROTOCOL_BOOT), route(6, 241), route(7, 241)];
         assert_eq!(vnis_in_use(&links, &routes), BTreeSet::from([7]));
         assert_eq!(vnis_of_flanneld(&links, &routes), BTreeSet::from([1]));
+        assert_eq!(
+            kept_devices(&links, &BTreeSet::from([1])),
+            ["interface flannel.1", "interface flannel-v6.1"]
+        );
         let administrators = Route {
             gateway: Some("10.5.9.9".parse().unwrap()),
             ..route(5, PROTOCOL_BOOT)
