@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     net::if_::if_nametoindex,
     sys::{
         socket::{LinkAddr, recvfrom, setsockopt, sockopt},
@@ -94,8 +95,13 @@ fn open(interface: &str) -> Result<OwnedFd> {
 fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; LARGEST_FRAME];
+    let mut ending = false;
     loop {
-        let ending = stopped.load(Ordering::Relaxed);
+        if !ending && stopped.load(Ordering::Relaxed) {
+            ending = true;
+            // Where something passes all the time, waiting for the next frame would never end.
+            fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
             Ok((len, address)) => {
                 let address = address.context("a frame without link-layer address")?;

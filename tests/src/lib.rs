@@ -10,6 +10,7 @@ pub mod big_tcp;
 pub mod btf;
 pub mod capture;
 pub mod decode;
+pub mod decode6;
 pub mod differ;
 pub mod docker;
 pub mod document;

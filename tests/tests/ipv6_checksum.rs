@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use etherparse::IpNumber;
 use nix::sys::signal::Signal;
 use overlay_tests::{
     capture::{Capture, Direction, Frame},
+    decode6::udp_checksum_to,
     lab::{Lab, Node, Wire, ipv6::ping_matrix, scenario, underlay::NODE_INTERFACE},
     traffic::{ping6, tcp, udp},
     wait::wait_for,
@@ -62,16 +62,8 @@ fn sent_checksums(frames: &[Frame]) -> Vec<u16> {
     let sent = frames
         .iter()
         .filter(|frame| frame.direction == Direction::Received);
-    sent.filter_map(|frame| {
-        let bytes = &frame.bytes[..];
-        // EtherType, next header, destination port.
-        let is_tunnel = bytes.get(12..14) == Some(&[0x86, 0xdd])
-            && bytes.get(20) == Some(&IpNumber::UDP.0)
-            && bytes.get(56..58) == Some(&8472_u16.to_be_bytes());
-        let checksum = bytes.get(60..62)?.try_into().ok()?;
-        is_tunnel.then_some(u16::from_be_bytes(checksum))
-    })
-    .collect()
+    sent.filter_map(|frame| udp_checksum_to(&frame.bytes, 8472))
+        .collect()
 }
 
 #[test]

@@ -50,8 +50,7 @@ fn pods_of_both_families_talk_and_ipv4_stays_on_the_fast_path() {
 fn ipv6_payloads_arrive_unchanged_over_wires_without_offloads() {
     let builder = Lab::builder().nodes(2).config(DUAL).wire(Wire::Segmented);
     scenario(builder, |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let (from, to) = (lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?);
         tcp::transfer(&from, &to, tcp::Spec::bulk(8 << 20))?;
         udp::echo_each(&from, &to, &[8, 1382, 3000], 10)?.ensure_lossless()?;
@@ -105,8 +104,7 @@ fn lease_and_subnet_file_have_flannels_text_and_the_lease_one_key_more() {
 #[test]
 fn a_restarted_node_keeps_both_subnets_and_both_devices() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
         ping_matrix(&pods)?;
         let node = lab.node(0);
@@ -135,8 +133,7 @@ fn a_restarted_node_keeps_both_subnets_and_both_devices() {
 #[test]
 fn ipv6_traffic_goes_on_through_a_kill_and_a_restart_without_loss() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
         ping_matrix(&pods)?;
         let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(5))?;
@@ -194,8 +191,7 @@ fn the_rules_of_both_families_are_there_in_nftables_mode() {
 #[test]
 fn a_node_reaches_ipv6_pods_and_vtep_addresses_of_other_nodes() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let peer = lab.node(1);
         let pod = peer.add_pod6('a')?;
         let vtep = |node: &Node| -> Result<_> { Ok(node.subnet_env6()?.subnet()?.network()) };
@@ -287,8 +283,7 @@ fn cleanup_removes_both_families() {
 #[test]
 fn a_changed_ipv6_address_of_a_node_is_republished_and_followed() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
         ping_matrix(&pods)?;
         let node = lab.node(0);

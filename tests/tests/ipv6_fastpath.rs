@@ -21,18 +21,6 @@ fn config(ipv4: bool, backend: &str) -> String {
 
 const VXLAN: &str = r#"{"Type":"vxlan"}"#;
 
-/// Agents on all nodes, all in touch, and a pod on each.
-fn start(lab: &Lab) -> Result<Vec<Endpoint<Ipv6Addr>>> {
-    for node in lab.nodes() {
-        node.start_agent(lab.store(), &[])?;
-    }
-    for node in lab.nodes() {
-        node.wait_ready6()?;
-    }
-    lab.wait_converged6()?;
-    lab.nodes().iter().map(|node| node.add_pod6('a')).collect()
-}
-
 /// Traffic of every kind between two pods, and an error unless `way` is how nearly all of it went,
 /// on the nodes of both.
 fn talk(lab: &Lab, pods: &[Endpoint<Ipv6Addr>], ends: [usize; 2], way: Outcome) -> Result<()> {
@@ -66,7 +54,7 @@ fn ipv6_pods_are_fast_through_the_tunnel_over_one_segment_and_over_a_router() {
     let config = config(true, VXLAN);
     let builder = Lab::builder().nodes(2).routed_nodes(1).config(&config);
     scenario(builder, |lab| {
-        let pods = start(lab)?;
+        let pods = lab.bring_up6(&[])?;
         talk(lab, &pods, [0, 1], Outcome::FastTunnel)?;
         talk(lab, &pods, [0, 2], Outcome::FastTunnel)?;
         talk(lab, &pods, [2, 0], Outcome::FastTunnel)
@@ -81,7 +69,7 @@ fn payloads_arrive_unchanged_over_wires_without_offloads() {
         .config(&config)
         .wire(Wire::Segmented);
     scenario(builder, |lab| {
-        let pods = start(lab)?;
+        let pods = lab.bring_up6(&[])?;
         talk(lab, &pods, [0, 1], Outcome::FastTunnel)?;
         udp::send_segmented(&pods[0], &pods[1], 1200, 40, 5)?.ensure_lossless()
     });
@@ -91,7 +79,7 @@ fn payloads_arrive_unchanged_over_wires_without_offloads() {
 fn pods_are_fast_on_nodes_without_ipv4() {
     let config = config(false, VXLAN);
     scenario(Lab::builder().nodes(2).config(&config), |lab| {
-        let pods = start(lab)?;
+        let pods = lab.bring_up6(&[])?;
         talk(lab, &pods, [0, 1], Outcome::FastTunnel)
     });
 }
@@ -101,7 +89,7 @@ fn host_gw_routes_fast_packets_directly() {
     for ipv4 in [true, false] {
         let config = config(ipv4, r#"{"Type":"host-gw"}"#);
         scenario(Lab::builder().nodes(2).config(&config), |lab| {
-            let pods = start(lab)?;
+            let pods = lab.bring_up6(&[])?;
             talk(lab, &pods, [0, 1], Outcome::FastDirect)
         });
     }
@@ -112,7 +100,7 @@ fn direct_routing_takes_neighbours_directly_and_others_through_the_tunnel() {
     let config = config(true, r#"{"Type":"vxlan","DirectRouting":true}"#);
     let builder = Lab::builder().nodes(2).routed_nodes(1).config(&config);
     scenario(builder, |lab| {
-        let pods = start(lab)?;
+        let pods = lab.bring_up6(&[])?;
         talk(lab, &pods, [0, 1], Outcome::FastDirect)?;
         talk(lab, &pods, [0, 2], Outcome::FastTunnel)
     });

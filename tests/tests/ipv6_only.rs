@@ -8,22 +8,11 @@ use overlay_tests::{
 
 const IPV6: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 
-/// Agents on all nodes, all in touch.
-fn start(lab: &Lab, arguments: &[&str]) -> Result<()> {
-    for node in lab.nodes() {
-        node.start_agent(lab.store(), arguments)?;
-    }
-    for node in lab.nodes() {
-        node.wait_ready6()?;
-    }
-    lab.wait_converged6()
-}
-
 #[test]
 fn pods_without_ipv4_talk_near_and_far() {
     let builder = Lab::builder().nodes(2).routed_nodes(1).config(IPV6);
     scenario(builder, |lab| {
-        start(lab, &[])?;
+        lab.start_agents6(&[])?;
         let mut pods = Vec::new();
         for node in lab.nodes() {
             pods.push(node.add_pod6('a')?);
@@ -48,7 +37,7 @@ fn pods_without_ipv4_talk_near_and_far() {
 #[test]
 fn each_node_has_a_lease_of_its_own_in_flannels_form_and_finds_it_again() {
     scenario(Lab::builder().nodes(3).config(IPV6), |lab| {
-        start(lab, &[])?;
+        lab.start_agents6(&[])?;
         let leases = lab.store().leases()?;
         ensure!(leases.len() == 3, "{leases:?}");
         for node in lab.nodes() {
@@ -93,7 +82,7 @@ fn each_node_has_a_lease_of_its_own_in_flannels_form_and_finds_it_again() {
 #[test]
 fn a_subnet_another_node_claims_is_reported_and_not_taken_back() {
     scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
-        start(lab, &[])?;
+        lab.start_agents6(&[])?;
         let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
         let leases = lab.store().leases()?;
         let own = lab.node(0).address6().to_string();
@@ -124,7 +113,7 @@ fn a_subnet_another_node_claims_is_reported_and_not_taken_back() {
 #[test]
 fn routes_are_shown_where_there_are_no_maps() {
     scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
-        start(lab, &["--datapath=kernel"])?;
+        lab.start_agents6(&["--datapath=kernel"])?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let subnet = peer.subnet_env6()?.subnet()?.to_string();
         let routes = node.operator(&["routes"])?;

@@ -106,8 +106,7 @@ fn damage_is_repaired(lab: &Lab) -> Result<()> {
 #[test]
 fn whatever_happens_to_the_device_of_a_dual_stack_node_is_undone_within_a_second() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         damage_is_repaired(lab)
     });
 }
@@ -115,13 +114,7 @@ fn whatever_happens_to_the_device_of_a_dual_stack_node_is_undone_within_a_second
 #[test]
 fn whatever_happens_to_the_device_of_a_node_without_ipv4_is_undone_within_a_second() {
     scenario(Lab::builder().nodes(2).config(IPV6), |lab| {
-        for node in lab.nodes() {
-            node.start_agent(lab.store(), &[])?;
-        }
-        for node in lab.nodes() {
-            node.wait_ready6()?;
-        }
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         damage_is_repaired(lab)
     });
 }
@@ -225,8 +218,7 @@ fn a_device_for_which_ipv6_is_off_by_default_gets_it() {
             node.namespace
                 .set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
         }
-        lab.start_agents(&[])?;
-        lab.wait_converged6()?;
+        lab.start_agents6(&[])?;
         let tier = tier(lab.node(0))?;
         ensure!(tier.address, "{tier:?}");
         Ok(())

@@ -120,6 +120,24 @@ impl Node {
 }
 
 impl Lab {
+    /// Agents on every node that runs nothing yet, all nodes in touch, and a pod `a` on each.
+    pub fn bring_up6(&self, extra: &[&str]) -> Result<Vec<Endpoint<Ipv6Addr>>> {
+        self.start_agents6(extra)?;
+        self.nodes().iter().map(|node| node.add_pod6('a')).collect()
+    }
+
+    /// Starts the agent on every node that runs nothing, and waits until all nodes are in touch.
+    pub fn start_agents6(&self, extra: &[&str]) -> Result<()> {
+        let idle = |node: &&Node| node.subnet_env6().is_err();
+        for node in self.nodes().iter().filter(idle) {
+            node.start_agent(self.store(), extra)?;
+        }
+        for node in self.nodes() {
+            node.wait_ready6()?;
+        }
+        self.wait_converged6()
+    }
+
     /// Waits until every node has a kernel route to every other's IPv6 subnet.
     pub fn wait_converged6(&self) -> Result<()> {
         for node in self.nodes() {
