@@ -7,12 +7,12 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
     net::if_::if_nametoindex,
     sys::{
         socket::{LinkAddr, recvfrom, setsockopt, sockopt},
@@ -28,6 +28,8 @@ const SOCKET_BUFFER: usize = 64 << 20;
 const LARGEST_FRAME: usize = 1 << 18;
 /// How often a capture looks whether it shall end.
 const TICK: TimeVal = TimeVal::new(0, 20_000);
+/// What a stopped capture takes to drain its socket, where frames go on passing.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Which way a frame passed the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +97,13 @@ fn open(interface: &str) -> Result<OwnedFd> {
 fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; LARGEST_FRAME];
-    let mut ending = false;
+    let mut end = None;
     loop {
-        if !ending && stopped.load(Ordering::Relaxed) {
-            ending = true;
-            // Where something passes all the time, waiting for the next frame would never end.
-            fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        if stopped.load(Ordering::Relaxed) {
+            let end = *end.get_or_insert_with(|| Instant::now() + GRACE);
+            if Instant::now() > end {
+                return Ok(frames);
+            }
         }
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
             Ok((len, address)) => {
@@ -115,7 +118,7 @@ fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Resul
                 });
                 count.store(frames.len(), Ordering::Relaxed);
             }
-            Err(Errno::EAGAIN) if ending => return Ok(frames),
+            Err(Errno::EAGAIN) if end.is_some() => return Ok(frames),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -15,7 +15,7 @@ use overlay_common::{
 use overlay_tests::{
     capture::Capture,
     differ::{
-        packets::{self, DONT_FRAGMENT, Ip, MORE_FRAGMENTS, UDP},
+        packets::{self, DONT_FRAGMENT, Header as _, Ip, MORE_FRAGMENTS, UDP},
         raw::RawPort,
     },
     lab::{Attachment, Lab, Node, scenario, underlay::NODE_INTERFACE},

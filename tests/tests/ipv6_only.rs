@@ -1,6 +1,6 @@
 //! Clusters without IPv4: nodes are told apart by their IPv6 address.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, ensure};
 use overlay_tests::{
     lab::{Lab, ipv6::ping_matrix, scenario},
     traffic::{ping6, tcp, udp},

@@ -18,7 +18,8 @@ use overlay_common::{maps, outcome::Hook};
 use overlay_tests::{
     differ::{
         Mode, in_mode,
-        packets::{self, Ip, UDP},
+        ipv4::V4,
+        packets::{self, Header as _, Ip, UDP},
         raw::{RawPort, deafen, mac_of, undeafen},
     },
     lab::{Attachment, Lab, Node, Pod},
@@ -110,7 +111,7 @@ fn leave_untracked(lab: &Lab) -> Result<()> {
 /// Sends one datagram of each of `count` flows from a pod of the first node to a pod of the other,
 /// which does not answer.
 fn open_flows(lab: &Lab, from: &Pod, to: &Pod, count: u32) -> Result<()> {
-    deafen(to)?;
+    deafen::<V4>(&to.namespace)?;
     let port = RawPort::open(from)?;
     let gateway = mac_of(&lab.node(0).namespace, "cni0")?;
     let header = [&gateway.octets[..], &port.mac.octets, &[8, 0]].concat();
@@ -184,7 +185,7 @@ fn churn_of_peers_pods_and_rules_loses_no_packet_and_leaks_nothing() {
         lab.ping_matrix()?;
         let pods: Vec<_> = lab.pods().into_iter().map(|(_, pod)| pod).collect();
         open_flows(lab, &pods[1], &pods[3], MANY_FLOWS)?;
-        undeafen(&pods[3])?;
+        undeafen(&pods[3].namespace)?;
         let [from, to] = [0, 1].map(|node| lab.node(node).pods()[0].endpoint());
         let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
         for _ in 0..WARM_UP {

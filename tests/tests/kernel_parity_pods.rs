@@ -15,7 +15,7 @@ use overlay_tests::{
     decode::decode_ipv4,
     differ::{
         Mode, in_both_modes, in_mode,
-        packets::{self, Ip, UDP},
+        packets::{self, Header as _, Ip, UDP},
         raw::{POD_INTERFACE, RawPort, mac_of},
     },
     lab::{Attachment, Lab, Pod},

@@ -16,6 +16,17 @@ const CHECK: usize = 10;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 
+/// An IP header of either family, as the segments behind it need it.
+pub trait Header: Clone {
+    /// The packet with this header and what it carries.
+    fn packet(&self, payload: &[u8]) -> Vec<u8>;
+    /// The sum over the pseudo header of a segment of `len` bytes.
+    fn pseudo_sum(&self, len: usize) -> Sum16BitWords;
+    fn set_ttl(&mut self, ttl: u8);
+    /// An ICMP message of the family; `rest` is what follows type, code and checksum.
+    fn icmp(&self, kind: u8, code: u8, rest: &[u8]) -> Vec<u8>;
+}
+
 /// An IPv4 header; length and checksum are computed.
 #[derive(Clone, Debug)]
 pub struct Ip {
@@ -31,8 +42,8 @@ pub struct Ip {
     pub options: Vec<u8>,
 }
 
-impl Ip {
-    pub fn packet(&self, payload: &[u8]) -> Vec<u8> {
+impl Header for Ip {
+    fn packet(&self, payload: &[u8]) -> Vec<u8> {
         let header = IP_LEN + self.options.len();
         let total = u16::try_from(header + payload.len()).unwrap_or(u16::MAX);
         let words = u8::try_from(header / 4).unwrap_or(0x0f);
@@ -47,6 +58,27 @@ impl Ip {
         packet.extend(payload);
         set_header_check(&mut packet);
         packet
+    }
+
+    fn pseudo_sum(&self, len: usize) -> Sum16BitWords {
+        let len = u16::try_from(len).unwrap_or(u16::MAX);
+        Sum16BitWords::new()
+            .add_4bytes(self.source.octets())
+            .add_4bytes(self.destination.octets())
+            .add_2bytes([0, self.protocol])
+            .add_2bytes(len.to_be_bytes())
+    }
+
+    fn set_ttl(&mut self, ttl: u8) {
+        self.ttl = ttl;
+    }
+
+    fn icmp(&self, kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
+        let mut message = vec![kind, code, 0, 0];
+        message.extend(rest);
+        let sum = sum(&message);
+        message[2..4].copy_from_slice(&sum);
+        message
     }
 }
 
@@ -77,21 +109,17 @@ fn sum(bytes: &[u8]) -> [u8; 2] {
         .to_ne_bytes()
 }
 
-/// Fills in the checksum at `at` of a TCP or UDP segment between two addresses.
-fn set_segment_check(segment: &mut [u8], at: usize, ip: &Ip) {
-    let len = u16::try_from(segment.len()).unwrap_or(u16::MAX);
-    let sum = Sum16BitWords::new()
-        .add_4bytes(ip.source.octets())
-        .add_4bytes(ip.destination.octets())
-        .add_2bytes([0, ip.protocol])
-        .add_2bytes(len.to_be_bytes())
+/// Fills in the checksum at `at` of a segment behind `ip`.
+pub(super) fn set_segment_check(segment: &mut [u8], at: usize, ip: &impl Header) {
+    let sum = ip
+        .pseudo_sum(segment.len())
         .add_slice(segment)
         .to_ones_complement_with_no_zero();
     segment[at..at + 2].copy_from_slice(&sum.to_ne_bytes());
 }
 
 /// A UDP datagram.
-pub fn udp(ip: &Ip, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+pub fn udp(ip: &impl Header, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
     let mut segment = ports.map(u16::to_be_bytes).concat();
     let len = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
     segment.extend(len.to_be_bytes());
@@ -103,7 +131,7 @@ pub fn udp(ip: &Ip, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
 
 /// A TCP segment; options are a multiple of 4 bytes.
 pub fn tcp(
-    ip: &Ip,
+    ip: &impl Header,
     ports: [u16; 2],
     flags: u8,
     numbers: [u32; 2],
@@ -118,15 +146,6 @@ pub fn tcp(
     segment.extend(payload);
     set_segment_check(&mut segment, 16, ip);
     segment
-}
-
-/// An ICMP message; `rest` is what follows type, code and checksum.
-pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
-    let mut message = vec![kind, code, 0, 0];
-    message.extend(rest);
-    let sum = sum(&message);
-    message[2..4].copy_from_slice(&sum);
-    message
 }
 
 #[cfg(test)]
@@ -157,7 +176,7 @@ mod tests {
         for packet in [
             ip.packet(&udp(&ip, [1, 2], b"abc")),
             tcp_ip.packet(&tcp(&tcp_ip, [1, 2], 0x10, [3, 4], &[1; 4], b"abcd")),
-            icmp_ip.packet(&icmp(8, 0, b"abcde")),
+            icmp_ip.packet(&icmp_ip.icmp(8, 0, b"abcde")),
         ] {
             assert!(has_valid_header_check(&packet));
             let frame = [&[0; 12][..], &[8, 0], &packet].concat();

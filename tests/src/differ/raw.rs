@@ -14,6 +14,7 @@ use nix::{
 use overlay_common::addr::MacAddr;
 use serde_json::Value;
 
+use super::family::Family;
 use crate::{lab::Pod, netns::Namespace, sys};
 
 /// Interface of every pod.
@@ -82,16 +83,18 @@ pub fn mac_of(namespace: &Namespace, interface: &str) -> Result<MacAddr> {
     mac.parse().ok().with_context(|| format!("`{mac}`"))
 }
 
-/// Makes a pod's IP layer deaf: nothing answers what arrives, ARP excepted. Captures still see it.
-pub fn deafen(pod: &Pod) -> Result<()> {
+/// Makes a pod's IP layer deaf: nothing answers what arrives, address resolution excepted. Captures
+/// still see it.
+pub fn deafen<F: Family>(pod: &Namespace) -> Result<()> {
     let rules = format!(
         "table netdev deaf {{ chain everything {{ type filter hook ingress device {POD_INTERFACE} \
-         priority 0; meta protocol ip drop; }}; }}"
+         priority 0; {} }}; }}",
+        F::DEAF
     );
-    pod.namespace.run("nft", [rules.as_str()]).map(drop)
+    pod.run("nft", [rules.as_str()]).map(drop)
 }
 
-pub fn undeafen(pod: &Pod) -> Result<()> {
+pub fn undeafen(pod: &Namespace) -> Result<()> {
     let rules = ["delete", "table", "netdev", "deaf"];
-    pod.namespace.run("nft", rules).map(drop)
+    pod.run("nft", rules).map(drop)
 }

@@ -1,29 +1,19 @@
 //! Seeded random sequences of packets between four pods: mostly ordinary ones, so that flows get
 //! fast, and every oddity that could be treated differently when they are.
 
-use std::net::Ipv4Addr;
+use std::marker::PhantomData;
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
-use super::packets::{
-    DONT_FRAGMENT, ICMP, IP_LEN, Ip, MORE_FRAGMENTS, TCP, UDP, icmp, set_header_check, tcp, udp,
+use super::{
+    family::Family,
+    packets::{Header as _, TCP, UDP, tcp, udp},
 };
 use crate::traffic::pattern;
 
-/// The pods that take part: two on each of two nodes.
-pub const PODS: [Ipv4Addr; 4] = [
-    Ipv4Addr::new(10, 5, 1, 2),
-    Ipv4Addr::new(10, 5, 1, 3),
-    Ipv4Addr::new(10, 5, 2, 2),
-    Ipv4Addr::new(10, 5, 2, 3),
-];
-
-/// A service with one backend: the port 8080 of the last pod.
-pub const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
+/// Port of the service, and pod and port of its one backend.
+pub const SERVICE_PORT: u16 = 80;
 pub const BACKEND: (usize, u16) = (3, 8080);
-
-/// Largest IP packet a pod can send.
-const MTU: usize = 1450;
 
 /// A MAC address in a frame. Its value depends on the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +34,7 @@ pub enum Mac {
 /// One frame to send.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// Index in [`PODS`].
+    /// Index in [`Family::PODS`].
     pub sender: usize,
     pub dst: Mac,
     pub src: Mac,
@@ -55,9 +45,9 @@ pub struct Step {
 
 /// One end of a flow as the sending pod sees it.
 #[derive(Clone, Copy, Debug)]
-struct Flow {
+struct Flow<F: Family> {
     sender: usize,
-    destination: Ipv4Addr,
+    destination: F::Address,
     protocol: u8,
     /// Source and destination port; of ICMP echo, whether it is the reply, and the identifier.
     ports: [u16; 2],
@@ -66,14 +56,15 @@ struct Flow {
 }
 
 /// `count` steps and a few fragments more. The first ones start the translated flows.
-pub fn generate(seed: u64, count: usize) -> Vec<Step> {
-    let mut generator = Generator {
+pub fn generate<F: Family>(seed: u64, count: usize) -> Vec<Step> {
+    let mut generator = Generator::<F> {
         random: StdRng::seed_from_u64(seed),
         number: 0,
         steps: Vec::new(),
+        family: PhantomData,
     };
     let flows = flows();
-    for flow in flows.iter().filter(|flow| flow.destination == SERVICE.0) {
+    for flow in flows.iter().filter(|flow| flow.destination == F::SERVICE) {
         generator.ordinary(*flow);
     }
     while generator.steps.len() < count {
@@ -96,10 +87,10 @@ pub fn generate(seed: u64, count: usize) -> Vec<Step> {
     generator.steps
 }
 
-fn flows() -> Vec<Flow> {
+fn flows<F: Family>() -> Vec<Flow<F>> {
     let mut flows = Vec::new();
-    for (sender, _) in PODS.iter().enumerate() {
-        for (receiver, &destination) in PODS.iter().enumerate().filter(|(to, _)| *to != sender) {
+    for (sender, _) in F::PODS.iter().enumerate() {
+        for (receiver, &destination) in F::PODS.iter().enumerate().filter(|(to, _)| *to != sender) {
             let across = (sender < 2) != (receiver < 2);
             let (low, high) = (sender.min(receiver), sender.max(receiver));
             let pair = u16::try_from(low * 4 + high).unwrap_or_default() * 16;
@@ -124,7 +115,7 @@ fn flows() -> Vec<Flow> {
                 flows.push(Flow {
                     sender,
                     destination,
-                    protocol: ICMP,
+                    protocol: F::ICMP,
                     ports: echo,
                     translated: false,
                 });
@@ -132,15 +123,14 @@ fn flows() -> Vec<Flow> {
         }
     }
     for protocol in [TCP, UDP] {
-        for (client, &address_of_client) in PODS.iter().enumerate().take(2) {
+        for (client, &address_of_client) in F::PODS.iter().enumerate().take(2) {
             for port in [50_001, 50_002] {
-                let (address, service_port) = SERVICE;
                 let (backend, backend_port) = BACKEND;
                 let request = Flow {
                     sender: client,
-                    destination: address,
+                    destination: F::SERVICE,
                     protocol,
-                    ports: [port, service_port],
+                    ports: [port, SERVICE_PORT],
                     translated: true,
                 };
                 let reply = Flow {
@@ -156,40 +146,29 @@ fn flows() -> Vec<Flow> {
     flows
 }
 
-struct Generator {
+struct Generator<F: Family> {
     random: StdRng,
-    /// Packets so far; in the identification field it tells where a packet came from.
+    /// Packets so far; the packet has it where it tells where a packet came from.
     number: u16,
     steps: Vec<Step>,
+    family: PhantomData<F>,
 }
 
-impl Generator {
-    fn ip(&mut self, flow: Flow) -> Ip {
+impl<F: Family> Generator<F> {
+    fn ip(&mut self, flow: Flow<F>) -> F::Ip {
         self.number = self.number.wrapping_add(1);
-        let fragment = if self.random.random() {
-            DONT_FRAGMENT
-        } else {
-            0
-        };
-        Ip {
-            source: PODS[flow.sender],
-            destination: flow.destination,
-            protocol: flow.protocol,
-            ttl: *[64, 64, 64, 255, 128, 4]
-                .choose(&mut self.random)
-                .unwrap_or(&64),
-            tos: if self.random.random() {
-                0
-            } else {
-                self.random.random()
-            },
-            id: self.number,
-            fragment,
-            options: Vec::new(),
-        }
+        let mut ip = F::header(
+            &mut self.random,
+            self.number,
+            [F::PODS[flow.sender], flow.destination],
+            flow.protocol,
+        );
+        let ttls = [64, 64, 64, 255, 128, 4];
+        ip.set_ttl(*ttls.choose(&mut self.random).unwrap_or(&64));
+        ip
     }
 
-    fn push(&mut self, flow: Flow, packet: Vec<u8>) {
+    fn push(&mut self, flow: Flow<F>, packet: Vec<u8>) {
         self.steps.push(Step {
             sender: flow.sender,
             dst: Mac::Gateway,
@@ -210,7 +189,7 @@ impl Generator {
     }
 
     /// The transport segment of an ordinary packet, at most `most` bytes.
-    fn segment(&mut self, flow: Flow, ip: &Ip, most: usize) -> Vec<u8> {
+    fn segment(&mut self, flow: Flow<F>, ip: &F::Ip, most: usize) -> Vec<u8> {
         match flow.protocol {
             TCP => {
                 let options: &[u8] = match self.random.random_range(0..4) {
@@ -240,33 +219,33 @@ impl Generator {
                 let mut rest = id.to_be_bytes().to_vec();
                 rest.extend(self.number.to_be_bytes());
                 rest.extend(self.payload(most - 8));
-                icmp(if reply == 1 { 0 } else { 8 }, 0, &rest)
+                ip.icmp(F::ECHO[usize::from(reply)], 0, &rest)
             }
         }
     }
 
-    fn ordinary(&mut self, flow: Flow) {
+    fn ordinary(&mut self, flow: Flow<F>) {
         let ip = self.ip(flow);
-        let segment = self.segment(flow, &ip, MTU - IP_LEN);
+        let segment = self.segment(flow, &ip, F::MTU - F::LEN);
         self.push(flow, ip.packet(&segment));
     }
 
     /// A datagram in fragments, in any order; now and then one is missing.
-    fn fragmented(&mut self, flow: Flow) {
-        let mut ip = self.ip(flow);
-        ip.fragment = 0;
+    fn fragmented(&mut self, flow: Flow<F>) {
+        let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, 4_000);
-        let size = self.random.random_range(1..=(MTU - IP_LEN) / 8) * 8;
+        let most = (F::MTU - F::LEN - F::FRAGMENT_LEN) / 8;
+        let size = self.random.random_range(1..=most) * 8;
         // No endless chains of tiny ones.
         let size = size
             .max(segment.len().div_ceil(6).next_multiple_of(8))
-            .min((MTU - IP_LEN) / 8 * 8);
+            .min(most * 8);
         let pieces: Vec<_> = segment.chunks(size).enumerate().collect();
         let last = pieces.len() - 1;
         let mut packets = Vec::new();
         for (index, piece) in pieces {
-            let more = if index < last { MORE_FRAGMENTS } else { 0 };
-            ip.fragment = u16::try_from(index * size / 8).unwrap_or_default() | more;
+            let offset = u16::try_from(index * size / 8).unwrap_or_default();
+            let ip = F::fragment(&ip, self.number, offset, index < last);
             packets.push(ip.packet(piece));
         }
         if self.random.random() {
@@ -280,30 +259,22 @@ impl Generator {
         }
     }
 
-    fn with_options(&mut self, flow: Flow) {
+    fn with_options(&mut self, flow: Flow<F>) {
         let mut ip = self.ip(flow);
-        ip.options = match self.random.random_range(0..4) {
-            0 => vec![1, 1, 1, 0],
-            // Record route, with room for two addresses.
-            1 => vec![7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            // Router alert.
-            2 => vec![148, 4, 0, 0],
-            // Loose source route to the destination itself.
-            _ => [&[131, 7, 8][..], &flow.destination.octets(), &[0]].concat(),
-        };
+        F::add_options(&mut self.random, &mut ip);
         let segment = self.segment(flow, &ip, 1_000);
         self.push(flow, ip.packet(&segment));
     }
 
-    fn low_ttl(&mut self, flow: Flow) {
+    fn low_ttl(&mut self, flow: Flow<F>) {
         let mut ip = self.ip(flow);
-        ip.ttl = self.random.random_range(0..4);
-        let segment = self.segment(flow, &ip, MTU - IP_LEN);
+        ip.set_ttl(self.random.random_range(0..4));
+        let segment = self.segment(flow, &ip, F::MTU - F::LEN);
         self.push(flow, ip.packet(&segment));
     }
 
     /// Any TCP flags.
-    fn tcp_control(&mut self, flow: Flow) {
+    fn tcp_control(&mut self, flow: Flow<F>) {
         let flow = Flow {
             protocol: TCP,
             ..flow
@@ -326,40 +297,17 @@ impl Generator {
     }
 
     /// One thing is wrong.
-    fn damaged(&mut self, flow: Flow) {
+    fn damaged(&mut self, flow: Flow<F>) {
         let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, 1_200);
         let mut packet = ip.packet(&segment);
-        match self.random.random_range(0..7) {
-            // A checksum of the transport header, or what it covers.
-            0 => {
-                let last = packet.len() - 1;
-                packet[last] ^= 0x55;
-            }
-            1 => packet[10] ^= 0x55,
-            2 => packet[0] = 0x65,
-            3 => {
-                packet[0] = 0x44;
-                set_header_check(&mut packet);
-            }
-            // The header says more bytes than there are, or less.
-            4 => {
-                packet[2] ^= 0x02;
-                set_header_check(&mut packet);
-            }
-            5 => packet.extend([0xee; 30]),
-            // A reserved flag.
-            _ => {
-                packet[6] |= 0x80;
-                set_header_check(&mut packet);
-            }
-        }
-        packet.truncate(MTU);
+        F::damage(&mut self.random, &mut packet);
+        packet.truncate(F::MTU);
         self.push(flow, packet);
     }
 
     /// Other MAC addresses than a router's client uses, or a VLAN tag.
-    fn odd_frame(&mut self, flow: Flow) {
+    fn odd_frame(&mut self, flow: Flow<F>) {
         self.ordinary(flow);
         let neighbour = flow.sender ^ 1;
         let choice = self.random.random_range(0..6);
@@ -375,33 +323,14 @@ impl Generator {
             4 => step.vlan = Some(0),
             _ => step.vlan = Some(5),
         }
-        step.packet.truncate(MTU - 4);
+        step.packet.truncate(F::MTU - 4);
     }
 
     /// Addresses that the pod does not have, or that are no single host's.
-    fn odd_addresses(&mut self, flow: Flow) {
+    fn odd_addresses(&mut self, flow: Flow<F>) {
         let mut ip = self.ip(flow);
-        let neighbour = PODS[flow.sender ^ 1];
-        let mut group = Mac::Gateway;
-        match self.random.random_range(0..6) {
-            0 => ip.source = neighbour,
-            1 => ip.source = Ipv4Addr::new(10, 5, 9, 9),
-            2 => ip.source = Ipv4Addr::new(192, 0, 2, 1),
-            3 => {
-                ip.destination = Ipv4Addr::BROADCAST;
-                group = Mac::Broadcast;
-            }
-            4 => {
-                ip.destination = Ipv4Addr::new(224, 0, 0, 251);
-                group = Mac::Multicast;
-            }
-            _ => {
-                // Of the pod's own subnet or the other node's.
-                let [a, b, c, _] = ip.destination.octets();
-                ip.destination = Ipv4Addr::new(a, b, c, 255);
-                group = Mac::Broadcast;
-            }
-        }
+        let neighbour = F::PODS[flow.sender ^ 1];
+        let group = F::odd_addresses(&mut self.random, &mut ip, neighbour);
         let segment = self.segment(flow, &ip, 600);
         self.push(flow, ip.packet(&segment));
         // Sent as a host would, or to the gateway as if it were a host's.
@@ -413,7 +342,7 @@ impl Generator {
     }
 
     /// The largest packet there may be, and its neighbours.
-    fn fixed_length(&mut self, flow: Flow) {
+    fn fixed_length(&mut self, flow: Flow<F>) {
         let flow = Flow {
             protocol: UDP,
             ..flow
@@ -422,27 +351,16 @@ impl Generator {
             return self.ordinary(flow);
         }
         let ip = self.ip(flow);
-        let len = MTU - IP_LEN - 8 - self.random.random_range(0..3);
+        let len = F::MTU - F::LEN - 8 - self.random.random_range(0..3);
         let segment = udp(&ip, flow.ports, pattern::piece(0, len));
         self.push(flow, ip.packet(&segment));
     }
 
     /// What has no ports, and ICMP other than echo.
-    fn other_protocol(&mut self, flow: Flow) {
+    fn other_protocol(&mut self, flow: Flow<F>) {
         let mut ip = self.ip(flow);
-        ip.protocol = *[132, 47, 50, 4, 253, ICMP]
-            .choose(&mut self.random)
-            .unwrap_or(&132);
         let payload = self.payload(800);
-        let segment = if ip.protocol == ICMP {
-            icmp(
-                *[5, 13, 17].choose(&mut self.random).unwrap_or(&13),
-                0,
-                payload,
-            )
-        } else {
-            payload.to_vec()
-        };
+        let segment = F::other_protocol(&mut self.random, &mut ip, payload);
         self.push(flow, ip.packet(&segment));
     }
 }

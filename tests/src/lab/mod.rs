@@ -201,6 +201,12 @@ impl Lab {
         &self.underlay
     }
 
+    /// What the network config says.
+    pub fn cluster(&self) -> Result<Cluster> {
+        let config = self.config.as_deref();
+        Cluster::parse(config.context("a lab without a network config")?)
+    }
+
     pub fn store(&self) -> &Store {
         self.store.as_ref().expect("a built lab has its store")
     }

@@ -20,7 +20,8 @@ use super::{
 pub struct Cluster {
     pub network: Option<IpNetwork>,
     pub network6: Option<IpNetwork>,
-    /// Whether the network has IPv6.
+    /// Whether the network has IPv4, and whether it has IPv6.
+    pub ipv4: bool,
     pub ipv6: bool,
     pub vni: u64,
     /// 0 leaves the choice to the kernel: 8472.
@@ -70,6 +71,7 @@ impl Cluster {
         Ok(Self {
             network: network("Network")?,
             network6: network("IPv6Network")?,
+            ipv4: config["EnableIPv4"].as_bool().unwrap_or(true),
             ipv6: config["EnableIPv6"].as_bool().unwrap_or(false),
             vni: backend["VNI"].as_u64().unwrap_or(1),
             port: backend["Port"].as_u64().unwrap_or(0),
