@@ -139,7 +139,7 @@ fn routes_are_shown_where_there_are_no_maps() {
 fn cleanup_finds_the_vni_of_a_node_alone_in_its_maps() {
     let config = IPV6.replace(r#""vxlan"}"#, r#""vxlan","VNI":7}"#);
     scenario(Lab::builder().nodes(1).config(&config), |lab| {
-        start(lab, &[])?;
+        lab.start_agents6(&[])?;
         let node = lab.node(0);
         ensure!(node.has_interface("flannel-v6.7"), "no device");
         // Without peers no route tells.
