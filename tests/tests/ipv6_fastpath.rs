@@ -110,7 +110,7 @@ fn direct_routing_takes_neighbours_directly_and_others_through_the_tunnel() {
 fn operator_commands_show_a_node_without_ipv4_and_its_fast_flows() {
     let config = config(false, VXLAN);
     scenario(Lab::builder().nodes(2).config(&config), |lab| {
-        let pods = start(lab)?;
+        let pods = lab.bring_up6(&[])?;
         talk(lab, &pods, [0, 1], Outcome::FastTunnel)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let subnet = peer.subnet_env6()?.subnet()?.to_string();
