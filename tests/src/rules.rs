@@ -2,10 +2,10 @@
 //! mode: ClusterIP, NodePort with both external traffic policies, session affinity, hairpin,
 //! the masquerade mark 0x4000 and the drop of invalid packets.
 
-use std::{fmt::Write as _, fs, net::SocketAddrV4};
+use std::{fmt::Write as _, fs, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use crate::lab::Node;
 
@@ -38,31 +38,35 @@ pub struct Service {
     pub name: &'static str,
     pub protocol: Protocol,
     /// The cluster IP.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     pub node_port: Option<NodePort>,
     /// `sessionAffinity: ClientIP`.
     pub affinity: bool,
-    pub backends: Vec<SocketAddrV4>,
+    pub backends: Vec<SocketAddr>,
 }
 
 /// Installs the rules for `services` on `node`, in place of those installed before.
 pub fn install(
     node: &Node,
     flavour: Flavour,
-    cluster: Ipv4Network,
+    cluster: IpNetwork,
     services: &[Service],
 ) -> Result<()> {
-    let local = node.subnet_env()?.subnet()?;
+    let (local, iptables_program): (IpNetwork, _) = match cluster {
+        IpNetwork::V4(_) => (node.subnet_env()?.subnet()?.into(), "iptables-nft"),
+        IpNetwork::V6(_) => (node.subnet_env6()?.subnet()?.into(), "ip6tables-nft"),
+    };
     let file = node.subnet_file.with_file_name("service-rules");
     let path = file.to_str().context("a path that is not UTF-8")?;
     match flavour {
         Flavour::Iptables => {
             fs::write(&file, iptables(cluster, local, services))?;
-            node.cmd("iptables-nft-restore", ["--noflush", path])?;
+            let restore = format!("{iptables_program}-restore");
+            node.cmd(&restore, ["--noflush", path])?;
             for (table, chain, target) in JUMPS {
                 let rule = ["-t", table, "-C", chain, "-j", target];
-                if node.cmd("iptables-nft", rule).is_err() {
-                    node.cmd("iptables-nft", ["-t", table, "-I", chain, "-j", target])?;
+                if node.cmd(iptables_program, rule).is_err() {
+                    node.cmd(iptables_program, ["-t", table, "-I", chain, "-j", target])?;
                 }
             }
         }
@@ -92,18 +96,18 @@ impl Protocol {
 
 impl Service {
     /// Backends with the number that is in the names of their chains.
-    fn numbered(&self) -> impl Iterator<Item = (usize, SocketAddrV4)> {
+    fn numbered(&self) -> impl Iterator<Item = (usize, SocketAddr)> {
         self.backends.iter().copied().enumerate()
     }
 
-    fn backends_in(&self, subnet: Ipv4Network) -> Vec<(usize, SocketAddrV4)> {
-        let inside = |(_, backend): &(usize, SocketAddrV4)| subnet.contains(*backend.ip());
+    fn backends_in(&self, subnet: IpNetwork) -> Vec<(usize, SocketAddr)> {
+        let inside = |(_, backend): &(usize, SocketAddr)| subnet.contains(backend.ip());
         self.numbered().filter(inside).collect()
     }
 }
 
 /// Text for `iptables-restore --noflush`: chains it declares are emptied, all others stay.
-fn iptables(cluster: Ipv4Network, local: Ipv4Network, services: &[Service]) -> String {
+fn iptables(cluster: IpNetwork, local: IpNetwork, services: &[Service]) -> String {
     let mut chains = String::new();
     let mut rules = String::new();
     for service in services {
@@ -132,8 +136,8 @@ fn iptables(cluster: Ipv4Network, local: Ipv4Network, services: &[Service]) -> S
 fn iptables_service(
     chains: &mut String,
     rules: &mut String,
-    cluster: Ipv4Network,
-    local: Ipv4Network,
+    cluster: IpNetwork,
+    local: IpNetwork,
     service: &Service,
 ) {
     let Service { name, address, .. } = service;
@@ -143,8 +147,8 @@ fn iptables_service(
     line(
         rules,
         format_args!(
-            "-A KUBE-SERVICES -d {vip}/32 -p {protocol} --dport {port} -j KUBE-SVC-{name}\n\
-             -A KUBE-SVC-{name} ! -s {cluster} -d {vip}/32 -p {protocol} --dport {port} -j KUBE-MARK-MASQ"
+            "-A KUBE-SERVICES -d {vip} -p {protocol} --dport {port} -j KUBE-SVC-{name}\n\
+             -A KUBE-SVC-{name} ! -s {cluster} -d {vip} -p {protocol} --dport {port} -j KUBE-MARK-MASQ"
         ),
     );
     let all: Vec<_> = service.numbered().collect();
@@ -189,7 +193,7 @@ fn iptables_service(
         line(
             rules,
             format_args!(
-                "-A KUBE-SEP-{name}-{number} -s {}/32 -j KUBE-MARK-MASQ\n\
+                "-A KUBE-SEP-{name}-{number} -s {} -j KUBE-MARK-MASQ\n\
                  -A KUBE-SEP-{name}-{number} -p {protocol} {remember}-j DNAT --to-destination {backend}",
                 backend.ip()
             ),
@@ -202,7 +206,7 @@ fn iptables_balance(
     rules: &mut String,
     chain: &str,
     service: &Service,
-    backends: &[(usize, SocketAddrV4)],
+    backends: &[(usize, SocketAddr)],
 ) {
     let name = service.name;
     if service.affinity {
@@ -232,7 +236,7 @@ fn iptables_balance(
 }
 
 /// Text for `nft -f`: one transaction that replaces the table.
-fn nftables(cluster: Ipv4Network, local: Ipv4Network, services: &[Service]) -> String {
+fn nftables(cluster: IpNetwork, local: IpNetwork, services: &[Service]) -> String {
     let mut chains = String::new();
     let mut addresses = Vec::new();
     let mut ports = Vec::new();
@@ -246,17 +250,18 @@ fn nftables(cluster: Ipv4Network, local: Ipv4Network, services: &[Service]) -> S
         }
         nftables_service(&mut chains, cluster, local, service);
     }
+    let (ip, addr, loopback) = nft_words(cluster);
     format!(
-        "table ip kube-proxy {{}}\n\
-         delete table ip kube-proxy\n\
-         table ip kube-proxy {{\n\
+        "table {ip} kube-proxy {{}}\n\
+         delete table {ip} kube-proxy\n\
+         table {ip} kube-proxy {{\n\
          chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}\n\
          {chains}\
-         map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; {} }}\n\
+         map service-ips {{ type {addr} . inet_proto . inet_service : verdict; {} }}\n\
          map service-nodeports {{ type inet_proto . inet_service : verdict; {} }}\n\
          chain services {{\n\
-           ip daddr . meta l4proto . th dport vmap @service-ips\n\
-           ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto . th dport vmap @service-nodeports\n\
+           {ip} daddr . meta l4proto . th dport vmap @service-ips\n\
+           {ip} daddr != {loopback} fib daddr type local meta l4proto . th dport vmap @service-nodeports\n\
          }}\n\
          chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n\
          chain nat-output {{ type nat hook output priority -100; jump services; }}\n\
@@ -272,6 +277,14 @@ fn nftables(cluster: Ipv4Network, local: Ipv4Network, services: &[Service]) -> S
     )
 }
 
+/// What nft calls the family of a network and its addresses, and the loopback network.
+const fn nft_words(network: IpNetwork) -> (&'static str, &'static str, &'static str) {
+    match network {
+        IpNetwork::V4(_) => ("ip", "ipv4_addr", "127.0.0.0/8"),
+        IpNetwork::V6(_) => ("ip6", "ipv6_addr", "::1"),
+    }
+}
+
 fn elements(list: &[String]) -> String {
     if list.is_empty() {
         return String::new();
@@ -279,23 +292,19 @@ fn elements(list: &[String]) -> String {
     format!("elements = {{ {} }};", list.join(", "))
 }
 
-fn nftables_service(
-    chains: &mut String,
-    cluster: Ipv4Network,
-    local: Ipv4Network,
-    service: &Service,
-) {
+fn nftables_service(chains: &mut String, cluster: IpNetwork, local: IpNetwork, service: &Service) {
     let Service { name, address, .. } = service;
     let (vip, port, protocol) = (address.ip(), address.port(), service.protocol.name());
+    let (ip, addr, _) = nft_words(cluster);
     for (number, backend) in service.numbered() {
         let remember = if service.affinity {
             line(
                 chains,
                 format_args!(
-                    "set affinity-{name}-{number} {{ type ipv4_addr; flags dynamic, timeout; timeout 3h; }}"
+                    "set affinity-{name}-{number} {{ type {addr}; flags dynamic, timeout; timeout 3h; }}"
                 ),
             );
-            format!("update @affinity-{name}-{number} {{ ip saddr }}")
+            format!("update @affinity-{name}-{number} {{ {ip} saddr }}")
         } else {
             String::new()
         };
@@ -303,7 +312,7 @@ fn nftables_service(
             chains,
             format_args!(
                 "chain endpoint-{name}-{number} {{\n\
-                   ip saddr {} jump mark-for-masquerade\n\
+                   {ip} saddr {} jump mark-for-masquerade\n\
                    {remember}\n\
                    meta l4proto {protocol} dnat to {backend}\n\
                  }}",
@@ -316,10 +325,10 @@ fn nftables_service(
         chains,
         format_args!(
             "chain service-{name} {{\n\
-               ip daddr {vip} {protocol} dport {port} ip saddr != {cluster} jump mark-for-masquerade\n\
+               {ip} daddr {vip} {protocol} dport {port} {ip} saddr != {cluster} jump mark-for-masquerade\n\
                {}\n\
              }}",
-            nftables_balance(service, &all)
+            nftables_balance(ip, service, &all)
         ),
     );
     match service.node_port {
@@ -334,25 +343,25 @@ fn nftables_service(
             chains,
             format_args!(
                 "chain external-{name} {{\n\
-                   ip saddr {cluster} goto service-{name}\n\
+                   {ip} saddr {cluster} goto service-{name}\n\
                    fib saddr type local jump mark-for-masquerade\n\
                    fib saddr type local goto service-{name}\n\
                    {}\n\
                  }}",
-                nftables_balance(service, &service.backends_in(local))
+                nftables_balance(ip, service, &service.backends_in(local))
             ),
         ),
     }
 }
 
-fn nftables_balance(service: &Service, backends: &[(usize, SocketAddrV4)]) -> String {
+fn nftables_balance(ip: &str, service: &Service, backends: &[(usize, SocketAddr)]) -> String {
     let name = service.name;
     let mut rules = String::new();
     if service.affinity {
         for (number, _) in backends {
             line(
                 &mut rules,
-                format_args!("ip saddr @affinity-{name}-{number} goto endpoint-{name}-{number}"),
+                format_args!("{ip} saddr @affinity-{name}-{number} goto endpoint-{name}-{number}"),
             );
         }
     }

@@ -4,7 +4,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     panic::resume_unwind,
     sync::{
@@ -20,7 +20,7 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
             sockopt,
         },
         time::TimeVal,
@@ -29,11 +29,12 @@ use nix::{
 
 use crate::{
     rules::Protocol,
-    traffic::{Endpoint, PATIENCE, pattern},
+    traffic::{Address, Endpoint, PATIENCE, pattern},
 };
 
-/// The server's own address, and the client's address and port as the server sees them.
-const GREETING_LEN: usize = 10;
+/// The server's own address, and the client's address and port as the server sees them; IPv4 addresses
+/// are mapped into IPv6.
+const GREETING_LEN: usize = 34;
 /// How often a server looks whether it shall end.
 const TICK: Duration = Duration::from_millis(20);
 /// How long the echo of one datagram may take, and how often it is sent.
@@ -48,15 +49,15 @@ const PROBE: usize = 100;
 /// A server that echoes, until it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     stop: Arc<AtomicBool>,
 }
 
 /// Who answered, and what it knows of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    pub by: Ipv4Addr,
-    pub source: SocketAddrV4,
+    pub by: IpAddr,
+    pub source: SocketAddr,
 }
 
 /// An open conversation with a [`Server`].
@@ -75,9 +76,9 @@ enum Stream {
 }
 
 impl Server {
-    pub fn start(on: &Endpoint, protocol: Protocol, port: u16) -> Result<Self> {
-        let address = SocketAddrV4::new(on.address, port);
-        let own = on.address;
+    pub fn start<A: Address>(on: &Endpoint<A>, protocol: Protocol, port: u16) -> Result<Self> {
+        let own = on.address.into();
+        let address = SocketAddr::new(own, port);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         match protocol {
@@ -107,32 +108,41 @@ impl Drop for Server {
 impl Served {
     fn encode(self) -> [u8; GREETING_LEN] {
         let mut greeting = [0; GREETING_LEN];
-        greeting[..4].copy_from_slice(&self.by.octets());
-        greeting[4..8].copy_from_slice(&self.source.ip().octets());
-        greeting[8..].copy_from_slice(&self.source.port().to_be_bytes());
+        for (at, address) in [(0, self.by), (16, self.source.ip())] {
+            let address = match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
+            };
+            greeting[at..at + 16].copy_from_slice(&address.octets());
+        }
+        greeting[32..].copy_from_slice(&self.source.port().to_be_bytes());
         greeting
     }
 
     fn decode(greeting: [u8; GREETING_LEN]) -> Self {
-        let word = |at: usize| u16::from_be_bytes([greeting[at], greeting[at + 1]]);
-        let address = |at| Ipv4Addr::from_bits(u32::from(word(at)) << 16 | u32::from(word(at + 2)));
+        let address = |at: usize| {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&greeting[at..at + 16]);
+            Ipv6Addr::from(octets).to_canonical()
+        };
+        let port = u16::from_be_bytes([greeting[32], greeting[33]]);
         Self {
             by: address(0),
-            source: SocketAddrV4::new(address(4), word(8)),
+            source: SocketAddr::new(address(16), port),
         }
     }
 }
 
-fn accept_all(listener: &TcpListener, own: Ipv4Addr, stopped: &Arc<AtomicBool>) {
+fn accept_all(listener: &TcpListener, own: IpAddr, stopped: &Arc<AtomicBool>) {
     while !stopped.load(Ordering::Relaxed) {
         match listener.accept() {
-            Ok((stream, std::net::SocketAddr::V4(source))) => {
+            Ok((stream, source)) => {
                 let stopped = Arc::clone(stopped);
                 let served = Served { by: own, source };
                 // A connection that breaks is the client's to report.
                 thread::spawn(move || echo_stream(&stream, served, &stopped));
             }
-            Ok(_) | Err(_) => thread::sleep(Duration::from_millis(2)),
+            Err(_) => thread::sleep(Duration::from_millis(2)),
         }
     }
 }
@@ -155,10 +165,10 @@ fn echo_stream(mut stream: &TcpStream, served: Served, stopped: &AtomicBool) -> 
     Ok(())
 }
 
-fn answer_datagrams(socket: &UdpSocket, own: Ipv4Addr, stopped: &AtomicBool) {
+fn answer_datagrams(socket: &UdpSocket, own: IpAddr, stopped: &AtomicBool) {
     let mut buffer = [0; 1 << 11];
     while !stopped.load(Ordering::Relaxed) {
-        let Ok((len, std::net::SocketAddr::V4(source))) = socket.recv_from(&mut buffer) else {
+        let Ok((len, source)) = socket.recv_from(&mut buffer) else {
             continue;
         };
         let served = Served { by: own, source };
@@ -170,12 +180,13 @@ fn answer_datagrams(socket: &UdpSocket, own: Ipv4Addr, stopped: &AtomicBool) {
 
 impl Connection {
     /// Connects `client` to a server behind `target`, from `source_port` unless that is 0.
-    pub fn open(
-        client: &Endpoint,
+    pub fn open<A: Address>(
+        client: &Endpoint<A>,
         protocol: Protocol,
-        target: SocketAddrV4,
+        target: impl Into<SocketAddr>,
         source_port: u16,
     ) -> Result<Self> {
+        let target = target.into();
         let what = || {
             format!(
                 "{} connection from {} to {target}",
@@ -189,8 +200,8 @@ impl Connection {
             .with_context(what)?;
         let mut connection = Self {
             served: Served {
-                by: Ipv4Addr::UNSPECIFIED,
-                source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+                by: Ipv4Addr::UNSPECIFIED.into(),
+                source: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
             },
             stream: match protocol {
                 Protocol::Tcp => Stream::Tcp(socket.into()),
@@ -304,12 +315,13 @@ impl Connection {
 }
 
 /// Whether a new connection to `target` finds nobody within `patience`.
-pub fn is_unreachable(
-    client: &Endpoint,
+pub fn is_unreachable<A: Address>(
+    client: &Endpoint<A>,
     protocol: Protocol,
-    target: SocketAddrV4,
+    target: impl Into<SocketAddr>,
     patience: Duration,
 ) -> Result<bool> {
+    let target = target.into();
     let socket = client
         .namespace
         .enter(|| connected(protocol, target, 0, patience));
@@ -334,7 +346,7 @@ pub fn is_unreachable(
 
 fn connected(
     protocol: Protocol,
-    target: SocketAddrV4,
+    target: SocketAddr,
     source_port: u16,
     patience: Duration,
 ) -> Result<OwnedFd> {
@@ -342,17 +354,21 @@ fn connected(
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
     };
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    let (family, any) = match target {
+        SocketAddr::V4(_) => (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into()),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     if source_port != 0 {
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        let source = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, source_port);
-        bind(socket.as_raw_fd(), &SockaddrIn::from(source)).context("bind")?;
+        let source = SocketAddr::new(any, source_port);
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(source)).context("bind")?;
     }
     // The send timeout bounds connect, too.
     let micros = i64::from(patience.subsec_micros());
     let limit = TimeVal::new(i64::try_from(patience.as_secs())?, micros);
     setsockopt(&socket, sockopt::SendTimeout, &limit)?;
-    connect(socket.as_raw_fd(), &SockaddrIn::from(target)).context("connect")?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(target)).context("connect")?;
     Ok(socket)
 }
 

@@ -7,7 +7,7 @@ use overlay_tests::{
 };
 
 /// Packets of each of the runs.
-const PACKETS: u64 = 30_000;
+const PACKETS: u64 = 20_000;
 const SEED: u64 = 0x5eed6;
 
 #[test]

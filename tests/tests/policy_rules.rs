@@ -2,7 +2,7 @@
 //! moment the rule is there, and within a second for flows that the fast path carries.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,7 @@ use overlay_tests::{
     lab::{Lab, Node, scenario},
     rules::Protocol,
     services::{Connection, Server, is_unreachable},
-    traffic::Endpoint,
+    traffic::{Address, Endpoint},
     wait::wait_for,
 };
 
@@ -62,28 +62,69 @@ const PLACES: [Place; 4] = [
     Place::RepliesArriving,
 ];
 
+/// The egress and the ingress program of a flow's way.
+const REQUESTS: [Place; 2] = [Place::RequestsLeaving, Place::RequestsArriving];
+
 /// Pod `a` of the first node talks to pod `a` of the second.
-struct Bench<'a> {
+struct Bench<'a, A> {
     lab: &'a Lab,
-    client: Endpoint,
-    server: Endpoint,
-    target: SocketAddrV4,
+    client: Endpoint<A>,
+    server: Endpoint<A>,
+    target: SocketAddr,
     _servers: Vec<Server>,
 }
 
-fn with_bench(test: impl FnOnce(&Bench<'_>) -> Result<()>) {
-    scenario(Lab::builder().nodes(2), |lab| {
-        lab.start_agents(&["--ip-masq"])?;
+/// An address family of pods, and what the tools call it.
+trait Family: Address {
+    const NFT: &str;
+    const IPTABLES: [&str; 2];
+    const DEVICE: &str;
+    const ANY: IpAddr;
+
+    /// A pod on each node.
+    fn add_pods(lab: &Lab) -> Result<Vec<Endpoint<Self>>>;
+}
+
+impl Family for Ipv4Addr {
+    const NFT: &str = "ip";
+    const IPTABLES: [&str; 2] = ["iptables-nft", "iptables-legacy"];
+    const DEVICE: &str = "flannel.1";
+    const ANY: IpAddr = IpAddr::V4(Self::UNSPECIFIED);
+
+    fn add_pods(lab: &Lab) -> Result<Vec<Endpoint>> {
         lab.add_pods(1)?;
+        let pods = lab.pods().into_iter();
+        Ok(pods.map(|(_, pod)| pod.endpoint()).collect())
+    }
+}
+
+impl Family for Ipv6Addr {
+    const NFT: &str = "ip6";
+    const IPTABLES: [&str; 2] = ["ip6tables-nft", "ip6tables-legacy"];
+    const DEVICE: &str = "flannel-v6.1";
+    const ANY: IpAddr = IpAddr::V6(Self::UNSPECIFIED);
+
+    fn add_pods(lab: &Lab) -> Result<Vec<Endpoint<Self>>> {
+        lab.nodes().iter().map(|node| node.add_pod6('a')).collect()
+    }
+}
+
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
+
+fn with_bench<A: Family>(test: impl FnOnce(&Bench<'_, A>) -> Result<()>) {
+    scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
+        lab.start_agents(&["--ip-masq"])?;
         lab.wait_converged()?;
-        let [client, server] = [0, 1].map(|node| lab.node(node).pods()[0].endpoint());
+        lab.wait_converged6()?;
+        let pods = A::add_pods(lab)?;
+        let [client, server] = [0, 1].map(|node| pods[node].clone());
         let mut servers = Vec::new();
         for protocol in PROTOCOLS {
             servers.push(Server::start(&server, protocol, PORT)?);
         }
         test(&Bench {
             lab,
-            target: SocketAddrV4::new(server.address, PORT),
+            target: SocketAddr::new(server.address.into(), PORT),
             client,
             server,
             _servers: servers,
@@ -91,7 +132,7 @@ fn with_bench(test: impl FnOnce(&Bench<'_>) -> Result<()>) {
     });
 }
 
-impl Bench<'_> {
+impl<A: Family> Bench<'_, A> {
     fn open(&self) -> Result<Vec<Connection>> {
         PROTOCOLS
             .iter()
@@ -156,10 +197,7 @@ impl Bench<'_> {
         let [from, to] = ends.map(|end| end.address.to_string());
         let hook = match filter {
             Filter::Iptables | Filter::IptablesLegacy => {
-                let program = match filter {
-                    Filter::Iptables => "iptables-nft",
-                    _ => "iptables-legacy",
-                };
+                let program = A::IPTABLES[usize::from(filter == Filter::IptablesLegacy)];
                 let action = if present { "-I" } else { "-D" };
                 let rule = [action, "FORWARD", "-s", &from, "-d", &to, "-j", "DROP"];
                 return node.cmd(program, rule).map(drop);
@@ -167,26 +205,26 @@ impl Bench<'_> {
             Filter::Routing => {
                 let action = if present { "add" } else { "del" };
                 let rule = ["rule", action, "from", &from, "to", &to, "blackhole"];
-                return node.cmd("ip", rule).map(drop);
+                let family = if A::ANY.is_ipv6() { "-6" } else { "-4" };
+                return node.cmd("ip", [&[family], &rule[..]].concat()).map(drop);
             }
             Filter::Nftables => "hook forward priority filter".to_owned(),
             Filter::Netdev => {
                 let device = match place {
                     Place::RequestsLeaving | Place::RepliesLeaving => "vetha",
-                    Place::RequestsArriving | Place::RepliesArriving => "flannel.1",
+                    Place::RequestsArriving | Place::RepliesArriving => A::DEVICE,
                 };
                 format!("hook ingress device {device} priority 0")
             }
         };
-        let family = if filter == Filter::Netdev {
-            "netdev"
-        } else {
-            "ip"
+        let (ip, family) = match filter {
+            Filter::Netdev => (A::NFT, "netdev"),
+            _ => (A::NFT, A::NFT),
         };
         let command = if present {
             format!(
                 "table {family} verdicts {{ chain drops {{ type filter {hook}; \
-                 ip saddr {from} ip daddr {to} drop; }}; }}"
+                 {ip} saddr {from} {ip} daddr {to} drop; }}; }}"
             )
         } else {
             format!("delete table {family} verdicts")
@@ -205,9 +243,9 @@ struct Pulse {
 }
 
 impl Pulse {
-    fn start(bench: &Bench<'_>) -> Result<Self> {
+    fn start<A: Family>(bench: &Bench<'_, A>) -> Result<Self> {
         let socket = bench.client.namespace.enter(|| -> Result<_> {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind((A::ANY, 0))?;
             socket.connect(bench.target)?;
             Ok(socket)
         })?;
@@ -277,9 +315,9 @@ impl Pulse {
     }
 }
 
-fn a_drop_rule_is_honoured(filter: Filter) {
-    with_bench(|bench| {
-        for place in PLACES {
+fn a_drop_rule_is_honoured<A: Family>(filter: Filter, places: &[Place]) {
+    with_bench(|bench: &Bench<'_, A>| {
+        for &place in places {
             drop_and_resume(bench, filter, place)
                 .with_context(|| format!("rule of {filter:?} against {place:?}"))?;
         }
@@ -287,7 +325,7 @@ fn a_drop_rule_is_honoured(filter: Filter) {
     });
 }
 
-fn drop_and_resume(bench: &Bench<'_>, filter: Filter, place: Place) -> Result<()> {
+fn drop_and_resume<A: Family>(bench: &Bench<'_, A>, filter: Filter, place: Place) -> Result<()> {
     let mut connections = bench.open()?;
     let pulse = Pulse::start(bench)?;
     pulse.wait_beat(Instant::now())?;
@@ -325,34 +363,59 @@ fn drop_and_resume(bench: &Bench<'_>, filter: Filter, place: Place) -> Result<()
 
 #[test]
 fn an_iptables_rule_ends_flows_and_its_removal_resumes_them() {
-    a_drop_rule_is_honoured(Filter::Iptables);
+    a_drop_rule_is_honoured::<Ipv4Addr>(Filter::Iptables, &PLACES);
 }
 
 #[test]
 fn a_legacy_iptables_rule_ends_flows_and_its_removal_resumes_them() {
-    a_drop_rule_is_honoured(Filter::IptablesLegacy);
+    a_drop_rule_is_honoured::<Ipv4Addr>(Filter::IptablesLegacy, &PLACES);
 }
 
 #[test]
 fn an_nftables_rule_ends_flows_and_its_removal_resumes_them() {
-    a_drop_rule_is_honoured(Filter::Nftables);
+    a_drop_rule_is_honoured::<Ipv4Addr>(Filter::Nftables, &PLACES);
 }
 
 #[test]
 fn a_netdev_rule_ends_flows_and_its_removal_resumes_them() {
-    a_drop_rule_is_honoured(Filter::Netdev);
+    a_drop_rule_is_honoured::<Ipv4Addr>(Filter::Netdev, &PLACES);
 }
 
 #[test]
 fn a_policy_routing_rule_ends_flows_and_its_removal_resumes_them() {
-    a_drop_rule_is_honoured(Filter::Routing);
+    a_drop_rule_is_honoured::<Ipv4Addr>(Filter::Routing, &PLACES);
+}
+
+#[test]
+fn an_ip6tables_rule_ends_ipv6_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured::<Ipv6Addr>(Filter::Iptables, &REQUESTS[..1]);
+}
+
+#[test]
+fn a_legacy_ip6tables_rule_ends_ipv6_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured::<Ipv6Addr>(Filter::IptablesLegacy, &REQUESTS[1..]);
+}
+
+#[test]
+fn an_nftables_rule_ends_ipv6_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured::<Ipv6Addr>(Filter::Nftables, &REQUESTS);
+}
+
+#[test]
+fn a_netdev_rule_ends_ipv6_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured::<Ipv6Addr>(Filter::Netdev, &REQUESTS[1..]);
+}
+
+#[test]
+fn a_policy_routing_rule_ends_ipv6_flows_and_its_removal_resumes_them() {
+    a_drop_rule_is_honoured::<Ipv6Addr>(Filter::Routing, &REQUESTS[..1]);
 }
 
 /// Established flows go on because conntrack knows them, although the fast path kept most of their
 /// packets from it; nothing else gets through.
 #[test]
 fn a_stateful_policy_keeps_established_flows_and_refuses_new_ones() {
-    with_bench(|bench| {
+    with_bench(|bench: &Bench<'_, Ipv4Addr>| {
         let mut connections = bench.open()?;
         bench.make_fast(&mut connections)?;
         // More than a TCP window, so that what conntrack remembers of it is out of date.

@@ -126,6 +126,14 @@ impl Lab {
         self.nodes().iter().map(|node| node.add_pod6('a')).collect()
     }
 
+    /// The router, a host outside the pod network.
+    pub fn outside6(&self) -> Endpoint<Ipv6Addr> {
+        Endpoint {
+            namespace: self.underlay().router().clone(),
+            address: underlay::router_address6(0),
+        }
+    }
+
     /// Starts the agent on every node that runs nothing, and waits until all nodes are in touch.
     pub fn start_agents6(&self, extra: &[&str]) -> Result<()> {
         let idle = |node: &&Node| node.subnet_env6().is_err();
