@@ -212,7 +212,7 @@ outcomes! {
 
     /// The headers could not be written after the packet was changed.
     Rewrite = 48, Drop, "rewrite";
-    /// A pod tried to send tunnel packets to a VTEP, or may have: it hid the packet in VLAN tags.
+    /// A pod tried to send tunnel packets to a node, or may have: it hid the packet in VLAN tags.
     PodTunnel = 49, Drop, "pod_tunnel";
     /// Tunnel packet from an address that is no peer, stopped by the guard.
     GuardPeer = 50, Drop, "guard_peer";

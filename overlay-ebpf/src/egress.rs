@@ -15,6 +15,7 @@ use crate::{
     Handled,
     flows::FlowEntry,
     helpers::{Skb, now, redirect},
+    injection,
     ip::Ip,
     mac::{Mac, write_pair},
     maps,
@@ -62,8 +63,7 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     })
 }
 
-/// A pod must not be able to inject tunnel packets: the kernel would masquerade them to this node's
-/// address, and the peer would believe them. Anything else that is no pod-to-pod packet goes on.
+/// Stops tunnel packets of a pod. Anything else that is no pod-to-pod packet goes on.
 #[inline(always)]
 fn guard_tunnel<F: Ip>(
     skb: &Skb,
@@ -71,9 +71,7 @@ fn guard_tunnel<F: Ip>(
     config: &Config<F>,
     reason: Option<Outcome>,
 ) -> Result<Handled, Outcome> {
-    if let Some(destination) = F::udp_destination(skb, packet, config.vxlan_port)
-        && (destination == config.vtep || F::is_peer(destination))
-    {
+    if injection::is_sent(skb, packet, config) {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     Err(reason.unwrap_or(Outcome::NotOverlay))

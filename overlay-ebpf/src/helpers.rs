@@ -5,7 +5,7 @@ use core::mem::zeroed;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NOT_FWDED,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
     },
     bpf_f_adj_room_encap_l2,
@@ -205,24 +205,8 @@ impl Skb {
     pub fn route<F: Ip>(&self, from: u32, src: F::Be, dst: F::Be) -> Option<FibResult> {
         // SAFETY: the struct is integers and byte arrays throughout: zero is valid for each.
         let mut fib: FibLookup = unsafe { zeroed() };
-        fib.family = F::FAMILY;
-        fib.ifindex = from;
-        // A length makes the kernel report the MTU: a locked one of the route, else a path MTU
-        // exception, else the device's (`ip_mtu_from_fib_result`).
-        fib.__bindgen_anon_1.tot_len = 1;
-        // The IPv4 fields are the first words of the IPv6 ones.
-        fib.__bindgen_anon_3.ipv6_src = F::fib_words(src);
-        fib.__bindgen_anon_4.ipv6_dst = F::fib_words(dst);
-        // SAFETY: `raw` is this program's context, and the size given is the struct's own.
-        let result = unsafe {
-            bpf_fib_lookup(
-                self.raw.cast(),
-                &raw mut fib,
-                size_of::<FibLookup>() as i32,
-                0,
-            )
-        };
-        if result != 0 {
+        let (src, dst) = (F::fib_words(src), F::fib_words(dst));
+        if self.look_up(&mut fib, F::FAMILY, from, src, dst) != 0 {
             return None;
         }
         // SAFETY: every member of the unions is plain integers, so any of them may be read.
@@ -237,8 +221,37 @@ impl Skb {
             src_mac: mac_from_stack(&fib.smac),
             dst_mac: mac_from_stack(&fib.dmac),
             mtu: u32::from(mtu),
-            on_link: next_hop == F::fib_words(dst),
+            on_link: next_hop == dst,
         })
+    }
+
+    /// Whether the kernel keeps a packet to `dst` that came in by this device: an address of the
+    /// host, or a broadcast address. True also if it has no route.
+    #[inline(always)]
+    pub fn is_local<F: Ip>(&self, [a, b, c, d]: [u32; 4]) -> bool {
+        let pair = |low, high| u64::from(low) | u64::from(high) << 32;
+        is_local(*self, F::FAMILY, pair(a, b), pair(c, d))
+    }
+
+    #[inline(always)]
+    fn look_up(
+        &self,
+        fib: &mut FibLookup,
+        family: u8,
+        from: u32,
+        src: [u32; 4],
+        dst: [u32; 4],
+    ) -> i64 {
+        fib.family = family;
+        fib.ifindex = from;
+        // A length makes the kernel report the MTU: a locked one of the route, else a path MTU
+        // exception, else the device's (`ip_mtu_from_fib_result`).
+        fib.__bindgen_anon_1.tot_len = 1;
+        // The IPv4 fields are the first words of the IPv6 ones.
+        fib.__bindgen_anon_3.ipv6_src = src;
+        fib.__bindgen_anon_4.ipv6_dst = dst;
+        // SAFETY: `raw` is this program's context, and the size given is the struct's own.
+        unsafe { bpf_fib_lookup(self.raw.cast(), fib, size_of::<FibLookup>() as i32, 0) }
     }
 
     /// MTU of the device the program runs on, bytes.
@@ -249,6 +262,17 @@ impl Skb {
         unsafe { bpf_check_mtu(self.raw.cast(), 0, &raw mut mtu, 0, 0) };
         mtu
     }
+}
+
+/// A function of its own: what it needs of the stack, the paths to it share.
+#[inline(never)]
+fn is_local(skb: Skb, family: u8, low: u64, high: u64) -> bool {
+    // SAFETY: as in `route`.
+    let mut fib: FibLookup = unsafe { zeroed() };
+    let half = |word: u64| [word as u32, (word >> 32) as u32];
+    let ([a, b], [c, d]) = (half(low), half(high));
+    let result = skb.look_up(&mut fib, family, skb.ifindex(), [0; 4], [a, b, c, d]);
+    result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
 }
 
 /// Reads a MAC address of a struct on the stack, where the verifier wants aligned accesses: halfword

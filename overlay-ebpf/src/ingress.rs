@@ -16,6 +16,7 @@ use crate::{
     Handled,
     flows::FlowEntry,
     helpers::{Skb, now, redirect_peer},
+    injection,
     ip::{Header as _, Ip},
     mac::{Mac, write_pair},
     nexthop::NexthopEntry,
@@ -35,10 +36,14 @@ struct Delivery {
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let config = F::config().ok_or(Outcome::Disabled)?;
-    if config.fastpath == FASTPATH_OFF {
-        return Err(why_off(config));
-    }
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
+    if config.fastpath == FASTPATH_OFF {
+        return if injection::arrives(skb, packet, config) {
+            Ok(Handled::drop(Outcome::PodTunnel))
+        } else {
+            Err(why_off(config))
+        };
+    }
     let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
@@ -62,7 +67,13 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         }
         return Err(Outcome::NotOverlay);
     }
-    if config.is_local_pod(ip.dst) && config.is_remote_pod(ip.src) {
+    if !config.is_remote_pod(ip.src) {
+        return Err(Outcome::NotOverlay);
+    }
+    if injection::arrives(skb, packet, config) {
+        return Ok(Handled::drop(Outcome::PodTunnel));
+    }
+    if config.is_local_pod(ip.dst) {
         return from_direct(skb, config);
     }
     Err(Outcome::NotOverlay)

@@ -63,6 +63,10 @@ pub trait Ip: Tables {
     /// The tunnel headers of a packet to this node's VTEP, which is UDP.
     fn tunnel(packet: Packet, config: &Config<Self>) -> Result<Tunnel<Self>, Outcome>;
 
+    /// Of a multicast address as `bpf_fib_lookup` takes it: whether it stays on its link, as those do that
+    /// every host listens to. `None` for others.
+    fn is_group_of_hosts(address: [u32; 4]) -> Option<bool>;
+
     /// An address as `bpf_fib_lookup` takes it.
     fn fib_words(address: Self::Be) -> [u32; 4];
 }

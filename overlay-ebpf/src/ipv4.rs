@@ -171,6 +171,13 @@ impl Ip for V4 {
         })
     }
 
+    /// 224.0.0.0/4, and of that 224.0.0.0/24 (RFC 5771 §4).
+    #[inline(always)]
+    fn is_group_of_hosts(address: [u32; 4]) -> Option<bool> {
+        let address = u32::from_be(address[0]);
+        (address >> 28 == 0xe).then_some(address >> 8 == 0x00e0_0000)
+    }
+
     #[inline(always)]
     fn fib_words(address: Ipv4Be) -> [u32; 4] {
         [u32::from_ne_bytes(address.octets), 0, 0, 0]

@@ -189,6 +189,13 @@ impl Ip for V6 {
         })
     }
 
+    /// `ff00::/8`, and of that scopes up to 2 (RFC 4291 §2.7).
+    #[inline(always)]
+    fn is_group_of_hosts(address: [u32; 4]) -> Option<bool> {
+        let start = u32::from_be(address[0]);
+        (start >> 24 == 0xff).then_some(start >> 16 & 0xf <= 2)
+    }
+
     #[inline(always)]
     fn fib_words(address: Ipv6Be) -> [u32; 4] {
         bytemuck::cast(address.octets)

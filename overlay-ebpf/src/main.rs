@@ -20,6 +20,7 @@ mod flows;
 mod guard;
 mod helpers;
 mod ingress;
+mod injection;
 mod ip;
 mod ipv4;
 mod ipv6;

@@ -296,6 +296,25 @@ fn a_pod_cannot_put_packets_into_the_tunnel() {
                 .packets(Hook::Egress, Outcome::PodTunnel);
             ensure!(dropped == 40, "{dropped} packets counted");
 
+            // The vxlan socket takes packets at any address of a node.
+            let capture = Capture::start(&victim.namespace, POD_INTERFACE)?;
+            let [here, there] = [0, 1].map(|node| lab.node(node).subnet_env());
+            let (here, there) = (here?, there?);
+            for address in [there.subnet()?.network(), there.gateway.ip()] {
+                send(&attacker.endpoint(), address, 20)?;
+            }
+            for address in [here.gateway.ip(), Ipv4Addr::new(224, 0, 0, 1)] {
+                send(&attacker.endpoint(), address, 20)?;
+            }
+            ping::all(&attacker.endpoint(), victim.address, 3)?;
+            let arrived = count(&capture.stop()?);
+            ensure!(arrived == 0, "{arrived} packets arrived by other addresses");
+            for (node, hook, want) in [(0, Hook::Egress, 80), (1, Hook::Arrive, 40)] {
+                let counters = lab.node(node).counters()?;
+                let dropped = counters.packets(hook, Outcome::PodTunnel);
+                ensure!(dropped == want, "{dropped} packets of {want}:\n{counters}");
+            }
+
             // The packet is one that the peer believes, if it comes from the node.
             let capture = Capture::start(&victim.namespace, POD_INTERFACE)?;
             send(&lab.node(0).endpoint(), vtep, 5)?;

@@ -341,6 +341,33 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     table.rows
 }
 
+/// What a pod of another node might send to make this one believe it is a node.
+fn arriving_injection<F: Oddities>(table: &mut Table<F>, remote: &Remote<F>) {
+    let from_pod = remote.to_pod(Transport::Udp {
+        src: 4_789,
+        dst: VXLAN_PORT,
+    });
+    let to = |address: F::Octets| from_pod.clone().with(|p| p.dst = address.into());
+    for fastpath in [FASTPATH_STRICT, FASTPATH_OFF] {
+        for (name, address) in [("the bridge", F::GATEWAY), ("all hosts", F::ALL_HOSTS)] {
+            table.row(
+                &format!("a tunnel packet of another node's pod to {name}, in mode {fastpath}"),
+                to(address).bytes(),
+                Expected::Drop(Outcome::PodTunnel),
+                |fixture, _| fixture.config.fastpath = fastpath,
+            );
+        }
+        for injection in F::injections(&to(F::GATEWAY)) {
+            table.row(
+                &format!("the same, {}, in mode {fastpath}", injection.0),
+                injection.1.bytes(),
+                Expected::Drop(Outcome::PodTunnel),
+                |fixture, _| fixture.config.fastpath = fastpath,
+            );
+        }
+    }
+}
+
 /// What a pod might send to make a peer, or this node, believe it is a node.
 fn tunnel_injection<F: Oddities>(table: &mut Table<F>) {
     let to = |vtep: F::Octets, dst: u16| {
@@ -353,7 +380,17 @@ fn tunnel_injection<F: Oddities>(table: &mut Table<F>) {
         ("to a peer", injection.clone()),
         ("to a direct peer", to(F::DIRECT.vtep, VXLAN_PORT)),
         ("to this node", to(F::VTEP, VXLAN_PORT)),
+        ("to the bridge of the pods", to(F::GATEWAY, VXLAN_PORT)),
+        ("to all hosts", to(F::ALL_HOSTS, VXLAN_PORT)),
     ];
+    for (name, address) in [("pod here", F::OTHER_POD), ("group", F::GROUP)] {
+        table.pass(
+            Outcome::NotOverlay,
+            &format!("a pod's own tunnel to another {name}"),
+            to(address, VXLAN_PORT).bytes(),
+            |_, _| {},
+        );
+    }
     let dropped = dropped.into_iter().chain(F::injections(&injection));
     for (name, packet) in dropped {
         for fastpath in [FASTPATH_STRICT, FASTPATH_OFF] {
@@ -568,6 +605,7 @@ fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let direct = F::DIRECT.to_pod(TCP);
     let direct_key = direct.flow(Local::Destination);
 
+    arriving_injection(&mut table, &F::DIRECT);
     table.row(
         "a leased flow through a tunnel",
         frame.clone(),
@@ -1249,7 +1287,18 @@ fn arrive<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         ),
     ];
     observer_rows(&mut table, &packet, &strangers);
-    for transport in [TCP, tcp(TCP_SYN), UDP, Transport::EchoRequest { id: 9 }] {
+    arriving_injection(&mut table, &F::TUNNELLED);
+    let own_tunnel = Transport::Udp {
+        src: 4_789,
+        dst: VXLAN_PORT,
+    };
+    for transport in [
+        TCP,
+        tcp(TCP_SYN),
+        UDP,
+        own_tunnel,
+        Transport::EchoRequest { id: 9 },
+    ] {
         table.pass(
             Outcome::Stamped,
             "from a remote pod to a local one",

@@ -58,6 +58,11 @@ pub trait Cluster: Wire {
     /// A pod of this node, and another one.
     const POD: Self::Octets;
     const OTHER_POD: Self::Octets;
+    /// The bridge, as pods know it.
+    const GATEWAY: Self::Octets;
+    /// The group of all hosts, and one that hosts have to join.
+    const ALL_HOSTS: Self::Octets;
+    const GROUP: Self::Octets;
     /// An address on the underlay that is no node's.
     const STRANGER: Self::Octets;
     /// An address far away, and one of another private network.

@@ -40,6 +40,10 @@ pub trait Reading: Cluster {
 
     /// What a program writes into an outer header.
     fn outer_extras() -> Self::Extras;
+
+    /// Whether the node of the tests keeps what is for the address: its own addresses, broadcasts and
+    /// the groups of all hosts, but also what it has no route to.
+    fn is_kept(address: Self::Be) -> bool;
 }
 
 /// An IP header.
@@ -93,6 +97,7 @@ impl<'a, F: Reading> Model<'a, F> {
         let sent = match hook {
             Hook::Egress if self.is_injection(frame) => return Decision::Drop,
             Hook::Egress => self.egress(frame),
+            Hook::Ingress | Hook::Arrive if self.is_injected(hook, frame) => return Decision::Drop,
             Hook::Ingress => self.ingress(frame),
             Hook::Confirm | Hook::Arrive | Hook::Deliver | Hook::Guard => None,
         };
@@ -114,7 +119,23 @@ impl<'a, F: Reading> Model<'a, F> {
                     .is_some_and(|tci| tci.trailing_zeros() >= 12);
         };
         F::tunnel_destination(ip)
-            .is_some_and(|dst| dst == self.config().vtep || self.fixture.peers.contains_key(&dst))
+            .is_some_and(|dst| F::is_kept(dst) || self.fixture.peers.contains_key(&dst))
+    }
+
+    /// Whether a pod of another node sends a tunnel packet to this one.
+    fn is_injected(&self, hook: Hook, frame: &[u8]) -> bool {
+        let Some(ip) = packet::<F>(frame) else {
+            return false;
+        };
+        let (Some(header), Some(dst)) = (F::read(ip), F::tunnel_destination(ip)) else {
+            return false;
+        };
+        // On the underlay, what is for the VTEP comes from nodes.
+        let is_judged = hook == Hook::Arrive
+            || self.surroundings.vlan.is_none()
+                && frame.starts_with(&UNDERLAY_MAC.octets)
+                && dst != self.config().vtep;
+        is_judged && self.config().is_remote_pod(header.src) && F::is_kept(dst)
     }
 
     fn egress(&self, frame: &[u8]) -> Option<Vec<u8>> {

@@ -64,6 +64,15 @@ impl Reading for V4 {
             options: Vec::new(),
         }
     }
+
+    fn is_kept(address: Ipv4Be) -> bool {
+        match address.octets {
+            [224..=239, b, c, _] => b == 0 && c == 0,
+            [192, 168, 77, last] | [10, 244, 1, last] => last == 1 || last == 255,
+            [192, 168, 88, _] => false,
+            _ => true,
+        }
+    }
 }
 
 fn fragment_offset(ip: &[u8]) -> u16 {

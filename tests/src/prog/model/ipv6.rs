@@ -46,6 +46,21 @@ impl Reading for V6 {
             extensions: Vec::new(),
         }
     }
+
+    fn is_kept(address: Ipv6Be) -> bool {
+        let [net @ .., _, _, _, _, _, _, _, last] = address.octets;
+        let host = &address.octets[8..15];
+        // The address of all routers, and the node's own.
+        let is_own = host.iter().all(|&octet| octet == 0) && last <= 1;
+        match net {
+            [0xff, scope, ..] => scope & 0xf <= 2,
+            [0x20, 0x01, 0x0d, 0xb8, 0, 0x77, 0, 0] | [0xfd, 0, 0, 0x10, 0x02, 0x44, 0, 1] => {
+                is_own
+            }
+            [0x20, 0x01, 0x0d, 0xb8, 0, 0x88, 0, 0] | [0xfe, 0x80, 0, 0, 0, 0, 0, 0] => false,
+            _ => true,
+        }
+    }
 }
 
 /// Whether `bytes`, which begin with a header of this kind, are or may be UDP to the tunnels' port.
