@@ -134,6 +134,10 @@ fn forward<F: Ip>(
     if nexthop.vtep != u32::from_ne_bytes(node.vtep.tag()) || nexthop.mode != mode {
         return Err(Outcome::Nexthop);
     }
+    // `overlay_confirm` may have resolved it just before the node's flags changed.
+    if mode == MODE_TUNNEL && node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
+        return Err(Outcome::Nexthop);
+    }
     let frame_len = skb.len();
     if !flow.is_whole(frame_len, ETH_LEN as u32) {
         return Err(Outcome::Length);

@@ -91,15 +91,23 @@ impl Ip for V6 {
         }
         let mut next = ip.next_header;
         let mut at = (ETH_LEN + Self::LEN) as u32;
+        // A first fragment's headers may go on in the next one. The kernel takes them together before
+        // it looks at them (`ipv6frag_thdr_truncated` does not notice).
+        let mut truncated = None;
         for _ in 0..=MAX_EXTENSIONS {
             if next == IPPROTO_UDP {
-                let dst_port: [u8; 2] = skb.load(at + offset_of!(UdpHeader, dst_port) as u32)?;
+                let at = at + offset_of!(UdpHeader, dst_port) as u32;
+                let Some(dst_port) = skb.load::<[u8; 2]>(at) else {
+                    return truncated;
+                };
                 return (dst_port == port).then_some(ip.dst);
             }
             if !is_extension(next) {
                 return None;
             }
-            let [following, len, fragment @ ..]: [u8; 4] = skb.load(at)?;
+            let Some([following, len, fragment @ ..]) = skb.load::<[u8; 4]>(at) else {
+                return truncated;
+            };
             at += match next {
                 // Only the first fragment has ports.
                 IPPROTO_FRAGMENT if u16::from_be_bytes(fragment) & 0xfff8 != 0 => return None,
@@ -108,6 +116,9 @@ impl Ip for V6 {
                 IPPROTO_AH => (u32::from(len) + 2) * 4,
                 _ => (u32::from(len) + 1) * 8,
             };
+            if next == IPPROTO_FRAGMENT {
+                truncated = Some(ip.dst);
+            }
             next = following;
         }
         Some(ip.dst)

@@ -26,7 +26,7 @@ impl Reading for V6 {
 
     fn tunnel_destination(ip: &[u8]) -> Option<Ipv6Be> {
         let header = Self::read(ip).filter(|header| header.is_plain)?;
-        may_be_to_port(header.protocol, &ip[40..], EXTENSIONS)?.then_some(header.dst)
+        may_be_to_port(header.protocol, &ip[40..], EXTENSIONS, false).then_some(header.dst)
     }
 
     fn forwarded(ip: &[u8]) -> Vec<u8> {
@@ -63,26 +63,27 @@ impl Reading for V6 {
     }
 }
 
-/// Whether `bytes`, which begin with a header of this kind, are or may be UDP to the tunnels' port.
-/// `None` where they end too early to be anything.
-fn may_be_to_port(kind: u8, bytes: &[u8], extensions: usize) -> Option<bool> {
+/// Whether `bytes`, which begin with a header of this kind, are or may be UDP to the tunnels' port. What
+/// ends too early may be, if it is a first fragment.
+fn may_be_to_port(kind: u8, bytes: &[u8], extensions: usize, is_fragment: bool) -> bool {
     if kind == 17 {
-        return Some(bytes.get(2..4)? == VXLAN_PORT.to_be_bytes());
+        return bytes
+            .get(2..4)
+            .map_or(is_fragment, |port| port == VXLAN_PORT.to_be_bytes());
     }
     let len = match (kind, bytes.get(..4)) {
-        (0 | 43 | 44 | 51 | 60, None) => return None,
+        (0 | 43 | 44 | 51 | 60, None) => return is_fragment,
         (0 | 43 | 60, Some(head)) => 8 + 8 * usize::from(head[1]),
-        (44, Some(&[.., high, low])) if high != 0 || low & 0xf8 != 0 => return Some(false),
+        (44, Some(&[.., high, low])) if high != 0 || low & 0xf8 != 0 => return false,
         (44, Some(_)) => 8,
         (51, Some(head)) => 8 + 4 * usize::from(head[1]),
-        _ => return Some(false),
+        _ => return false,
     };
-    if extensions == 0 {
-        return Some(true);
-    }
-    may_be_to_port(
-        bytes[0],
-        bytes.get(len..).unwrap_or_default(),
-        extensions - 1,
-    )
+    extensions == 0
+        || may_be_to_port(
+            bytes[0],
+            bytes.get(len..).unwrap_or_default(),
+            extensions - 1,
+            is_fragment || kind == 44,
+        )
 }
