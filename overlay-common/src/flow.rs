@@ -62,8 +62,9 @@ pub struct Flow {
     pub ingress_mode: u8,
     /// Host side of the local pod's veth, where ingress packets are redirected.
     pub pod_ifindex: u32,
-    #[doc(hidden)]
-    pub _pad: [u8; 4],
+    /// What `OVL_MOVES` said of `pod_mac` when the ingress lease was granted; it counts while that is
+    /// so.
+    pub moves: u32,
 }
 
 /// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.
@@ -86,7 +87,7 @@ pub mod word {
     pub const POD_MTU: usize = offset_of!(Flow, pod_mac) / 8;
     /// `deliver_mac`, then `egress_mode`, then `ingress_mode` in the top byte.
     pub const DELIVER_MODES: usize = offset_of!(Flow, deliver_mac) / 8;
-    /// `pod_ifindex` in the low half.
+    /// `pod_ifindex` in the low half, `moves` in the high half.
     pub const POD_IFINDEX: usize = offset_of!(Flow, pod_ifindex) / 8;
 }
 
@@ -251,6 +252,7 @@ mod tests {
             prop_assert_eq!((image[word::DELIVER_MODES] >> 48) as u8, flow.egress_mode);
             prop_assert_eq!((image[word::DELIVER_MODES] >> 56) as u8, flow.ingress_mode);
             prop_assert_eq!(image[word::POD_IFINDEX] as u32, flow.pod_ifindex);
+            prop_assert_eq!((image[word::POD_IFINDEX] >> 32) as u32, flow.moves);
         }
     }
 }

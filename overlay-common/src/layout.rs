@@ -55,7 +55,7 @@ layout!(
     Flow, size 64, align 8,
     id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
     gateway_mac at 32, source_port at 38, pod_mac at 40, pod_mtu at 46, deliver_mac at 48,
-    egress_mode at 54, ingress_mode at 55, pod_ifindex at 56,
+    egress_mode at 54, ingress_mode at 55, pod_ifindex at 56, moves at 60,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);

@@ -120,6 +120,17 @@ pub struct PodKey {
     pub _pad: [u8; 2],
 }
 
+/// Slots of `OVL_MOVES`: MAC addresses share them. A slot counts how often one of its addresses was seen
+/// on another interface than before.
+pub const MOVE_SLOTS: usize = 4_096;
+
+/// The slot of a MAC address, whose six bytes are the low 48 bits of `mac`.
+#[inline(always)]
+pub const fn move_slot(mac: u64) -> u32 {
+    const BITS: u32 = MOVE_SLOTS.trailing_zeros();
+    (mac.wrapping_mul(crate::family::SPREAD) >> (64 - BITS)) as u32
+}
+
 /// Value of `OVL_PODS`, written by `overlay_egress` from what pods send, as a bridge learns. A bridge
 /// that has forgotten an address floods frames for it to every pod; only where the address was seen
 /// may a delivered frame earn a lease.

@@ -223,6 +223,8 @@ outcomes! {
 
     /// The node has no pods of this address family, or is not configured yet.
     Unserved = 53, Decline, "unserved";
+    /// The pod's MAC address was seen on another interface since the lease was granted.
+    PodMoved = 54, Decline, "pod_moved";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

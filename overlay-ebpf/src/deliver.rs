@@ -36,6 +36,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         flow,
         ..
     } = seen;
+    let moves = maps::moves(dst);
     if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
     }
@@ -48,6 +49,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         mtu: if mtu > 0xffff { 0xffff } else { mtu as u16 },
         from: src,
         ifindex: skb.ifindex(),
+        moves,
     };
     flows::grant(
         flow.words,

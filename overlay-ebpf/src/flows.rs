@@ -61,9 +61,11 @@ impl FlowEntry {
         )
     }
 
+    /// The pod's interface, and how often its MAC had moved when the lease was granted.
     #[inline(always)]
-    pub fn pod_ifindex(self) -> u32 {
-        self.0.get::<{ word::POD_IFINDEX }>() as u32
+    pub fn pod_ifindex_and_moves(self) -> (u32, u32) {
+        let word = self.0.get::<{ word::POD_IFINDEX }>();
+        (word as u32, (word >> 32) as u32)
     }
 
     /// Whether all that was read from the entry before this call belongs to the flow `words`.
@@ -92,6 +94,7 @@ pub enum Lease {
         mtu: u16,
         from: Mac,
         ifindex: u32,
+        moves: u32,
     },
 }
 
@@ -144,10 +147,11 @@ pub fn grant<F: Tables>(
             mtu,
             from,
             ifindex,
+            moves,
         } => {
             image[word::POD_MTU] = pod.bits() | u64::from(mtu) << 48;
             image[word::DELIVER_MODES] = modes & (0xff << 48) | from.bits() | u64::from(mode) << 56;
-            image[word::POD_IFINDEX] = u64::from(ifindex);
+            image[word::POD_IFINDEX] = u64::from(ifindex) | u64::from(moves) << 32;
         }
     }
     // Word by word: a comparison of arrays becomes a call that the verifier cannot follow.

@@ -19,6 +19,7 @@ use crate::{
     injection,
     ip::{Header as _, Ip},
     mac::{Mac, write_pair},
+    maps,
     nexthop::NexthopEntry,
     packet::Packet,
     parse::{Control, ETH_LEN, Flow, Local, why_off},
@@ -117,12 +118,15 @@ fn lease<F: Ip>(
     let (generation, index) = entry.generation_and_node();
     let (dst, mtu) = entry.pod_and_mtu();
     let (src, _, mode) = entry.deliver_and_modes();
-    let ifindex = entry.pod_ifindex();
+    let (ifindex, moves) = entry.pod_ifindex_and_moves();
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
     }
     if generation != config.generation {
         return Err(Outcome::Generation);
+    }
+    if moves != maps::moves(dst) {
+        return Err(Outcome::PodMoved);
     }
     if mode != by {
         return Err(Outcome::OtherMode);

@@ -11,7 +11,7 @@ use overlay_common::{
     family::{Family, V4, V6},
     flow::{Flow, FlowKey},
     maps::{MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES},
-    node::{Gateway, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     route::Route,
 };
@@ -62,6 +62,9 @@ static GATEWAYS: HashMap<u32, Gateway, MAX_GATEWAYS> = HashMap::new();
 
 #[btf_map(name = "OVL_PODS")]
 static PODS: LruHashMap<PodKey, PodPort, MAX_PODS> = LruHashMap::new();
+
+#[btf_map(name = "OVL_MOVES")]
+static MOVES: Array<u32, MOVE_SLOTS> = Array::new();
 
 #[btf_map(name = "OVL_STATS")]
 static STATS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
@@ -197,8 +200,8 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
     Some(Mac::from_low_bits(word))
 }
 
-/// Remembers on which interface pods use the MAC address. An address that has moved to another one
-/// flushes the flow table: leases of its pod deliver to where it was.
+/// Remembers on which interface pods use the MAC address. That of an address that has moved is counted:
+/// leases of its pod deliver to where it was.
 #[inline(always)]
 pub fn learn_pod(mac: Mac, ifindex: u32) {
     let before = pod_port(mac);
@@ -207,24 +210,24 @@ pub fn learn_pod(mac: Mac, ifindex: u32) {
     }
     // A full table evicts its oldest entry; should it refuse, the address is learned another time.
     let _ = PODS.insert(pod_key(mac), PodPort { ifindex }, 0);
-    if before.is_some() {
-        flush(CONFIG.get_ptr_mut(0));
-        flush(CONFIG6.get_ptr_mut(0));
+    if before.is_some()
+        && let Some(moves) = MOVES.get_ptr_mut(move_slot(mac.bits()))
+    {
+        // SAFETY: the pointer is to the live, aligned value of the array map. Another writer that
+        // increments at the same time leaves a number that is new as well.
+        unsafe { moves.write_volatile(moves.read_volatile().wrapping_add(1)) };
     }
 }
 
-/// Makes every flow of the family earn its lease again.
+/// How often an address of this one's slot has moved. To be read before [`pod_port`], so that a lease
+/// of an address that moves meanwhile does not count.
 #[inline(always)]
-fn flush<F: Family>(config: Option<*mut Config<F>>) {
-    let Some(config) = config else {
-        return;
+pub fn moves(mac: Mac) -> u32 {
+    let Some(moves) = MOVES.get_ptr(move_slot(mac.bits())) else {
+        return 0;
     };
-    // SAFETY: the pointer is to the live value of the array map; the field is aligned. Another
-    // writer that increments at the same time leaves a generation that is new as well.
-    unsafe {
-        let generation = &raw mut (*config).generation;
-        generation.write_volatile(generation.read_volatile().wrapping_add(1));
-    }
+    // SAFETY: as in `learn_pod`.
+    unsafe { moves.read_volatile() }
 }
 
 /// The interface on which frames from `mac` were seen last.

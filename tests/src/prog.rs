@@ -35,14 +35,14 @@ use overlay_common::{
     family::V4,
     flow::{Flow, FlowKey},
     maps,
-    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
     route::Route,
 };
 
 use self::{
     dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
-    fixture::{Cluster, Fixture, NODES},
+    fixture::{Cluster, Fixture, NODES, POD_MAC},
     sys::{CHECKSUM_COMPLETE, SkBuff},
 };
 
@@ -229,6 +229,12 @@ impl<F: Cluster> Bench<F> {
         }
         self.hash::<FlowKey<F>, Flow>(F::MAPS.flows, &fixture.flows)?;
         self.hash::<PodKey, PodPort>(maps::PODS, &fixture.pods)?;
+        let mut moves: Array<_, u32> = self.map(maps::MOVES)?.try_into()?;
+        let pod = PodKey {
+            mac: POD_MAC,
+            ..PodKey::default()
+        };
+        moves.set(move_slot(bytemuck::cast(pod)), 0, 0)?;
         let mut nexthops: Array<_, Nexthop> = self.map(F::MAPS.nexthops)?.try_into()?;
         for index in 0..NODES {
             let wanted = fixture.nexthops.get(&index).copied().unwrap_or_default();
@@ -341,12 +347,6 @@ impl<F: Cluster> Bench<F> {
     pub fn nexthop(&mut self, index: u32) -> Result<Nexthop> {
         let nexthops: Array<_, Nexthop> = self.map(F::MAPS.nexthops)?.try_into()?;
         Ok(nexthops.get(&index, 0)?)
-    }
-
-    /// The generation that flows of family `G` must have to count.
-    pub fn generation<G: Cluster>(&mut self) -> Result<u32> {
-        let config: Array<_, Config<G>> = self.map(G::MAPS.config)?.try_into()?;
-        Ok(config.get(&0, 0)?.generation)
     }
 
     pub fn size(&self, hook: Hook) -> Result<Size> {

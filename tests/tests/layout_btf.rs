@@ -18,7 +18,7 @@ use overlay_common::{
     family::{V4, V6},
     flow::{Flow, FlowKey},
     maps,
-    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
@@ -97,7 +97,7 @@ fn layouts() -> BTreeMap<String, Layout> {
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
         Flow {
             id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
-            pod_mtu, deliver_mac, egress_mode, ingress_mode, pod_ifindex, _pad,
+            pod_mtu, deliver_mac, egress_mode, ingress_mode, pod_ifindex, moves,
         }
         Counter { packets, bytes }
     }
@@ -162,7 +162,7 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 15] = [
+    let wanted: [(&str, &str, &str, usize); 16] = [
         (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
@@ -177,6 +177,7 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
         (maps::CONFIG6, "u32", "Config<V6>", 1),
         (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
         (maps::PODS, "PodKey", "PodPort", maps::MAX_PODS),
+        (maps::MOVES, "u32", "u32", MOVE_SLOTS),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];
     assert_eq!(

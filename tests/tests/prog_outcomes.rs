@@ -606,6 +606,12 @@ fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let direct_key = direct.flow(Local::Destination);
 
     arriving_injection(&mut table, &F::DIRECT);
+    table.pass(
+        Outcome::PodMoved,
+        "a leased flow whose pod's MAC was seen elsewhere since",
+        frame.clone(),
+        |fixture, _| fixture.grant(key, &F::TUNNELLED).moves = 7,
+    );
     table.row(
         "a leased flow through a tunnel",
         frame.clone(),

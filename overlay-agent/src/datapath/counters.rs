@@ -87,6 +87,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::Length
         | Outcome::OtherMode
         | Outcome::UnknownPod
+        | Outcome::PodMoved
         | Outcome::UdpGso
         | Outcome::Rewrite
         | Outcome::PodTunnel => true,
