@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    net::UdpSocket,
     os::{
         fd::{AsRawFd, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -32,7 +33,8 @@ pub fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
 }
 
-/// What a socket does about packets that are too large for the path, `IP_MTU_DISCOVER`.
+/// What a socket does about packets that are too large for the path, `IP_MTU_DISCOVER` or
+/// `IPV6_MTU_DISCOVER`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathMtuDiscovery {
     /// They are fragmented, here or on the way.
@@ -45,18 +47,21 @@ pub enum PathMtuDiscovery {
     clippy::cast_possible_truncation,
     reason = "the size of an int fits socklen_t"
 )]
-pub fn set_path_mtu_discovery(
-    socket: &impl AsRawFd,
-    discovery: PathMtuDiscovery,
-) -> io::Result<()> {
+pub fn set_path_mtu_discovery(socket: &UdpSocket, discovery: PathMtuDiscovery) -> io::Result<()> {
+    // The values mean the same in both families.
+    let (level, option) = if socket.local_addr()?.is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    };
     let value = discovery as libc::c_int;
     // SAFETY: the pointer is to one int, the length is its size, and the kernel copies it before
     // the call returns.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
+            level,
+            option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
         )

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -14,11 +14,12 @@ use overlay_common::outcome::Hook;
 use overlay_tests::{
     capture::{Capture, Direction, Frame},
     decode::{Packet, decode_ipv4},
+    decode6::decode_ipv6,
     differ::{Mode, in_both_modes, raw::POD_INTERFACE},
-    lab::Lab,
+    lab::{DEFAULT_CONFIG, Lab},
     rules::Protocol,
     services::Server,
-    traffic::{Endpoint, ping, tcp, udp},
+    traffic::{Address, Endpoint, ping, tcp, udp},
     wait::wait_for,
 };
 
@@ -43,14 +44,15 @@ fn received(frames: &[Frame]) -> impl Iterator<Item = Packet> {
 }
 
 /// The network between the nodes sets the outer codepoint of what the first node sends.
-fn mark_outer(lab: &Lab, codepoint: &str) -> Result<()> {
+fn mark_outer<A: Marks>(lab: &Lab, codepoint: &str) -> Result<()> {
     let port = &lab.node(0).name;
     let rules = format!(
         "table netdev marks\n\
          delete table netdev marks\n\
          table netdev marks {{ chain set_codepoint {{\n\
-         type filter hook ingress device {port} priority 0; udp dport 8472 ip ecn set {codepoint}\n\
-         }}\n}}\n"
+         type filter hook ingress device {port} priority 0; udp dport 8472 {} ecn set {codepoint}\n\
+         }}\n}}\n",
+        A::NFT
     );
     lab.underlay().hub().run("nft", [rules.as_str()]).map(drop)
 }
@@ -58,12 +60,65 @@ fn mark_outer(lab: &Lab, codepoint: &str) -> Result<()> {
 /// The TOS with which a packet arrives, by outer and inner codepoint; `None` if it does not.
 type Arrivals = BTreeMap<(usize, usize), Option<u8>>;
 
-fn arrivals(lab: &Lab, mode: Mode) -> Result<Arrivals> {
-    let [from, to] = ends(lab)?;
+/// An address family, and how its packets are marked.
+trait Marks: Address {
+    const CONFIG: &str;
+    const NFT: &str;
+    const ANY: IpAddr;
+
+    fn ends(lab: &Lab) -> Result<[Endpoint<Self>; 2]>;
+    fn set_tos(socket: &UdpSocket, tos: i32) -> nix::Result<()>;
+    /// TOS and payload of a frame that carries UDP.
+    fn read(frame: &Frame) -> Option<(u8, Vec<u8>)>;
+}
+
+impl Marks for Ipv4Addr {
+    const CONFIG: &str = DEFAULT_CONFIG;
+    const NFT: &str = "ip";
+    const ANY: IpAddr = IpAddr::V4(Self::UNSPECIFIED);
+
+    fn ends(lab: &Lab) -> Result<[Endpoint; 2]> {
+        ends(lab)
+    }
+
+    fn set_tos(socket: &UdpSocket, tos: i32) -> nix::Result<()> {
+        setsockopt(socket, sockopt::Ipv4Tos, &tos)
+    }
+
+    fn read(frame: &Frame) -> Option<(u8, Vec<u8>)> {
+        let packet = decode_ipv4(&frame.bytes).ok()?;
+        let tos = packet.ip.dscp.value() << 2 | packet.ip.ecn.value();
+        let is_whole = packet.has_valid_header_checksum() && packet.ip.protocol == IpNumber::UDP;
+        is_whole.then_some((tos, packet.payload))
+    }
+}
+
+impl Marks for Ipv6Addr {
+    const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
+    const NFT: &str = "ip6";
+    const ANY: IpAddr = IpAddr::V6(Self::UNSPECIFIED);
+
+    fn ends(lab: &Lab) -> Result<[Endpoint<Self>; 2]> {
+        Ok([lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?])
+    }
+
+    fn set_tos(socket: &UdpSocket, tos: i32) -> nix::Result<()> {
+        setsockopt(socket, sockopt::Ipv6TClass, &tos)
+    }
+
+    fn read(frame: &Frame) -> Option<(u8, Vec<u8>)> {
+        let packet = decode_ipv6(&frame.bytes).ok()?;
+        let is_udp = packet.ip.next_header == IpNumber::UDP;
+        is_udp.then_some((packet.ip.traffic_class, packet.payload))
+    }
+}
+
+fn arrivals<A: Marks>(lab: &Lab, mode: Mode) -> Result<Arrivals> {
+    let [from, to] = A::ends(lab)?;
     let _server = Server::start(&to, Protocol::Udp, PORT)?;
-    let target = SocketAddrV4::new(to.address, PORT);
+    let target = SocketAddr::new(to.address.into(), PORT);
     let socket = from.namespace.enter(|| -> Result<_> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let socket = UdpSocket::bind((A::ANY, 0))?;
         socket.connect(target)?;
         Ok(socket)
     })?;
@@ -88,10 +143,10 @@ fn arrivals(lab: &Lab, mode: Mode) -> Result<Arrivals> {
     let capture = Capture::start(&to.namespace, POD_INTERFACE)?;
     let mut arrivals = Arrivals::new();
     for (outer, name) in CODEPOINTS.iter().enumerate() {
-        mark_outer(lab, name)?;
+        mark_outer::<A>(lab, name)?;
         for inner in 0..CODEPOINTS.len() {
             let tos = i32::from(DSCP) << 2 | i32::try_from(inner)?;
-            setsockopt(&socket, sockopt::Ipv4Tos, &tos)?;
+            A::set_tos(&socket, tos)?;
             echo(&[u8::try_from(outer)?, u8::try_from(inner)?])?;
             arrivals.insert((outer, inner), None);
         }
@@ -101,13 +156,13 @@ fn arrivals(lab: &Lab, mode: Mode) -> Result<Arrivals> {
         (fast >= 14) == (mode == Mode::Fast),
         "{fast} of 16 packets were fast"
     );
-    for packet in received(&capture.stop()?) {
-        if packet.ip.protocol == IpNumber::UDP
-            && let (_, &[outer, inner]) = UdpHeader::from_slice(&packet.payload)?
-        {
-            let tos = packet.ip.dscp.value() << 2 | packet.ip.ecn.value();
+    let frames = capture.stop()?;
+    let frames = frames
+        .iter()
+        .filter(|frame| frame.direction == Direction::Received);
+    for (tos, segment) in frames.filter_map(A::read) {
+        if let (_, &[outer, inner]) = UdpHeader::from_slice(&segment)? {
             arrivals.insert((outer.into(), inner.into()), Some(tos));
-            ensure!(packet.has_valid_header_checksum(), "{packet:?}");
         }
     }
     Ok(arrivals)
@@ -126,14 +181,24 @@ fn merged(outer: usize, inner: usize) -> Option<u8> {
     Some(DSCP << 2 | ecn)
 }
 
-#[test]
-fn congestion_marks_of_the_path_reach_pods_in_all_sixteen_combinations() {
-    let [fast, off] = in_both_modes(&Lab::builder().nodes(2), &[], arrivals);
+fn congestion_marks_arrive<A: Marks>() {
+    let nodes = Lab::builder().nodes(2).config(A::CONFIG);
+    let [fast, off] = in_both_modes(&nodes, &[], arrivals::<A>);
     let expected: Arrivals = (0..4)
         .flat_map(|outer| (0..4).map(move |inner| ((outer, inner), merged(outer, inner))))
         .collect();
     assert_eq!(off, expected, "without the fast path");
     assert_eq!(fast, expected, "with the fast path");
+}
+
+#[test]
+fn congestion_marks_of_the_path_reach_pods_in_all_sixteen_combinations() {
+    congestion_marks_arrive::<Ipv4Addr>();
+}
+
+#[test]
+fn congestion_marks_of_the_path_reach_ipv6_pods_in_all_sixteen_combinations() {
+    congestion_marks_arrive::<Ipv6Addr>();
 }
 
 /// Nothing on the way leaves a checksum to a card: each must be right at the receiver.
