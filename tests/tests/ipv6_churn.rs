@@ -15,6 +15,8 @@ use overlay_tests::{
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const DEADLINE: Duration = Duration::from_secs(20);
 const INTERVAL: Duration = Duration::from_millis(2);
+/// What a peer's move may take, on a busy machine.
+const FOLLOWED: Duration = Duration::from_secs(5);
 /// From the appearance of a rule until no packet passes it.
 const PROMPT: Duration = Duration::from_secs(1);
 const PORT: u16 = 8080;
@@ -89,7 +91,8 @@ fn ipv6_flows_are_fast_to_the_new_address_of_a_node() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
         let pods = lab.bring_up6(&[])?;
         let (node, peer) = (lab.node(0), lab.node(1));
-        let connection = SteadyConnection::open(&pods[0], &pods[1], INTERVAL)?;
+        // What is sent before everybody knows the address is lost.
+        let flow = SteadyFlow::start(&pods[0], &pods[1], INTERVAL)?;
         node.wait_fast()?;
         let old = peer.address6();
         peer.namespace.ip_batch(&format!(
@@ -109,7 +112,9 @@ fn ipv6_flows_are_fast_to_the_new_address_of_a_node() {
         udp::echo_each(&pods[0], &pods[1], &[100], 200)?.ensure_lossless()?;
         let fast = node.counters()?.since(&before).fast(Hook::Egress);
         ensure!(fast > 150, "{fast} fast packets");
-        connection.close().map(drop)
+        let gap = flow.stop()?.longest_gap;
+        ensure!(gap < FOLLOWED, "nothing came for {gap:?}");
+        Ok(())
     });
 }
 
@@ -139,7 +144,7 @@ fn in_trusted_mode_ipv6_handshakes_are_fast_until_a_rule_ends_it() {
                     counted.packets(hook, Outcome::TcpControl),
                 );
                 ensure!(
-                    fast > CONNECTIONS * 10 && control == 0,
+                    fast > CONNECTIONS * 5 && control == 0,
                     "{}: {fast} fast, {control} declined for their TCP flags:\n{counted}",
                     node.name
                 );
