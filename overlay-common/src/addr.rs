@@ -19,7 +19,7 @@ pub trait Address:
     fn is_within(self, base: Self, mask: Self) -> bool;
 
     /// Four bytes by which two addresses of one node are told apart: all of an IPv4 address, a hash
-    /// of an IPv6 one. Zero for the unspecified address alone, as far as IPv4 goes.
+    /// of an IPv6 one. Not zero, which no next hop is for, but for 0.0.0.0.
     fn tag(self) -> [u8; 4];
 }
 
@@ -114,7 +114,8 @@ impl Address for Ipv6Be {
         let [a, b] = self.words();
         let mut hash = a.wrapping_mul(SPREAD);
         hash = (hash ^ (hash >> 32) ^ b).wrapping_mul(SPREAD_2);
-        ((hash >> 32) as u32).to_ne_bytes()
+        let tag = (hash >> 32) as u32;
+        if tag == 0 { 1 } else { tag }.to_ne_bytes()
     }
 }
 
