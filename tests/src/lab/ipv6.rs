@@ -120,10 +120,16 @@ impl Node {
 }
 
 impl Lab {
-    /// Agents on every node that runs nothing yet, all nodes in touch, and a pod `a` on each.
+    /// Agents on every node that runs nothing yet, all nodes in touch, and a pod `a` on each, with
+    /// programs where there are any.
     pub fn bring_up6(&self, extra: &[&str]) -> Result<Vec<Endpoint<Ipv6Addr>>> {
         self.start_agents6(extra)?;
-        self.nodes().iter().map(|node| node.add_pod6('a')).collect()
+        let mut pods = Vec::new();
+        for node in self.nodes() {
+            pods.push(node.add_pod6('a')?);
+            node.wait_attached("vetha")?;
+        }
+        Ok(pods)
     }
 
     /// The router, a host outside the pod network.

@@ -348,6 +348,20 @@ impl Node {
         Ok(hooks)
     }
 
+    /// Waits until the programs are attached to a pod's interface, if this node's agent attaches any.
+    pub fn wait_attached(&self, interface: &str) -> Result<()> {
+        if !self.runs_agent() || !self.pin_dir.exists() {
+            return Ok(());
+        }
+        let what = format!("programs on {interface} of {}", self.name);
+        wait_for(&what, READY_DEADLINE, || {
+            let attached = self.attached(interface)?;
+            let hooks: Vec<_> = attached.keys().map(String::as_str).collect();
+            ensure!(hooks == ["deliver", "egress"], "{hooks:?}");
+            Ok(())
+        })
+    }
+
     /// The pinned links by the interface they are pinned for; `if7` for one that is gone.
     pub fn pinned_links(&self) -> Result<BTreeMap<String, Vec<String>>> {
         let mut links: BTreeMap<String, Vec<String>> = BTreeMap::new();
