@@ -391,13 +391,23 @@ fn operator_commands_show_both_families() {
             "{status}"
         );
 
-        let flows = node.operator_json(&["flows"])?;
-        for protocol in ["icmp", "icmpv6"] {
-            let found = rows(&flows, "flows")?
-                .iter()
-                .any(|flow| flow["protocol"] == protocol);
-            ensure!(found, "no {protocol} in {flows}");
-        }
+        // What the host's own changes flush, the next packets earn again.
+        let flows = wait_for(
+            "live flows of both families",
+            Duration::from_secs(10),
+            || {
+                lab.ping_matrix()?;
+                ping_matrix(&pods6)?;
+                let flows = node.operator_json(&["flows"])?;
+                for protocol in ["icmp", "icmpv6"] {
+                    let found = rows(&flows, "flows")?
+                        .iter()
+                        .any(|flow| flow["protocol"] == protocol);
+                    ensure!(found, "no {protocol} in {flows}");
+                }
+                Ok(flows)
+            },
+        )?;
         let flushed = node.operator_json(&["flush"])?;
         for generation in ["generation", "ipv6_generation"] {
             let [before, after] = [&flows, &flushed].map(|report| report[generation].as_u64());

@@ -11,7 +11,8 @@ pub fn shared_ports<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
     let client = bench.pod(0, 'a');
     let direct = bench.backend(1, 'b');
     let service = service::<A>(FAR);
-    let mut port = 40_000;
+    // Below those that the kernel gives to other connections.
+    let mut port = 20_000;
     for protocol in PROTOCOLS {
         for targets in [[direct, service], [service, direct]] {
             port += 1;
