@@ -165,6 +165,20 @@ mod tests {
     use super::*;
     use crate::addr::{Address as _, Ipv4Be, Ipv6Be};
 
+    fn check_words<F: Family>(key: FlowKey<F>) -> Result<(), TestCaseError> {
+        let words = FlowWords::new(
+            key.local,
+            key.remote,
+            u16::from_ne_bytes(key.local_port),
+            u16::from_ne_bytes(key.remote_port),
+            key.protocol,
+        );
+        prop_assert_eq!(words, FlowWords::from(key));
+        prop_assert_eq!(words.key(), key);
+        prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn words_and_key_are_the_same_bytes(
@@ -178,16 +192,7 @@ mod tests {
                 protocol,
                 _pad: [0; 3],
             };
-            let words = FlowWords::new(
-                key.local,
-                key.remote,
-                u16::from_ne_bytes(local_port),
-                u16::from_ne_bytes(remote_port),
-                protocol,
-            );
-            prop_assert_eq!(words, FlowWords::from(key));
-            prop_assert_eq!(words.key(), key);
-            prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+            check_words(key)?;
         }
 
         #[test]
@@ -203,16 +208,7 @@ mod tests {
                 protocol,
                 _pad: [0; 3],
             };
-            let words = FlowWords::new(
-                key.local,
-                key.remote,
-                u16::from_ne_bytes(local_port),
-                u16::from_ne_bytes(remote_port),
-                protocol,
-            );
-            prop_assert_eq!(words, FlowWords::from(key));
-            prop_assert_eq!(words.key(), key);
-            prop_assert_eq!((words.local(), words.remote()), (key.local, key.remote));
+            check_words(key)?;
         }
 
         #[test]

@@ -22,7 +22,7 @@ use crate::{
     maps,
     nexthop::NexthopEntry,
     packet::Packet,
-    parse::{Control, ETH_LEN, Flow, Local, why_off},
+    parse::{Control, ETH_LEN, Flow, Local, Tunnel, why_off},
 };
 
 const ICMP_LEN: usize = 8;
@@ -71,7 +71,7 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     if !config.is_remote_pod(ip.src) {
         return Err(Outcome::NotOverlay);
     }
-    if injection::arrives(skb, packet, config) {
+    if injection::is_for_host(skb, packet, config) {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     if config.is_local_pod(ip.dst) {
@@ -153,7 +153,7 @@ fn lease<F: Ip>(
 fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome> {
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
-    let tunnel = F::tunnel(packet, config)?;
+    let tunnel = Tunnel::read(packet, config)?;
     let flow = Flow::parse(packet, inner, Local::Destination, config)?;
     let source = tunnel.source;
     let delivery = match lease(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {

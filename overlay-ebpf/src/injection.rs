@@ -35,8 +35,13 @@ pub fn arrives<F: Ip>(skb: &Skb, packet: Packet, config: &Config<F>) -> bool {
     let Some(header) = packet.read::<F::Header>(ETH_LEN) else {
         return false;
     };
-    config.is_remote_pod(header.fields().src)
-        && destination(skb, packet, config).is_some_and(|address| is_of_host::<F>(skb, address))
+    config.is_remote_pod(header.fields().src) && is_for_host(skb, packet, config)
+}
+
+/// Whether a frame begins a tunnel packet to this node, at whatever address.
+#[inline(always)]
+pub fn is_for_host<F: Ip>(skb: &Skb, packet: Packet, config: &Config<F>) -> bool {
+    destination(skb, packet, config).is_some_and(|address| is_of_host::<F>(skb, address))
 }
 
 /// Where a UDP datagram to the vxlan port is for.

@@ -2,7 +2,7 @@
 //! programs themselves are written once, over [`Ip`].
 
 use bytemuck::Pod;
-use overlay_common::{config::Config, node::Node, outcome::Outcome};
+use overlay_common::{node::Node, outcome::Outcome};
 
 use crate::{helpers::Skb, maps::Tables, packet::Packet, parse::Flow};
 
@@ -60,9 +60,6 @@ pub trait Ip: Tables {
         source_port: u16,
     ) -> Option<()>;
 
-    /// The tunnel headers of a packet to this node's VTEP, which is UDP.
-    fn tunnel(packet: Packet, config: &Config<Self>) -> Result<Tunnel<Self>, Outcome>;
-
     /// Of a multicast address as `bpf_fib_lookup` takes it: whether it stays on its link, as those do that
     /// every host listens to. `None` for others.
     fn is_group_of_hosts(address: [u32; 4]) -> Option<bool>;
@@ -95,16 +92,4 @@ pub struct Fields<A> {
     pub total_len: u32,
     /// The header's own checksum; 0 if the family has none.
     pub check: u16,
-}
-
-/// What the outer headers of a tunnel packet say.
-pub struct Tunnel<F: Ip> {
-    pub source: F::Be,
-    pub tos: u8,
-    /// Whether the outer UDP header has a checksum.
-    pub checksum: bool,
-    /// Length of the packet from the outer IP header on, as that header announces it.
-    pub len: u32,
-    /// Length as the outer UDP header announces it.
-    pub udp_len: u32,
 }

@@ -6,7 +6,6 @@ use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
 use overlay_common::{
     addr::Ipv4Be,
     checksum::replace_word,
-    config::Config,
     ecn,
     encap::{ENCAP_LEN, EncapHeader, outer_ipv4_check},
     family::V4,
@@ -17,9 +16,9 @@ use overlay_common::{
 
 use crate::{
     helpers::Skb,
-    ip::{Fields, Header, Ip, Tunnel},
+    ip::{Fields, Header, Ip},
     packet::Packet,
-    parse::{ETH_LEN, Flow, check_vxlan},
+    parse::{ETH_LEN, Flow},
 };
 
 /// Mask of the fragment field: more fragments follow, or an offset. Don't-fragment may be set or not.
@@ -144,31 +143,6 @@ impl Ip for V4 {
         )?;
         packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
         packet.write(UDP + offset_of!(UdpHeader, len), udp_len)
-    }
-
-    #[inline(always)]
-    fn tunnel(packet: Packet, config: &Config) -> Result<Tunnel<Self>, Outcome> {
-        let Some(ip) = packet.read::<Ipv4Header>(ETH_LEN) else {
-            return Err(Outcome::Truncated);
-        };
-        let Some(udp) = packet.read::<UdpHeader>(ETH_LEN + Self::LEN) else {
-            return Err(Outcome::Truncated);
-        };
-        ip.is_plain()?;
-        if udp.dst_port != config.vxlan_port {
-            return Err(Outcome::NotOverlay);
-        }
-        let Some(encap) = packet.read::<EncapHeader>(ETH_LEN) else {
-            return Err(Outcome::Truncated);
-        };
-        check_vxlan(&encap.vxlan, &encap.inner_eth, config)?;
-        Ok(Tunnel {
-            source: ip.src,
-            tos: ip.tos,
-            checksum: udp.check != [0; 2],
-            len: ip.fields().total_len,
-            udp_len: u32::from(u16::from_be_bytes(udp.len)),
-        })
     }
 
     /// 224.0.0.0/4, and of that 224.0.0.0/24 (RFC 5771 §4).

@@ -5,7 +5,6 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 use overlay_common::{
     addr::Ipv6Be,
-    config::Config,
     ecn,
     encap6::{ENCAP6_LEN, EncapHeader6},
     family::V6,
@@ -19,9 +18,9 @@ use overlay_common::{
 
 use crate::{
     helpers::Skb,
-    ip::{Fields, Header, Ip, Tunnel},
+    ip::{Fields, Header, Ip},
     packet::Packet,
-    parse::{ETH_LEN, Flow, check_vxlan},
+    parse::{ETH_LEN, Flow},
 };
 
 /// Extension headers that are followed to the transport header. The kernel follows more, but nobody
@@ -172,32 +171,6 @@ impl Ip for V6 {
         packet.write(LEN, len)?;
         packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
         packet.write(UDP + offset_of!(UdpHeader, len), len)
-    }
-
-    #[inline(always)]
-    fn tunnel(packet: Packet, config: &Config<Self>) -> Result<Tunnel<Self>, Outcome> {
-        const UDP: usize = ETH_LEN + offset_of!(EncapHeader6, udp);
-        let Some(ip) = packet.read::<Ipv6Header>(ETH_LEN) else {
-            return Err(Outcome::Truncated);
-        };
-        let Some(udp) = packet.read::<UdpHeader>(UDP) else {
-            return Err(Outcome::Truncated);
-        };
-        ip.is_plain()?;
-        if udp.dst_port != config.vxlan_port {
-            return Err(Outcome::NotOverlay);
-        }
-        let Some(encap) = packet.read::<EncapHeader6>(ETH_LEN) else {
-            return Err(Outcome::Truncated);
-        };
-        check_vxlan(&encap.vxlan, &encap.inner_eth, config)?;
-        Ok(Tunnel {
-            source: ip.src,
-            tos: ip.class(),
-            checksum: udp.check != [0; 2],
-            len: ip.fields().total_len,
-            udp_len: u32::from(u16::from_be_bytes(udp.len)),
-        })
     }
 
     /// `ff00::/8`, and of that scopes up to 2 (RFC 4291 §2.7).

@@ -4,7 +4,7 @@ use overlay_common::{
     config::{Config, FASTPATH_TRUSTED},
     flow::FlowWords,
     outcome::Outcome,
-    wire::{EthHeader, IPPROTO_TCP, IPPROTO_UDP, VXLAN_FLAG_VNI, VxlanHeader},
+    wire::{EthHeader, IPPROTO_TCP, IPPROTO_UDP, UdpHeader, VXLAN_FLAG_VNI, VxlanHeader},
 };
 
 use crate::{
@@ -136,26 +136,61 @@ impl<F: Ip> Flow<F> {
     }
 }
 
-/// Whether a tunnel packet is one of this node's network, and nothing that only the kernel can judge:
-/// reserved bits are for vxlan extensions.
-#[inline(always)]
-pub fn check_vxlan<F: Ip>(
-    vxlan: &VxlanHeader,
-    inner_eth: &EthHeader,
-    config: &Config<F>,
-) -> Result<(), Outcome> {
-    if vxlan.flags != VXLAN_FLAG_VNI
-        || vxlan.reserved != [0; 3]
-        || vxlan.reserved2 != 0
-        || vxlan.vni != config.vni
-        || inner_eth.dst != config.vtep_mac
-    {
-        return Err(Outcome::VxlanHeader);
+/// What the outer headers of a tunnel packet say.
+pub struct Tunnel<F: Ip> {
+    pub source: F::Be,
+    pub tos: u8,
+    /// Whether the outer UDP header has a checksum.
+    pub checksum: bool,
+    /// Length of the packet from the outer IP header on, as that header announces it.
+    pub len: u32,
+    /// Length as the outer UDP header announces it.
+    pub udp_len: u32,
+}
+
+impl<F: Ip> Tunnel<F> {
+    /// Reads the tunnel headers of a packet to this node's VTEP, which is UDP: of this node's network,
+    /// and nothing that only the kernel can judge. Reserved bits are for vxlan extensions.
+    #[inline(always)]
+    pub fn read(packet: Packet, config: &Config<F>) -> Result<Self, Outcome> {
+        let udp_at = ETH_LEN + F::LEN;
+        let vxlan_at = udp_at + size_of::<UdpHeader>();
+        let Some(header) = packet.read::<F::Header>(ETH_LEN) else {
+            return Err(Outcome::Truncated);
+        };
+        let Some(udp) = packet.read::<UdpHeader>(udp_at) else {
+            return Err(Outcome::Truncated);
+        };
+        header.is_plain()?;
+        if udp.dst_port != config.vxlan_port {
+            return Err(Outcome::NotOverlay);
+        }
+        let Some(vxlan) = packet.read::<VxlanHeader>(vxlan_at) else {
+            return Err(Outcome::Truncated);
+        };
+        let Some(inner_eth) = packet.read::<EthHeader>(vxlan_at + size_of::<VxlanHeader>()) else {
+            return Err(Outcome::Truncated);
+        };
+        if vxlan.flags != VXLAN_FLAG_VNI
+            || vxlan.reserved != [0; 3]
+            || vxlan.reserved2 != 0
+            || vxlan.vni != config.vni
+            || inner_eth.dst != config.vtep_mac
+        {
+            return Err(Outcome::VxlanHeader);
+        }
+        if inner_eth.ethertype != F::ETHERTYPE {
+            return Err(Outcome::NotIp);
+        }
+        let ip = header.fields();
+        Ok(Self {
+            source: ip.src,
+            tos: ip.tos,
+            checksum: udp.check != [0; 2],
+            len: ip.total_len,
+            udp_len: u32::from(u16::from_be_bytes(udp.len)),
+        })
     }
-    if inner_eth.ethertype != F::ETHERTYPE {
-        return Err(Outcome::NotIp);
-    }
-    Ok(())
 }
 
 /// Why nothing is fast while `fastpath` is off.

@@ -93,7 +93,7 @@ impl PeerLease {
             subnet,
             public_ip,
             vtep_mac,
-            zero_checksum: zero_checksum && F::NUMBER == V6::NUMBER,
+            zero_checksum: zero_checksum && F::CHECKSUM_IS_REQUIRED,
         })
     }
 }

@@ -1,16 +1,11 @@
 //! Facts about this host that the kernel tier's packets depend on and the fast path must match.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
-use crate::model::{Family, V4, V6};
+use crate::model::{Family, V4};
 
 /// For both families.
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -33,15 +28,10 @@ impl<F: Family> HostFacts<F> {
         underlay: &str,
         route_mtus: BTreeMap<F::Address, u32>,
     ) -> Result<Self, DatapathError> {
-        let ttl = if F::NUMBER == V6::NUMBER {
-            ["/proc/sys/net/ipv6/conf", underlay, "hop_limit"]
-                .iter()
-                .collect()
-        } else {
-            PathBuf::from("/proc/sys/net/ipv4/ip_default_ttl")
-        };
         Ok(Self {
-            ttl: read(&ttl, "a TTL", |text| text.trim().parse().ok())?,
+            ttl: read(&F::ttl_setting(underlay), "a TTL", |text| {
+                text.trim().parse().ok()
+            })?,
             local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
             route_mtus,
         })

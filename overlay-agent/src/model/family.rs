@@ -5,6 +5,7 @@ use std::{
     fmt::{Debug, Display},
     hash::Hash,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -38,6 +39,8 @@ pub trait Family: family::Family<Be: aya::Pod> {
     const OVERHEAD: u32;
     /// The maps of the family.
     const MAPS: FamilyMaps;
+    /// Receivers drop tunnel packets with UDP checksum 0 unless they say that they take them.
+    const CHECKSUM_IS_REQUIRED: bool;
     /// Smallest MTU of a link that carries the family.
     const MIN_MTU: u32;
     /// What the kernel makes of a route without a metric.
@@ -65,6 +68,8 @@ pub trait Family: family::Family<Be: aya::Pod> {
     fn overlap(a: Self::Network, b: Self::Network) -> bool;
     /// flannel's name of the vxlan device with this VNI.
     fn device_name(vni: u32) -> String;
+    /// Where the kernel says which TTL or hop limit tunnel packets leave the interface with.
+    fn ttl_setting(underlay: &str) -> PathBuf;
 }
 
 impl Family for V4 {
@@ -75,6 +80,7 @@ impl Family for V4 {
     const NUMBER: u8 = 2;
     const OVERHEAD: u32 = 20 + 8 + 8 + 14;
     const MAPS: FamilyMaps = maps::IPV4;
+    const CHECKSUM_IS_REQUIRED: bool = false;
     /// RFC 791, and the least of the kernel's Ethernet devices.
     const MIN_MTU: u32 = 68;
     const DEFAULT_METRIC: u32 = 0;
@@ -126,6 +132,10 @@ impl Family for V4 {
     fn device_name(vni: u32) -> String {
         format!("flannel.{vni}")
     }
+
+    fn ttl_setting(_: &str) -> PathBuf {
+        "/proc/sys/net/ipv4/ip_default_ttl".into()
+    }
 }
 
 impl Family for V6 {
@@ -136,6 +146,7 @@ impl Family for V6 {
     const NUMBER: u8 = 10;
     const OVERHEAD: u32 = 40 + 8 + 8 + 14;
     const MAPS: FamilyMaps = maps::IPV6;
+    const CHECKSUM_IS_REQUIRED: bool = true;
     /// RFC 8200; on a link with less the kernel turns IPv6 off.
     const MIN_MTU: u32 = 1280;
     /// `IP6_RT_PRIO_USER`.
@@ -184,5 +195,11 @@ impl Family for V6 {
 
     fn device_name(vni: u32) -> String {
         format!("flannel-v6.{vni}")
+    }
+
+    fn ttl_setting(underlay: &str) -> PathBuf {
+        ["/proc/sys/net/ipv6/conf", underlay, "hop_limit"]
+            .iter()
+            .collect()
     }
 }

@@ -10,7 +10,7 @@ use tracing::info;
 use super::convert;
 use crate::{
     lease::{EtcdStore, LeaseStore as _},
-    model::{Backend, Desired, Family, LocalNode, Underlay, V6},
+    model::{Backend, Desired, Family, LocalNode, Underlay},
     netlink::{Netlink, Vtep, VtepSpec},
     underlay::Selection,
 };
@@ -87,7 +87,7 @@ impl<F: Family> End<F> {
 /// Says of a device that does not take all that peers could send it what would help. The device is
 /// kept: to create it anew would lose packets of pods that run.
 pub fn report_checksums<F: Family>(vtep: &Vtep) {
-    if F::NUMBER == V6::NUMBER && !vtep.zero_checksum {
+    if F::CHECKSUM_IS_REQUIRED && !vtep.zero_checksum {
         info!(
             device = %vtep.name,
             "the device lacks udp6zerocsumrx, which only a new one can get, so this node does not \

@@ -27,8 +27,8 @@ pub enum Tier1 {
     Active {
         datapath: Box<Datapath>,
         xdp: Xdp,
-        /// Subnets of peers that found no room in the maps, of IPv4 and of IPv6.
-        left_to_kernel: [usize; 2],
+        /// Subnets of peers that found no room in the maps, by family.
+        left_to_kernel: BTreeMap<&'static str, usize>,
         /// Something was applied that attachments depend on.
         attach_due: bool,
     },
@@ -59,7 +59,7 @@ impl Tier1 {
                 Ok(Self::Active {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
-                    left_to_kernel: [0; 2],
+                    left_to_kernel: BTreeMap::new(),
                     attach_due: true,
                 })
             }
@@ -92,7 +92,7 @@ impl Tier1 {
         };
         let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
         let summary = datapath.apply(&side.desired, device(side), &facts)?;
-        self.note(0, &summary);
+        self.note(&summary);
         Ok(())
     }
 
@@ -103,12 +103,12 @@ impl Tier1 {
         };
         let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
         let summary = datapath.apply6(&side.desired, device(side), &facts)?;
-        self.note(1, &summary);
+        self.note(&summary);
         Ok(())
     }
 
     /// Takes note of whom the maps of the family have no room for.
-    fn note<F: Family>(&mut self, family: usize, summary: &datapath::Summary<F>) {
+    fn note<F: Family>(&mut self, summary: &datapath::Summary<F>) {
         let Self::Active {
             left_to_kernel,
             attach_due,
@@ -118,7 +118,7 @@ impl Tier1 {
             return;
         };
         let left = summary.left_to_kernel.len();
-        let before = std::mem::replace(&mut left_to_kernel[family], left);
+        let before = left_to_kernel.insert(F::NAME, left).unwrap_or_default();
         *attach_due |= (left > 0) != (before > 0);
         if left > 0 && before == 0 {
             warn!(
@@ -165,7 +165,7 @@ impl Tier1 {
             return Ok(true);
         };
         *attach_due = false;
-        let is_full = left_to_kernel.iter().any(|&left| left > 0);
+        let is_full = left_to_kernel.values().any(|&left| left > 0);
         let xdp = if is_full { Xdp::Off } else { *xdp };
         let gateways = pods
             .values()
