@@ -4,6 +4,7 @@
 use crate::{
     addr::{Address as _, MacAddr},
     family::{Family, V4},
+    wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,8 +12,12 @@ use crate::{
 pub struct Config<F: Family = V4> {
     /// Secret of the stamps, random per load.
     pub stamp_key: [u64; 2],
-    /// How long a lease lasts, nanoseconds; 0 if the node does not serve the family.
-    pub lease_ns: u64,
+    /// How long a lease of a TCP flow lasts, nanoseconds; 0: none is granted.
+    pub tcp_lease_ns: u64,
+    /// The same of a UDP flow.
+    pub udp_lease_ns: u64,
+    /// The same of a flow of ICMP echo.
+    pub icmp_lease_ns: u64,
     /// Flow entries of another generation do not count. Incremented to flush the flow table.
     pub generation: u32,
     /// One of the `FASTPATH_*` values.
@@ -24,6 +29,7 @@ pub struct Config<F: Family = V4> {
     pub network_mask: F::Be,
     /// Subnet of the local pods.
     pub subnet: F::Be,
+    /// All zero if the node does not serve the family.
     pub subnet_mask: F::Be,
     pub vtep_mac: MacAddr,
     /// UDP destination port of vxlan, network order.
@@ -44,6 +50,30 @@ pub struct Config<F: Family = V4> {
 }
 
 impl<F: Family> Config<F> {
+    /// Whether the node has pods of the family, and knows their subnet.
+    #[inline(always)]
+    pub fn is_served(&self) -> bool {
+        self.subnet_mask != F::Be::default()
+    }
+
+    /// How long a lease of a flow of `protocol` lasts; in trusted mode, where a flow is all that goes
+    /// between two pods, the shortest of all.
+    #[inline(always)]
+    pub fn lease_ns(&self, protocol: u8) -> u64 {
+        match protocol {
+            IPPROTO_TCP if self.fastpath != FASTPATH_TRUSTED => self.tcp_lease_ns,
+            IPPROTO_UDP if self.fastpath != FASTPATH_TRUSTED => self.udp_lease_ns,
+            _ if self.fastpath != FASTPATH_TRUSTED => self.icmp_lease_ns,
+            _ => {
+                let shorter = |a, b| if a < b { a } else { b };
+                shorter(
+                    self.tcp_lease_ns,
+                    shorter(self.udp_lease_ns, self.icmp_lease_ns),
+                )
+            }
+        }
+    }
+
     /// True for addresses of the pod network that live on another node.
     #[inline(always)]
     pub fn is_remote_pod(&self, address: F::Be) -> bool {

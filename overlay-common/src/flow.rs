@@ -56,15 +56,40 @@ pub struct Flow {
     pub pod_mtu: u16,
     /// Source MAC of delivered frames, as the kernel chose it.
     pub deliver_mac: MacAddr,
-    /// How the kernel sent egress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
-    pub egress_mode: u8,
-    /// How the kernel received ingress packets.
+    /// How the kernel received ingress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
     pub ingress_mode: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
     /// Host side of the local pod's veth, where ingress packets are redirected.
     pub pod_ifindex: u32,
     /// What `OVL_MOVES` said of `pod_mac` when the ingress lease was granted; it counts while that is
     /// so.
     pub moves: u32,
+    /// The underlay interface by which the kernel sent the packet that earned the egress lease. What
+    /// follows is read off that packet, too.
+    pub underlay_ifindex: u32,
+    /// `path_changes` of the node in `OVL_NEXTHOPS` when the egress lease was granted; it counts while
+    /// that is so.
+    pub path_changes: u32,
+    /// Destination MAC on the underlay.
+    pub next_hop_mac: MacAddr,
+    /// Largest pod packet (inner IP header and payload) the way takes, bytes.
+    pub path_mtu: u16,
+    /// Source MAC on the underlay.
+    pub underlay_mac: MacAddr,
+    /// How the kernel sent egress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
+    pub egress_mode: u8,
+    #[doc(hidden)]
+    pub _pad2: u8,
+    /// The VTEP address the way leads to, as [`Address::tag`](crate::addr::Address::tag) tells
+    /// addresses apart. It counts while it is the node's.
+    pub vtep: [u8; 4],
+    /// `skb->mark` with which packets leave.
+    pub mark: u32,
+    /// `skb->priority` with which packets leave.
+    pub priority: u32,
+    #[doc(hidden)]
+    pub _pad3: u32,
 }
 
 /// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.
@@ -85,10 +110,20 @@ pub mod word {
     pub const GATEWAY_PORT: usize = offset_of!(Flow, gateway_mac) / 8;
     /// `pod_mac`, then `pod_mtu` in the top 16 bits.
     pub const POD_MTU: usize = offset_of!(Flow, pod_mac) / 8;
-    /// `deliver_mac`, then `egress_mode`, then `ingress_mode` in the top byte.
-    pub const DELIVER_MODES: usize = offset_of!(Flow, deliver_mac) / 8;
+    /// `deliver_mac`, then `ingress_mode` in bits 48 to 55.
+    pub const DELIVER_MODE: usize = offset_of!(Flow, deliver_mac) / 8;
     /// `pod_ifindex` in the low half, `moves` in the high half.
     pub const POD_IFINDEX: usize = offset_of!(Flow, pod_ifindex) / 8;
+    /// `underlay_ifindex` in the low half, `path_changes` in the high half.
+    pub const UNDERLAY: usize = offset_of!(Flow, underlay_ifindex) / 8;
+    /// `next_hop_mac`, then `path_mtu` in the top 16 bits.
+    pub const NEXT_HOP_MTU: usize = offset_of!(Flow, next_hop_mac) / 8;
+    /// `underlay_mac`, then `egress_mode` in bits 48 to 55.
+    pub const UNDERLAY_MODE: usize = offset_of!(Flow, underlay_mac) / 8;
+    /// `vtep` in the low half, `mark` in the high half.
+    pub const VTEP_MARK: usize = offset_of!(Flow, vtep) / 8;
+    /// `priority` in the low half.
+    pub const PRIORITY: usize = offset_of!(Flow, priority) / 8;
 }
 
 /// A [`FlowKey`] as integers, the form in which programs hold, compare and hash it: bytes of the key
@@ -244,11 +279,19 @@ mod tests {
             );
             prop_assert_eq!(low_mac(image[word::POD_MTU]), flow.pod_mac);
             prop_assert_eq!((image[word::POD_MTU] >> 48) as u16, flow.pod_mtu);
-            prop_assert_eq!(low_mac(image[word::DELIVER_MODES]), flow.deliver_mac);
-            prop_assert_eq!((image[word::DELIVER_MODES] >> 48) as u8, flow.egress_mode);
-            prop_assert_eq!((image[word::DELIVER_MODES] >> 56) as u8, flow.ingress_mode);
+            prop_assert_eq!(low_mac(image[word::DELIVER_MODE]), flow.deliver_mac);
+            prop_assert_eq!((image[word::DELIVER_MODE] >> 48) as u8, flow.ingress_mode);
             prop_assert_eq!(image[word::POD_IFINDEX] as u32, flow.pod_ifindex);
             prop_assert_eq!((image[word::POD_IFINDEX] >> 32) as u32, flow.moves);
+            prop_assert_eq!(image[word::UNDERLAY] as u32, flow.underlay_ifindex);
+            prop_assert_eq!((image[word::UNDERLAY] >> 32) as u32, flow.path_changes);
+            prop_assert_eq!(low_mac(image[word::NEXT_HOP_MTU]), flow.next_hop_mac);
+            prop_assert_eq!((image[word::NEXT_HOP_MTU] >> 48) as u16, flow.path_mtu);
+            prop_assert_eq!(low_mac(image[word::UNDERLAY_MODE]), flow.underlay_mac);
+            prop_assert_eq!((image[word::UNDERLAY_MODE] >> 48) as u8, flow.egress_mode);
+            prop_assert_eq!((image[word::VTEP_MARK] as u32).to_ne_bytes(), flow.vtep);
+            prop_assert_eq!((image[word::VTEP_MARK] >> 32) as u32, flow.mark);
+            prop_assert_eq!(image[word::PRIORITY] as u32, flow.priority);
         }
     }
 }

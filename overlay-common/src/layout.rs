@@ -9,7 +9,7 @@ use crate::{
     encap6::EncapHeader6,
     family::{V4, V6},
     flow::{Flow, FlowKey4, FlowKey6},
-    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::Route,
 };
@@ -34,28 +34,32 @@ layout!(
     flags at 0, vtep at 4, ipv4_sum at 8, subnet at 12, vtep_mac at 16, prefix_len at 22, encap at 24,
 );
 layout!(
-    Nexthop, size 24, align 8,
-    vtep at 0, ifindex at 4, dst_mac at 8, mtu at 14, src_mac at 16, mode at 22,
+    Nexthop, size 32, align 8,
+    vtep at 0, ifindex at 4, dst_mac at 8, mtu at 14, src_mac at 16, mode at 22, path_changes at 24,
 );
+layout!(Leaving, size 24, align 8, flow at 0, gateway_mac at 8, generation at 16);
 layout!(Peer, size 4, align 4, node at 0);
 layout!(Gateway, size 8, align 8, mac at 0);
 layout!(PodKey, size 8, align 8, mac at 0);
 layout!(PodPort, size 4, align 4, ifindex at 0);
 layout!(
-    Config<V4>, size 80, align 8,
-    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 36,
-    network_mask at 40, subnet at 44, subnet_mask at 48, vtep_mac at 52, vxlan_port at 58,
-    vni at 60, source_port_min at 64, source_port_span at 66, vtep_ifindex at 68, pod_mtu at 72,
+    Config<V4>, size 96, align 8,
+    stamp_key at 0, tcp_lease_ns at 16, udp_lease_ns at 24, icmp_lease_ns at 32, generation at 40,
+    fastpath at 44, vtep at 48, network at 52, network_mask at 56, subnet at 60, subnet_mask at 64,
+    vtep_mac at 68, vxlan_port at 74, vni at 76, source_port_min at 80, source_port_span at 82,
+    vtep_ifindex at 84, pod_mtu at 88,
 );
 layout!(
     FlowKey4, size 16, align 8,
     local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12,
 );
 layout!(
-    Flow, size 64, align 8,
+    Flow, size 104, align 8,
     id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
     gateway_mac at 32, source_port at 38, pod_mac at 40, pod_mtu at 46, deliver_mac at 48,
-    egress_mode at 54, ingress_mode at 55, pod_ifindex at 56, moves at 60,
+    ingress_mode at 54, pod_ifindex at 56, moves at 60, underlay_ifindex at 64, path_changes at 68,
+    next_hop_mac at 72, path_mtu at 78, underlay_mac at 80, egress_mode at 86, vtep at 88,
+    mark at 92, priority at 96,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);
@@ -66,11 +70,11 @@ layout!(
     encap at 48, route_mtu at 118,
 );
 layout!(
-    Config<V6>, size 152, align 8,
-    stamp_key at 0, lease_ns at 16, generation at 24, fastpath at 28, vtep at 32, network at 48,
-    network_mask at 64, subnet at 80, subnet_mask at 96, vtep_mac at 112, vxlan_port at 118,
-    vni at 120, source_port_min at 124, source_port_span at 126, vtep_ifindex at 128,
-    pod_mtu at 132,
+    Config<V6>, size 168, align 8,
+    stamp_key at 0, tcp_lease_ns at 16, udp_lease_ns at 24, icmp_lease_ns at 32, generation at 40,
+    fastpath at 44, vtep at 48, network at 64, network_mask at 80, subnet at 96, subnet_mask at 112,
+    vtep_mac at 128, vxlan_port at 134, vni at 136, source_port_min at 140,
+    source_port_span at 142, vtep_ifindex at 144, pod_mtu at 148,
 );
 layout!(
     FlowKey6, size 40, align 8,

@@ -38,4 +38,4 @@ pub mod stamp;
 pub mod wire;
 
 /// Version of the map layouts. Pins live below `<pin-dir>/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -10,6 +10,7 @@ pub const PEERS4: &str = "OVL_PEERS4";
 pub const GATEWAYS: &str = "OVL_GATEWAYS";
 pub const PODS: &str = "OVL_PODS";
 pub const MOVES: &str = "OVL_MOVES";
+pub const LEAVING: &str = "OVL_LEAVING";
 pub const ROUTES6: &str = "OVL_ROUTES6";
 pub const NODES6: &str = "OVL_NODES6";
 pub const NEXTHOPS6: &str = "OVL_NEXTHOPS6";
@@ -18,9 +19,9 @@ pub const FLOWS6: &str = "OVL_FLOWS6";
 pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, MOVES, STATS,
+    CONFIG6, GATEWAYS, PODS, MOVES, LEAVING, STATS,
 ];
 
 /// The maps of one address family.

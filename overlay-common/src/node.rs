@@ -43,16 +43,14 @@ pub const NODE_DIRECT: u32 = 1 << 1;
 /// The node takes IPv6 tunnel packets without a UDP checksum (RFC 6935), as its lease says.
 pub const NODE_ZERO_CHECKSUM: u32 = 1 << 2;
 
-/// Value of `OVL_NEXTHOPS` and `OVL_NEXTHOPS6`, same index as the node: how the underlay reaches the node. Written
-/// by `overlay_confirm` from the kernel's FIB and neighbour table each time it grants an egress
-/// lease, so it follows them without user space. `overlay_ingress` invalidates it when a router says
-/// that packets to the node are too large.
+/// Value of `OVL_NEXTHOPS` and `OVL_NEXTHOPS6`, same index as the node: how the kernel last sent a packet to the
+/// node. Written by `overlay_confirm` each time it grants an egress lease, from the very packet, for people to
+/// read; every flow has its own way in its entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Nexthop {
-    /// The VTEP address this was resolved for, as [`Address::tag`](crate::addr::Address::tag) tells
-    /// addresses apart. Differs from the node's when the node has moved since: then the entry does
-    /// not count.
+    /// The VTEP address this was learned for, as [`Address::tag`](crate::addr::Address::tag) tells
+    /// addresses apart. Differs from the node's when the node has moved since.
     pub vtep: [u8; 4],
     /// Underlay interface.
     pub ifindex: u32,
@@ -66,6 +64,12 @@ pub struct Nexthop {
     pub mode: u8,
     #[doc(hidden)]
     pub _pad: u8,
+    /// How often the way to the node became another than flows remember: a router said that packets are
+    /// too large (`overlay_ingress`), or the node entry changed (the agent). Those flows earn their way
+    /// again.
+    pub path_changes: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
 }
 
 /// A [`Nexthop`] as the words it consists of.
@@ -83,6 +87,8 @@ pub mod word {
     pub const DST_MTU: usize = offset_of!(Nexthop, dst_mac) / 8;
     /// `src_mac`, then `mode` in bits 48 to 55.
     pub const SRC_MODE: usize = offset_of!(Nexthop, src_mac) / 8;
+    /// `path_changes` in the low half.
+    pub const PATH_CHANGES: usize = offset_of!(Nexthop, path_changes) / 8;
 }
 
 /// No lease in this direction.
@@ -91,6 +97,24 @@ pub const MODE_NONE: u8 = 0;
 pub const MODE_TUNNEL: u8 = 1;
 /// Routed without encapsulation.
 pub const MODE_DIRECT: u8 = 2;
+
+/// Value of `OVL_LEAVING`, one per CPU: the packet that `overlay_confirm` last let pass to the vxlan
+/// device, for the same program on the underlay, which the packet reaches next on this CPU. Nobody else
+/// leaves it there in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Leaving {
+    /// [`FlowWords::id`](crate::flow::FlowWords::id) of the packet's flow; 0 if there is none.
+    pub flow: u64,
+    /// MAC address of the gateway that received the packet from the pod.
+    pub gateway_mac: MacAddr,
+    #[doc(hidden)]
+    pub _pad: [u8; 2],
+    /// Generation that the packet's stamp was of.
+    pub generation: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
+}
 
 /// Value of `OVL_PEERS4` and `OVL_PEERS6`; the key is the outer source address of tunnel packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

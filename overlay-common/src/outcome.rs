@@ -71,7 +71,7 @@ macro_rules! hooks {
 hooks! {
     /// `overlay_egress`: host side of a pod veth, packets from the pod.
     Egress = 0, "egress";
-    /// `overlay_confirm`: packets leaving through `flannel.<VNI>` or, to direct peers, the underlay.
+    /// `overlay_confirm`: packets leaving through `flannel.<VNI>`, and through the underlay.
     Confirm = 1, "confirm";
     /// `overlay_ingress`: packets arriving on the underlay interface.
     Ingress = 2, "ingress";
@@ -169,7 +169,7 @@ outcomes! {
     NotGateway = 27, Decline, "not_gateway";
     /// Larger than the path or the pod network takes: the kernel fragments or sends the ICMP error.
     Mtu = 28, Decline, "mtu";
-    /// The node, or the next hop to it, is not resolved or has changed.
+    /// The node is not known, or the way to it has changed since the lease was granted.
     Nexthop = 29, Decline, "nexthop";
     /// The kernel refused to make room for the headers.
     AdjustRoom = 30, Decline, "adjust_room";
@@ -190,7 +190,8 @@ outcomes! {
     Handshake = 37, Decline, "handshake";
     /// The interface the packet came in by is no known gateway.
     NoGateway = 38, Decline, "no_gateway";
-    /// The kernel sent the packet another way than the FIB says the fast path would.
+    /// The kernel sent the packet in another form or another way than the fast path would: neither by
+    /// the tunnel nor directly to the node, encrypted, or by a route it does not tell of.
     OtherPath = 39, Decline, "other_path";
     /// Stamped for a later lease.
     Stamped = 40, Decline, "stamped";
@@ -225,6 +226,9 @@ outcomes! {
     Unserved = 53, Decline, "unserved";
     /// The pod's MAC address was seen on another interface since the lease was granted.
     PodMoved = 54, Decline, "pod_moved";
+    /// Let pass unchanged to the tunnel device: its direction gets the lease if the tunnel packet
+    /// leaves the underlay in clear.
+    Leaving = 55, Decline, "leaving";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

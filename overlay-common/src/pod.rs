@@ -55,7 +55,9 @@ const fn size_of_field<T, M>(_: fn(&T) -> &M) -> usize {
 
 no_padding!(Config {
     stamp_key,
-    lease_ns,
+    tcp_lease_ns,
+    udp_lease_ns,
+    icmp_lease_ns,
     generation,
     fastpath,
     vtep,

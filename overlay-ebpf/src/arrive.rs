@@ -20,6 +20,6 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     let seen = observe::<F>(skb, Local::Destination)?;
-    skb.set_hash(seen.stamp);
+    skb.set_hash(seen.flow.stamp_before_hop(seen.config));
     Err(Outcome::Stamped)
 }

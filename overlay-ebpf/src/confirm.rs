@@ -1,23 +1,30 @@
 //! Grants egress leases: a packet leaves the host as it came from the pod, so the kernel and its
-//! packet filter let it pass unchanged. The way it leaves is resolved and remembered with it.
+//! packet filter let it pass unchanged, and the way it leaves is remembered with it.
+//!
+//! A tunnel packet is met twice. At the vxlan device the pod's own packet is compared with its stamp;
+//! what becomes of it behind that is for the host's output rules, IPsec policies and routes to say. At
+//! the underlay it earns the lease if it is there, in clear. A direct packet is met at the underlay alone.
 
 use overlay_common::{
     addr::Address as _,
     config::Config,
-    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT},
+    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
     outcome::Outcome,
-    stamp::source_port,
+    wire::IPPROTO_UDP,
 };
 
 use crate::{
-    flows::{self, Lease},
-    helpers::{Skb, now},
-    ip::Ip,
+    fib::{self, Lookup},
+    flows::{self, Way},
+    helpers::{Mark, Skb},
+    ip::{Header as _, Ip},
+    leaving::Leaving,
     mac::Mac,
     maps,
-    nexthop::{NexthopCopy, NexthopEntry},
-    observe::{Observed, observe},
-    parse::Local,
+    nexthop::NexthopEntry,
+    observe::{lease_until, observe},
+    packet::Packet,
+    parse::{ETH_LEN, Flow, Local, Tunnel},
 };
 
 #[inline(always)]
@@ -29,85 +36,182 @@ pub fn run<F: Ip>(skb: &Skb) -> Outcome {
 
 #[inline(always)]
 fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    if skb.take_forwarded() {
+    let mark = skb.take_mark();
+    if mark == Mark::Forwarded {
         return Ok(Outcome::Forwarded);
     }
+    let config = F::config().ok_or(Outcome::Disabled)?;
+    if skb.ifindex() == config.vtep_ifindex {
+        enters_tunnel::<F>(skb)
+    } else if mark == Mark::Leaving {
+        leaves_in_tunnel(skb, config)
+    } else {
+        leaves_directly::<F>(skb)
+    }
+}
+
+/// A pod's packet at the vxlan device.
+#[inline(always)]
+fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
+    let leaving = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?;
+    // Whatever this packet is, the last one has left or never will.
+    leaving.clear();
     let seen = observe::<F>(skb, Local::Source)?;
     seen.may_earn(skb)?;
-    let Observed {
-        config,
-        dst,
-        flow,
-        stamp,
-        ..
-    } = seen;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
-    let index = F::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
-    let mode = resolve(skb, config, index, dst)?;
-    let port = source_port(stamp, config.source_port_min, config.source_port_span);
-    let lease = Lease::Egress {
-        mode,
-        gateway,
-        source_port: port.to_be(),
+    let (_, node) = node_of::<F>(&seen.flow)?;
+    if node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
+        return Err(Outcome::PeerChecksum);
+    }
+    // Whoever else changes the kernel's tables, stock flanneld for one, is followed by that even if
+    // the maps are out of date.
+    if seen.dst != Mac::of(&node.vtep_mac) {
+        return Err(Outcome::OtherPath);
+    }
+    leaving.note(seen.flow.words.id(), gateway, seen.config.generation);
+    skb.mark_leaving();
+    Ok(Outcome::Leaving)
+}
+
+/// The same packet at the underlay, in whatever form it got there.
+#[inline(always)]
+fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Outcome> {
+    let inner = ETH_LEN + F::ENCAP_LEN as usize;
+    let left = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?.take();
+    let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
+    let flow = Flow::parse(packet, inner, Local::Source, config).map_err(|_| Outcome::OtherPath)?;
+    // Two packets of the CPU overtook each other, or the flow table was flushed meanwhile.
+    if left.flow != flow.words.id() || left.generation != config.generation {
+        return Err(Outcome::OtherPath);
+    }
+    let (index, node) = node_of::<F>(&flow)?;
+    let tunnel = sent_tunnel(packet, config, node).ok_or(Outcome::OtherPath)?;
+    let lookup = Lookup::<F> {
+        ifindex: skb.ifindex(),
+        is_own: true,
+        src: config.vtep,
+        dst: node.vtep,
+        protocol: IPPROTO_UDP,
+        src_port: tunnel.source_port,
+        dst_port: u16::from_ne_bytes(config.vxlan_port),
+        tos: 0,
     };
-    flows::grant(
+    let narrow = |mtu: u16| {
+        let is_narrower = node.route_mtu != 0 && node.route_mtu < mtu;
+        let outer = if is_narrower { node.route_mtu } else { mtu };
+        let room = outer.saturating_sub(F::ENCAP_LEN as u16);
+        if u32::from(room) < config.pod_mtu {
+            room
+        } else {
+            config.pod_mtu as u16
+        }
+    };
+    grant(
+        skb,
+        config,
+        &flow,
+        (index, node),
+        &lookup,
+        (MODE_TUNNEL, left.gateway, tunnel.source_port),
+        narrow,
+    )
+}
+
+/// The tunnel headers of a packet of this node to `node`, if that is what it is.
+#[inline(always)]
+fn sent_tunnel<F: Ip>(
+    packet: Packet,
+    config: &Config<F>,
+    node: &Node<F>,
+) -> Option<Tunnel<F>> {
+    let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
+    if packet.read(12) != Some(F::ETHERTYPE) || ip.protocol != IPPROTO_UDP {
+        return None;
+    }
+    let tunnel = Tunnel::read(packet, config, node.vtep_mac).ok()?;
+    (tunnel.source == config.vtep && tunnel.destination == node.vtep).then_some(tunnel)
+}
+
+/// A pod's packet at the underlay.
+#[inline(always)]
+fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
+    let seen = observe::<F>(skb, Local::Source)?;
+    seen.may_earn(skb)?;
+    let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
+    let (index, node) = node_of::<F>(&seen.flow)?;
+    if node.flags & NODE_DIRECT == 0 {
+        return Err(Outcome::OtherPath);
+    }
+    let ports = seen.flow.words.ports;
+    let lookup = Lookup::<F> {
+        ifindex: skb.ingress_ifindex(),
+        is_own: false,
+        src: seen.flow.words.local(),
+        dst: seen.flow.words.remote(),
+        protocol: seen.flow.protocol,
+        src_port: ports as u16,
+        dst_port: (ports >> 16) as u16,
+        tos: seen.flow.tos,
+    };
+    grant(
+        skb,
+        seen.config,
+        &seen.flow,
+        (index, node),
+        &lookup,
+        (MODE_DIRECT, gateway, 0),
+        |mtu| mtu,
+    )
+}
+
+#[inline(always)]
+fn node_of<F: Ip>(flow: &Flow<F>) -> Result<(u32, &'static Node<F>), Outcome> {
+    let index = F::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
+    Ok((index, F::node(index).ok_or(Outcome::Nexthop)?))
+}
+
+/// Grants the lease to the flow of a packet that leaves by the underlay. Interface, addresses, mark and
+/// priority are the packet's own; the kernel's routes are asked only for the MTU of its way, and
+/// have to tell of the same way.
+#[inline(always)]
+fn grant<F: Ip>(
+    skb: &Skb,
+    config: &Config<F>,
+    flow: &Flow<F>,
+    (index, node): (u32, &Node<F>),
+    lookup: &Lookup<F>,
+    (mode, gateway, source_port): (u8, Mac, u16),
+    narrow: impl Fn(u16) -> u16,
+) -> Result<Outcome, Outcome> {
+    let until = lease_until(config, flow)?;
+    let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
+    let path_changes = nexthop.path_changes();
+    let packet = skb.packet();
+    let next_hop = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
+    let source = Mac::read(packet, 6).ok_or(Outcome::Truncated)?;
+    let route = fib::route(skb, lookup).ok_or(Outcome::OtherPath)?;
+    if route.ifindex != skb.ifindex() || route.next_hop != next_hop {
+        return Err(Outcome::OtherPath);
+    }
+    let way = Way {
+        vtep: u32::from_ne_bytes(node.vtep.tag()),
+        ifindex: route.ifindex,
+        next_hop,
+        source,
+        mtu: narrow(route.mtu),
+        mode,
+        path_changes,
+        mark: skb.mark(),
+        priority: skb.priority(),
+    };
+    nexthop.show(&way);
+    flows::grant_egress(
         flow.words,
         config.generation,
         index,
-        now() + config.lease_ns,
-        &lease,
+        until,
+        (gateway, source_port),
+        &way,
     )?;
     Ok(Outcome::LeaseGranted)
-}
-
-/// Resolves the way to node `index` with the kernel's own tables and remembers it. Fails unless the
-/// kernel just sent this packet that way: by the tunnel device to the node's VTEP, or straight out of
-/// the interface that reaches the node directly, to the same neighbour. Whoever else changes the
-/// kernel's routes, stock flanneld for one, is followed by that even if the maps are out of date.
-#[inline(always)]
-fn resolve<F: Ip>(skb: &Skb, config: &Config<F>, index: u32, to: Mac) -> Result<u8, Outcome> {
-    let node = F::node(index).ok_or(Outcome::Nexthop)?;
-    let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
-    let Some(fib) = skb.route::<F>(skb.ingress_ifindex(), config.vtep, node.vtep) else {
-        nexthop.invalidate();
-        return Err(Outcome::Nexthop);
-    };
-    let direct = node.flags & NODE_DIRECT != 0 && fib.on_link;
-    let (mode, mtu, device, neighbour) = if direct {
-        (MODE_DIRECT, fib.mtu, fib.ifindex, fib.dst_mac)
-    } else {
-        if node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
-            return Err(Outcome::PeerChecksum);
-        }
-        let route_mtu = u32::from(node.route_mtu);
-        let outer = if route_mtu != 0 && route_mtu < fib.mtu {
-            route_mtu
-        } else {
-            fib.mtu
-        };
-        let room = outer.saturating_sub(F::ENCAP_LEN);
-        let mtu = if room < config.pod_mtu {
-            room
-        } else {
-            config.pod_mtu
-        };
-        (
-            MODE_TUNNEL,
-            mtu,
-            config.vtep_ifindex,
-            Mac::of(&node.vtep_mac),
-        )
-    };
-    if skb.ifindex() != device || to != neighbour {
-        return Err(Outcome::OtherPath);
-    }
-    nexthop.set(&NexthopCopy {
-        vtep: u32::from_ne_bytes(node.vtep.tag()),
-        ifindex: fib.ifindex,
-        dst_mac: fib.dst_mac,
-        src_mac: fib.src_mac,
-        mtu,
-        mode,
-    });
-    Ok(mode)
 }

@@ -7,8 +7,8 @@ use overlay_common::{
 };
 
 use crate::{
-    flows::{self, Lease},
-    helpers::{Skb, now},
+    flows::{self, Delivery},
+    helpers::Skb,
     ip::Ip,
     maps,
     observe::{Observed, observe},
@@ -29,12 +29,12 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         return Err(Outcome::NotGateway);
     }
     seen.may_earn(skb)?;
+    let until = seen.lease_until()?;
     let Observed {
         config,
         dst,
         src,
         flow,
-        ..
     } = seen;
     let moves = maps::moves(dst);
     if maps::pod_port(dst) != Some(skb.ifindex()) {
@@ -43,7 +43,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let index = F::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;
     let by_tunnel = skb.ingress_ifindex() == config.vtep_ifindex;
     let mtu = skb.device_mtu();
-    let lease = Lease::Ingress {
+    let delivery = Delivery {
         mode: if by_tunnel { MODE_TUNNEL } else { MODE_DIRECT },
         pod: dst,
         mtu: if mtu > 0xffff { 0xffff } else { mtu as u16 },
@@ -51,12 +51,6 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         ifindex: skb.ifindex(),
         moves,
     };
-    flows::grant(
-        flow.words,
-        config.generation,
-        index,
-        now() + config.lease_ns,
-        &lease,
-    )?;
+    flows::grant_ingress(flow.words, config.generation, index, until, &delivery)?;
     Ok(Outcome::LeaseGranted)
 }

@@ -5,21 +5,20 @@ use core::mem::offset_of;
 use overlay_common::{
     addr::Address as _,
     config::{Config, FASTPATH_OFF},
-    node::{MODE_DIRECT, MODE_TUNNEL, Node},
+    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
     outcome::Outcome,
-    stamp::stamp,
     wire::{ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthHeader, VLAN_ID_MASK},
 };
 
 use crate::{
     Handled,
-    flows::FlowEntry,
+    flows::{FlowEntry, Way},
     helpers::{Skb, now, redirect},
     injection,
     ip::Ip,
     mac::{Mac, write_pair},
     maps,
-    nexthop::{NexthopCopy, NexthopEntry},
+    nexthop::NexthopEntry,
     packet::Packet,
     parse::{Control, ETH_LEN, Flow, Local, why_off},
 };
@@ -59,7 +58,7 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         other => return guard_tunnel(skb, packet, config, other.err()),
     };
     forward(skb, config, packet, frame_dst, &flow).inspect_err(|_| {
-        skb.set_hash(stamp(flow.words, &config.stamp_key, config.generation));
+        skb.set_hash(flow.stamp_before_hop(config));
     })
 }
 
@@ -114,7 +113,7 @@ fn forward<F: Ip>(
     let until = entry.egress_until();
     let (generation, index) = entry.generation_and_node();
     let (gateway, source_port) = entry.gateway_and_port();
-    let (_, mode, _) = entry.deliver_and_modes();
+    let way = entry.way();
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
     }
@@ -128,26 +127,24 @@ fn forward<F: Ip>(
         return Err(Outcome::Ttl);
     }
     let node = F::node(index).ok_or(Outcome::Nexthop)?;
-    let nexthop = NexthopEntry::find::<F>(index)
-        .ok_or(Outcome::Nexthop)?
-        .get();
-    if nexthop.vtep != u32::from_ne_bytes(node.vtep.tag()) || nexthop.mode != mode {
-        return Err(Outcome::Nexthop);
-    }
-    // `overlay_confirm` may have resolved it just before the node's flags changed.
-    if mode == MODE_TUNNEL && node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
+    let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
+    if way.vtep != u32::from_ne_bytes(node.vtep.tag()) || way.path_changes != nexthop.path_changes() {
         return Err(Outcome::Nexthop);
     }
     let frame_len = skb.len();
     if !flow.is_whole(frame_len, ETH_LEN as u32) {
         return Err(Outcome::Length);
     }
-    if !flow.fits(frame_len, ETH_LEN as u32, skb.gso_size(), nexthop.mtu) {
+    if !flow.fits(frame_len, ETH_LEN as u32, skb.gso_size(), way.mtu.into()) {
         return Err(Outcome::Mtu);
     }
-    match mode {
-        MODE_TUNNEL => encapsulate(skb, flow, node, &nexthop, frame_len, source_port),
-        MODE_DIRECT => route(skb, packet, flow, &nexthop),
+    // The node's flags may have changed since the lease was granted.
+    match way.mode {
+        MODE_TUNNEL if node.flags & F::TUNNEL_FLAGS == F::TUNNEL_FLAGS => {
+            encapsulate(skb, flow, node, &way, frame_len, source_port)
+        }
+        MODE_DIRECT if node.flags & NODE_DIRECT != 0 => route(skb, packet, flow, &way),
+        MODE_TUNNEL | MODE_DIRECT => Err(Outcome::Nexthop),
         _ => Err(Outcome::NoLease),
     }
 }
@@ -157,7 +154,7 @@ fn encapsulate<F: Ip>(
     skb: &Skb,
     flow: &Flow<F>,
     node: &Node<F>,
-    nexthop: &NexthopCopy,
+    way: &Way,
     frame_len: u32,
     source_port: u16,
 ) -> Result<Handled, Outcome> {
@@ -167,8 +164,8 @@ fn encapsulate<F: Ip>(
     }
     skb.grow_for_encap::<F>()
         .map_err(|()| Outcome::AdjustRoom)?;
-    match write_encap(skb.packet(), flow, node, nexthop, outer_len, source_port) {
-        Some(()) => Ok(send(skb, Outcome::FastTunnel, nexthop)),
+    match write_encap(skb.packet(), flow, node, way, outer_len, source_port) {
+        Some(()) => Ok(send(skb, Outcome::FastTunnel, way)),
         None => Ok(Handled::drop(Outcome::Rewrite)),
     }
 }
@@ -179,13 +176,13 @@ fn write_encap<F: Ip>(
     packet: Packet,
     flow: &Flow<F>,
     node: &Node<F>,
-    nexthop: &NexthopCopy,
+    way: &Way,
     outer_len: u32,
     source_port: u16,
 ) -> Option<()> {
     F::write_hop(packet, ETH_LEN + F::ENCAP_LEN as usize, flow)?;
     F::write_encap(packet, flow, node, outer_len, source_port)?;
-    write_pair(packet, nexthop.dst_mac, nexthop.src_mac)
+    write_pair(packet, way.next_hop, way.source)
 }
 
 #[inline(always)]
@@ -193,19 +190,20 @@ fn route<F: Ip>(
     skb: &Skb,
     packet: Packet,
     flow: &Flow<F>,
-    nexthop: &NexthopCopy,
+    way: &Way,
 ) -> Result<Handled, Outcome> {
     let written = F::write_hop(packet, ETH_LEN, flow)
-        .and_then(|()| write_pair(packet, nexthop.dst_mac, nexthop.src_mac));
+        .and_then(|()| write_pair(packet, way.next_hop, way.source));
     match written {
-        Some(()) => Ok(send(skb, Outcome::FastDirect, nexthop)),
+        Some(()) => Ok(send(skb, Outcome::FastDirect, way)),
         None => Ok(Handled::drop(Outcome::Rewrite)),
     }
 }
 
 /// Sends the finished packet, marked so that `overlay_confirm` on the underlay lets it be.
 #[inline(always)]
-fn send(skb: &Skb, outcome: Outcome, nexthop: &NexthopCopy) -> Handled {
+fn send(skb: &Skb, outcome: Outcome, way: &Way) -> Handled {
     skb.mark_forwarded();
-    Handled::redirect(outcome, redirect(nexthop.ifindex))
+    skb.set_mark_and_priority(way.mark, way.priority);
+    Handled::redirect(outcome, redirect(way.ifindex))
 }

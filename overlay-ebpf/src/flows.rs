@@ -13,6 +13,24 @@ pub struct FlowEntry(Words<{ FLOW_WORDS }>);
 
 const FLOW_WORDS: usize = size_of::<FlowImage>() / 8;
 
+/// How packets leave the underlay, as the kernel's own packet did.
+pub struct Way {
+    /// The node's VTEP address, by its tag.
+    pub vtep: u32,
+    pub ifindex: u32,
+    pub next_hop: Mac,
+    pub source: Mac,
+    /// Largest pod packet, bytes.
+    pub mtu: u16,
+    /// `MODE_TUNNEL` or `MODE_DIRECT`.
+    pub mode: u8,
+    /// Of the node's next hop.
+    pub path_changes: u32,
+    /// `skb->mark` and `skb->priority`.
+    pub mark: u32,
+    pub priority: u32,
+}
+
 impl FlowEntry {
     #[inline(always)]
     pub fn find<F: Tables>(words: FlowWords<F>) -> Option<Self> {
@@ -43,6 +61,25 @@ impl FlowEntry {
         (Mac::from_low_bits(word), (word >> 48) as u16)
     }
 
+    #[inline(always)]
+    pub fn way(self) -> Way {
+        let underlay = self.0.get::<{ word::UNDERLAY }>();
+        let next_hop = self.0.get::<{ word::NEXT_HOP_MTU }>();
+        let source = self.0.get::<{ word::UNDERLAY_MODE }>();
+        let vtep = self.0.get::<{ word::VTEP_MARK }>();
+        Way {
+            vtep: vtep as u32,
+            ifindex: underlay as u32,
+            next_hop: Mac::from_low_bits(next_hop),
+            source: Mac::from_low_bits(source),
+            mtu: (next_hop >> 48) as u16,
+            mode: (source >> 48) as u8,
+            path_changes: (underlay >> 32) as u32,
+            mark: (vtep >> 32) as u32,
+            priority: self.0.get::<{ word::PRIORITY }>() as u32,
+        }
+    }
+
     /// The pod's MAC, and the MTU of its veth.
     #[inline(always)]
     pub fn pod_and_mtu(self) -> (Mac, u32) {
@@ -50,15 +87,11 @@ impl FlowEntry {
         (Mac::from_low_bits(word), (word >> 48) as u32)
     }
 
-    /// Source MAC of delivered frames, and the modes of the egress and the ingress lease.
+    /// Source MAC of delivered frames, and the mode of the ingress lease.
     #[inline(always)]
-    pub fn deliver_and_modes(self) -> (Mac, u8, u8) {
-        let word = self.0.get::<{ word::DELIVER_MODES }>();
-        (
-            Mac::from_low_bits(word),
-            (word >> 48) as u8,
-            (word >> 56) as u8,
-        )
+    pub fn deliver_and_mode(self) -> (Mac, u8) {
+        let word = self.0.get::<{ word::DELIVER_MODE }>();
+        (Mac::from_low_bits(word), (word >> 48) as u8)
     }
 
     /// The pod's interface, and how often its MAC had moved when the lease was granted.
@@ -81,99 +114,133 @@ pub fn forget<F: Tables>(words: FlowWords<F>) {
     F::remove_flow(&words.key());
 }
 
-/// A lease to grant or renew.
-pub enum Lease {
-    Egress {
-        mode: u8,
-        gateway: Mac,
-        source_port: u16,
-    },
-    Ingress {
-        mode: u8,
-        pod: Mac,
-        mtu: u16,
-        from: Mac,
-        ifindex: u32,
-        moves: u32,
-    },
+/// What an ingress lease remembers.
+pub struct Delivery {
+    pub mode: u8,
+    pub pod: Mac,
+    pub mtu: u16,
+    pub from: Mac,
+    pub ifindex: u32,
+    pub moves: u32,
 }
 
-/// Grants a lease of flow `words` with node `index` until the time `until`. An entry in which only
-/// the deadline changes is updated in place, any other is replaced whole, so that no reader sees a
-/// mixture.
+/// The words of one direction: the deadline first.
+const EGRESS: [usize; 7] = [
+    word::EGRESS_UNTIL,
+    word::GATEWAY_PORT,
+    word::UNDERLAY,
+    word::NEXT_HOP_MTU,
+    word::UNDERLAY_MODE,
+    word::VTEP_MARK,
+    word::PRIORITY,
+];
+const INGRESS: [usize; 4] = [
+    word::INGRESS_UNTIL,
+    word::POD_MTU,
+    word::DELIVER_MODE,
+    word::POD_IFINDEX,
+];
+
+/// Grants an egress lease of flow `words` with node `index` until the time `until`.
 #[inline(always)]
-pub fn grant<F: Tables>(
+pub fn grant_egress<F: Tables>(
     words: FlowWords<F>,
     generation: u32,
     index: u32,
     until: u64,
-    lease: &Lease,
+    (gateway, source_port): (Mac, u16),
+    way: &Way,
+) -> Result<(), Outcome> {
+    let mut image: FlowImage = [0; FLOW_WORDS];
+    image[word::EGRESS_UNTIL] = until;
+    image[word::GATEWAY_PORT] = gateway.bits() | u64::from(source_port) << 48;
+    image[word::UNDERLAY] = u64::from(way.ifindex) | u64::from(way.path_changes) << 32;
+    image[word::NEXT_HOP_MTU] = way.next_hop.bits() | u64::from(way.mtu) << 48;
+    image[word::UNDERLAY_MODE] = way.source.bits() | u64::from(way.mode) << 48;
+    image[word::VTEP_MARK] = u64::from(way.vtep) | u64::from(way.mark) << 32;
+    image[word::PRIORITY] = u64::from(way.priority);
+    put(words, generation, index, image, &EGRESS, &INGRESS)
+}
+
+/// Grants an ingress lease of flow `words` with node `index` until the time `until`.
+#[inline(always)]
+pub fn grant_ingress<F: Tables>(
+    words: FlowWords<F>,
+    generation: u32,
+    index: u32,
+    until: u64,
+    to: &Delivery,
+) -> Result<(), Outcome> {
+    let mut image: FlowImage = [0; FLOW_WORDS];
+    image[word::INGRESS_UNTIL] = until;
+    image[word::POD_MTU] = to.pod.bits() | u64::from(to.mtu) << 48;
+    image[word::DELIVER_MODE] = to.from.bits() | u64::from(to.mode) << 48;
+    image[word::POD_IFINDEX] = u64::from(to.ifindex) | u64::from(to.moves) << 32;
+    put(words, generation, index, image, &INGRESS, &EGRESS)
+}
+
+/// Puts what `image` says of one direction, in its words `granted`, into the entry of the flow, and
+/// keeps the `other` direction. An entry in which only the deadline changes is updated in place, any
+/// other is replaced whole, so that no reader sees a mixture.
+#[inline(always)]
+fn put<F: Tables, const N: usize, const M: usize>(
+    words: FlowWords<F>,
+    generation: u32,
+    index: u32,
+    mut image: FlowImage,
+    granted: &[usize; N],
+    other: &[usize; M],
 ) -> Result<(), Outcome> {
     let key = words.key();
-    let entry = F::flow(&key).map(Words::<FLOW_WORDS>::of);
     let owner = u64::from(generation) | u64::from(index) << 32;
-    let mut image: FlowImage = [0; FLOW_WORDS];
-    if let Some(entry) = entry
-        && entry.get::<{ word::GENERATION_NODE }>() == owner
-        && entry.get::<{ word::ID }>() == words.id()
-    {
-        image = [
-            entry.get::<0>(),
-            entry.get::<1>(),
-            entry.get::<2>(),
-            entry.get::<3>(),
-            entry.get::<4>(),
-            entry.get::<5>(),
-            entry.get::<6>(),
-            entry.get::<7>(),
-        ];
-    }
-    let before = image;
     image[word::ID] = words.id();
     image[word::GENERATION_NODE] = owner;
-    let modes = image[word::DELIVER_MODES];
-    match *lease {
-        Lease::Egress {
-            mode,
-            gateway,
-            source_port,
-        } => {
-            image[word::GATEWAY_PORT] = gateway.bits() | u64::from(source_port) << 48;
-            image[word::DELIVER_MODES] = modes & !(0xff << 48) | u64::from(mode) << 48;
+    if let Some(value) = F::flow(&key) {
+        let entry = Words::<FLOW_WORDS>::of(value);
+        // Word by word: a comparison of arrays becomes a call that the verifier cannot follow.
+        let mut is_renewal = true;
+        let mut at = 1;
+        while at < N {
+            is_renewal &= entry.at(granted[at]) == image[granted[at]];
+            at += 1;
         }
-        Lease::Ingress {
-            mode,
-            pod,
-            mtu,
-            from,
-            ifindex,
-            moves,
-        } => {
-            image[word::POD_MTU] = pod.bits() | u64::from(mtu) << 48;
-            image[word::DELIVER_MODES] = modes & (0xff << 48) | from.bits() | u64::from(mode) << 56;
-            image[word::POD_IFINDEX] = u64::from(ifindex) | u64::from(moves) << 32;
+        let mut kept = [0; M];
+        at = 0;
+        while at < M {
+            kept[at] = entry.at(other[at]);
+            at += 1;
         }
-    }
-    // Word by word: a comparison of arrays becomes a call that the verifier cannot follow.
-    let same = |index: usize| image[index] == before[index];
-    let only_renewal = same(word::ID)
-        && same(word::GATEWAY_PORT)
-        && same(word::POD_MTU)
-        && same(word::DELIVER_MODES)
-        && same(word::POD_IFINDEX);
-    match lease {
-        Lease::Egress { .. } => image[word::EGRESS_UNTIL] = until,
-        Lease::Ingress { .. } => image[word::INGRESS_UNTIL] = until,
-    }
-    if let Some(entry) = entry
-        && only_renewal
-    {
-        match lease {
-            Lease::Egress { .. } => entry.set::<{ word::EGRESS_UNTIL }>(until),
-            Lease::Ingress { .. } => entry.set::<{ word::INGRESS_UNTIL }>(until),
+        // Last, as a reader of the fast path does: the kernel may have given the entry to another flow
+        // while it was copied.
+        let is_ours = entry.get::<{ word::GENERATION_NODE }>() == owner
+            && entry.get::<{ word::ID }>() == words.id();
+        if is_ours {
+            if is_renewal {
+                return renew(entry, words, granted[0], image[granted[0]]);
+            }
+            at = 0;
+            while at < M {
+                image[other[at]] = kept[at];
+                at += 1;
+            }
         }
-        return Ok(());
     }
     let flow: Flow = bytemuck::cast(image);
     F::put_flow(&key, &flow)
+}
+
+/// Prolongs a lease in place. Should the kernel just have given the entry to another flow, that one
+/// earns its lease again.
+#[inline(always)]
+fn renew<F: Tables>(
+    entry: Words<FLOW_WORDS>,
+    words: FlowWords<F>,
+    deadline: usize,
+    until: u64,
+) -> Result<(), Outcome> {
+    entry.put_at(deadline, until);
+    if entry.get::<{ word::ID }>() != words.id() {
+        entry.put_at(deadline, 0);
+    }
+    Ok(())
 }

@@ -1,12 +1,10 @@
 //! Safe wrappers around the BPF helpers and the fields of `__sk_buff` that the programs use.
 
-use core::mem::zeroed;
-
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NOT_FWDED,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
@@ -18,29 +16,30 @@ use aya_ebpf::{
 };
 use bytemuck::Pod;
 
-use crate::{ip::Ip, mac::Mac, packet::Packet};
+use crate::{ip::Ip, packet::Packet};
 
 /// `PACKET_HOST`: the frame is addressed to the interface's own MAC.
 const PACKET_HOST: u32 = 0;
 
 /// Value of `tc_index` on packets that a program redirects.
 const FORWARDED: u32 = 0x4f56;
+/// Value of `tc_index` on packets that were let pass unchanged to the vxlan device, which keeps it.
+const LEAVING: u32 = 0x4f57;
+
+/// What a program said of a packet that this host sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    None,
+    /// `overlay_egress` sends it: nothing is to be learned from it.
+    Forwarded,
+    /// `overlay_confirm` let it pass to the vxlan device.
+    Leaving,
+}
 
 /// The packet a program was called for.
 #[derive(Clone, Copy)]
 pub struct Skb {
     raw: *mut __sk_buff,
-}
-
-/// How the kernel would route to an address.
-pub struct FibResult {
-    pub ifindex: u32,
-    pub src_mac: Mac,
-    pub dst_mac: Mac,
-    /// MTU of the path as far as the kernel tells, bytes.
-    pub mtu: u32,
-    /// The address itself is the next hop: no gateway.
-    pub on_link: bool,
 }
 
 macro_rules! fields {
@@ -78,6 +77,10 @@ impl Skb {
         vlan_present;
         /// Tag control information of that tag.
         vlan_tci;
+        /// The mark that rules and routes go by.
+        mark;
+        /// The priority that queueing disciplines go by.
+        priority;
     }
 
     /// Whether the frame is addressed to the interface's own MAC.
@@ -87,7 +90,7 @@ impl Skb {
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
     }
 
-    /// Marks a packet that this program itself sends, for [`Self::take_forwarded`]. `tc_index` is a
+    /// Marks a packet that this program itself sends, for [`Self::take_mark`]. `tc_index` is a
     /// field for classifiers that nothing else in the kernel reads.
     #[inline(always)]
     pub fn mark_forwarded(&self) {
@@ -95,17 +98,36 @@ impl Skb {
         unsafe { (*self.raw).tc_index = FORWARDED };
     }
 
-    /// Whether `overlay_egress` sends this packet: nothing is to be learned from it. Takes the mark
-    /// off: between namespaces of one host it would stay on.
+    /// Marks a packet that was let pass to the vxlan device, for [`Self::take_mark`].
     #[inline(always)]
-    pub fn take_forwarded(&self) -> bool {
+    pub fn mark_leaving(&self) {
         // SAFETY: as in `mark_forwarded`.
+        unsafe { (*self.raw).tc_index = LEAVING };
+    }
+
+    /// What a program said of this packet. Takes the mark off: between namespaces of one host it would
+    /// stay on.
+    #[inline(always)]
+    pub fn take_mark(&self) -> Mark {
+        // SAFETY: as in `mark_forwarded`.
+        let value = unsafe { (*self.raw).tc_index };
+        let mark = match value {
+            FORWARDED => Mark::Forwarded,
+            LEAVING => Mark::Leaving,
+            _ => return Mark::None,
+        };
+        // SAFETY: as in `mark_forwarded`.
+        unsafe { (*self.raw).tc_index = 0 };
+        mark
+    }
+
+    /// Gives the packet what rules and routing gave the kernel's own packet on its way.
+    #[inline(always)]
+    pub fn set_mark_and_priority(&self, mark: u32, priority: u32) {
+        // SAFETY: as in `fields!`; the verifier allows writes of these fields.
         unsafe {
-            let marked = (*self.raw).tc_index == FORWARDED;
-            if marked {
-                (*self.raw).tc_index = 0;
-            }
-            marked
+            (*self.raw).mark = mark;
+            (*self.raw).priority = priority;
         }
     }
 
@@ -199,59 +221,18 @@ impl Skb {
         unsafe { bpf_csum_update(self.raw, difference) };
     }
 
-    /// How the kernel routes to `dst`, if it has a usable neighbour for the next hop. The lookup
-    /// is made for packets coming in by `from`.
+    /// Asks the kernel's routing tables; `question` becomes the answer. Returns what the helper does.
     #[inline(always)]
-    pub fn route<F: Ip>(&self, from: u32, src: F::Be, dst: F::Be) -> Option<FibResult> {
-        // SAFETY: the struct is integers and byte arrays throughout: zero is valid for each.
-        let mut fib: FibLookup = unsafe { zeroed() };
-        let (src, dst) = (F::fib_words(src), F::fib_words(dst));
-        if self.look_up(&mut fib, F::FAMILY, from, src, dst) != 0 {
-            return None;
-        }
-        // SAFETY: every member of the unions is plain integers, so any of them may be read.
-        let (mtu, next_hop) = unsafe {
-            (
-                fib.__bindgen_anon_1.mtu_result,
-                fib.__bindgen_anon_4.ipv6_dst,
+    pub fn ask_fib(&self, question: &mut [u64; 8], flags: u32) -> i64 {
+        // SAFETY: `raw` is this program's context, and the size given is that of the words.
+        unsafe {
+            bpf_fib_lookup(
+                self.raw.cast(),
+                question.as_mut_ptr().cast(),
+                size_of_val(question) as i32,
+                flags,
             )
-        };
-        Some(FibResult {
-            ifindex: fib.ifindex,
-            src_mac: mac_from_stack(&fib.smac),
-            dst_mac: mac_from_stack(&fib.dmac),
-            mtu: u32::from(mtu),
-            on_link: next_hop == dst,
-        })
-    }
-
-    /// Whether the kernel keeps a packet to `dst` that came in by this device: an address of the
-    /// host, or a broadcast address. True also if it has no route.
-    #[inline(always)]
-    pub fn is_local<F: Ip>(&self, [a, b, c, d]: [u32; 4]) -> bool {
-        let pair = |low, high| u64::from(low) | u64::from(high) << 32;
-        is_local(*self, F::FAMILY, pair(a, b), pair(c, d))
-    }
-
-    #[inline(always)]
-    fn look_up(
-        &self,
-        fib: &mut FibLookup,
-        family: u8,
-        from: u32,
-        src: [u32; 4],
-        dst: [u32; 4],
-    ) -> i64 {
-        fib.family = family;
-        fib.ifindex = from;
-        // A length makes the kernel report the MTU: a locked one of the route, else a path MTU
-        // exception, else the device's (`ip_mtu_from_fib_result`).
-        fib.__bindgen_anon_1.tot_len = 1;
-        // The IPv4 fields are the first words of the IPv6 ones.
-        fib.__bindgen_anon_3.ipv6_src = src;
-        fib.__bindgen_anon_4.ipv6_dst = dst;
-        // SAFETY: `raw` is this program's context, and the size given is the struct's own.
-        unsafe { bpf_fib_lookup(self.raw.cast(), fib, size_of::<FibLookup>() as i32, 0) }
+        }
     }
 
     /// MTU of the device the program runs on, bytes.
@@ -262,33 +243,6 @@ impl Skb {
         unsafe { bpf_check_mtu(self.raw.cast(), 0, &raw mut mtu, 0, 0) };
         mtu
     }
-}
-
-/// A function of its own: what it needs of the stack, the paths to it share.
-#[inline(never)]
-fn is_local(skb: Skb, family: u8, low: u64, high: u64) -> bool {
-    // SAFETY: as in `route`.
-    let mut fib: FibLookup = unsafe { zeroed() };
-    let half = |word: u64| [word as u32, (word >> 32) as u32];
-    let ([a, b], [c, d]) = (half(low), half(high));
-    let result = skb.look_up(&mut fib, family, skb.ifindex(), [0; 4], [a, b, c, d]);
-    result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
-}
-
-/// Reads a MAC address of a struct on the stack, where the verifier wants aligned accesses: halfword
-/// by halfword, which the compiler must not merge.
-#[inline(always)]
-fn mac_from_stack(octets: &[u8; 6]) -> Mac {
-    let at = octets.as_ptr().cast::<u16>();
-    // SAFETY: three halfwords are the six bytes of the array, which both callers have at an even
-    // offset of a struct that is aligned to four.
-    Mac::from_halves(unsafe {
-        [
-            at.read_volatile(),
-            at.add(1).read_volatile(),
-            at.add(2).read_volatile(),
-        ]
-    })
 }
 
 /// Sends the packet out of `ifindex`; its Ethernet header must be complete.

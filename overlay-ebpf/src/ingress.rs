@@ -8,7 +8,6 @@ use overlay_common::{
     ecn,
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::Outcome,
-    stamp::stamp,
     wire::IPPROTO_UDP,
 };
 
@@ -81,9 +80,9 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
 }
 
 /// "Fragmentation needed", or "packet too big", about a packet to a node: it was fast, the kernel's
-/// own over IPv4 may be fragmented. The kernel is about to note the smaller MTU with its route. The
-/// next hop is resolved again with the next packet, which takes the kernel tier; without this, large
-/// packets would go on being lost until the leases run out.
+/// own over IPv4 may be fragmented. The kernel is about to note the smaller MTU with its route. All flows
+/// to the node earn their way again with it; without this, large packets would go on being lost until
+/// the leases run out.
 #[inline(always)]
 fn heed_too_big<F: Ip>(skb: &Skb) {
     let message = ETH_LEN + F::LEN;
@@ -96,7 +95,7 @@ fn heed_too_big<F: Ip>(skb: &Skb) {
         && let Some(node) = F::node_at(about.fields().dst)
         && let Some(nexthop) = NexthopEntry::find::<F>(node)
     {
-        nexthop.invalidate();
+        nexthop.note_change();
     }
 }
 
@@ -117,7 +116,7 @@ fn lease<F: Ip>(
     let until = entry.ingress_until();
     let (generation, index) = entry.generation_and_node();
     let (dst, mtu) = entry.pod_and_mtu();
-    let (src, _, mode) = entry.deliver_and_modes();
+    let (src, mode) = entry.deliver_and_mode();
     let (ifindex, moves) = entry.pod_ifindex_and_moves();
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
@@ -153,7 +152,7 @@ fn lease<F: Ip>(
 fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome> {
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
-    let tunnel = Tunnel::read(packet, config)?;
+    let tunnel = Tunnel::read(packet, config, config.vtep_mac)?;
     let flow = Flow::parse(packet, inner, Local::Destination, config)?;
     let source = tunnel.source;
     let delivery = match lease(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {
@@ -184,7 +183,7 @@ fn from_direct<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     match lease(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
         Ok(delivery) => deliver(skb, &flow, flow.tos, &delivery, Outcome::FastDirect),
         Err(outcome) => {
-            skb.set_hash(stamp(flow.words, &config.stamp_key, config.generation));
+            skb.set_hash(flow.stamp_before_hop(config));
             Err(outcome)
         }
     }

@@ -9,6 +9,7 @@
 use overlay_common::config::Config;
 
 use crate::{
+    fib,
     helpers::Skb,
     ip::{Header as _, Ip},
     packet::Packet,
@@ -56,5 +57,5 @@ fn destination<F: Ip>(skb: &Skb, packet: Packet, config: &Config<F>) -> Option<F
 #[inline(always)]
 fn is_of_host<F: Ip>(skb: &Skb, address: F::Be) -> bool {
     let address = F::fib_words(address);
-    F::is_group_of_hosts(address).unwrap_or_else(|| skb.is_local::<F>(address))
+    F::is_group_of_hosts(address).unwrap_or_else(|| fib::is_local::<F>(skb, address))
 }

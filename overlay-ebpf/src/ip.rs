@@ -13,6 +13,7 @@ pub trait Ip: Tables {
     const ETHERTYPE: [u8; 2];
     /// `AF_INET`, `AF_INET6`.
     const FAMILY: u8;
+    const IS_IPV4: bool = Self::FAMILY == 2;
     /// The protocol whose echo requests and replies are flows.
     const ICMP: u8;
     /// Types and codes, each pair as one word the way the packet holds it.

@@ -18,12 +18,6 @@ impl Mac {
         Self(word & LOW_48)
     }
 
-    /// From three halfwords as they lie in memory.
-    #[inline(always)]
-    pub const fn from_halves([a, b, c]: [u16; 3]) -> Self {
-        Self(a as u64 | (b as u64) << 16 | (c as u64) << 32)
-    }
-
     #[inline(always)]
     pub const fn of(mac: &MacAddr) -> Self {
         let [a, b, c, d, e, f] = mac.octets;

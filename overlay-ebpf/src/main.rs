@@ -4,7 +4,7 @@
 //! | program | attach point | module |
 //! |---|---|---|
 //! | `overlay_egress` | tcx ingress, host side of every pod veth | [`egress`] |
-//! | `overlay_confirm` | tcx egress, `flannel.<VNI>` and, for direct peers, the underlay | [`confirm`] |
+//! | `overlay_confirm` | tcx egress, `flannel.<VNI>` and the underlay | [`confirm`] |
 //! | `overlay_ingress` | tcx ingress, underlay | [`ingress`] |
 //! | `overlay_arrive` | tcx ingress, `flannel.<VNI>` | [`arrive`] |
 //! | `overlay_deliver` | tcx egress, host side of every pod veth | [`deliver`] |
@@ -16,6 +16,7 @@ mod arrive;
 mod confirm;
 mod deliver;
 mod egress;
+mod fib;
 mod flows;
 mod guard;
 mod helpers;
@@ -24,6 +25,7 @@ mod injection;
 mod ip;
 mod ipv4;
 mod ipv6;
+mod leaving;
 mod mac;
 mod maps;
 mod nexthop;
@@ -110,16 +112,23 @@ fn conclude(hook: Hook, bytes: u32, conclusion: impl Into<Conclusion>) -> i32 {
     verdict
 }
 
-/// A TC program. Each is written once for both families; IPv6 has a function of its own, so that it
-/// takes neither registers nor stack from IPv4.
+/// A TC program. Each is written once for both families, and compiled to a function for each, so that
+/// neither takes registers or stack from the other: the verifier limits the sum of the stack that
+/// functions in a row of calls use.
 macro_rules! program {
-    ($program:ident, $ipv6:ident, $hook:ident, $($run:ident)::+) => {
+    ($program:ident, $ipv4:ident, $ipv6:ident, $hook:ident, $($run:ident)::+) => {
         #[classifier]
         pub fn $program(ctx: TcContext) -> i32 {
             let skb = Skb::new(&ctx);
             if skb.protocol() == IPV6 {
-                return $ipv6(skb);
+                $ipv6(skb)
+            } else {
+                $ipv4(skb)
             }
+        }
+
+        #[inline(never)]
+        fn $ipv4(skb: Skb) -> i32 {
             let bytes = skb.len();
             conclude(Hook::$hook, bytes, $($run)::+::<V4>(&skb))
         }
@@ -132,11 +141,11 @@ macro_rules! program {
     };
 }
 
-program!(overlay_egress, egress_ipv6, Egress, egress::run);
-program!(overlay_confirm, confirm_ipv6, Confirm, confirm::run);
-program!(overlay_ingress, ingress_ipv6, Ingress, ingress::run);
-program!(overlay_arrive, arrive_ipv6, Arrive, arrive::run);
-program!(overlay_deliver, deliver_ipv6, Deliver, deliver::run);
+program!(overlay_egress, egress_ipv4, egress_ipv6, Egress, egress::run);
+program!(overlay_confirm, confirm_ipv4, confirm_ipv6, Confirm, confirm::run);
+program!(overlay_ingress, ingress_ipv4, ingress_ipv6, Ingress, ingress::run);
+program!(overlay_arrive, arrive_ipv4, arrive_ipv6, Arrive, arrive::run);
+program!(overlay_deliver, deliver_ipv4, deliver_ipv6, Deliver, deliver::run);
 
 #[xdp(frags)]
 pub fn overlay_guard(ctx: XdpContext) -> u32 {

@@ -11,7 +11,9 @@ use overlay_common::{
     family::{Family, V4, V6},
     flow::{Flow, FlowKey},
     maps::{MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES},
-    node::{Gateway, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
+    node::{
+        Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
+    },
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     route::Route,
 };
@@ -65,6 +67,9 @@ static PODS: LruHashMap<PodKey, PodPort, MAX_PODS> = LruHashMap::new();
 
 #[btf_map(name = "OVL_MOVES")]
 static MOVES: Array<u32, MOVE_SLOTS> = Array::new();
+
+#[btf_map(name = "OVL_LEAVING")]
+static LEAVING: PerCpuArray<Leaving, 1> = PerCpuArray::new();
 
 #[btf_map(name = "OVL_STATS")]
 static STATS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
@@ -187,6 +192,13 @@ pub fn count(hook: Hook, outcome: Outcome, bytes: u32) {
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
     }
+}
+
+/// This CPU's packet on its way from the vxlan device to the underlay. TC programs of one CPU do not
+/// interrupt each other.
+#[inline(always)]
+pub fn leaving() -> Option<*mut Leaving> {
+    LEAVING.get_ptr_mut(0)
 }
 
 /// MAC address of the gateway whose IP layer received a pod's packet.

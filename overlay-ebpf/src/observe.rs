@@ -3,12 +3,12 @@
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
     outcome::Outcome,
-    stamp::stamp,
+    stamp::Header,
 };
 
 use crate::{
     flows,
-    helpers::Skb,
+    helpers::{Skb, now},
     ip::Ip,
     mac::Mac,
     parse::{Control, ETH_LEN, Flow, Local, why_off},
@@ -21,8 +21,6 @@ pub struct Observed<F: Ip> {
     pub dst: Mac,
     pub src: Mac,
     pub flow: Flow<F>,
-    /// What an unchanged packet of the flow carries as its hash.
-    pub stamp: u32,
 }
 
 #[inline(always)]
@@ -42,22 +40,24 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
     if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
         return Err(Outcome::NotOverlay);
     }
-    let stamp = stamp(flow.words, &config.stamp_key, config.generation);
     Ok(Observed {
         config,
         dst,
         src,
         flow,
-        stamp,
     })
 }
 
 impl<F: Ip> Observed<F> {
-    /// Whether the packet may earn a lease: it left as it came, and neither opens nor closes a
-    /// connection, which ends the leases there are.
+    /// Whether the packet, routed by now, may earn a lease: it left as it came, and neither opens nor
+    /// closes a connection, which ends the leases there are.
     #[inline(always)]
     pub fn may_earn(&self, skb: &Skb) -> Result<(), Outcome> {
-        if skb.hash() != self.stamp {
+        let header = Header {
+            tos: self.flow.tos,
+            ttl: self.flow.ttl,
+        };
+        if skb.hash() != self.flow.stamp(header, self.config) {
             return Err(Outcome::Translated);
         }
         match self.flow.control {
@@ -71,5 +71,19 @@ impl<F: Ip> Observed<F> {
                 Err(Outcome::FlowClosed)
             }
         }
+    }
+    /// When a lease that the packet earns now runs out.
+    #[inline(always)]
+    pub fn lease_until(&self) -> Result<u64, Outcome> {
+        lease_until(self.config, &self.flow)
+    }
+}
+
+/// When a lease of `flow` that is granted now runs out.
+#[inline(always)]
+pub fn lease_until<F: Ip>(config: &Config<F>, flow: &Flow<F>) -> Result<u64, Outcome> {
+    match config.lease_ns(flow.protocol) {
+        0 => Err(Outcome::NoLease),
+        lease => Ok(now() + lease),
     }
 }

@@ -1,9 +1,11 @@
 //! From packet bytes to a flow, or to the reason why the packet has none.
 
 use overlay_common::{
+    addr::MacAddr,
     config::{Config, FASTPATH_TRUSTED},
     flow::FlowWords,
     outcome::Outcome,
+    stamp::{self, Header as Stamped},
     wire::{EthHeader, IPPROTO_TCP, IPPROTO_UDP, UdpHeader, VXLAN_FLAG_VNI, VxlanHeader},
 };
 
@@ -117,6 +119,18 @@ impl<F: Ip> Flow<F> {
         })
     }
 
+    /// What a packet with this header carries as its hash if it leaves the host as it is here.
+    #[inline(always)]
+    pub fn stamp(&self, header: Stamped, config: &Config<F>) -> u32 {
+        stamp::stamp(self.words, header, &config.stamp_key, config.generation)
+    }
+
+    /// The stamp of a packet that the host has yet to route.
+    #[inline(always)]
+    pub fn stamp_before_hop(&self, config: &Config<F>) -> u32 {
+        self.stamp(Stamped::before_hop(self.tos, self.ttl), config)
+    }
+
     /// Whether every packet on the wire fits `mtu`. `frame_len` includes the bytes before the IP
     /// header, of which there are `offset`.
     #[inline(always)]
@@ -139,6 +153,9 @@ impl<F: Ip> Flow<F> {
 /// What the outer headers of a tunnel packet say.
 pub struct Tunnel<F: Ip> {
     pub source: F::Be,
+    pub destination: F::Be,
+    /// As it stands in the packet.
+    pub source_port: u16,
     pub tos: u8,
     /// Whether the outer UDP header has a checksum.
     pub checksum: bool,
@@ -149,10 +166,10 @@ pub struct Tunnel<F: Ip> {
 }
 
 impl<F: Ip> Tunnel<F> {
-    /// Reads the tunnel headers of a packet to this node's VTEP, which is UDP: of this node's network,
-    /// and nothing that only the kernel can judge. Reserved bits are for vxlan extensions.
+    /// Reads the tunnel headers of a UDP packet: of this node's network, for the VTEP with the MAC
+    /// address `to`, and nothing that only the kernel can judge. Reserved bits are for vxlan extensions.
     #[inline(always)]
-    pub fn read(packet: Packet, config: &Config<F>) -> Result<Self, Outcome> {
+    pub fn read(packet: Packet, config: &Config<F>, to: MacAddr) -> Result<Self, Outcome> {
         let udp_at = ETH_LEN + F::LEN;
         let vxlan_at = udp_at + size_of::<UdpHeader>();
         let Some(header) = packet.read::<F::Header>(ETH_LEN) else {
@@ -175,7 +192,7 @@ impl<F: Ip> Tunnel<F> {
             || vxlan.reserved != [0; 3]
             || vxlan.reserved2 != 0
             || vxlan.vni != config.vni
-            || inner_eth.dst != config.vtep_mac
+            || inner_eth.dst != to
         {
             return Err(Outcome::VxlanHeader);
         }
@@ -185,6 +202,8 @@ impl<F: Ip> Tunnel<F> {
         let ip = header.fields();
         Ok(Self {
             source: ip.src,
+            destination: ip.dst,
+            source_port: u16::from_ne_bytes(udp.src_port),
             tos: ip.tos,
             checksum: udp.check != [0; 2],
             len: ip.total_len,
@@ -196,9 +215,9 @@ impl<F: Ip> Tunnel<F> {
 /// Why nothing is fast while `fastpath` is off.
 #[inline(always)]
 pub fn why_off<F: Ip>(config: &Config<F>) -> Outcome {
-    if config.lease_ns == 0 {
-        Outcome::Unserved
-    } else {
+    if config.is_served() {
         Outcome::Disabled
+    } else {
+        Outcome::Unserved
     }
 }

@@ -21,6 +21,21 @@ impl<const N: usize> Words<N> {
         unsafe { self.0.add(INDEX).read_volatile() }
     }
 
+    /// The same with an index that is known when the program is compiled, but no constant of its own.
+    #[inline(always)]
+    pub fn at(self, index: usize) -> u64 {
+        // SAFETY: as in `get`; callers name words of the value's own layout, and the verifier checks
+        // the offset.
+        unsafe { self.0.add(index).read_volatile() }
+    }
+
+    /// As [`Self::at`], for writing.
+    #[inline(always)]
+    pub fn put_at(self, index: usize, word: u64) {
+        // SAFETY: as in `at`; map values are plain data that programs may write.
+        unsafe { self.0.add(index).write_volatile(word) }
+    }
+
     #[inline(always)]
     pub fn set<const INDEX: usize>(self, word: u64) {
         const { assert!(INDEX < N) };

@@ -23,8 +23,8 @@ use nix::{
 use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
-        Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LEASE, Maps, Options,
-        PinDir, Serves, Summary, XdpMode, flush, link_states,
+        Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LeaseTimes, Maps,
+        Options, PinDir, Serves, Summary, XdpMode, flush, link_states,
     },
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
@@ -93,7 +93,7 @@ fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
             ipv6: false,
         },
         fastpath: Fastpath::Strict,
-        lease: LEASE,
+        lease: LeaseTimes::LONGEST,
     }
 }
 

@@ -18,7 +18,7 @@ use overlay_common::{
     family::{V4, V6},
     flow::{Flow, FlowKey},
     maps,
-    node::{Gateway, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
@@ -78,26 +78,29 @@ fn layouts() -> BTreeMap<String, Layout> {
         UdpHeader { src_port, dst_port, len, check }
         VxlanHeader { flags, reserved, vni, reserved2 }
         EthHeader { dst, src, ethertype }
-        Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad }
+        Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad, path_changes, _pad2 }
+        Leaving { flow, gateway_mac, _pad, generation, _pad2 }
         Peer { node }
         Gateway { mac, _pad }
         PodKey { mac, _pad }
         PodPort { ifindex }
         Config<V4> {
-            stamp_key, lease_ns, generation, fastpath, vtep, network, network_mask, subnet,
-            subnet_mask, vtep_mac, vxlan_port, vni, _pad, source_port_min, source_port_span,
-            vtep_ifindex, pod_mtu, _pad2,
+            stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
+            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, _pad2,
         }
         Config<V6> {
-            stamp_key, lease_ns, generation, fastpath, vtep, network, network_mask, subnet,
-            subnet_mask, vtep_mac, vxlan_port, vni, _pad, source_port_min, source_port_span,
-            vtep_ifindex, pod_mtu, _pad2,
+            stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
+            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, _pad2,
         }
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
         Flow {
             id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
-            pod_mtu, deliver_mac, egress_mode, ingress_mode, pod_ifindex, moves,
+            pod_mtu, deliver_mac, ingress_mode, _pad, pod_ifindex, moves, underlay_ifindex,
+            path_changes, next_hop_mac, path_mtu, underlay_mac, egress_mode, _pad2, vtep, mark,
+            priority, _pad3,
         }
         Counter { packets, bytes }
     }
@@ -162,7 +165,7 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 16] = [
+    let wanted: [(&str, &str, &str, usize); 17] = [
         (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
@@ -178,6 +181,7 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
         (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
         (maps::PODS, "PodKey", "PodPort", maps::MAX_PODS),
         (maps::MOVES, "u32", "u32", MOVE_SLOTS),
+        (maps::LEAVING, "u32", "Leaving", 1),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];
     assert_eq!(

@@ -88,6 +88,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::OtherMode
         | Outcome::UnknownPod
         | Outcome::PodMoved
+        | Outcome::Leaving
         | Outcome::UdpGso
         | Outcome::Rewrite
         | Outcome::PodTunnel => true,

@@ -53,9 +53,27 @@ use self::{
 pub use crate::config::Fastpath;
 use crate::model::{Desired, V4, V6};
 
-/// How long a lease lasts: long enough that almost every packet of a steady flow is fast, shorter
-/// than the 30 s after which conntrack forgets a UDP flow without replies.
-pub const LEASE: Duration = Duration::from_secs(15);
+/// How long leases last, by protocol; 0: no flow of the protocol is fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTimes {
+    pub tcp: Duration,
+    pub udp: Duration,
+    pub icmp: Duration,
+}
+
+impl LeaseTimes {
+    /// Long enough that almost every packet of a steady flow is fast, shorter than the 30 s after which
+    /// conntrack forgets a UDP flow without replies.
+    pub const LONGEST: Self = Self::all(Duration::from_secs(15));
+
+    pub const fn all(time: Duration) -> Self {
+        Self {
+            tcp: time,
+            udp: time,
+            icmp: time,
+        }
+    }
+}
 
 /// Capacity of the flow table of a family without pods: the kernel does not make one without any.
 const UNSERVED_FLOWS: u32 = 1;
@@ -69,7 +87,7 @@ pub struct Options<'a> {
     pub max_flows: u32,
     pub serves: Serves,
     pub fastpath: Fastpath,
-    pub lease: Duration,
+    pub lease: LeaseTimes,
 }
 
 /// The families a node has pods of.
@@ -88,7 +106,7 @@ pub struct Datapath {
     tables: Option<Tables>,
     tables6: Option<Tables<V6>>,
     fastpath: Fastpath,
-    lease: Duration,
+    lease: LeaseTimes,
     /// Held while this agent owns the pin directory.
     _lock: File,
 }

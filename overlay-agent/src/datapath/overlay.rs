@@ -1,12 +1,10 @@
 //! One family's maps kept as desired.
 
-use std::time::Duration;
-
 use overlay_common::config::Config;
 use tracing::debug;
 
 use super::{
-    DatapathError, Fastpath, HostFacts, Vtep,
+    DatapathError, Fastpath, HostFacts, LeaseTimes, Vtep,
     overlay_maps::OverlayMaps,
     pins::PinDir,
     plan::{self, Step, Tables},
@@ -21,7 +19,7 @@ pub struct Writer<'a, F: Family> {
     /// What the maps contain; `None` if that is not known.
     pub tables: &'a mut Option<Tables<F>>,
     pub fastpath: Fastpath,
-    pub lease: Duration,
+    pub lease: LeaseTimes,
 }
 
 /// What [`Datapath::apply`](super::Datapath::apply) did.

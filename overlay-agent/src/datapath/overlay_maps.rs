@@ -138,7 +138,7 @@ impl<F: Family> OverlayMaps<F> {
 
     /// The configuration, if the node serves the family and has a lease.
     pub fn served_config(&self) -> Result<Option<Config<F>>, DatapathError> {
-        Ok(Some(self.config()?).filter(|config| config.lease_ns != 0))
+        Ok(Some(self.config()?).filter(Config::is_served))
     }
 
     /// Every entry of the flow table, expired ones included.
@@ -149,14 +149,14 @@ impl<F: Family> OverlayMaps<F> {
         })
     }
 
-    /// Writes a node entry. A changed entry keeps its index; `forget_nexthop` says that the way to the
-    /// node is to be learned anew.
+    /// Writes a node entry. A changed entry keeps its index; `moved` says that flows to the node have to
+    /// earn their way again.
     pub fn put_node(
         &mut self,
         index: u32,
         old: Option<&Node<F>>,
         node: &Node<F>,
-        forget_nexthop: bool,
+        moved: bool,
     ) -> Result<(), DatapathError> {
         let disabled = |node: &Node<F>| Node {
             flags: node.flags & !NODE_VALID,
@@ -165,19 +165,27 @@ impl<F: Family> OverlayMaps<F> {
         if let Some(old) = old {
             self.set_node(index, &disabled(old))?;
         }
-        if forget_nexthop {
-            self.nexthops
-                .set(index, Nexthop::default(), 0)
-                .map_err(map_error("write", F::MAPS.nexthops))?;
-        }
         self.set_node(index, &disabled(node))?;
+        if moved {
+            // After the node: a flow that still earned a way to the old one has the old number.
+            let nexthop = self.nexthop(index)?;
+            let next = Nexthop {
+                path_changes: nexthop.path_changes.wrapping_add(1),
+                ..Nexthop::default()
+            };
+            self.set_nexthop(index, next)?;
+        }
         self.set_node(index, node)
     }
 
     pub fn remove_node(&mut self, index: u32) -> Result<(), DatapathError> {
         self.set_node(index, &Node::default())?;
+        self.set_nexthop(index, Nexthop::default())
+    }
+
+    fn set_nexthop(&mut self, index: u32, nexthop: Nexthop) -> Result<(), DatapathError> {
         self.nexthops
-            .set(index, Nexthop::default(), 0)
+            .set(index, nexthop, 0)
             .map_err(map_error("write", F::MAPS.nexthops))
     }
 

@@ -9,7 +9,7 @@ use overlay_common::{
     family::{V4, V6},
     flow::{Flow, FlowKey4, FlowKey6},
     maps,
-    node::{Gateway, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
 };
@@ -25,7 +25,7 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 16] = [
+pub const MAPS: [MapSpec; 17] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
     spec::<u32, Node<V4>>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
@@ -41,6 +41,7 @@ pub const MAPS: [MapSpec; 16] = [
     spec::<u32, Gateway>(maps::GATEWAYS, MapType::Hash, maps::MAX_GATEWAYS),
     spec::<PodKey, PodPort>(maps::PODS, MapType::LruHash, maps::MAX_PODS),
     spec::<u32, u32>(maps::MOVES, MapType::Array, MOVE_SLOTS),
+    spec::<u32, Leaving>(maps::LEAVING, MapType::PerCpuArray, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
 ];
 

@@ -9,7 +9,7 @@ use overlay_common::{
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
-use super::HostFacts;
+use super::{HostFacts, LeaseTimes};
 use crate::{
     config::Fastpath,
     model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
@@ -77,7 +77,7 @@ pub fn wanted<F: Family>(
     vtep: Option<Vtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
-    lease: Duration,
+    lease: LeaseTimes,
 ) -> Wanted<F> {
     let config = config(&desired.local, vtep, facts, fastpath, lease);
     let mut nodes = BTreeMap::new();
@@ -102,7 +102,7 @@ fn config<F: Family>(
     vtep: Option<Vtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
-    lease: Duration,
+    lease: LeaseTimes,
 ) -> Config<F> {
     let vxlan = match &local.backend {
         Backend::Vxlan(vxlan) => Some(vxlan),
@@ -118,7 +118,9 @@ fn config<F: Family>(
     let [_, vni @ ..] = vxlan.map_or(0, |vxlan| vxlan.vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
     Config {
-        lease_ns: u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX),
+        tcp_lease_ns: nanoseconds(lease.tcp),
+        udp_lease_ns: nanoseconds(lease.udp),
+        icmp_lease_ns: nanoseconds(lease.icmp),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
         network: F::first(local.network).into(),
@@ -134,6 +136,10 @@ fn config<F: Family>(
         pod_mtu: local.pod_mtu(),
         ..Config::default()
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The entry for `peer`; `None` where the programs could not tell its packets apart or where the
@@ -260,13 +266,7 @@ mod tests {
     }
 
     fn build(desired: &Desired) -> Wanted {
-        wanted(
-            desired,
-            None,
-            &FACTS,
-            Fastpath::Strict,
-            Duration::from_secs(15),
-        )
+        wanted(desired, None, &FACTS, Fastpath::Strict, LeaseTimes::LONGEST)
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
             route_mtus: [(Ipv4Addr::new(192, 168, 0, 1), 1400)].into(),
             ..FACTS
         };
-        let lease = Duration::from_secs(15);
+        let lease = LeaseTimes::LONGEST;
         let wanted = wanted(&desired, None, &facts, Fastpath::Strict, lease);
         let mtus: Vec<_> = wanted.nodes.values().map(|node| node.route_mtu).collect();
         assert_eq!(mtus, [1400, 0]);

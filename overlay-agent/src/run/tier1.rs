@@ -49,7 +49,7 @@ impl Tier1 {
             max_flows: options.flow_table_size,
             serves,
             fastpath: options.fastpath,
-            lease: datapath::LEASE,
+            lease: datapath::LeaseTimes::LONGEST,
         });
         match opened {
             Ok(datapath) => {
@@ -239,15 +239,13 @@ fn attachments(sides: &Sides, pods: &BTreeMap<u32, PodLink>, xdp: Xdp) -> BTreeS
 /// What one family wants on the underlay and its vxlan device.
 fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> {
     let underlay = &side.desired.local.underlay;
-    let direct = match side.desired.local.backend {
-        Backend::Alloc => return Vec::new(),
-        Backend::HostGw => true,
-        Backend::Vxlan(vxlan) => vxlan.direct_routing,
-    };
-    let mut wanted = vec![at(Hook::Ingress, underlay.ifindex, &underlay.name)];
-    if direct {
-        wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+    if side.desired.local.backend == Backend::Alloc {
+        return Vec::new();
     }
+    let mut wanted = vec![
+        at(Hook::Ingress, underlay.ifindex, &underlay.name),
+        at(Hook::Confirm, underlay.ifindex, &underlay.name),
+    ];
     if let Some(vtep) = &side.vtep {
         wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
         wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));

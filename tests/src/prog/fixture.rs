@@ -22,7 +22,7 @@ use overlay_common::{
     maps::FamilyMaps,
     node::{Gateway, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
     route::Route,
-    stamp::stamp,
+    stamp::{Header, stamp},
 };
 
 use super::{
@@ -39,6 +39,8 @@ pub const POD_MAC: MacAddr = MacAddr::new([0x02, 0xdd, 0, 0, 0, 10]);
 /// UDP source port of the tunnel packets of a granted flow.
 pub const SOURCE_PORT: u16 = 0xabcd;
 pub const GENERATION: u32 = 7;
+/// What the stamps of the tests' packets are of: their headers behind the host's own hop.
+pub const HEADER: Header = Header { tos: 0, ttl: 63 };
 
 /// The cluster in one address family.
 pub trait Cluster: Wire {
@@ -216,6 +218,21 @@ impl<F: Cluster> Remote<F> {
         }
     }
 
+    /// What an entry remembers of the way to it.
+    pub fn way(&self, interfaces: &Interfaces) -> Flow {
+        let nexthop = self.nexthop(interfaces);
+        Flow {
+            underlay_ifindex: nexthop.ifindex,
+            path_changes: nexthop.path_changes,
+            next_hop_mac: nexthop.dst_mac,
+            path_mtu: nexthop.mtu,
+            underlay_mac: nexthop.src_mac,
+            egress_mode: nexthop.mode,
+            vtep: nexthop.vtep,
+            ..Flow::default()
+        }
+    }
+
     fn route(&self) -> ((F::Octets, u8), Route) {
         let route = Route {
             node: self.index,
@@ -268,7 +285,9 @@ impl<F: Cluster> Fixture<F> {
             interfaces,
             config: Config {
                 stamp_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
-                lease_ns: 15_000_000_000,
+                tcp_lease_ns: 15_000_000_000,
+                udp_lease_ns: 15_000_000_000,
+                icmp_lease_ns: 15_000_000_000,
                 generation: GENERATION,
                 fastpath: FASTPATH_STRICT,
                 vtep: F::be(F::VTEP),
@@ -328,7 +347,8 @@ impl<F: Cluster> Fixture<F> {
 
     /// What a packet of the flow `key` carries as its hash if it was not translated on its way.
     pub fn stamp(&self, key: FlowKey<F>) -> u32 {
-        stamp(key.into(), &self.config.stamp_key, self.config.generation)
+        let config = &self.config;
+        stamp(key.into(), HEADER, &config.stamp_key, config.generation)
     }
 
     /// Gives the flow `key` live leases in both directions, with a pod on `remote`. Returns the
@@ -345,10 +365,9 @@ impl<F: Cluster> Fixture<F> {
             pod_mac: POD_MAC,
             pod_mtu: POD_VETH_MTU,
             deliver_mac: GATEWAY_MAC,
-            egress_mode: remote.mode,
             ingress_mode: remote.mode,
             pod_ifindex: self.interfaces.pod,
-            ..Flow::default()
+            ..remote.way(&self.interfaces)
         };
         let entry = self.flows.entry(key).or_default();
         *entry = flow;

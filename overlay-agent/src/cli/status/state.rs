@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     io::{self, Write},
     net::IpAddr,
     time::Duration,
@@ -51,12 +52,44 @@ struct OverlayState {
     /// `strict`, `trusted` or `off`.
     fastpath: &'static str,
     generation: u32,
-    lease_seconds: f64,
+    /// How long leases of flows last.
+    lease_seconds: LeaseSeconds,
     node: LocalNode,
     /// Remote nodes.
     peers: usize,
     routes: usize,
     flows: Flows,
+}
+
+/// 0: no flow of the protocol is fast.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct LeaseSeconds {
+    tcp: f64,
+    udp: f64,
+    icmp: f64,
+}
+
+impl LeaseSeconds {
+    fn of<F: Family>(config: &Config<F>) -> Self {
+        let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+        Self {
+            tcp: seconds(config.tcp_lease_ns),
+            udp: seconds(config.udp_lease_ns),
+            icmp: seconds(config.icmp_lease_ns),
+        }
+    }
+}
+
+impl fmt::Display for LeaseSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tcp, udp, icmp } = *self;
+        let same = (tcp - udp).abs() < f64::EPSILON && (tcp - icmp).abs() < f64::EPSILON;
+        if same {
+            write!(f, "{tcp} s")
+        } else {
+            write!(f, "tcp {tcp} s, udp {udp} s, icmp {icmp} s")
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -212,7 +245,7 @@ impl OverlayState {
         Self {
             fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
             generation: config.generation,
-            lease_seconds: Duration::from_nanos(config.lease_ns).as_secs_f64(),
+            lease_seconds: LeaseSeconds::of(config),
             node: LocalNode::new(config, interface_name),
             peers: overlay.nodes.len(),
             routes: overlay.routes.len(),
@@ -240,7 +273,7 @@ impl OverlayState {
         }
         line(
             "lease",
-            format!("{} s, generation {}", self.lease_seconds, self.generation),
+            format!("{}, generation {}", self.lease_seconds, self.generation),
         );
         line(
             "vtep",

@@ -28,7 +28,9 @@ fn overlay<F: Family>(
     routes: Vec<(F::Network, Route)>,
 ) -> Overlay<F> {
     let config = Config {
-        lease_ns: 15_000_000_000,
+        tcp_lease_ns: 15_000_000_000,
+        udp_lease_ns: 15_000_000_000,
+        icmp_lease_ns: 15_000_000_000,
         fastpath: FASTPATH_STRICT,
         vxlan_port: 8472u16.to_be_bytes(),
         vni: [0, 0, 1],
