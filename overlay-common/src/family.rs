@@ -25,6 +25,9 @@ pub trait Family:
     /// [`NODE_*`](crate::node) flags without which no tunnel packet may be sent to a node.
     const TUNNEL_FLAGS: u32;
 
+    /// TTL or hop limit of the outer header.
+    fn encap_ttl(encap: &Self::Encap) -> u8;
+
     /// The tunnel headers to one node.
     fn encap(params: &EncapParams<Self>) -> Self::Encap;
 
@@ -47,6 +50,11 @@ impl Family for V4 {
 
     const TUNNEL_FLAGS: u32 = 0;
 
+    #[inline(always)]
+    fn encap_ttl(encap: &EncapHeader) -> u8 {
+        encap.ipv4.ttl
+    }
+
     fn encap(params: &EncapParams<Self>) -> EncapHeader {
         EncapHeader::template(params)
     }
@@ -62,6 +70,11 @@ impl Family for V6 {
     type Encap = EncapHeader6;
 
     const TUNNEL_FLAGS: u32 = crate::node::NODE_ZERO_CHECKSUM;
+
+    #[inline(always)]
+    fn encap_ttl(encap: &EncapHeader6) -> u8 {
+        encap.ipv6.hop_limit
+    }
 
     fn encap(params: &EncapParams<Self>) -> EncapHeader6 {
         EncapHeader6::template(params)

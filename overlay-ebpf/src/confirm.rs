@@ -8,6 +8,7 @@
 use overlay_common::{
     addr::Address as _,
     config::Config,
+    ecn,
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
     outcome::Outcome,
     wire::IPPROTO_UDP,
@@ -85,7 +86,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Out
         return Err(Outcome::OtherPath);
     }
     let (index, node) = node_of::<F>(&flow)?;
-    let tunnel = sent_tunnel(packet, config, node).ok_or(Outcome::OtherPath)?;
+    let tunnel = sent_tunnel(packet, config, node, &flow).ok_or(Outcome::OtherPath)?;
     let lookup = Lookup::<F> {
         ifindex: skb.ifindex(),
         is_own: true,
@@ -117,15 +118,21 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Out
     )
 }
 
-/// The tunnel headers of a packet of this node to `node`, if that is what it is.
+/// The tunnel headers of a packet of `flow` to `node`, if they are what the fast path would write but for
+/// checksum and identification: a rule may have changed the outer packet, too.
 #[inline(always)]
 fn sent_tunnel<F: Ip>(
     packet: Packet,
     config: &Config<F>,
     node: &Node<F>,
+    flow: &Flow<F>,
 ) -> Option<Tunnel<F>> {
     let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
-    if packet.read(12) != Some(F::ETHERTYPE) || ip.protocol != IPPROTO_UDP {
+    if packet.read(12) != Some(F::ETHERTYPE)
+        || ip.protocol != IPPROTO_UDP
+        || ip.ttl != F::encap_ttl(&node.encap)
+        || ip.tos != ecn::encapsulate(flow.tos)
+    {
         return None;
     }
     let tunnel = Tunnel::read(packet, config, node.vtep_mac).ok()?;

@@ -128,7 +128,8 @@ fn forward<F: Ip>(
     }
     let node = F::node(index).ok_or(Outcome::Nexthop)?;
     let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
-    if way.vtep != u32::from_ne_bytes(node.vtep.tag()) || way.path_changes != nexthop.path_changes() {
+    if way.vtep != u32::from_ne_bytes(node.vtep.tag()) || way.path_changes != nexthop.path_changes()
+    {
         return Err(Outcome::Nexthop);
     }
     let frame_len = skb.len();
@@ -186,12 +187,7 @@ fn write_encap<F: Ip>(
 }
 
 #[inline(always)]
-fn route<F: Ip>(
-    skb: &Skb,
-    packet: Packet,
-    flow: &Flow<F>,
-    way: &Way,
-) -> Result<Handled, Outcome> {
+fn route<F: Ip>(skb: &Skb, packet: Packet, flow: &Flow<F>, way: &Way) -> Result<Handled, Outcome> {
     let written = F::write_hop(packet, ETH_LEN, flow)
         .and_then(|()| write_pair(packet, way.next_hop, way.source));
     match written {

@@ -93,12 +93,7 @@ fn ask_local(skb: Skb, family: u8, low: u64, high: u64) -> bool {
 const ANY_LENGTH: u64 = 1 << 48;
 
 #[inline(always)]
-fn question<F: Ip>(
-    transport: u64,
-    way: u64,
-    (src, dst): ([u32; 4], [u32; 4]),
-    mark: u32,
-) -> Words {
+fn question<F: Ip>(transport: u64, way: u64, (src, dst): ([u32; 4], [u32; 4]), mark: u32) -> Words {
     [
         u64::from(F::FAMILY) | transport | ANY_LENGTH,
         way,

@@ -43,7 +43,8 @@ impl Leaving {
     pub fn take(&self) -> Left {
         let at = self.0.cast::<u64>();
         // SAFETY: as in `note`.
-        let (flow, gateway, generation) = unsafe { (at.read(), at.add(1).read(), at.add(2).read()) };
+        let (flow, gateway, generation) =
+            unsafe { (at.read(), at.add(1).read(), at.add(2).read()) };
         self.clear();
         Left {
             flow,

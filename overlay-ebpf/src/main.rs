@@ -141,11 +141,41 @@ macro_rules! program {
     };
 }
 
-program!(overlay_egress, egress_ipv4, egress_ipv6, Egress, egress::run);
-program!(overlay_confirm, confirm_ipv4, confirm_ipv6, Confirm, confirm::run);
-program!(overlay_ingress, ingress_ipv4, ingress_ipv6, Ingress, ingress::run);
-program!(overlay_arrive, arrive_ipv4, arrive_ipv6, Arrive, arrive::run);
-program!(overlay_deliver, deliver_ipv4, deliver_ipv6, Deliver, deliver::run);
+program!(
+    overlay_egress,
+    egress_ipv4,
+    egress_ipv6,
+    Egress,
+    egress::run
+);
+program!(
+    overlay_confirm,
+    confirm_ipv4,
+    confirm_ipv6,
+    Confirm,
+    confirm::run
+);
+program!(
+    overlay_ingress,
+    ingress_ipv4,
+    ingress_ipv6,
+    Ingress,
+    ingress::run
+);
+program!(
+    overlay_arrive,
+    arrive_ipv4,
+    arrive_ipv6,
+    Arrive,
+    arrive::run
+);
+program!(
+    overlay_deliver,
+    deliver_ipv4,
+    deliver_ipv6,
+    Deliver,
+    deliver::run
+);
 
 #[xdp(frags)]
 pub fn overlay_guard(ctx: XdpContext) -> u32 {
