@@ -98,9 +98,8 @@ pub const MODE_TUNNEL: u8 = 1;
 /// Routed without encapsulation.
 pub const MODE_DIRECT: u8 = 2;
 
-/// Value of `OVL_LEAVING`, one per CPU: the packet that `overlay_confirm` last let pass to the vxlan
-/// device, for the same program on the underlay, which the packet reaches next on this CPU. Nobody else
-/// leaves it there in between.
+/// Value of `OVL_LEAVING`, one per CPU: what `overlay_confirm` noted of the packet it last let pass to the
+/// vxlan device, for the same program on the underlay, which a packet usually reaches next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Leaving {

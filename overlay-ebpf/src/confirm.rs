@@ -54,9 +54,6 @@ fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
 /// A pod's packet at the vxlan device.
 #[inline(always)]
 fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    let leaving = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?;
-    // Whatever this packet is, the last one has left or never will.
-    leaving.clear();
     let seen = observe::<F>(skb, Local::Source)?;
     seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
@@ -69,6 +66,7 @@ fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if seen.dst != Mac::of(&node.vtep_mac) {
         return Err(Outcome::OtherPath);
     }
+    let leaving = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?;
     leaving.note(seen.flow.words.id(), gateway, seen.config.generation);
     skb.mark_leaving();
     Ok(Outcome::Leaving)
@@ -78,10 +76,11 @@ fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
 #[inline(always)]
 fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Outcome> {
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
-    let left = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?.take();
+    let left = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?.last();
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
     let flow = Flow::parse(packet, inner, Local::Source, config).map_err(|_| Outcome::OtherPath)?;
-    // Two packets of the CPU overtook each other, or the flow table was flushed meanwhile.
+    // A packet of another flow overtook this one, or the flow table was flushed meanwhile. Of this very
+    // packet the mark says that it passed unchanged; of which packet of the flow the note is, is all one.
     if left.flow != flow.words.id() || left.generation != config.generation {
         return Err(Outcome::OtherPath);
     }

@@ -22,12 +22,6 @@ impl Leaving {
     }
 
     #[inline(always)]
-    pub fn clear(&self) {
-        // SAFETY: the pointer is to this CPU's own live entry.
-        unsafe { (*self.0).flow = 0 };
-    }
-
-    #[inline(always)]
     pub fn note(&self, flow: u64, gateway: Mac, generation: u32) {
         let at = self.0.cast::<u64>();
         // SAFETY: the entry is this CPU's own, three words long and aligned as such; the MAC address
@@ -40,12 +34,11 @@ impl Leaving {
     }
 
     #[inline(always)]
-    pub fn take(&self) -> Left {
+    pub fn last(&self) -> Left {
         let at = self.0.cast::<u64>();
         // SAFETY: as in `note`.
         let (flow, gateway, generation) =
             unsafe { (at.read(), at.add(1).read(), at.add(2).read()) };
-        self.clear();
         Left {
             flow,
             gateway: Mac::from_low_bits(gateway),

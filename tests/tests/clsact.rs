@@ -77,8 +77,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
         old.wait_fast()?;
         wait_healthy(old)?;
         let both = vec!["ingress", "egress"];
-        let places = [("vetha", both.clone()), ("flannel.1", both)];
-        let places = [&places[..], &[(NODE_INTERFACE, vec!["ingress"])]].concat();
+        let places = ["vetha", "flannel.1", NODE_INTERFACE].map(|place| (place, both.clone()));
         let check = |expected: bool| -> Result<()> {
             for (interface, sides) in &places {
                 let found = filtered_sides(old, interface)?;
@@ -95,7 +94,7 @@ fn pods_talk_fast_by_filters_through_kills_and_restarts_and_then_by_links() {
             start_on_old_kernel(lab, old)?;
             wait_for("the filters to be taken over", DEADLINE, || {
                 let log = old.with_agent(|agent| Ok(agent.log()))?;
-                ensure!(log.matches("adopted=5").count() == restarts, "{log}");
+                ensure!(log.matches("adopted=6").count() == restarts, "{log}");
                 Ok(())
             })?;
             wait_healthy(old)?;

@@ -142,7 +142,7 @@ fn connection_tracking_is_made_liberal_unless_told_not_to_and_outlasts_a_lease()
         let timeout = sysctl(liberal, "nf_conntrack_udp_timeout")?;
         let lease = wait_for("the lease's length", DEADLINE, || {
             let status = liberal.operator_json(&["status"])?;
-            let seconds = status["datapath"]["lease_seconds"].as_f64();
+            let seconds = status["datapath"]["lease_seconds"]["udp"].as_f64();
             seconds.with_context(|| format!("none in {status}"))
         })?;
         ensure!(

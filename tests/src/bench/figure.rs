@@ -9,6 +9,7 @@ pub enum Metric {
     Flood,
     Ping,
     Connect,
+    Question,
     Bulk,
     BulkSegmented,
     /// [`Metric::Udp`] while the kernel measures the programs.
@@ -16,11 +17,12 @@ pub enum Metric {
 }
 
 impl Metric {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Udp,
         Self::Flood,
         Self::Ping,
         Self::Connect,
+        Self::Question,
         Self::Bulk,
         Self::BulkSegmented,
         Self::Programs,
@@ -32,6 +34,7 @@ impl Metric {
             Self::Flood => Kind::Flood,
             Self::Ping => Kind::Ping,
             Self::Connect => Kind::Connect,
+            Self::Question => Kind::Question,
             Self::Bulk | Self::BulkSegmented => Kind::Bulk,
         }
     }
@@ -46,9 +49,9 @@ impl Metric {
     }
 
     /// Whether nearly all its packets are ones the fast path may carry: connections of one byte are
-    /// mostly handshakes, which it must not.
+    /// mostly handshakes, which it must not, and a question is the first packet of its flow.
     pub fn is_established(self) -> bool {
-        self != Self::Connect
+        !matches!(self, Self::Connect | Self::Question)
     }
 }
 
@@ -60,6 +63,7 @@ pub enum Figure {
     PingP50,
     PingP99,
     Connections,
+    Questions,
     BulkCpu,
     SegmentedCpu,
     EgressTime,
@@ -67,12 +71,13 @@ pub enum Figure {
 }
 
 impl Figure {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UdpCpu,
         Self::UdpReceived,
         Self::PingP50,
         Self::PingP99,
         Self::Connections,
+        Self::Questions,
         Self::BulkCpu,
         Self::SegmentedCpu,
         Self::EgressTime,
@@ -87,6 +92,7 @@ impl Figure {
             Self::PingP50 => "ping_p50_ns",
             Self::PingP99 => "ping_p99_ns",
             Self::Connections => "connections_per_s",
+            Self::Questions => "questions_per_s",
             Self::BulkCpu => "bulk_cpu_s_per_gb",
             Self::SegmentedCpu => "bulk_segmented_cpu_s_per_gb",
             Self::EgressTime => "egress_program_ns",
@@ -102,6 +108,7 @@ impl Figure {
             Self::PingP50 => "TCP ping-pong, one core, p50 (ns)",
             Self::PingP99 => "TCP ping-pong, one core, p99 (ns)",
             Self::Connections => "connect/request/close, one core (per s)",
+            Self::Questions => "questions by UDP, a new socket each, one core (per s)",
             Self::BulkCpu => "bulk TCP, GSO wire (CPU s/GB)",
             Self::SegmentedCpu => "bulk TCP, segmented wire with GRO (CPU s/GB)",
             Self::EgressTime => "egress program, 64 B UDP (ns)",
@@ -115,6 +122,7 @@ impl Figure {
             Self::UdpReceived => Metric::Flood,
             Self::PingP50 | Self::PingP99 => Metric::Ping,
             Self::Connections => Metric::Connect,
+            Self::Questions => Metric::Question,
             Self::BulkCpu => Metric::Bulk,
             Self::SegmentedCpu => Metric::BulkSegmented,
             Self::EgressTime | Self::IngressTime => Metric::Programs,

@@ -126,7 +126,7 @@ impl Sample {
         match figure {
             // Nanoseconds per byte are seconds per gigabyte.
             Figure::UdpCpu | Figure::BulkCpu | Figure::SegmentedCpu => Some(cpu_per_operation),
-            Figure::UdpReceived | Figure::Connections => Some(per_second),
+            Figure::UdpReceived | Figure::Connections | Figure::Questions => Some(per_second),
             Figure::PingP50 => outcome.latency.map(|latency| share(latency.p50_ns, 1)),
             Figure::PingP99 => outcome.latency.map(|latency| share(latency.p99_ns, 1)),
             Figure::EgressTime => per_run(self.egress),
@@ -251,6 +251,7 @@ fn run_load(site: &Site, kind: Kind, settings: &Settings) -> Result<Outcome> {
             Kind::Flood => "flood",
             Kind::Ping => "ping",
             Kind::Connect => "connect",
+            Kind::Question => "question",
             Kind::Bulk => "bulk",
         })
         .args(["--client", &end(&client), "--server", &end(&server)])

@@ -3,8 +3,8 @@
 use super::{
     figure::Figure,
     variant::{
-        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, NODE, OFF_TRANSLATED, STRICT, STRICT_TRANSLATED,
-        TRUSTED, VXLAN, VXLAN_RULES, Variant,
+        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, NODE, OFF, OFF_TRANSLATED, STRICT,
+        STRICT_TRANSLATED, TRUSTED, VXLAN, VXLAN_RULES, Variant,
     },
 };
 
@@ -68,11 +68,11 @@ const fn reported(figure: Figure, variant: &'static Variant, against: &'static V
 
 use Bound::{AtLeast, AtMost};
 use Figure::{
-    BulkCpu, Connections, EgressTime, IngressTime, PingP50, PingP99, SegmentedCpu, UdpCpu,
-    UdpReceived,
+    BulkCpu, Connections, EgressTime, IngressTime, PingP50, PingP99, Questions, SegmentedCpu,
+    UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 24] = [
+pub const ALL: [Target; 26] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -85,6 +85,8 @@ pub const ALL: [Target; 24] = [
     ratio(PingP50, STRICT, HOST_GW, AtMost(0.80)),
     reported(PingP99, STRICT, VXLAN_RULES),
     ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.20)),
+    reported(Questions, STRICT, VXLAN_RULES),
+    reported(Questions, STRICT, OFF),
     ratio(BulkCpu, STRICT, VXLAN, AtMost(0.75)),
     ratio(SegmentedCpu, STRICT, VXLAN, AtMost(0.90)),
     absolute(EgressTime, AtMost(130.0)),

@@ -10,6 +10,7 @@ mod bulk;
 mod connect;
 mod meter;
 mod ping;
+mod question;
 mod udp;
 
 use std::{
@@ -42,6 +43,8 @@ pub enum Kind {
     Ping,
     /// TCP: connect, one byte each way, close
     Connect,
+    /// UDP: a new socket, 64 bytes each way
+    Question,
     /// TCP: as many bytes as go
     Bulk,
 }
@@ -67,7 +70,7 @@ pub struct Plan {
 /// What one run did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Datagrams received, round trips, connections, or bytes.
+    /// Datagrams received, round trips, connections, questions, or bytes.
     pub operations: u64,
     /// Datagrams sent.
     pub sent: u64,
@@ -152,6 +155,7 @@ pub fn run(kind: Kind, plan: &Plan) -> Result<Outcome> {
         Kind::Flood => udp::flood(plan),
         Kind::Ping => ping::run(plan),
         Kind::Connect => connect::run(plan),
+        Kind::Question => question::run(plan),
         Kind::Bulk => bulk::run(plan),
     }
 }
