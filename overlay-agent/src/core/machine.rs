@@ -69,6 +69,8 @@ pub struct Core<R> {
     listed: i64,
     /// The revision known when the list under way was asked for.
     asked: Option<i64>,
+    /// Keys that events have told of since then, which the list may not know yet.
+    overtaken: BTreeMap<LeaseKey, i64>,
     /// There is no watch to go on with after the list.
     unwatched: bool,
     now: Instant,
@@ -97,7 +99,7 @@ impl<R: RngCore> Core<R> {
         let key = held.key;
         let wanted = held.attrs.clone();
         let mut peers = Peers::new(key, wanted.node_ip());
-        peers.replace(snapshot.entries, None);
+        peers.replace(snapshot.entries, None, |_| false);
         let own = Own::new(held, wanted, renewal, now);
         Self {
             peers,
@@ -107,6 +109,7 @@ impl<R: RngCore> Core<R> {
             revision: snapshot.revision,
             listed: snapshot.revision,
             asked: None,
+            overtaken: BTreeMap::new(),
             unwatched: false,
             now,
             audit: now + audit_period(&mut rng),
@@ -196,18 +199,18 @@ impl<R: RngCore> Core<R> {
         let Some(asked) = self.asked.take() else {
             return;
         };
+        let overtaken = std::mem::take(&mut self.overtaken);
         let reset = snapshot.revision < asked || self.suspect;
         self.suspect = false;
-        if snapshot.revision < self.revision && !reset {
-            // Events overtook the answer.
-            return;
-        }
         if reset {
             self.own.store_reset();
             self.reset = true;
+            self.revision = snapshot.revision;
+            self.listed = snapshot.revision;
+        } else {
+            self.revision = self.revision.max(snapshot.revision);
+            self.listed = self.listed.max(snapshot.revision);
         }
-        self.revision = snapshot.revision;
-        self.listed = snapshot.revision;
         let own = self.own.key();
         let (mine, others) = snapshot
             .entries
@@ -219,7 +222,10 @@ impl<R: RngCore> Core<R> {
         };
         self.own.observe(now, observed, &mut self.rng);
         let keep_until = reset.then(|| now + self.renewal.ttl);
-        let changes = self.peers.replace(others, keep_until);
+        let listed = snapshot.revision;
+        let changes = self.peers.replace(others, keep_until, |key| {
+            !reset && overtaken.get(key).is_some_and(|told| *told > listed)
+        });
         self.changed(changes);
         if reset || self.unwatched {
             self.unwatched = false;
@@ -239,7 +245,7 @@ impl<R: RngCore> Core<R> {
             }
             WatchEvent::Put(entry) => {
                 let revision = entry.mod_revision;
-                if self.is_news(revision) {
+                if self.is_news(entry.key, revision) {
                     if entry.key == self.own.key() {
                         let entry = Some(entry);
                         self.own
@@ -251,7 +257,7 @@ impl<R: RngCore> Core<R> {
                 }
             }
             WatchEvent::Delete { key, revision } => {
-                if self.is_news(revision) {
+                if self.is_news(key, revision) {
                     self.deleted(now, key, revision);
                 }
             }
@@ -289,9 +295,13 @@ impl<R: RngCore> Core<R> {
         }
     }
 
-    fn is_news(&mut self, revision: i64) -> bool {
+    fn is_news(&mut self, key: LeaseKey, revision: i64) -> bool {
         self.revision = self.revision.max(revision);
-        revision > self.listed
+        let is_news = revision > self.listed;
+        if is_news && self.asked.is_some() {
+            self.overtaken.insert(key, revision);
+        }
+        is_news
     }
 
     fn list(&mut self, now: Instant) {

@@ -71,14 +71,21 @@ impl Peers {
     }
 
     /// Takes over a full list. What it lacks is gone, or, when the store lost its data, kept
-    /// until `keep_until`.
-    pub fn replace(&mut self, entries: Vec<Entry>, keep_until: Option<Instant>) -> Vec<Change> {
+    /// until `keep_until`; what `is_newer` says of a key is known better than the list knows it.
+    pub fn replace(
+        &mut self,
+        mut entries: Vec<Entry>,
+        keep_until: Option<Instant>,
+        is_newer: impl Fn(&LeaseKey) -> bool,
+    ) -> Vec<Change> {
+        entries.retain(|entry| !is_newer(&entry.key));
         let listed: BTreeSet<_> = entries.iter().map(|entry| entry.key).collect();
         let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet()).collect();
         let absent: Vec<_> = self
             .records
             .keys()
-            .filter(|key| !listed.contains(key) && !self.kept.contains_key(key))
+            .filter(|key| !listed.contains(key) && !is_newer(key))
+            .filter(|key| !self.kept.contains_key(key))
             .copied()
             .collect();
         for key in absent {

@@ -250,6 +250,22 @@ impl Sim {
         self.deliver();
     }
 
+    /// Has the machine ask for a list, and returns the answer, which is still on its way.
+    fn ask_for_a_list(&mut self) -> Snapshot {
+        let revision = self.core.revision() - 1;
+        let lagging = Input::Watch(WatchEvent::Opened { revision });
+        let outputs = self.core.handle(self.now, lagging);
+        assert!(outputs.contains(&Output::List), "{outputs:?}");
+        if let Some(request) = outputs.into_iter().find_map(|output| match output {
+            Output::Request(request) => Some(request),
+            _ => None,
+        }) {
+            let answer = self.answer(request);
+            self.give(answer);
+        }
+        self.store.list()
+    }
+
     fn peers(&self) -> Vec<String> {
         let subnets = self.core.peers().keys();
         subnets.map(ToString::to_string).collect()

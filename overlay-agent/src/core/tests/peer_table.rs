@@ -119,19 +119,81 @@ fn a_member_that_lags_behind_is_no_loss_of_data() {
 #[test]
 fn a_list_that_events_have_overtaken_brings_nothing_back() {
     let mut sim = Sim::with(two_peers);
-    let old = sim.store.list();
-    let outputs = sim.core.handle(
-        sim.now,
-        Input::Watch(WatchEvent::Opened {
-            revision: sim.store.revision - 1,
-        }),
-    );
-    assert!(outputs.contains(&Output::List), "{outputs:?}");
+    let old = sim.ask_for_a_list();
     sim.store.remove(&key("10.3.1.0-24"));
     sim.deliver();
     sim.give(Input::Listed(old));
     assert_eq!(sim.peers(), ["10.3.2.0/24"]);
     assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn a_list_that_events_have_overtaken_counts_for_all_that_they_did_not_tell() {
+    let mut sim = Sim::with(two_peers);
+    // Two events are lost.
+    let missed = LeaseAttrs::alloc([192, 168, 0, 4].into());
+    sim.store.force(key("10.3.4.0-24"), missed.clone(), None);
+    sim.store.remove(&key("10.3.2.0-24"));
+    sim.watching = Some(sim.store.revision + 1);
+    let old = sim.ask_for_a_list();
+    let moved = LeaseAttrs::host_gw([192, 168, 0, 33].into());
+    sim.store.force(key("10.3.1.0-24"), moved.clone(), None);
+    sim.deliver();
+    sim.give(Input::Listed(old));
+    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, moved);
+    assert_eq!(sim.peer("10.3.4.0/24").unwrap().attrs, missed);
+    assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.4.0/24"]);
+    // An event from before the list that arrives late is no news.
+    let stale = WatchEvent::Delete {
+        key: key("10.3.4.0-24"),
+        revision: old_revision(&sim),
+    };
+    sim.give(Input::Watch(stale));
+    assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.4.0/24"]);
+}
+
+/// Before everything that a list told.
+fn old_revision(sim: &Sim) -> i64 {
+    let entries = sim.store.list().entries;
+    entries
+        .iter()
+        .map(|entry| entry.mod_revision)
+        .min()
+        .unwrap()
+}
+
+#[test]
+fn a_watch_compacted_while_an_older_list_is_under_way_is_opened_again() {
+    let mut sim = Sim::with(two_peers);
+    let old = sim.ask_for_a_list();
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.deliver();
+    sim.watching = None;
+    let revision = sim.store.revision;
+    let compacted = Input::Watch(WatchEvent::Compacted { revision });
+    sim.give(compacted);
+    assert_eq!(sim.lists, 0, "one is under way");
+    sim.give(Input::Listed(old));
+    assert!(sim.watching.is_some(), "events arrive again");
+    sim.store
+        .force(key("10.3.4.0-24"), LeaseAttrs::alloc(OTHER), None);
+    sim.deliver();
+    assert_eq!(sim.peers(), ["10.3.2.0/24", "10.3.4.0/24"]);
+}
+
+#[test]
+fn a_cluster_in_which_something_always_happens_has_its_audits() {
+    let mut sim = Sim::with(two_peers);
+    sim.store.remove(&key("10.3.1.0-24"));
+    sim.watching = Some(sim.store.revision + 1);
+    for n in 0..10_u8 {
+        let old = sim.ask_for_a_list();
+        let attrs = LeaseAttrs::alloc([192, 168, 1, n].into());
+        sim.store.force(key("10.3.2.0-24"), attrs, None);
+        sim.deliver();
+        sim.give(Input::Listed(old));
+    }
+    assert_eq!(sim.peers(), ["10.3.2.0/24"]);
 }
 
 #[test]
