@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use overlay_agent::{
-    core::OwnState,
+    core::{GRACE, OwnState},
     lease::{Deadlines, Expect, LeaseAttrs, LeaseKey, LeaseStore, Put, StoreError},
 };
 use overlay_tests::{
@@ -113,6 +113,53 @@ async fn a_lease_that_ran_out_while_cut_off_is_written_again_under_the_same_key(
         view.own.state == OwnState::Held && view.alarms.is_empty()
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_all_ran_out_take_nobodys_peers_away() -> Result<()> {
+    let etcd = etcd_with_config()?;
+    let proxies = [proxy(&etcd).await?, proxy(&etcd).await?];
+    let start = |n: u8| {
+        let proxy = &proxies[usize::from(n) - 1];
+        Node::new(&etcd, n)
+            .ttl(3, 1)
+            .endpoints([url(proxy)])
+            .start()
+    };
+    let (first, second) = (start(1).await?, start(2).await?);
+    for node in [&first, &second] {
+        node.until("the other is a peer", |view| {
+            view.etcd.connected && view.peers.len() == 1
+        })
+        .await?;
+    }
+    let mut seen = first.handle.view.clone();
+    let ever_alone = tokio::spawn(async move {
+        let alone = seen.wait_for(|view| view.peers.is_empty()).await;
+        alone.is_ok()
+    });
+    for proxy in &proxies {
+        proxy.set(Mode::Cut);
+    }
+    let records = || etcd.list(&format!("{PREFIX}/subnets"));
+    eventually("both leases run out", || Ok(records()?.is_empty())).await?;
+    // The second one comes back later than any absent peer stays otherwise.
+    proxies[0].set(Mode::Forward);
+    eventually("one is back", || Ok(records()?.len() == 1)).await?;
+    first
+        .until("it has its lease", |view| view.own.state == OwnState::Held)
+        .await?;
+    tokio::time::sleep(3 * GRACE).await;
+    proxies[1].set(Mode::Forward);
+    eventually("both are back", || Ok(records()?.len() == 2)).await?;
+    second
+        .until("all is well", |view| {
+            view.etcd.connected && view.peers.len() == 1 && view.alarms.is_empty()
+        })
+        .await?;
+    assert!(!ever_alone.is_finished(), "the peer was let go");
+    ever_alone.abort();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

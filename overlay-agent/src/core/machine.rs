@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use rand::{Rng, RngCore};
 
 use super::{
+    absent::{GRACE, OUTAGE, REGISTRATION, Stay},
     alarm::Alarm,
     own::{Held, Own, Renewal, Request},
     peers::{Change, Peers},
@@ -73,6 +74,10 @@ pub struct Core<R> {
     overtaken: BTreeMap<LeaseKey, i64>,
     /// There is no watch to go on with after the list.
     unwatched: bool,
+    /// Since when no watch stands.
+    blind: Option<Instant>,
+    /// The own record could not be written.
+    failing: bool,
     now: Instant,
     audit: Instant,
     in_force: ConfigText,
@@ -99,7 +104,7 @@ impl<R: RngCore> Core<R> {
         let key = held.key;
         let wanted = held.attrs.clone();
         let mut peers = Peers::new(key, wanted.node_ip());
-        peers.replace(snapshot.entries, None, |_| false);
+        peers.replace(snapshot.entries, Stay::grace(now), |_| false);
         let own = Own::new(held, wanted, renewal, now);
         Self {
             peers,
@@ -111,6 +116,8 @@ impl<R: RngCore> Core<R> {
             asked: None,
             overtaken: BTreeMap::new(),
             unwatched: false,
+            blind: Some(now),
+            failing: false,
             now,
             audit: now + audit_period(&mut rng),
             config: Some(in_force.clone()),
@@ -163,6 +170,11 @@ impl<R: RngCore> Core<R> {
             Input::Got(answer) => {
                 if let Ok(observed) = &answer {
                     self.compare(now, observed);
+                    if observed.entry.is_none() {
+                        // It went while nobody watched. So may have those of nodes that, as this
+                        // one, are alive.
+                        self.peers.wait(now + REGISTRATION);
+                    }
                 }
                 self.own.got(now, answer, &mut self.rng);
             }
@@ -221,9 +233,16 @@ impl<R: RngCore> Core<R> {
             entry: mine.into_iter().next(),
         };
         self.own.observe(now, observed, &mut self.rng);
-        let keep_until = reset.then(|| now + self.renewal.ttl);
+        let stay = if reset {
+            Stay {
+                until: now + self.renewal.ttl,
+                store_reset: true,
+            }
+        } else {
+            Stay::grace(now)
+        };
         let listed = snapshot.revision;
-        let changes = self.peers.replace(others, keep_until, |key| {
+        let changes = self.peers.replace(others, stay, |key| {
             !reset && overtaken.get(key).is_some_and(|told| *told > listed)
         });
         self.changed(changes);
@@ -237,6 +256,11 @@ impl<R: RngCore> Core<R> {
         match event {
             WatchEvent::Opened { revision } => {
                 self.own.reconnected();
+                if let Some(since) = self.blind.take() {
+                    let long = now.saturating_duration_since(since) >= OUTAGE;
+                    self.peers
+                        .wait(now + if long { REGISTRATION } else { GRACE });
+                }
                 // A store behind what it has told before has lost data, or this member lags: the
                 // list, which asks the leader, tells.
                 if revision < self.revision {
@@ -251,8 +275,8 @@ impl<R: RngCore> Core<R> {
                         self.own
                             .observe(now, Observed { revision, entry }, &mut self.rng);
                     } else {
-                        let change = self.peers.put(entry);
-                        self.changed(change);
+                        let changes = self.peers.put(entry);
+                        self.changed(changes);
                     }
                 }
             }
@@ -270,9 +294,12 @@ impl<R: RngCore> Core<R> {
             WatchEvent::Progress { revision } => self.revision = self.revision.max(revision),
             WatchEvent::Compacted { .. } => {
                 self.unwatched = true;
+                self.blind.get_or_insert(now);
                 self.list(now);
             }
-            WatchEvent::Disconnected(_) => {}
+            WatchEvent::Disconnected(_) => {
+                self.blind.get_or_insert(now);
+            }
         }
     }
 
@@ -282,7 +309,7 @@ impl<R: RngCore> Core<R> {
             self.own
                 .observe(now, Observed { revision, entry }, &mut self.rng);
         } else {
-            let change = self.peers.delete(&key);
+            let change = self.peers.delete(&key, Stay::grace(now));
             self.changed(change);
         }
     }
@@ -319,7 +346,19 @@ impl<R: RngCore> Core<R> {
         self.out.extend(outputs);
     }
 
+    /// Without a watch nobody is seen to come back, and while this node cannot write its record,
+    /// others may not be able to, either.
+    fn settle_absent(&mut self, now: Instant) {
+        let failing = self.own.is_failing();
+        if self.failing && !failing {
+            self.peers.wait(now + REGISTRATION);
+        }
+        self.failing = failing;
+        self.peers.hold(failing || self.blind.is_some());
+    }
+
     fn settle(&mut self, now: Instant) {
+        self.settle_absent(now);
         let request = self.own.poll(now);
         self.out.extend(request.map(Output::Request));
         let own = self.own.lease();
@@ -338,7 +377,7 @@ impl<R: RngCore> Core<R> {
     fn current_alarms(&mut self, now: Instant) -> BTreeSet<Alarm> {
         let mut alarms: BTreeSet<_> = self.own.alarms(now).into_iter().collect();
         alarms.extend(self.peers.alarms().cloned());
-        let absent_peers = self.peers.kept();
+        let absent_peers = self.peers.lost();
         self.reset &= absent_peers > 0;
         if self.reset {
             alarms.insert(Alarm::StoreReset { absent_peers });

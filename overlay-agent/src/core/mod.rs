@@ -4,6 +4,7 @@
 //! carries them is [`crate::lease::spawn`]. A day of renewals, a compaction or a take-over runs in
 //! microseconds in a unit test.
 
+mod absent;
 mod acquire;
 mod alarm;
 mod allocation;
@@ -16,6 +17,7 @@ mod tests;
 mod usable;
 mod view;
 
+pub use absent::{GRACE, OUTAGE, REGISTRATION};
 pub use acquire::{Decision, Origin, Wish, decide};
 pub use alarm::Alarm;
 pub use allocation::Allocation;

@@ -71,6 +71,8 @@ pub struct Own {
     /// The end of the etcd lease must be asked for.
     unsure_of_end: bool,
     pause: Option<Instant>,
+    /// The last write failed, and the store has not answered since.
+    failing: bool,
     retry: Backoff,
     fight: Fight,
 }
@@ -132,6 +134,7 @@ impl Own {
             doubtful: false,
             unsure_of_end: false,
             pause: None,
+            failing: false,
             retry: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
             fight: Fight {
                 changes: 0,
@@ -147,6 +150,11 @@ impl Own {
 
     pub fn node_ip(&self) -> IpAddr {
         self.wanted.node_ip()
+    }
+
+    /// Whether the own record cannot be written.
+    pub fn is_failing(&self) -> bool {
+        self.failing
     }
 
     pub fn lease(&self) -> OwnLease {
@@ -376,6 +384,7 @@ impl Own {
         let Some((Request::Put(put), sent)) = self.under_way.take() else {
             return;
         };
+        self.failing = answer.is_err();
         match answer {
             Ok(PutOutcome::Written {
                 mod_revision,
@@ -425,6 +434,7 @@ impl Own {
         let Some((Request::TimeToLive(asked), sent)) = self.under_way.take() else {
             return;
         };
+        self.failing &= answer.is_err();
         match answer {
             Ok(left) => {
                 self.retry.succeeded();
@@ -449,6 +459,7 @@ impl Own {
         rng: &mut dyn RngCore,
     ) {
         self.under_way = None;
+        self.failing &= answer.is_err();
         match answer {
             Ok(observed) => {
                 self.retry.succeeded();

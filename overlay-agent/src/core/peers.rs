@@ -8,8 +8,12 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::{alarm::Alarm, view::PeerLease};
-use crate::lease::{Entry, LeaseAttrs, LeaseKey};
+use super::{
+    absent::{Absent, Stay},
+    alarm::Alarm,
+    view::PeerLease,
+};
+use crate::lease::{Entry, LeaseAttrs, LeaseKey, VxlanData};
 
 /// A subnet whose peer changed: its lease now, or `None`.
 pub type Change = (IpNetwork, Option<PeerLease>);
@@ -20,8 +24,8 @@ pub struct Peers {
     own: LeaseKey,
     own_ip: IpAddr,
     records: BTreeMap<LeaseKey, Record>,
-    /// Records a reset store does not know, and how long they stay.
-    kept: BTreeMap<LeaseKey, Instant>,
+    /// Those of the records that the store does not have.
+    absent: Absent,
     faults: BTreeMap<LeaseKey, Alarm>,
     shown: BTreeMap<IpNetwork, PeerLease>,
 }
@@ -38,7 +42,7 @@ impl Peers {
             own,
             own_ip,
             records: BTreeMap::new(),
-            kept: BTreeMap::new(),
+            absent: Absent::default(),
             faults: BTreeMap::new(),
             shown: BTreeMap::new(),
         }
@@ -50,64 +54,77 @@ impl Peers {
     }
 
     /// Number of records a reset store does not know.
-    pub fn kept(&self) -> usize {
-        self.kept.len()
+    pub fn lost(&self) -> usize {
+        self.absent.lost()
     }
 
-    /// When the first kept record is let go.
+    /// When the first absent peer is let go.
     pub fn deadline(&self) -> Option<Instant> {
-        self.kept.values().min().copied()
+        self.absent.deadline()
     }
 
-    pub fn put(&mut self, entry: Entry) -> Option<Change> {
+    /// Lets no absent peer go before `until`.
+    pub fn wait(&mut self, until: Instant) {
+        self.absent.wait(until);
+    }
+
+    /// Lets no absent peer go as long as this is set.
+    pub fn hold(&mut self, held: bool) {
+        self.absent.hold(held);
+    }
+
+    pub fn put(&mut self, entry: Entry) -> Vec<Change> {
         let subnet = entry.key.subnet();
-        self.record(entry);
-        self.refresh(subnet)
+        let mut touched = self.record(entry);
+        touched.insert(subnet);
+        self.refresh_all(touched)
     }
 
-    pub fn delete(&mut self, key: &LeaseKey) -> Option<Change> {
-        self.remove(key);
-        self.refresh(key.subnet())
+    /// The record is gone; the peer stays as long as `stay` says.
+    pub fn delete(&mut self, key: &LeaseKey, stay: Stay) -> Option<Change> {
+        if self.is_shown(key) {
+            self.absent.insert(*key, stay);
+        }
+        let change = self.refresh(key.subnet());
+        if !self.is_shown(key) {
+            // Nobody was sent to by it, or another node has the subnet.
+            self.remove(key);
+        }
+        change
     }
 
-    /// Takes over a full list. What it lacks is gone, or, when the store lost its data, kept
-    /// until `keep_until`; what `is_newer` says of a key is known better than the list knows it.
+    /// Takes over a full list. What it lacks stays as long as `stay` says; what `is_newer` says of
+    /// a key is known better than the list knows it.
     pub fn replace(
         &mut self,
         mut entries: Vec<Entry>,
-        keep_until: Option<Instant>,
+        stay: Stay,
         is_newer: impl Fn(&LeaseKey) -> bool,
     ) -> Vec<Change> {
         entries.retain(|entry| !is_newer(&entry.key));
         let listed: BTreeSet<_> = entries.iter().map(|entry| entry.key).collect();
         let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet()).collect();
-        let absent: Vec<_> = self
+        let missing: Vec<_> = self
             .records
             .keys()
             .filter(|key| !listed.contains(key) && !is_newer(key))
-            .filter(|key| !self.kept.contains_key(key))
             .copied()
             .collect();
-        for key in absent {
-            match keep_until {
-                Some(until) => drop(self.kept.insert(key, until)),
-                None => self.remove(&key),
-            }
+        for key in missing {
+            self.absent.insert(key, stay);
             touched.insert(key.subnet());
         }
         for entry in entries {
-            self.record(entry);
+            touched.extend(self.record(entry));
         }
-        self.refresh_all(touched)
+        let changes = self.refresh_all(touched);
+        self.forget_unshown();
+        changes
     }
 
-    /// Lets go of kept records whose time is over.
+    /// Lets go of absent peers whose time is over.
     pub fn expire(&mut self, now: Instant) -> Vec<Change> {
-        let expired: Vec<_> = self
-            .kept
-            .extract_if(.., |_, until| *until <= now)
-            .map(|(key, _)| key)
-            .collect();
+        let expired = self.absent.expire(now);
         for key in &expired {
             self.remove(key);
         }
@@ -130,23 +147,59 @@ impl Peers {
 
     fn remove(&mut self, key: &LeaseKey) {
         self.records.remove(key);
-        self.kept.remove(key);
+        self.absent.remove(key);
         self.faults.remove(key);
     }
 
-    /// A value that cannot be read leaves what is known of the node in force.
-    fn record(&mut self, entry: Entry) {
-        let Ok(attrs) = entry.value else { return };
-        if entry.key == self.own {
-            return;
+    /// Absent records that nobody is sent to by need not stay.
+    fn forget_unshown(&mut self) {
+        let absent = self.absent.keys().filter(|key| !self.is_shown(key));
+        for key in absent.copied().collect::<Vec<_>>() {
+            self.remove(&key);
         }
-        self.kept.remove(&entry.key);
-        let mod_revision = entry.mod_revision;
+    }
+
+    fn is_shown(&self, key: &LeaseKey) -> bool {
+        let shown = self.shown.get(&key.subnet());
+        shown.is_some_and(|lease| lease.key == *key)
+    }
+
+    /// Returns the subnets of the absent peers that make room for the record. A value that cannot
+    /// be read leaves what is known of the node in force.
+    fn record(&mut self, entry: Entry) -> BTreeSet<IpNetwork> {
+        let mut vacated = BTreeSet::new();
+        if entry.key == self.own {
+            return vacated;
+        }
+        self.absent.remove(&entry.key);
+        let Ok(attrs) = entry.value else {
+            return vacated;
+        };
         let record = Record {
             attrs,
-            mod_revision,
+            mod_revision: entry.mod_revision,
         };
+        let known = self.records.get(&entry.key);
+        if known.is_none_or(|known| known.attrs != record.attrs) {
+            for key in self.contradicted(&entry.key, &record) {
+                self.remove(&key);
+                vacated.insert(key.subnet());
+            }
+        }
         self.records.insert(entry.key, record);
+        vacated
+    }
+
+    /// Absent peers that cannot be where they were if a record is true.
+    fn contradicted(&self, key: &LeaseKey, record: &Record) -> Vec<LeaseKey> {
+        let is_routable = fault(&self.own, self.own_ip, key, record).is_none()
+            && !record.attrs.node_ip().is_unspecified();
+        let contradicts = |other: &&LeaseKey| {
+            let absent = self.records.get(other);
+            key.overlaps(other) || absent.is_some_and(|absent| share(&record.attrs, &absent.attrs))
+        };
+        let absent = self.absent.keys().filter(|_| is_routable);
+        absent.filter(contradicts).copied().collect()
     }
 
     fn refresh_all(&mut self, subnets: impl IntoIterator<Item = IpNetwork>) -> Vec<Change> {
@@ -172,7 +225,7 @@ impl Peers {
         let best = routable
             .into_iter()
             .filter(|(_, record)| !record.attrs.node_ip().is_unspecified())
-            .max_by_key(|(key, record)| (!self.kept.contains_key(key), record.mod_revision))
+            .max_by_key(|(key, record)| (!self.absent.contains(key), record.mod_revision))
             .map(|(key, record)| PeerLease {
                 key: *key,
                 attrs: record.attrs.clone(),
@@ -186,6 +239,18 @@ impl Peers {
         };
         Some((subnet, best))
     }
+}
+
+/// Whether two records name one node, or one end of tunnels.
+fn share(one: &LeaseAttrs, other: &LeaseAttrs) -> bool {
+    fn same<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
+        one.zip(other).is_some_and(|(one, other)| one == other)
+    }
+    let mac = |data: Option<VxlanData>| data.map(|data| data.vtep_mac).filter(|mac| !mac.is_zero());
+    one.node_ip() == other.node_ip()
+        || same(one.public_ipv6, other.public_ipv6)
+        || same(mac(one.vxlan_data()), mac(other.vxlan_data()))
+        || same(mac(one.vxlan_v6_data()), mac(other.vxlan_v6_data()))
 }
 
 /// Why no route may be made of a record.

@@ -288,11 +288,11 @@ async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
     assert_eq!(view.own.state, OwnState::Held);
 
     store.set_away(false);
-    let view = until(&handle, |view| {
+    until(&handle, |view| {
         view.etcd.connected && view.peers.contains_key(&second.subnet())
     })
     .await;
-    assert!(!view.peers.contains_key(&first.subnet()));
+    let view = until(&handle, |view| !view.peers.contains_key(&first.subnet())).await;
     assert_eq!(view.etcd.last_error, None);
     until(&handle, |view| view.alarms.is_empty()).await;
     assert!(store.with(|state| state.entry(&view.own.key).is_some()));

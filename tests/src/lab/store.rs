@@ -113,6 +113,23 @@ impl Store {
         self.etcd.delete(&lease_key(subnet_key))
     }
 
+    /// Cuts all nodes off from the server, which itself runs on: their connections are refused.
+    pub fn cut_off(&self) -> Result<()> {
+        let rules = format!(
+            "add table inet cut_off; \
+             add chain inet cut_off input {{ type filter hook input priority 0; }}; \
+             add rule inet cut_off input iif != lo tcp dport {PORT} reject with tcp reset"
+        );
+        self.router.run("nft", [rules.as_str()]).map(drop)
+    }
+
+    /// Undoes [`Store::cut_off`].
+    pub fn reconnect(&self) -> Result<()> {
+        self.router
+            .run("nft", ["delete table inet cut_off"])
+            .map(drop)
+    }
+
     /// All lease records, in key order.
     pub fn leases(&self) -> Result<Vec<LeaseRecord>> {
         let prefix = lease_key("");

@@ -1,5 +1,6 @@
 //! The state machine against a store in memory: days pass in microseconds.
 
+mod absent_peers;
 mod chaos;
 mod own_lease;
 mod peer_table;
@@ -14,9 +15,13 @@ use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{Alarm, Core, Held, Input, Output, OwnState, PeerLease, Renewal, Request};
+use super::{
+    Alarm, Core, GRACE, Held, Input, OUTAGE, Output, OwnState, PeerLease, REGISTRATION, Renewal,
+    Request,
+};
 use crate::lease::{
-    ConfigText, Expect, LeaseAttrs, LeaseKey, Put, PutOutcome, Snapshot, ValueError, WatchEvent,
+    ConfigText, Expect, LeaseAttrs, LeaseKey, Put, PutOutcome, Snapshot, StoreError, ValueError,
+    WatchEvent,
     fake::{State, away},
 };
 
@@ -68,6 +73,8 @@ struct Sim {
     answers: VecDeque<Input>,
     /// So many answers get lost on their way back.
     lose: usize,
+    /// Every change of a peer, and when.
+    changes: Vec<(Instant, IpNetwork, Option<PeerLease>)>,
 }
 
 impl Sim {
@@ -120,6 +127,7 @@ impl Sim {
             late: false,
             answers: VecDeque::new(),
             lose: 0,
+            changes: Vec::new(),
         };
         sim.give(Input::Start);
         sim.deliver();
@@ -152,7 +160,10 @@ impl Sim {
                     }
                     Output::Raised(alarm) => self.alarms.push(alarm),
                     Output::Cleared(alarm) => self.alarms.retain(|raised| *raised != alarm),
-                    Output::Peer { .. } | Output::Own(_) | Output::Config(_) => {}
+                    Output::Peer { subnet, lease } => {
+                        self.changes.push((self.now, subnet, lease));
+                    }
+                    Output::Own(_) | Output::Config(_) => {}
                 }
             }
         }
