@@ -58,6 +58,8 @@ struct Member {
     name: String,
     client: SocketAddr,
     peer: SocketAddr,
+    /// Joined the running cluster, without a vote.
+    learner: bool,
     process: Option<Child>,
 }
 
@@ -155,6 +157,7 @@ impl EtcdBuilder {
                 name: format!("m{index}"),
                 client: SocketAddr::new(self.listen, pair[0]),
                 peer: SocketAddr::new(self.listen, pair[1]),
+                learner: false,
                 process: None,
             })
             .collect();
@@ -201,10 +204,30 @@ impl Etcd {
         format!("{scheme}://{}", self.members[member].client)
     }
 
-    /// Client URLs of all members, as `--etcd-endpoints` takes them.
+    /// Client URLs of all members that vote, as `--etcd-endpoints` takes them.
     pub fn endpoints(&self) -> String {
-        let urls: Vec<_> = (0..self.members.len()).map(|i| self.url(i)).collect();
-        urls.join(",")
+        let voters = (0..self.members.len()).filter(|i| !self.members[*i].learner);
+        voters.map(|i| self.url(i)).collect::<Vec<_>>().join(",")
+    }
+
+    /// Has a learner join the cluster. Returns its number.
+    pub fn add_learner(&mut self) -> Result<usize> {
+        let index = self.members.len();
+        let listen = self.members[0].client.ip();
+        let ports = free_ports(listen, 2)?;
+        let member = Member {
+            name: format!("m{index}"),
+            client: SocketAddr::new(listen, ports[0]),
+            peer: SocketAddr::new(listen, ports[1]),
+            learner: true,
+            process: None,
+        };
+        let urls = format!("--peer-urls=http://{}", member.peer);
+        self.etcdctl(&["member", "add", &member.name, "--learner", &urls])?;
+        self.members.push(member);
+        self.spawn(index)?;
+        self.wait_healthy(index)?;
+        Ok(index)
     }
 
     pub fn tls(&self) -> Option<&Tls> {
@@ -352,6 +375,9 @@ impl Etcd {
             .args(["--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &cluster.join(",")])
             .args(["--logger", "zap", "--log-level", "warn"]);
+        if member.learner {
+            command.args(["--initial-cluster-state", "existing"]);
+        }
         if let Some(tls) = &self.tls {
             command.arg("--cert-file").arg(&tls.server.cert);
             command.arg("--key-file").arg(&tls.server.key);

@@ -1,7 +1,8 @@
 //! Connections to the etcd endpoints, one client each, and the choice among them.
 //!
 //! etcd-client's own balancer hands requests to dead endpoints as readily as to living ones and
-//! hides which one failed. Here one endpoint is used until it fails, then the next.
+//! hides which one failed. Here one endpoint is used until it fails, then the next. What counts as
+//! a failure of the endpoint is in [`super::verdict`].
 
 use std::{
     error::Error as _,
@@ -20,6 +21,7 @@ use tracing::warn;
 use super::{
     options::{self, redact},
     store::StoreError,
+    verdict::{self, Verdict},
 };
 use crate::config::options::EtcdOptions;
 
@@ -59,14 +61,29 @@ struct Slot {
     client: Mutex<Option<Client>>,
 }
 
-/// What an error says about the endpoint that returned it.
-enum Verdict {
-    /// This endpoint does not work; another may.
-    Endpoint,
-    /// The login is stale: log in again and repeat.
-    StaleLogin,
-    /// The cluster refused the request.
-    Refused(StoreError),
+/// A request that no endpoint carried out, as far as known.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub error: StoreError,
+    /// One of them may have.
+    pub in_doubt: bool,
+}
+
+impl From<Failed> for StoreError {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
+/// What the endpoints that failed had to say.
+#[derive(Default)]
+struct Failures {
+    texts: Vec<String>,
+    in_doubt: bool,
+    login: bool,
+    tls: bool,
+    /// One of them did not answer at all.
+    silent: bool,
 }
 
 impl Endpoints {
@@ -107,18 +124,17 @@ impl Endpoints {
         Ok(answer)
     }
 
-    /// As [`Endpoints::call`], and says which endpoint answered.
+    /// As [`Endpoints::call`], and says which endpoint answered, or what is known of the failure.
     pub async fn call_at<T, F, R>(
         &self,
         operation: &'static str,
         request: F,
-    ) -> Result<(usize, T), StoreError>
+    ) -> Result<(usize, T), Failed>
     where
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, Error>>,
     {
-        let mut failures = Vec::new();
-        let mut tls = false;
+        let mut failures = Failures::default();
         let first = self.preferred.load(Ordering::Relaxed);
         for index in (first..).take(self.slots.len()) {
             let Some((index, slot)) = self.slot(index) else {
@@ -127,38 +143,49 @@ impl Endpoints {
             let mut logins = 0;
             let failure = loop {
                 let attempt = Box::pin(async { request(self.client(slot).await?).await });
-                match timeout(self.deadlines.request, attempt).await {
-                    Ok(Ok(answer)) => {
+                let Ok(answer) = timeout(self.deadlines.request, attempt).await else {
+                    failures.silent = true;
+                    failures.in_doubt = true;
+                    break format!("no answer within {:?}", self.deadlines.request);
+                };
+                let error = match answer {
+                    Ok(answer) => {
                         self.preferred.store(index, Ordering::Relaxed);
                         return Ok((index, answer));
                     }
-                    Ok(Err(error)) => match self.judge(operation, &error) {
-                        Verdict::StaleLogin if logins == 0 => {
-                            logins += 1;
-                            slot.disconnect();
-                        }
-                        Verdict::StaleLogin => {
-                            return Err(StoreError::Login {
-                                reason: describe(&error),
-                            });
-                        }
-                        Verdict::Refused(error) => return Err(error),
-                        Verdict::Endpoint => break describe(&error),
-                    },
-                    Err(_) => break format!("no answer within {:?}", self.deadlines.request),
+                    Err(error) => error,
+                };
+                match judge(&error) {
+                    Verdict::StaleLogin if logins == 0 => {
+                        logins += 1;
+                        slot.disconnect();
+                        continue;
+                    }
+                    Verdict::StaleLogin | Verdict::Login => failures.login = true,
+                    Verdict::Endpoint { in_doubt } => {
+                        failures.silent |= !is_answer(&error);
+                        failures.in_doubt |= in_doubt;
+                    }
+                    Verdict::Denied => {
+                        let error = self.denied(operation, describe(&error));
+                        return Err(failures.and_then(error));
+                    }
+                    Verdict::Refused => {
+                        let reason = describe(&error);
+                        let error = StoreError::Rejected { operation, reason };
+                        return Err(failures.and_then(error));
+                    }
                 }
+                break describe(&error);
             };
             slot.disconnect();
-            tls |= is_tls_failure(&failure);
+            failures.tls |= is_tls_failure(&failure);
             let hint = self.hint(&slot.url, &failure);
-            failures.push(format!("{}: {failure}{hint}", redact(&slot.url)));
+            failures
+                .texts
+                .push(format!("{}: {failure}{hint}", redact(&slot.url)));
         }
-        let failures = failures.join("; ");
-        Err(if tls {
-            StoreError::Tls { failures }
-        } else {
-            StoreError::Unreachable { failures }
-        })
+        Err(failures.into_failed(operation))
     }
 
     /// Reports that a stream of an endpoint broke: the next request connects anew, to another
@@ -176,12 +203,12 @@ impl Endpoints {
             }
             None => String::new(),
         };
-        match self.judge(operation, error) {
-            Verdict::Refused(error) => error,
-            Verdict::StaleLogin => StoreError::Login {
-                reason: describe(error),
-            },
-            Verdict::Endpoint => {
+        let reason = describe(error);
+        match judge(error) {
+            Verdict::Refused => StoreError::Rejected { operation, reason },
+            Verdict::Denied => self.denied(operation, reason),
+            Verdict::StaleLogin | Verdict::Login => StoreError::Login { reason },
+            Verdict::Endpoint { .. } => {
                 let next = endpoint.wrapping_add(1);
                 let _ = self.preferred.compare_exchange(
                     endpoint,
@@ -190,9 +217,17 @@ impl Endpoints {
                     Ordering::Relaxed,
                 );
                 StoreError::Unreachable {
-                    failures: format!("{url}: {}", describe(error)),
+                    failures: format!("{url}: {reason}"),
                 }
             }
+        }
+    }
+
+    fn denied(&self, operation: &'static str, reason: String) -> StoreError {
+        StoreError::Denied {
+            operation,
+            prefix: options::key(&self.options, ""),
+            reason,
         }
     }
 
@@ -268,44 +303,59 @@ impl Endpoints {
             result => result,
         }
     }
+}
 
-    fn judge(&self, operation: &'static str, error: &Error) -> Verdict {
-        let (message, code, from_etcd) = match error {
-            // tonic reports a failed connection as a status with a source; etcd's own have none.
-            Error::GRpcStatus(status) => (
-                status.message(),
-                i32::from(status.code()),
-                status.source().is_none(),
-            ),
-            // The reason of a cancelled watch comes without a code.
-            Error::WatchError(reason) if reason.contains("permission denied") => {
-                (reason.as_str(), PERMISSION_DENIED, true)
-            }
-            Error::WatchError(reason) => (reason.as_str(), UNAVAILABLE, true),
-            // What is wrong with a URL or with files is wrong before anything is sent.
-            _ => return Verdict::Endpoint,
-        };
-        let login = ["authentication failed", "user name is empty"];
-        if message.contains("invalid auth token") || message.contains("auth store is old") {
-            Verdict::StaleLogin
-        } else if login.iter().any(|text| message.contains(text)) {
-            Verdict::Refused(StoreError::Login {
-                reason: message.to_owned(),
-            })
-        } else if !from_etcd || code == UNAVAILABLE {
-            Verdict::Endpoint
-        } else if code == PERMISSION_DENIED {
-            Verdict::Refused(StoreError::Denied {
-                operation,
-                prefix: options::key(&self.options, ""),
-                reason: message.to_owned(),
-            })
-        } else {
-            Verdict::Refused(StoreError::Rejected {
-                operation,
-                reason: message.to_owned(),
-            })
+impl Failures {
+    /// The failure of a request that one endpoint refused after these could not serve it.
+    fn and_then(self, error: StoreError) -> Failed {
+        Failed {
+            error,
+            in_doubt: self.in_doubt,
         }
+    }
+
+    /// The failure of a request that no endpoint could serve.
+    fn into_failed(self, operation: &'static str) -> Failed {
+        let failures = self.texts.join("; ");
+        let error = if self.tls {
+            StoreError::Tls { failures }
+        } else if self.login {
+            StoreError::Login { reason: failures }
+        } else if self.silent || failures.is_empty() {
+            StoreError::Unreachable { failures }
+        } else {
+            StoreError::Rejected {
+                operation,
+                reason: failures,
+            }
+        };
+        Failed {
+            error,
+            in_doubt: self.in_doubt,
+        }
+    }
+}
+
+fn judge(error: &Error) -> Verdict {
+    match error {
+        Error::GRpcStatus(status) if is_answer(error) => {
+            verdict::of_status(i32::from(status.code()), status.message())
+        }
+        Error::WatchError(reason) => verdict::of_watch(reason),
+        // A connection that broke may have done so after it carried the request.
+        Error::GRpcStatus(_) => Verdict::Endpoint { in_doubt: true },
+        // What is wrong with a URL or with files is wrong before anything is sent.
+        _ => Verdict::Endpoint { in_doubt: false },
+    }
+}
+
+/// Whether a server said so. tonic reports a failed connection as a status with a source; etcd's own
+/// have none.
+fn is_answer(error: &Error) -> bool {
+    match error {
+        Error::GRpcStatus(status) => status.source().is_none(),
+        Error::WatchError(_) => true,
+        _ => false,
     }
 }
 
@@ -318,10 +368,6 @@ impl Slot {
         self.lock().take();
     }
 }
-
-/// gRPC status codes.
-const PERMISSION_DENIED: i32 = 7;
-const UNAVAILABLE: i32 = 14;
 
 /// Everything an error knows, except tonic's own text.
 fn describe(error: &Error) -> String {

@@ -20,6 +20,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod value;
+mod verdict;
 
 pub use acquire::{AcquireError, Acquired, acquire};
 pub use await_config::await_config;
