@@ -262,6 +262,26 @@ async fn a_full_etcd_is_reported_while_the_watch_stands() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_learner_that_is_listed_first_is_passed_over() -> Result<()> {
+    let mut etcd = Etcd::start()?;
+    etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
+    let learner = etcd.add_learner()?;
+    let urls = [etcd.url(learner), etcd.url(0)];
+    let node = Node::new(&etcd, 1).endpoints(urls.clone()).start().await?;
+    node.until("the watch stands", |view| view.etcd.connected)
+        .await?;
+    // Alone it is named with what it says.
+    let alone = Node::new(&etcd, 1).endpoints([etcd.url(learner)]).store()?;
+    let error = alone.config().await.err().context("refused")?;
+    let text = error.to_string();
+    assert!(
+        text.contains(&urls[0]) && text.contains("not supported for learner"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_and_silent_endpoints_are_passed_over() -> Result<()> {
     let etcd = etcd_with_config()?;
     // A port nobody listens on, and one that takes connections and says nothing.

@@ -1,11 +1,11 @@
 //! Leases in an etcd behind TLS and logins: what works, and what is said when it does not.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result};
 use overlay_agent::{
     config::options::{Credentials, Secret},
-    lease::{LeaseAttrs, LeaseStore, StoreError},
+    lease::{Expect, LeaseAttrs, LeaseKey, LeaseStore, Put, PutOutcome, StoreError},
 };
 use overlay_tests::{
     etcd::{ClientCert, Etcd},
@@ -236,6 +236,65 @@ async fn a_user_without_rights_is_told_which_are_needed() -> Result<()> {
     assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains(&format!("{PREFIX}/subnets/")), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_refused_leaves_no_lease_behind() -> Result<()> {
+    let etcd = etcd_with_login()?;
+    let subnets = format!("{PREFIX}/subnets/");
+    for command in [
+        vec!["role", "add", "reader"],
+        vec![
+            "role",
+            "grant-permission",
+            "reader",
+            "--prefix=true",
+            "read",
+            &subnets,
+        ],
+        vec!["user", "add", "reader:pw"],
+        vec!["user", "grant-role", "reader", "reader"],
+    ] {
+        etcd.etcdctl(&command)?;
+    }
+    let reader = login(Node::new(&etcd, 1), "reader", "pw").store()?;
+    let put = Put {
+        key: LeaseKey::parse("10.5.1.0-24").context("a key")?,
+        attrs: LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, 1)),
+        expect: Expect::Absent,
+        ttl: Some(Duration::from_hours(24)),
+    };
+    for _ in 0..3 {
+        let error = reader.put(&put).await.err().context("denied")?;
+        assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    }
+    let leases = || etcd.etcdctl(&["lease", "list"]);
+    assert!(leases()?.starts_with("found 0 leases"), "{}", leases()?);
+    // Neither does one that comes too late.
+    let writer = login(Node::new(&etcd, 1), "flannel", PASSWORD).store()?;
+    let written = writer.put(&put).await?;
+    assert!(matches!(written, PutOutcome::Written { .. }), "{written:?}");
+    let late = writer.put(&put).await?;
+    assert!(matches!(late, PutOutcome::Conflict(_)), "{late:?}");
+    assert!(leases()?.starts_with("found 1 leases"), "{}", leases()?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_refuses_the_login_is_passed_over_for_one_that_does_not() -> Result<()> {
+    let (stranger, etcd) = (etcd_with_login()?, etcd_with_login()?);
+    // The first endpoint is a server of another cluster, where the user has another password.
+    stranger.etcdctl(&["user", "delete", "flannel"])?;
+    stranger.etcdctl(&["user", "add", "flannel:other"])?;
+    let urls = [stranger.url(0), etcd.url(0)];
+    let node = login(Node::new(&etcd, 1), "flannel", PASSWORD).endpoints(urls.clone());
+    assert!(node.store()?.config().await?.is_some());
+    let wrong = login(Node::new(&etcd, 1), "flannel", "wrong").endpoints(urls.clone());
+    let error = wrong.store()?.config().await.err().context("refused")?;
+    assert!(matches!(error, StoreError::Login { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(urls.iter().all(|url| text.contains(url)), "{text}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use futures::stream::BoxStream;
 use tracing::debug;
 
 use super::{
-    endpoints::{Deadlines, Endpoints},
+    endpoints::{Deadlines, Endpoints, Failed},
     etcd_watch,
     key::LeaseKey,
     options,
@@ -136,7 +136,7 @@ impl EtcdStore {
             .await
     }
 
-    async fn write(&self, put: &Put, lease: Option<i64>) -> Result<TxnEnd, StoreError> {
+    async fn write(&self, put: &Put, lease: Option<i64>) -> Result<TxnEnd, Failed> {
         let key = self.keys.lease(&put.key);
         let value = put.attrs.encode();
         let equal = CompareOp::Equal;
@@ -158,9 +158,10 @@ impl EtcdStore {
         self.txn("write the lease", txn).await
     }
 
-    async fn txn(&self, operation: &'static str, txn: Txn) -> Result<TxnEnd, StoreError> {
-        self.endpoints
-            .call(operation, |mut client| {
+    async fn txn(&self, operation: &'static str, txn: Txn) -> Result<TxnEnd, Failed> {
+        let (_, end) = self
+            .endpoints
+            .call_at(operation, |mut client| {
                 let txn = txn.clone();
                 async move {
                     let answer = client.txn(txn).await?;
@@ -176,7 +177,8 @@ impl EtcdStore {
                     })
                 }
             })
-            .await
+            .await?;
+        Ok(end)
     }
 }
 
@@ -234,10 +236,24 @@ impl LeaseStore for EtcdStore {
             None => None,
         };
         let (lease_id, ttl) = grant.unzip();
-        let end = self.write(put, lease_id).await?;
-        if end.done {
+        let end = match self.write(put, lease_id).await {
+            Ok(end) => end,
+            Err(failed) => {
+                // A write in doubt may have attached the key, which would go with the lease.
+                if let Some(id) = lease_id
+                    && !failed.in_doubt
+                {
+                    self.revoke(id).await;
+                }
+                return Err(failed.error);
+            }
+        };
+        // Attached to this very lease: carried out by an endpoint whose answer did not arrive.
+        let earlier = end.found.as_ref().filter(|_| lease_id.is_some());
+        let earlier = earlier.filter(|kv| Some(kv.lease()) == lease_id);
+        if end.done || earlier.is_some() {
             return Ok(PutOutcome::Written {
-                mod_revision: end.revision,
+                mod_revision: earlier.map_or(end.revision, KeyValue::mod_revision),
                 lease_id,
                 ttl,
             });
