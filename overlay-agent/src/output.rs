@@ -31,6 +31,21 @@ pub fn print(report: &impl Report, format: Format, out: &mut dyn Write) -> io::R
     }
 }
 
+/// An error and its causes in one line. Many errors quote their cause in their own text, which is not
+/// said twice.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// Columns under headers, two spaces apart.
 pub struct Table {
     grid: Grid,
@@ -91,6 +106,17 @@ pub fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_is_quoted_already_is_not_said_twice() {
+        let cause = anyhow::anyhow!("no such file");
+        let quoting = cause.context("cannot read x: no such file");
+        let outer = quoting.context("cannot start");
+        assert_eq!(
+            one_line(&outer),
+            "cannot start: cannot read x: no such file"
+        );
+    }
 
     #[test]
     fn columns_line_up_and_numbers_are_right_aligned() {

@@ -1,10 +1,11 @@
-//! Wrong input and hostile surroundings: one clear message with the remedy; the daemon waits where
-//! flannel waits and exits where it must.
+//! Wrong input and hostile surroundings: one clear message with the remedy; the daemon waits for what
+//! may be mended while it waits and exits for the rest.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use overlay_tests::{
+    http,
     lab::{DEFAULT_CONFIG, Lab, Node, agent::Launch, scenario},
     seccomp::BpfDenial,
     traffic::tcp,
@@ -153,20 +154,55 @@ fn an_absent_interface_ends_the_agent_with_its_name() {
 }
 
 #[test]
-fn unsupported_and_unknown_backends_end_the_agent_with_the_supported_ones() {
-    scenario(Lab::builder().nodes(1), |lab| {
+fn whatever_is_wrong_with_the_config_the_agent_waits_until_it_is_mended() {
+    scenario(Lab::builder().nodes(1).without_config(), |lab| {
         let node = lab.node(0);
-        for backend in ["wireguard", "carrier-pigeon"] {
-            let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        node.start_agent(lab.store(), &["--healthz-port=2401"])?;
+        let backend = |text: &str| format!(r#"{{"Network":"10.5.0.0/16","Backend":{text}}}"#);
+        for (config, texts) in [
+            (
+                backend(r#"{"Type":"wireguard"}"#),
+                ["backend type wireguard is not supported", "vxlan"],
+            ),
+            (
+                backend(r#"{"Type":"carrier-pigeon"}"#),
+                ["unknown backend type: carrier-pigeon", "vxlan"],
+            ),
+            (
+                backend(r#"{"Type":"vxlan","VNI":1.5}"#),
+                ["VNI must be a whole number, not 1.5", "revision"],
+            ),
+            (
+                r#"{"EnableIPv4":false,"Backend":{"Type":"vxlan"}}"#.to_owned(),
+                ["none defined stack", "EnableIPv6"],
+            ),
+            (
+                r#""{\"Network\":\"10.5.0.0/16\"}""#.to_owned(),
+                ["the network config is in quotes", "backslashes"],
+            ),
+        ] {
             lab.store().set_config(&config)?;
-            let (status, log) = match node.run_to_end(&Launch::new(lab.store(), &[]), DEADLINE) {
-                Ok(ended) => ended,
-                Err(waits) => anyhow::bail!("{backend}: the agent does not end: {waits:#}"),
-            };
-            ensure!(status.code() == Some(1), "{backend}: {status}\n{log}");
-            ensure_says(&log, &[backend, "vxlan"])?;
+            wait_line(node, &texts)?;
+            wait_for("the reason to be shown", DEADLINE, || {
+                let address = ([127, 0, 0, 1], 2401).into();
+                let (status, body) = http::get(&node.namespace, address, "/readyz")?;
+                let reason = "lease: waiting for the network config: ";
+                ensure!(status == 503 && body.contains(reason), "{status} {body}");
+                ensure!(body.contains(texts[0]), "{body}");
+                Ok(())
+            })?;
+            ensure!(
+                occurrences(node, texts[0])? == 1,
+                "said more than once: {}",
+                texts[0]
+            );
         }
-        Ok(())
+        // What is meant beyond doubt starts the node.
+        let meant = "\u{feff}{\"Network\":\"10.5.0.0/16\",\r\n\"Backend\":{\"Type\":\"vxlan\",\"VNI\":1.0}}";
+        lab.store().set_config(meant)?;
+        node.wait_ready()?;
+        wait_line(node, &["WARN", "byte order mark"])?;
+        wait_line(node, &["WARN", "VNI of the network config is 1.0"])
     });
 }
 

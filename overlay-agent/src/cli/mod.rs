@@ -24,7 +24,7 @@ use crate::{
         Invocation, ParsedOptions,
         flags::{self, daemon_help},
     },
-    docker_opts, logging, run,
+    docker_opts, logging, output, run,
 };
 
 const PROGRAM: &str = "overlay-agent";
@@ -137,7 +137,7 @@ async fn daemon(args: &[String]) -> ExitCode {
         tracing::warn!("{warning}");
     }
     run::run(options).await.unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", output::one_line(&error));
         ExitCode::FAILURE
     })
 }
@@ -158,7 +158,7 @@ fn report(command: impl FnOnce(&mut dyn Write) -> anyhow::Result<ExitCode>) -> E
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(stderr(), "{PROGRAM}: {error:#}");
+            let _ = writeln!(stderr(), "{PROGRAM}: {}", output::one_line(&error));
             ExitCode::FAILURE
         }
     }

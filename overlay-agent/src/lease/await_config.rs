@@ -1,5 +1,6 @@
 //! Waiting for the network config: as flannel, once a second and for ever, because on a new
 //! cluster the nodes are often up before the config is written. Each cause is logged once.
+//! Unlike flannel for every config that cannot be used: it may be mended while the node waits.
 
 use std::{fmt, time::Duration};
 
@@ -11,11 +12,13 @@ use super::store::{ConfigText, LeaseStore};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The first network config that can be read and understood; `None` when cancelled.
+/// The first network config that can be read and understood; `None` when cancelled. `waits` is told
+/// why there is none yet.
 pub async fn await_config<S, T, E>(
     store: &S,
     cancel: &CancellationToken,
     parse: impl Fn(&str) -> Result<T, E>,
+    waits: impl Fn(&str),
 ) -> Option<(T, ConfigText)>
 where
     S: LeaseStore,
@@ -46,6 +49,7 @@ where
         };
         if reported.as_ref() != Some(&problem) {
             error!("Couldn't fetch network config: {problem}");
+            waits(&problem);
             reported = Some(problem);
         }
         cancel.run_until_cancelled(sleep(PAUSE)).await?;

@@ -127,7 +127,9 @@ async fn a_missing_config_is_waited_for_and_each_cause_is_logged_once() {
         sleep(Duration::from_secs(30)).await;
         store.with(|state| state.set_config(Some("7")));
     };
-    let (found, ()) = tokio::join!(await_config(&store, &cancel, parse), script);
+    let waited_for = Mutex::new(Vec::new());
+    let waits = |problem: &str| waited_for.lock().unwrap().push(problem.to_owned());
+    let (found, ()) = tokio::join!(await_config(&store, &cancel, parse, waits), script);
     let (number, text) = found.unwrap();
     assert_eq!((number, text.text.as_str()), (7, "7"));
     let errors: Vec<_> = log
@@ -136,6 +138,11 @@ async fn a_missing_config_is_waited_for_and_each_cause_is_logged_once() {
         .filter(|line| line.contains("ERROR"))
         .collect();
     assert_eq!(errors.len(), 3, "{errors:#?}");
+    let waited_for = waited_for.into_inner().unwrap();
+    assert_eq!(waited_for.len(), 3, "{waited_for:#?}");
+    for (error, problem) in errors.iter().zip(&waited_for) {
+        assert!(error.ends_with(problem), "{error} {problem}");
+    }
     assert!(
         errors[0].contains(
             "flannel config not found in etcd store. Did you create your config using etcdv3 API? \
@@ -162,7 +169,7 @@ async fn waiting_for_the_config_ends_at_once_when_cancelled() {
     let cancel = CancellationToken::new();
     cancel.cancel();
     let parse = |_: &str| Ok::<_, String>(());
-    assert_eq!(await_config(&store, &cancel, parse).await, None);
+    assert_eq!(await_config(&store, &cancel, parse, |_| ()).await, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,7 @@ use crate::{
     lifecycle::Supervisor,
     model::{Desired, DesiredNode, V4, V6},
     netlink::{Netlink, Watch},
+    output,
     subnet_env::Previous,
     underlay::{self, Families, Selection},
 };
@@ -60,16 +61,17 @@ impl Daemon {
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
         let store = Arc::new(EtcdStore::new(options.etcd.clone(), Deadlines::default())?);
-        // As flannel: a config that makes no sense may be mended, one that asks for what there is
-        // not ends the daemon.
-        let parse = |text: &str| match NetworkConfig::parse(text.as_bytes()) {
-            Err(error) if error.is_fatal_in_flannel() => Ok(Err(error)),
-            parsed => parsed.map(Ok),
+        let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
+        let waits = |problem: &str| {
+            let reason = format!("waiting for the network config: {problem}");
+            readiness.fail(Condition::LeaseHeld, reason);
         };
-        let Some((parsed, config_text)) = lease::await_config(&*store, stop, parse).await else {
+        let Some((parsed, config_text)) = lease::await_config(&*store, stop, parse, waits).await
+        else {
             return Ok(None);
         };
-        let ParsedNetworkConfig { config, warnings } = parsed?;
+        readiness.fail(Condition::LeaseHeld, "starting");
+        let ParsedNetworkConfig { config, warnings } = parsed;
         for warning in warnings {
             warn!("network config: {warning}");
         }
@@ -194,7 +196,7 @@ impl Daemon {
                     self.readiness.satisfy(Condition::UnderlayFound);
                 }
                 Err(error) => {
-                    let reason = format!("{error:#}");
+                    let reason = output::one_line(&error);
                     if self
                         .readiness
                         .fail(Condition::UnderlayFound, reason.clone())

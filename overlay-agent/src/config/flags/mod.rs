@@ -13,7 +13,7 @@ use strsim::damerau_levenshtein;
 use self::{
     draft::Draft,
     table::{FLAGS, Flag, RETIRED},
-    value::ValueError,
+    value::{ValueError, list, within_quotes},
 };
 use super::{
     go::args::{Args, ArgsError, Given, Shape},
@@ -63,6 +63,9 @@ fn hint(nearest: Option<&str>) -> String {
         .map(|name| format!(" (did you mean --{name}?)"))
         .unwrap_or_default()
 }
+
+/// May have quotes of its own.
+const PASSWORD: &str = "etcd-password";
 
 /// Reads the command line (without the program's name) and the environment.
 pub fn parse(
@@ -114,7 +117,7 @@ fn shape_of(name: &str) -> Option<Shape> {
 
 fn apply_given(draft: &mut Draft, Given { name, value }: Given<'_>) -> Result<(), FlagError> {
     if let Some(flag) = find(name) {
-        return (flag.set)(draft, value)
+        return set(flag, draft, value, &format!("--{name}"))
             .map_err(|error| value_error(format!("flag --{name}"), value, error));
     }
     if let Some(retired) = RETIRED.iter().find(|flag| flag.name == name) {
@@ -123,6 +126,21 @@ fn apply_given(draft: &mut Draft, Given { name, value }: Given<'_>) -> Result<()
             .push(format!("flag --{name} has no effect: {}", retired.reason));
     }
     Ok(())
+}
+
+/// `written` is how the flag or variable is named where the value stands.
+fn set(flag: &Flag, draft: &mut Draft, value: &str, written: &str) -> Result<(), ValueError> {
+    let quoted = within_quotes(value).filter(|_| flag.name != PASSWORD);
+    let set = (flag.set)(draft, value);
+    let Some(inner) = quoted else { return set };
+    let reason = format!(
+        "the value is in quotes: write {written}={inner} without them, as nothing takes them away \
+         (docker --env-file and YAML lists keep them)"
+    );
+    Err(match set {
+        Err(ValueError::Syntax(_)) => ValueError::Syntax(reason),
+        _ => ValueError::Invalid(reason),
+    })
 }
 
 fn value_error(origin: String, value: &str, error: ValueError) -> FlagError {
@@ -141,16 +159,24 @@ fn apply_environment(
     given: &[&str],
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<(), FlagError> {
-    let from_env = |name: &str| {
+    let mut warnings = Vec::new();
+    let mut from_env = |name: &str| {
         let variable = variable_of(name);
-        let value = env(&variable).filter(|value| !value.is_empty())?;
-        (!given.contains(&name)).then_some((variable, value))
+        let mut value = env(&variable).filter(|_| !given.contains(&name))?;
+        if value.ends_with('\r') {
+            value.truncate(value.trim_end_matches('\r').len());
+            warnings.push(format!(
+                "environment variable {variable} ends with a carriage return, which is passed over: \
+                 write its file with line ends of Unix"
+            ));
+        }
+        (!value.is_empty()).then_some((variable, value))
     };
     for flag in FLAGS.iter().filter(|flag| flag.name != "version") {
         let Some((variable, value)) = from_env(flag.name) else {
             continue;
         };
-        match (flag.set)(draft, &value) {
+        match set_from_variable(flag, draft, &value, &variable) {
             Ok(()) => {}
             Err(ValueError::Syntax(reason)) => draft.warnings.push(format!(
                 "environment variable {variable} is ignored: invalid value {value:?}: {reason}"
@@ -169,7 +195,28 @@ fn apply_environment(
             ));
         }
     }
+    draft.warnings.extend(warnings);
     Ok(())
+}
+
+/// A variable can be given only once, so that one for several interfaces is a list. Patterns may
+/// have commas of their own.
+fn set_from_variable(
+    flag: &Flag,
+    draft: &mut Draft,
+    value: &str,
+    variable: &str,
+) -> Result<(), ValueError> {
+    let names: Vec<_> = list(value).collect();
+    if flag.name != "iface" || names.len() < 2 || within_quotes(value).is_some() {
+        return set(flag, draft, value, variable);
+    }
+    draft.warnings.push(format!(
+        "environment variable {variable} is a list and means several --iface, but flannel takes it \
+         for one name"
+    ));
+    let mut names = names.into_iter();
+    names.try_for_each(|name| set(flag, draft, name, variable))
 }
 
 /// `a-b` is `FLANNELD_A_B`.

@@ -134,7 +134,9 @@ pub const FLAGS: &[Flag] = &[
         default: "http://127.0.0.1:4001,http://127.0.0.1:2379",
         help: "etcd servers, tried in order",
         set: |draft, value| {
-            draft.options.etcd.endpoints = endpoints(value)?;
+            let (endpoints, warnings) = endpoints(value)?;
+            draft.options.etcd.endpoints = endpoints;
+            draft.warnings.extend(warnings);
             Ok(())
         },
     },

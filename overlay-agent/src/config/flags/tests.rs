@@ -236,14 +236,120 @@ fn a_variable_counts_only_if_its_flag_is_not_given_and_it_is_not_empty() {
         ("FLANNELD_HELP", "true"),
     ];
     let parsed = parsed(&["--etcd-prefix=/given"], &env);
-    assert_eq!(parsed.options.interface.iface, ["eth1,eth2"]);
+    assert_eq!(parsed.options.interface.iface, ["eth1", "eth2"]);
     assert!(parsed.options.filter.ip_masq);
     assert_eq!(parsed.options.etcd.prefix, "/given");
     assert_eq!(
         parsed.options.lease.subnet_file,
         PathBuf::from("/run/flannel/subnet.env")
     );
-    assert!(parsed.warnings.is_empty());
+    assert_eq!(
+        parsed.warnings,
+        [
+            "environment variable FLANNELD_IFACE is a list and means several --iface, but flannel takes it for one name"
+        ]
+    );
+}
+
+#[test]
+fn variables_of_a_file_with_line_ends_of_windows_are_understood_with_a_warning() {
+    let parsed = parsed(
+        &[],
+        &[
+            ("FLANNELD_IFACE", "eth1\r"),
+            ("FLANNELD_IP_MASQ", "true\r"),
+            ("FLANNELD_ETCD_PREFIX", "\r"),
+        ],
+    );
+    assert_eq!(parsed.options.interface.iface, ["eth1"]);
+    assert!(parsed.options.filter.ip_masq);
+    assert_eq!(parsed.options.etcd.prefix, "/coreos.com/network");
+    let told = |name: &str| {
+        format!(
+            "environment variable {name} ends with a carriage return, which is passed over: write its file with line ends of Unix"
+        )
+    };
+    assert_eq!(
+        parsed.warnings,
+        [
+            told("FLANNELD_ETCD_PREFIX"),
+            told("FLANNELD_IFACE"),
+            told("FLANNELD_IP_MASQ")
+        ]
+    );
+}
+
+#[test]
+fn a_value_in_quotes_is_named_as_that() {
+    let reason = |written: &str| {
+        format!(
+            "the value is in quotes: write {written} without them, as nothing takes them away (docker --env-file and YAML lists keep them)"
+        )
+    };
+    for (variable, value, written) in [
+        ("FLANNELD_IFACE", r#""eth0""#, "FLANNELD_IFACE=eth0"),
+        (
+            "FLANNELD_ETCD_PREFIX",
+            "'/k8s/network'",
+            "FLANNELD_ETCD_PREFIX=/k8s/network",
+        ),
+        (
+            "FLANNELD_ETCD_ENDPOINTS",
+            r#""http://a:2379,http://b:2379""#,
+            "FLANNELD_ETCD_ENDPOINTS=http://a:2379,http://b:2379",
+        ),
+    ] {
+        let error = parse_with(&[], &[(variable, value)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "invalid value {value:?} for environment variable {variable}: {}",
+                reason(written)
+            )
+        );
+    }
+    assert_eq!(
+        error(&["--iface='eth0'"]),
+        format!(
+            r#"invalid value "'eth0'" for flag --iface: {}"#,
+            reason("--iface=eth0")
+        )
+    );
+    // flannel ignores a variable that is no boolean, whatever is wrong with it.
+    let switch = parsed(&[], &[("FLANNELD_IP_MASQ", r#""true""#)]);
+    assert!(!switch.options.filter.ip_masq);
+    assert_eq!(
+        switch.warnings,
+        [format!(
+            r#"environment variable FLANNELD_IP_MASQ is ignored: invalid value "\"true\"": {}"#,
+            reason("FLANNELD_IP_MASQ=true")
+        )]
+    );
+    let login = [
+        ("FLANNELD_ETCD_USERNAME", "flannel"),
+        ("FLANNELD_ETCD_PASSWORD", r#""secret""#),
+    ];
+    let login = parsed(&[], &login).options.etcd.credentials.unwrap();
+    assert_eq!(login.password.expose(), r#""secret""#);
+}
+
+#[test]
+fn a_scheme_in_capitals_is_understood_with_a_warning() {
+    let parsed = parsed(
+        &["--etcd-endpoints=HTTP://a:2379,Https://b:2379,http://c:2379"],
+        &[],
+    );
+    assert_eq!(
+        parsed.options.etcd.endpoints,
+        ["http://a:2379", "https://b:2379", "http://c:2379"]
+    );
+    assert_eq!(
+        parsed.warnings,
+        [
+            "HTTP:// of an etcd endpoint is taken for http://; write it so",
+            "Https:// of an etcd endpoint is taken for https://; write it so",
+        ]
+    );
 }
 
 #[test]
@@ -403,6 +509,14 @@ fn bad_flags_are_refused_with_a_hint() {
         (
             &["--etcd-endpoints=unix:///run/etcd"],
             r#"invalid value "unix:///run/etcd" for flag --etcd-endpoints: "unix:///run/etcd" is not an etcd endpoint; write it as http://HOST:PORT or https://HOST:PORT"#,
+        ),
+        (
+            &["--etcd-endpoints=http://a:2379;http://b:2379"],
+            r#"invalid value "http://a:2379;http://b:2379" for flag --etcd-endpoints: endpoints are parted by commas; write http://a:2379,http://b:2379"#,
+        ),
+        (
+            &["--etcd-endpoints=http://a:2379 http://b:2379"],
+            r#"invalid value "http://a:2379 http://b:2379" for flag --etcd-endpoints: endpoints are parted by commas; write http://a:2379,http://b:2379"#,
         ),
         (
             &["--datapath=xdp"],

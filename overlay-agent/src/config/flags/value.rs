@@ -55,26 +55,51 @@ pub fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Result<T, ValueErr
         })
 }
 
-/// Splits on commas and forgives blanks and empty entries; an endpoint without a scheme is http, as
-/// in etcd's own client.
-pub fn endpoints(value: &str) -> Result<Vec<String>, ValueError> {
-    let endpoints = value
-        .split(',')
-        .map(str::trim)
-        .filter(|endpoint| !endpoint.is_empty())
-        .map(endpoint)
+/// The value without quotes around it, which a shell would have taken away.
+pub fn within_quotes(value: &str) -> Option<&str> {
+    let inner = |quote| value.trim().strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\''))
+}
+
+/// Splits on commas and forgives blanks and empty entries.
+pub fn list(value: &str) -> impl Iterator<Item = &str> {
+    let entries = value.split(',').map(str::trim);
+    entries.filter(|entry| !entry.is_empty())
+}
+
+/// The URLs of a list, and warnings; an endpoint without a scheme is http, as in etcd's own client.
+pub fn endpoints(value: &str) -> Result<(Vec<String>, Vec<String>), ValueError> {
+    let mut warnings = Vec::new();
+    let endpoints = list(value)
+        .map(|text| endpoint(text, &mut warnings))
         .collect::<Result<Vec<_>, _>>()?;
     if endpoints.is_empty() {
         return Err(ValueError::Invalid(
             "give at least one URL, such as http://127.0.0.1:2379".to_owned(),
         ));
     }
-    Ok(endpoints)
+    Ok((endpoints, warnings))
 }
 
-fn endpoint(text: &str) -> Result<String, ValueError> {
-    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-    let usable = matches!(scheme, "http" | "https")
+fn endpoint(text: &str, warnings: &mut Vec<String>) -> Result<String, ValueError> {
+    let parts: Vec<_> = text
+        .split([';', ' ', '\t', '\n'])
+        .filter(|part| !part.is_empty())
+        .collect();
+    if parts.len() > 1 {
+        return Err(ValueError::Invalid(format!(
+            "endpoints are parted by commas; write {}",
+            parts.join(",")
+        )));
+    }
+    let (given, rest) = text.split_once("://").unwrap_or(("http", text));
+    let scheme = given.to_ascii_lowercase();
+    if scheme != given && matches!(&*scheme, "http" | "https") {
+        warnings.push(format!(
+            "{given}:// of an etcd endpoint is taken for {scheme}://; write it so"
+        ));
+    }
+    let usable = matches!(&*scheme, "http" | "https")
         && !rest.is_empty()
         && !rest.starts_with(['/', ':'])
         && !rest.contains(char::is_whitespace);

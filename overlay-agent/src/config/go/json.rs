@@ -21,6 +21,12 @@ pub enum JsonError {
         column: usize,
         reason: String,
     },
+    #[error(
+        "{what} is in quotes: what should be a JSON object is a text with the object in it; write \
+         the object itself, without the quotes around it{}",
+        if *escaped { " and the backslashes in it" } else { "" }
+    )]
+    Quoted { what: String, escaped: bool },
     #[error("{key} must be {expected}, not {found}")]
     Type {
         key: String,
@@ -33,8 +39,13 @@ impl<'a> Object<'a> {
     /// Reads an object. `what` names it in the error for JSON that is no object; `null` is an empty
     /// object, as Go leaves a struct untouched then.
     pub fn parse(text: &'a str, what: &str) -> Result<Self, JsonError> {
-        let value: &RawValue =
-            serde_json::from_str(text).map_err(|error| JsonError::syntax(&error))?;
+        let value: &RawValue = serde_json::from_str(text).map_err(|error| {
+            if is_in_shell_quotes(text) {
+                let (what, escaped) = (what.to_owned(), false);
+                return JsonError::Quoted { what, escaped };
+            }
+            JsonError::syntax(&error)
+        })?;
         let text = value.get();
         match text.as_bytes().first() {
             Some(b'{') => {
@@ -46,6 +57,10 @@ impl<'a> Object<'a> {
             }
             Some(b'n') => Ok(Self {
                 members: Vec::new(),
+            }),
+            _ if holds_object(text) => Err(JsonError::Quoted {
+                what: what.to_owned(),
+                escaped: text.contains('\\'),
             }),
             _ => Err(JsonError::of_type(what, "a JSON object", text)),
         }
@@ -74,10 +89,24 @@ impl<'a> Object<'a> {
         })
     }
 
+    /// Warnings of the numbers written with a fraction of zeros, which flannel refuses.
+    pub fn whole_fractions(&self, keys: &[&str]) -> Vec<String> {
+        let found = keys.iter().filter_map(|key| {
+            let text = self.every(key).find(|text| whole(text) != *text)?;
+            let whole = whole(text);
+            Some(format!(
+                "{key} of the network config is {text}; it is taken for {whole}, but flannel \
+                 refuses it: write {whole}"
+            ))
+        });
+        found.collect()
+    }
+
     /// A non-negative whole number; `default` when absent or `null`.
     pub fn unsigned(&self, key: &str, default: u64) -> Result<u64, JsonError> {
         self.plain(key, default, |text| {
-            text.parse()
+            whole(text)
+                .parse()
                 .map_err(|_| JsonError::of_type(key, "a whole number from 0", text))
         })
     }
@@ -85,7 +114,8 @@ impl<'a> Object<'a> {
     /// A whole number; `default` when absent or `null`.
     pub fn integer(&self, key: &str, default: i64) -> Result<i64, JsonError> {
         self.plain(key, default, |text| {
-            text.parse()
+            whole(text)
+                .parse()
                 .map_err(|_| JsonError::of_type(key, "a whole number", text))
         })
     }
@@ -109,6 +139,30 @@ impl<'a> Object<'a> {
             .filter(|text| *text != "null")
             .try_fold(default, |_, text| decode(text))
     }
+}
+
+/// A number without its fraction, if that is zero; any other text as it is.
+fn whole(text: &str) -> &str {
+    match text.split_once('.') {
+        Some((whole, fraction)) if !text.starts_with('"') => {
+            let zero = !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0');
+            if zero { whole } else { text }
+        }
+        _ => text,
+    }
+}
+
+/// Whether a JSON string contains an object: it was encoded twice.
+fn holds_object(text: &str) -> bool {
+    let inner: Option<String> = serde_json::from_str(text).ok();
+    inner.is_some_and(|inner| inner.trim_start().starts_with('{'))
+}
+
+/// Whether quotes that a shell would have taken away are still around an object.
+fn is_in_shell_quotes(text: &str) -> bool {
+    let inner = |quote| text.trim().strip_prefix(quote)?.strip_suffix(quote);
+    let inner = inner('\'').or_else(|| inner('"'));
+    inner.is_some_and(|inner| inner.trim_start().starts_with('{'))
 }
 
 /// Go's folding of keys: ASCII case, and the two letters of Unicode that fold onto ASCII ones.
@@ -218,9 +272,46 @@ mod tests {
 
     #[test]
     fn numbers_in_quotes_fractions_and_negative_lengths_are_refused() {
-        for text in [r#""24""#, "24.0", "2e1", "-1", "true", "[]", "{}"] {
+        for text in [
+            r#""24""#,
+            r#""24.0""#,
+            "24.5",
+            "2e1",
+            "-1",
+            "true",
+            "[]",
+            "{}",
+        ] {
             let document = format!(r#"{{"A": {text}}}"#);
             assert!(object(&document).unsigned("A", 0).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_whole_number_with_a_fraction_of_zeros_is_that_number_and_is_told() {
+        let object = object(r#"{"A": 24.0, "B": 24, "C": -1.00, "D": "1.0"}"#);
+        assert_eq!(object.unsigned("A", 0).unwrap(), 24);
+        assert_eq!(object.integer("C", 0).unwrap(), -1);
+        assert_eq!(
+            object.whole_fractions(&["A", "B", "D", "E"]),
+            [
+                "A of the network config is 24.0; it is taken for 24, but flannel refuses it: write 24"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_object_in_quotes_is_named_as_that() {
+        const TOLD: &str = "the value is in quotes: what should be a JSON object is a text with the \
+                            object in it; write the object itself, without the quotes around it";
+        for (text, more) in [
+            (r#""{\"A\": 1}""#, " and the backslashes in it"),
+            (r#""{}""#, ""),
+            (r#"'{"A": 1}'"#, ""),
+            (r#""{"A": 1}""#, ""),
+        ] {
+            let error = Object::parse(text, "the value").unwrap_err();
+            assert_eq!(error.to_string(), format!("{TOLD}{more}"), "{text}");
         }
     }
 

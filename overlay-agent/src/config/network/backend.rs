@@ -118,7 +118,9 @@ fn vxlan(options: &str, limits: &Limits) -> Result<(Backend, Vec<String>), Backe
         0 => 0,
         mtu => in_range("MTU", mtu, limits.mtu..=65535, limits.mtu_text)?,
     };
+    let mut warnings = object.whole_fractions(&["VNI", "Port", "MTU"]);
     let (direct_routing, warning) = direct_routing(&object)?;
+    warnings.extend(warning);
     let backend = VxlanBackend {
         vni,
         port: Some(port).filter(|port| *port > 0),
@@ -127,7 +129,7 @@ fn vxlan(options: &str, limits: &Limits) -> Result<(Backend, Vec<String>), Backe
         learning: object.boolean("Learning", false)?,
         direct_routing,
     };
-    Ok((Backend::Vxlan(backend), warning.into_iter().collect()))
+    Ok((Backend::Vxlan(backend), warnings))
 }
 
 /// Many guides write the value as a string, which flannel refuses.

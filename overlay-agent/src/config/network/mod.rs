@@ -79,19 +79,14 @@ pub enum NetworkConfigError {
     Backend(#[from] BackendError),
 }
 
-impl NetworkConfigError {
-    /// Whether flannel exits with this error; with the others it waits for a corrected config.
-    pub fn is_fatal_in_flannel(&self) -> bool {
-        matches!(self, Self::NoFamily | Self::Backend(_))
-    }
-}
-
 impl NetworkConfig {
     /// Decodes and validates the value of `<prefix>/config`. Bytes that are not UTF-8 read as U+FFFD,
     /// as in Go.
     pub fn parse(document: &[u8]) -> Result<ParsedNetworkConfig, NetworkConfigError> {
         let text = String::from_utf8_lossy(document);
-        let object = Object::parse(&text, "the network config")?;
+        let (text, mut warnings) = without_byte_order_mark(&text);
+        let object = Object::parse(text, "the network config")?;
+        warnings.extend(object.whole_fractions(&["SubnetLen", "IPv6SubnetLen"]));
         let enable_ipv4 = object.boolean("EnableIPv4", true)?;
         let enable_ipv6 = object.boolean("EnableIPv6", false)?;
         let nftables = object.boolean("EnableNFTables", false)?;
@@ -106,7 +101,8 @@ impl NetworkConfig {
         if ipv4.is_none() && ipv6.is_none() {
             return Err(NetworkConfigError::NoFamily);
         }
-        let (backend, warnings) = backend::parse(backend_type, backend_text, ipv6.is_some())?;
+        let (backend, of_backend) = backend::parse(backend_type, backend_text, ipv6.is_some())?;
+        warnings.extend(of_backend);
         Ok(ParsedNetworkConfig {
             config: Self {
                 ipv4,
@@ -117,6 +113,16 @@ impl NetworkConfig {
             warnings,
         })
     }
+}
+
+/// Editors of Windows put the mark before a text.
+fn without_byte_order_mark(text: &str) -> (&str, Vec<String>) {
+    let Some(rest) = text.strip_prefix('\u{feff}') else {
+        return (text, Vec::new());
+    };
+    let warning = "the network config begins with a byte order mark, which is passed over, but \
+                   flannel refuses it: write the config without one";
+    (rest, vec![warning.to_owned()])
 }
 
 struct Ipv4Keys {

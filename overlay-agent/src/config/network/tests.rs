@@ -458,23 +458,68 @@ fn other_backends_are_refused_with_what_is_supported() {
 }
 
 #[test]
-fn flannel_exits_for_backends_and_waits_for_everything_else() {
-    for (document, fatal) in [
-        ("", false),
-        ("{}", false),
-        (r#"{"Network": "10.3.0.0/29"}"#, false),
-        (r#"{"Network": "10.3.0.0/16", "Backend": 1}"#, false),
+fn what_is_meant_beyond_doubt_is_accepted_with_a_warning() {
+    let plain = parse(
+        r#"{"Network": "10.3.0.0/16", "SubnetLen": 25, "Backend": {"Type": "vxlan", "VNI": 1, "MTU": 1400}}"#,
+    );
+    assert_eq!(plain.warnings, Vec::<String>::new());
+    for (text, warnings) in [
         (
-            r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "x"}}"#,
-            true,
+            "\u{feff}{\"Network\": \"10.3.0.0/16\", \"SubnetLen\": 25,\r\n \"Backend\": {\"Type\": \
+             \"vxlan\", \"VNI\": 1, \"MTU\": 1400}}\r\n",
+            &[
+                "the network config begins with a byte order mark, which is passed over, but flannel \
+               refuses it: write the config without one",
+            ][..],
         ),
         (
-            r#"{"EnableIPv4": false, "Backend": {"Type": "vxlan"}}"#,
-            true,
+            r#"{"Network": "10.3.0.0/16", "SubnetLen": 25.0, "Backend": {"Type": "vxlan", "VNI": 1.0, "MTU": 1400.00}}"#,
+            &[
+                "SubnetLen of the network config is 25.0; it is taken for 25, but flannel refuses it: \
+                 write 25",
+                "VNI of the network config is 1.0; it is taken for 1, but flannel refuses it: write 1",
+                "MTU of the network config is 1400.00; it is taken for 1400, but flannel refuses it: \
+                 write 1400",
+            ],
         ),
     ] {
+        let parsed = parse(text);
+        assert_eq!(parsed.config, plain.config, "{text}");
+        assert_eq!(parsed.warnings, warnings, "{text}");
+    }
+}
+
+#[test]
+fn a_config_in_quotes_is_named_as_that() {
+    let document = r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    let encoded = serde_json::to_string(document).unwrap();
+    let quoted = "the network config is in quotes: what should be a JSON object is a text with the \
+                  object in it; write the object itself, without the quotes around it";
+    assert_eq!(
+        error(&encoded),
+        format!("{quoted} and the backslashes in it")
+    );
+    assert_eq!(error(&format!("'{document}'")), quoted);
+    assert_eq!(
+        error(r#"{"Network": "10.3.0.0/16", "Backend": "{\"Type\": \"vxlan\"}"}"#),
+        "error decoding Backend property of config: Backend is in quotes: what should be a JSON \
+         object is a text with the object in it; write the object itself, without the quotes around \
+         it and the backslashes in it"
+    );
+}
+
+#[test]
+fn no_message_says_its_cause_twice() {
+    for document in [
+        r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1.5}}"#,
+        r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "x"}}"#,
+        r#"{"Network": "10.3.0.0/16", "Backend": 1}"#,
+        r#"{"Network": "10.3.0.0/29"}"#,
+        "{",
+    ] {
         let error = NetworkConfig::parse(document.as_bytes()).unwrap_err();
-        assert_eq!(error.is_fatal_in_flannel(), fatal, "{document}: {error}");
+        let alone = error.to_string();
+        assert_eq!(crate::output::one_line(&error.into()), alone);
     }
 }
 
