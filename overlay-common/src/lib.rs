@@ -33,6 +33,7 @@ pub mod maps;
 pub mod node;
 pub mod outcome;
 pub mod pod;
+pub mod record;
 pub mod route;
 pub mod stamp;
 pub mod wire;

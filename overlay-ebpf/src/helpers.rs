@@ -60,6 +60,13 @@ impl Skb {
         Self { raw: ctx.skb.skb }
     }
 
+    /// What another BPF function takes for the packet.
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    pub const fn raw(self) -> *mut __sk_buff {
+        self.raw
+    }
+
     fields! {
         /// Length with the Ethernet header, bytes.
         len;

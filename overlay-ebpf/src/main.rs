@@ -26,6 +26,7 @@ mod ip;
 mod ipv4;
 mod ipv6;
 mod leaving;
+mod log;
 mod mac;
 mod maps;
 mod nexthop;
@@ -71,7 +72,7 @@ impl Handled {
     const fn drop(outcome: Outcome) -> Self {
         Self {
             outcome,
-            verdict: TC_ACT_SHOT as i32,
+            verdict: TC_ACT_SHOT,
         }
     }
 }
@@ -106,9 +107,10 @@ impl From<Result<Handled, Outcome>> for Conclusion {
 
 /// Counts the outcome and returns the verdict.
 #[inline(always)]
-fn conclude(hook: Hook, bytes: u32, conclusion: impl Into<Conclusion>) -> i32 {
+fn conclude(hook: Hook, skb: Skb, bytes: u32, conclusion: impl Into<Conclusion>) -> i32 {
     let Conclusion { outcome, verdict } = conclusion.into();
     maps::count(hook, outcome, bytes);
+    log::packet(hook, outcome, skb);
     verdict
 }
 
@@ -130,13 +132,13 @@ macro_rules! program {
         #[inline(never)]
         fn $ipv4(skb: Skb) -> i32 {
             let bytes = skb.len();
-            conclude(Hook::$hook, bytes, $($run)::+::<V4>(&skb))
+            conclude(Hook::$hook, skb, bytes, $($run)::+::<V4>(&skb))
         }
 
         #[inline(never)]
         fn $ipv6(skb: Skb) -> i32 {
             let bytes = skb.len();
-            conclude(Hook::$hook, bytes, $($run)::+::<V6>(&skb))
+            conclude(Hook::$hook, skb, bytes, $($run)::+::<V6>(&skb))
         }
     };
 }
@@ -195,6 +197,7 @@ fn guard(ctx: &XdpContext) -> u32 {
         Err(outcome) => (outcome, XDP_DROP),
     };
     maps::count(Hook::Guard, outcome, (ctx.data_end() - ctx.data()) as u32);
+    log::guarded(outcome, ctx);
     verdict
 }
 

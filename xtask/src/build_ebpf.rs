@@ -1,4 +1,5 @@
-//! `cargo xtask build-ebpf`: compiles `overlay-ebpf` to `target/bpf/overlay.o`.
+//! `cargo xtask build-ebpf`: compiles `overlay-ebpf` to `target/bpf/overlay.o`, and with `--log` to
+//! `target/bpf/overlay-log.o` as well.
 //!
 //! See docs/adr/0001-bpf-toolchain.md for the choice of toolchain and flags.
 
@@ -29,47 +30,100 @@ pub struct Args {
     /// Install missing packages and build bpf-linker (packages need root)
     #[arg(long)]
     pub install: bool,
+    /// Build the flavour whose programs log packets, too: an agent built afterwards has
+    /// --datapath-log
+    #[arg(long)]
+    pub log: bool,
     /// Load the object, print what the verifier made of each program, and compare with the budget
     /// (as root)
     #[arg(long)]
     pub stats: bool,
 }
 
-/// Builds the object if its inputs changed; returns its path.
-pub fn run(args: &Args) -> Result<PathBuf> {
+/// What is compiled of the programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// What every agent runs.
+    Quiet,
+    /// With the `log` feature.
+    Logging,
+}
+
+impl Flavour {
+    fn object(self, workspace: &Workspace) -> PathBuf {
+        match self {
+            Self::Quiet => workspace.object(),
+            Self::Logging => workspace.logging_object(),
+        }
+    }
+
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Quiet => &[],
+            Self::Logging => &["--features", "log"],
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::locate();
     let mut installer = Installer::new(args.install);
-    let object = build(&workspace, &mut installer)?;
+    let object = if args.log {
+        build_both(&workspace, &mut installer)?
+    } else {
+        build(&workspace, &mut installer)?
+    };
     if args.stats {
         stats::print(&object, &workspace.bpf_budget())?;
     }
-    Ok(object)
+    Ok(())
 }
 
+/// Builds the object if its inputs changed; returns its path. A logging flavour of other inputs is
+/// removed: the agent would embed it.
 pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf> {
     let (toolchain, linker) = tools(workspace, installer)?;
-    let flags = rustflags(env::consts::ARCH, &linker.path);
-    let stamp = stamp(workspace, &toolchain, &linker, &flags)?;
-    let object = workspace.object();
-    let is_current = fs::read_to_string(workspace.object_stamp())
-        .is_ok_and(|recorded| recorded == stamp)
-        && object.exists();
-    if is_current {
+    let logging = Flavour::Logging.object(workspace);
+    if logging.exists() && !is_current(&logging, &stamp(workspace, &toolchain, &linker)?) {
+        println!("BPF object: {} is outdated, removed", logging.display());
+        fs::remove_file(&logging)
+            .with_context(|| format!("cannot remove {}", logging.display()))?;
+    }
+    build_flavour(workspace, &toolchain, &linker, Flavour::Quiet)
+}
+
+/// Builds both flavours of the object where inputs changed; returns the path of the one without logging.
+pub fn build_both(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf> {
+    let (toolchain, linker) = tools(workspace, installer)?;
+    build_flavour(workspace, &toolchain, &linker, Flavour::Logging)?;
+    build_flavour(workspace, &toolchain, &linker, Flavour::Quiet)
+}
+
+fn build_flavour(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    linker: &Linker,
+    flavour: Flavour,
+) -> Result<PathBuf> {
+    let stamp = stamp(workspace, toolchain, linker)?;
+    let object = flavour.object(workspace);
+    if is_current(&object, &stamp) {
         println!("BPF object: {} is up to date", object.display());
         return Ok(object);
     }
 
     let started = Instant::now();
-    compile(workspace, &toolchain, &flags)?;
+    compile(workspace, toolchain, linker, flavour)?;
     let built = workspace
         .ebpf_target()
         .join(TARGET)
         .join("release")
         .join(BINARY);
-    let contents = object_check::check(&built)?;
+    let contents = object_check::check(&built, flavour)?;
     install_object(&built, &object)?;
-    fs::write(workspace.object_stamp(), stamp)
-        .with_context(|| format!("cannot write {}", workspace.object_stamp().display()))?;
+    let stamp_file = stamp_file(&object);
+    fs::write(&stamp_file, stamp)
+        .with_context(|| format!("cannot write {}", stamp_file.display()))?;
     println!(
         "BPF object: {} built in {:.1} s\n  programs: {}\n  maps: {}",
         object.display(),
@@ -78,6 +132,16 @@ pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf
         contents.maps.join(" ")
     );
     Ok(object)
+}
+
+/// Names the inputs the object was built from.
+fn stamp_file(object: &Path) -> PathBuf {
+    object.with_extension("stamp")
+}
+
+fn is_current(object: &Path, stamp: &str) -> bool {
+    object.exists()
+        && fs::read_to_string(stamp_file(object)).is_ok_and(|recorded| recorded == stamp)
 }
 
 /// Finds compiler and linker, installing what is missing. Looks for both first, so that whoever may
@@ -116,12 +180,19 @@ fn tools(workspace: &Workspace, installer: &mut Installer) -> Result<(Toolchain,
     Ok((toolchain, linker))
 }
 
-fn compile(workspace: &Workspace, toolchain: &Toolchain, flags: &[String]) -> Result<()> {
+fn compile(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    linker: &Linker,
+    flavour: Flavour,
+) -> Result<()> {
+    let flags = rustflags(env::consts::ARCH, &linker.path);
     let mut cargo = command(&toolchain.cargo);
     cargo
         .current_dir(workspace.ebpf_crate())
         .args(["build", "--release", "--bin", BINARY])
         .args(["-Z", "build-std=core", "--target", TARGET])
+        .args(flavour.features())
         .env("CARGO_TARGET_DIR", workspace.ebpf_target())
         // Takes precedence over RUSTFLAGS and over the user's cargo configuration.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
@@ -149,13 +220,9 @@ fn rustflags(arch: &str, linker: &Path) -> Vec<String> {
     ]
 }
 
-/// Everything the object depends on: the hash, and below it the settings for a person to read.
-fn stamp(
-    workspace: &Workspace,
-    toolchain: &Toolchain,
-    linker: &Linker,
-    flags: &[String],
-) -> Result<String> {
+/// Everything an object depends on: the hash, and below it the settings for a person to read.
+fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Result<String> {
+    let flags = rustflags(env::consts::ARCH, &linker.path);
     let sources = [
         workspace.ebpf_crate(),
         workspace.root().join("overlay-common"),

@@ -5,6 +5,11 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail};
 use aya_obj::{Map, Object, generated::bpf_map_type};
 
+use crate::build_ebpf::Flavour;
+
+/// The map of `aya-log-ebpf`, declared in the legacy way.
+const LOG_MAP: &str = "AYA_LOGS";
+
 /// What the object contains, by name, sorted.
 #[derive(Debug)]
 pub struct Contents {
@@ -12,19 +17,24 @@ pub struct Contents {
     pub maps: Vec<String>,
 }
 
-/// Reads an object and refuses it if it has a legacy map, a map without BTF types, or no BTF.
-pub fn check(path: &Path) -> Result<Contents> {
+/// Reads an object and refuses it if it has a legacy map, a map without BTF types, or no BTF. Only the
+/// flavour that logs has the map of the log, and must have it.
+pub fn check(path: &Path, flavour: Flavour) -> Result<Contents> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let object =
         Object::parse(&bytes).with_context(|| format!("{} is not a BPF object", path.display()))?;
-    inspect(&object).with_context(|| format!("{} is not acceptable", path.display()))
+    inspect(&object, flavour).with_context(|| format!("{} is not acceptable", path.display()))
 }
 
-fn inspect(object: &Object) -> Result<Contents> {
+fn inspect(object: &Object, flavour: Flavour) -> Result<Contents> {
     if object.btf.is_none() {
         bail!("it has no .BTF section; compile with debug info and link with --btf");
     }
-    for (name, map) in &object.maps {
+    let logs = flavour == Flavour::Logging;
+    if logs != object.maps.contains_key(LOG_MAP) {
+        bail!("the map {LOG_MAP} belongs to the flavour that logs, and to no other");
+    }
+    for (name, map) in object.maps.iter().filter(|(name, _)| *name != LOG_MAP) {
         if let Some(problem) = map_problem(map) {
             bail!("map {name}: {problem}");
         }

@@ -71,7 +71,7 @@ fn prepare(workspace: &Workspace, report: &mut Report) -> Result<()> {
         mount_bpffs()
     })?;
     report.required("BPF object", || {
-        let object = build_ebpf::build(workspace, &mut installer)?;
+        let object = build_ebpf::build_both(workspace, &mut installer)?;
         stats::print(&object, &workspace.bpf_budget())
     })?;
     report.required("agent", || {

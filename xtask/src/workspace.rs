@@ -35,9 +35,9 @@ impl Workspace {
         self.root.join("target/bpf/overlay.o")
     }
 
-    /// Names the inputs the object was built from.
-    pub fn object_stamp(&self) -> PathBuf {
-        self.root.join("target/bpf/overlay.stamp")
+    /// The flavour whose programs log packets, which is embedded, too, if it is there.
+    pub fn logging_object(&self) -> PathBuf {
+        self.root.join("target/bpf/overlay-log.o")
     }
 
     /// Cargo's target directory for the BPF crate.
