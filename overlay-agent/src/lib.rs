@@ -13,6 +13,7 @@ pub mod lease;
 pub mod lifecycle;
 pub mod logging;
 pub mod model;
+pub mod names;
 pub mod netlink;
 pub mod object;
 pub mod output;

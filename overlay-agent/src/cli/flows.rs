@@ -11,12 +11,13 @@ use overlay_common::flow::{Flow, FlowKey};
 use serde::Serialize;
 
 use super::{
-    pinned::{Generations, Pinned, interface_label, interface_name},
+    pinned::{Generations, Pinned},
     routes::mode_name,
 };
 use crate::{
     datapath::{DatapathError, OverlayMaps, lease_clock},
     model::{Family, V4, V6},
+    names::{interface_label, interface_name, protocol_name},
     output::{self, Table, grouped},
 };
 
@@ -221,16 +222,6 @@ fn left(until_ns: u64, now: Duration) -> Option<Duration> {
     Duration::from_nanos(until_ns)
         .checked_sub(now)
         .filter(|left| !left.is_zero())
-}
-
-fn protocol_name(protocol: u8) -> String {
-    match protocol {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        other => other.to_string(),
-    }
 }
 
 impl output::Report for Report {

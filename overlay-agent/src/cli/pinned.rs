@@ -50,15 +50,3 @@ impl fmt::Display for Generations {
         }
     }
 }
-
-/// Name of an interface of the caller's network namespace; `None` where there is no such interface.
-pub fn interface_name(ifindex: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(ifindex)
-        .ok()
-        .map(|name| name.to_string_lossy().into_owned())
-}
-
-/// The name for people: `if7` for an interface that is not there.
-pub fn interface_label(ifindex: u32, name: Option<&str>) -> String {
-    name.map_or_else(|| format!("if{ifindex}"), str::to_owned)
-}

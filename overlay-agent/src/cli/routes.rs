@@ -17,11 +17,12 @@ use serde::Serialize;
 
 use super::{
     ipv6::{self, Tier},
-    pinned::{Pinned, interface_label, interface_name},
+    pinned::Pinned,
 };
 use crate::{
     datapath::{DatapathError, Maps, OverlayMaps},
     model::Family,
+    names::{interface_label, interface_name},
     output::{self, Table},
 };
 

@@ -16,11 +16,8 @@ use overlay_common::ABI_VERSION;
 use serde::Serialize;
 
 use self::{observed::Observed, problems::problems, state::PinnedState};
-use super::{
-    ipv6::Tier,
-    pinned::{Pinned, interface_name},
-};
-use crate::output;
+use super::{ipv6::Tier, pinned::Pinned};
+use crate::{names::interface_name, output};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {

@@ -4,11 +4,8 @@ use std::collections::BTreeSet;
 
 use overlay_common::{maps::MAX_NODES, outcome::Hook};
 
-use super::{
-    super::pinned::interface_label,
-    observed::{Observed, Overlay},
-};
-use crate::model::Family;
+use super::observed::{Observed, Overlay};
+use crate::{model::Family, names::interface_label};
 
 pub fn problems(
     observed: &Observed,

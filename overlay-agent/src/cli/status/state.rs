@@ -19,7 +19,6 @@ use serde::Serialize;
 use super::{
     super::{
         flows::{self, State},
-        pinned::interface_label,
         stats::FastPath,
     },
     observed::{Observed, Overlay},
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     datapath::{Fastpath, LinkState},
     model::{Family, V6},
+    names::interface_label,
     output::{self, Table, grouped},
 };
 
