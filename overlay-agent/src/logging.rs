@@ -2,13 +2,19 @@
 
 use std::io::{IsTerminal as _, stderr};
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::options::{LogFormat, LogOptions};
+use crate::{
+    config::options::{LogFormat, LogOptions},
+    datapath::PACKETS,
+};
 
-/// Starts logging. `RUST_LOG` decides what is shown, else the verbosity does.
-pub fn init(options: LogOptions) {
-    let (filter, complaint) = filter(options.verbosity, std::env::var("RUST_LOG").ok());
+/// Starts logging. `RUST_LOG` decides what is shown, else the verbosity does; of packets, all that the
+/// programs tell up to the level `packets`.
+pub fn init(options: LogOptions, packets: LevelFilter) {
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let (filter, complaint) = filter(options.verbosity, rust_log, packets);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
@@ -26,11 +32,16 @@ pub fn init(options: LogOptions) {
 }
 
 /// The filter, and what is wrong with `RUST_LOG`.
-fn filter(verbosity: i64, rust_log: Option<String>) -> (EnvFilter, Option<String>) {
-    let fallback = || EnvFilter::new(directives(verbosity));
+fn filter(
+    verbosity: i64,
+    rust_log: Option<String>,
+    packets: LevelFilter,
+) -> (EnvFilter, Option<String>) {
+    let with_packets = |directives: &str| format!("{directives},{PACKETS}={packets}");
+    let fallback = || EnvFilter::new(with_packets(directives(verbosity)));
     match rust_log.filter(|directives| !directives.is_empty()) {
         None => (fallback(), None),
-        Some(directives) => match EnvFilter::try_new(&directives) {
+        Some(directives) => match EnvFilter::try_new(with_packets(&directives)) {
             Ok(filter) => (filter, None),
             Err(error) => (fallback(), Some(error.to_string())),
         },
@@ -52,17 +63,18 @@ mod tests {
     use super::*;
 
     fn shown(verbosity: i64, rust_log: Option<&str>) -> String {
-        filter(verbosity, rust_log.map(str::to_owned)).0.to_string()
+        let rust_log = rust_log.map(str::to_owned);
+        filter(verbosity, rust_log, LevelFilter::OFF).0.to_string()
     }
 
     #[test]
     fn verbosity_follows_the_scale_of_klog() {
         for (verbosity, expected) in [
-            (-1, "info"),
-            (0, "info"),
-            (2, "info"),
-            (4, "overlay_agent=debug,info"),
-            (10, "overlay_agent=trace,info"),
+            (-1, "overlay_packets=off,info"),
+            (0, "overlay_packets=off,info"),
+            (2, "overlay_packets=off,info"),
+            (4, "overlay_packets=off,overlay_agent=debug,info"),
+            (10, "overlay_packets=off,overlay_agent=trace,info"),
         ] {
             assert_eq!(shown(verbosity, None), expected, "-v={verbosity}");
         }
@@ -70,10 +82,21 @@ mod tests {
 
     #[test]
     fn rust_log_overrides_the_verbosity_unless_it_is_empty_or_wrong() {
-        assert_eq!(shown(5, Some("warn")), "warn");
-        assert_eq!(shown(0, Some("")), "info");
-        let (fallback, complaint) = filter(0, Some("overlay_agent=loud".to_owned()));
-        assert_eq!(fallback.to_string(), "info");
+        assert_eq!(shown(5, Some("warn")), "overlay_packets=off,warn");
+        assert_eq!(shown(0, Some("")), "overlay_packets=off,info");
+        let wrong = Some("overlay_agent=loud".to_owned());
+        let (fallback, complaint) = filter(0, wrong, LevelFilter::OFF);
+        assert_eq!(fallback.to_string(), "overlay_packets=off,info");
         assert!(complaint.is_some());
+    }
+
+    #[test]
+    fn what_is_logged_of_packets_depends_on_nothing_else() {
+        let wrong = Some("overlay_packets=error,loud=loud".to_owned());
+        for (verbosity, rust_log) in [(0, None), (0, Some("error".to_owned())), (0, wrong)] {
+            let (filter, _) = filter(verbosity, rust_log, LevelFilter::DEBUG);
+            let filter = filter.to_string();
+            assert!(filter.contains("overlay_packets=debug"), "{filter}");
+        }
     }
 }

@@ -190,14 +190,18 @@ mod flavour {
             (_, Outcome::Rewrite) => Level::Error,
             (Kind::Drop, _) => Level::Warn,
             (Kind::Fast, _)
-            | (_, Outcome::NotIp | Outcome::NotOverlay | Outcome::Protocol | Outcome::Passed) => {
-                Level::Trace
-            }
+            | (
+                _,
+                Outcome::NotIp
+                | Outcome::NotOverlay
+                | Outcome::Unserved
+                | Outcome::Protocol
+                | Outcome::Passed,
+            ) => Level::Trace,
             (Kind::Lease, _)
             | (
                 _,
                 Outcome::Disabled
-                | Outcome::Unserved
                 | Outcome::TcpControl
                 | Outcome::NoLease
                 | Outcome::Generation

@@ -41,6 +41,7 @@ use overlay_tests::{
     private_netns::run,
     seccomp::{BpfDenial, deny_bpf_here},
 };
+use tracing::level_filters::LevelFilter;
 
 const FACTS: HostFacts = HostFacts {
     ttl: 64,
@@ -87,6 +88,7 @@ fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
     Options {
         pin_dir: pin_dir.to_owned(),
         object,
+        log: LevelFilter::OFF,
         max_flows: 4_096,
         serves: Serves {
             ipv4: true,

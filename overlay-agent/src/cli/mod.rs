@@ -132,7 +132,7 @@ async fn daemon(args: &[String]) -> ExitCode {
             Ok(Invocation::Run(parsed)) => *parsed,
             Err(error) => return usage_error(&error.to_string()),
         };
-    logging::init(options.log);
+    logging::init(options.log, options.datapath.log);
     for warning in warnings {
         tracing::warn!("{warning}");
     }

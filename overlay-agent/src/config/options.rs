@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::level_filters::LevelFilter;
+
 /// Everything the flags and the environment decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DaemonOptions {
@@ -118,6 +120,8 @@ pub struct DatapathOptions {
     /// Set `nf_conntrack_tcp_be_liberal`: conntrack does not see the segments of the fast path, and
     /// would call later ones out of window.
     pub tcp_be_liberal: bool,
+    /// Which packets the programs log; anything but `OFF` takes the flavour of them that can.
+    pub log: LevelFilter,
 }
 
 /// Which tiers carry packets.
@@ -238,6 +242,7 @@ impl Default for DatapathOptions {
             pin_dir: PathBuf::from("/sys/fs/bpf/overlay"),
             flow_table_size: 131_072,
             tcp_be_liberal: true,
+            log: LevelFilter::OFF,
         }
     }
 }

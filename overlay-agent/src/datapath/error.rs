@@ -87,6 +87,9 @@ pub enum DatapathError {
     #[error("the BPF object does not load: {source}")]
     Object { source: EbpfError },
 
+    #[error("cannot read what the programs log: {source}")]
+    Log { source: aya_log::Error },
+
     #[error("the BPF object has no program {program}: rebuild it with `cargo xtask build-ebpf`")]
     MissingProgram { program: String },
 

@@ -14,10 +14,11 @@ use aya::{
     sys::SyscallError,
 };
 use overlay_common::{maps, outcome::Hook};
-use tracing::{info, warn};
+use tracing::{info, level_filters::LevelFilter, warn};
 
 use super::{
-    DatapathError, filters,
+    DatapathError, Options, filters,
+    packet_log::{self, PacketLog},
     pins::{PinDir, remove_pin},
     spec::{Fit, MAPS},
     sys::{self, Place},
@@ -39,6 +40,8 @@ pub struct Programs {
     pub by_hook: BTreeMap<Hook, LoadedProgram>,
     /// Linux 6.6; an older one runs them by tc filters.
     pub tcx: bool,
+    /// What they log, if they do.
+    pub log: Option<PacketLog>,
 }
 
 /// Capacities of the two flow tables, which are allocated whole.
@@ -59,8 +62,12 @@ impl FlowTables {
     }
 }
 
-/// Loads `object` on the maps pinned in `pins`, creating and pinning those that are missing.
-pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs, DatapathError> {
+/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing.
+pub fn load(
+    pins: &PinDir,
+    options: &Options<'_>,
+    flows: FlowTables,
+) -> Result<Programs, DatapathError> {
     check_pinned_maps(pins, flows)?;
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(maps::FLOWS4, flows.ipv4);
@@ -68,7 +75,15 @@ pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs,
     for spec in MAPS {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
-    let mut ebpf = loader.load(object).map_err(object_error)?;
+    let log_level = packet_log::level(options.log);
+    if options.log != LevelFilter::OFF {
+        loader.override_global(aya_log::LEVEL, &log_level, true);
+    }
+    let mut ebpf = loader.load(options.object).map_err(object_error)?;
+    let log = match options.log {
+        LevelFilter::OFF => None,
+        _ => Some(PacketLog::of(&mut ebpf)?),
+    };
     let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
     let tcx = has_tcx(&ingress);
     if !tcx {
@@ -89,7 +104,7 @@ pub fn load(pins: &PinDir, object: &[u8], flows: FlowTables) -> Result<Programs,
             Err(error) => return Err(error),
         }
     }
-    Ok(Programs { by_hook, tcx })
+    Ok(Programs { by_hook, tcx, log })
 }
 
 /// Whether the kernel stopped verifying because the thread has something else to do, a signal for

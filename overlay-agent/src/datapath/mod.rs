@@ -18,6 +18,7 @@ mod maps;
 mod netlink;
 mod overlay;
 mod overlay_maps;
+mod packet_log;
 mod pins;
 mod plan;
 mod spec;
@@ -32,7 +33,7 @@ use std::{
 };
 
 use overlay_common::{addr::MacAddr, outcome::Hook};
-use tracing::warn;
+use tracing::{level_filters::LevelFilter, warn};
 
 pub use self::{
     counters::FastShare,
@@ -42,6 +43,7 @@ pub use self::{
     maps::Maps,
     overlay::Summary,
     overlay_maps::OverlayMaps,
+    packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
     wanted::Vtep,
 };
@@ -83,6 +85,8 @@ pub struct Options<'a> {
     pub pin_dir: PathBuf,
     /// The BPF object (ELF).
     pub object: &'a [u8],
+    /// Which packets the programs log. Anything but `OFF` needs the flavour of the object that can.
+    pub log: LevelFilter,
     /// Capacity of the flow table of each family served.
     pub max_flows: u32,
     pub serves: Serves,
@@ -129,7 +133,7 @@ impl Datapath {
             ipv4: capacity(options.serves.ipv4),
             ipv6: capacity(options.serves.ipv6),
         };
-        let programs = load::load(&pins, options.object, flows)?;
+        let programs = load::load(&pins, options, flows)?;
         let maps = Maps::open(&pins)?;
         let mut datapath = Self {
             pins,
@@ -190,6 +194,11 @@ impl Datapath {
             fastpath: self.fastpath,
             lease: self.lease,
         }
+    }
+
+    /// What the programs log; once, and only if they do.
+    pub fn take_log(&mut self) -> Option<PacketLog> {
+        self.programs.log.take()
     }
 
     /// Reads the maps again at the next [`Self::apply`], which then repairs what someone else

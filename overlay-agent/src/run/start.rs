@@ -156,7 +156,7 @@ impl Daemon {
         .await?;
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
-        let tier1 = Tier1::open(&options.datapath, sides.serves())?;
+        let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
         let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);

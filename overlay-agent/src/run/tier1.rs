@@ -7,15 +7,16 @@ use std::{
 };
 
 use overlay_common::outcome::Hook;
-use tracing::{info, warn};
+use tracing::{info, level_filters::LevelFilter, warn};
 
 use super::{controller::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, XdpMode},
+    lifecycle::Supervisor,
     model::{Backend, Family, V6},
     netlink::PodLink,
-    object::OBJECT,
+    object::{LOGGING_OBJECT, OBJECT},
 };
 
 /// Conntrack of this network namespace takes TCP segments outside the window it knows. It does not
@@ -38,23 +39,22 @@ pub enum Tier1 {
 impl Tier1 {
     /// Loads the programs as the options ask: `auto` settles for the kernel tier where eBPF is
     /// refused, `ebpf` does not.
-    pub fn open(options: &DatapathOptions, serves: Serves) -> Result<Self, DatapathError> {
+    pub fn open(
+        options: &DatapathOptions,
+        serves: Serves,
+        supervisor: &Supervisor,
+    ) -> Result<Self, DatapathError> {
         if options.tier == DatapathTier::Kernel {
             info!("kernel tier only, as --datapath=kernel asks");
             return Self::detach(options);
         }
-        let opened = Datapath::open(&datapath::Options {
-            pin_dir: options.pin_dir.clone(),
-            object: OBJECT,
-            max_flows: options.flow_table_size,
-            serves,
-            fastpath: options.fastpath,
-            lease: datapath::LeaseTimes::LONGEST,
-        });
-        match opened {
-            Ok(datapath) => {
+        match load(options, serves) {
+            Ok(mut datapath) => {
                 if options.tcp_be_liberal {
                     be_liberal();
+                }
+                if let Some(log) = datapath.take_log() {
+                    supervisor.spawn("packet log", move |stop| log.clone().forward(stop));
                 }
                 Ok(Self::Active {
                     datapath: Box::new(datapath),
@@ -198,6 +198,45 @@ impl Tier1 {
         if let Self::Active { datapath, .. } = self {
             datapath.distrust_tables();
         }
+    }
+}
+
+/// Loads the programs, those that log if the options ask for them. That is an aid: a node that cannot
+/// have it has the others.
+fn load(options: &DatapathOptions, serves: Serves) -> Result<Datapath, DatapathError> {
+    let quiet = datapath::Options {
+        pin_dir: options.pin_dir.clone(),
+        object: OBJECT,
+        log: LevelFilter::OFF,
+        max_flows: options.flow_table_size,
+        serves,
+        fastpath: options.fastpath,
+        lease: datapath::LeaseTimes::LONGEST,
+    };
+    if options.log == LevelFilter::OFF {
+        return Datapath::open(&quiet);
+    }
+    let Some(object) = LOGGING_OBJECT else {
+        warn!(
+            "--datapath-log has no effect: this overlay-agent was built without the programs that log, \
+             which `cargo xtask build-ebpf --log` makes"
+        );
+        return Datapath::open(&quiet);
+    };
+    let logging = datapath::Options {
+        object,
+        log: options.log,
+        ..quiet.clone()
+    };
+    match Datapath::open(&logging) {
+        Err(error @ DatapathError::Verifier { .. }) => {
+            warn!(
+                %error,
+                "--datapath-log has no effect: this kernel refuses the programs that log"
+            );
+            Datapath::open(&quiet)
+        }
+        opened => opened,
     }
 }
 

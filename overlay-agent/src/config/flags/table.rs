@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
+use tracing::level_filters::LevelFilter;
+
 use super::{
     draft::Draft,
     value::{
@@ -474,6 +476,29 @@ pub const FLAGS: &[Flag] = &[
                the segments of the fast path",
         set: |draft, value| {
             draft.options.datapath.tcp_be_liberal = boolean(value)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "datapath-log",
+        group: Group::Datapath,
+        form: Form::Value("off|error|warn|info|debug|trace"),
+        default: "off",
+        help: "log what the eBPF programs do with packets: warn: those dropped; info: and what keeps \
+               flows off the fast path; debug: and leases; trace: and every other packet; slows all \
+               packets down",
+        set: |draft, value| {
+            draft.options.datapath.log = choice(
+                value,
+                &[
+                    ("off", LevelFilter::OFF),
+                    ("error", LevelFilter::ERROR),
+                    ("warn", LevelFilter::WARN),
+                    ("info", LevelFilter::INFO),
+                    ("debug", LevelFilter::DEBUG),
+                    ("trace", LevelFilter::TRACE),
+                ],
+            )?;
             Ok(())
         },
     },

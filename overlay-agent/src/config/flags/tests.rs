@@ -1,6 +1,7 @@
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
+use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::config::options::{
@@ -160,6 +161,7 @@ fn our_own_flags_are_understood() {
         "--pin-dir=/sys/fs/bpf/one",
         "--flow-table-size=1000000",
         "--conntrack-tcp-be-liberal=false",
+        "--datapath-log=debug",
         "--log-format=json",
         "-v=5",
     ]);
@@ -168,6 +170,7 @@ fn our_own_flags_are_understood() {
     assert_eq!(options.datapath.pin_dir, PathBuf::from("/sys/fs/bpf/one"));
     assert_eq!(options.datapath.flow_table_size, 1_000_000);
     assert!(!options.datapath.tcp_be_liberal);
+    assert_eq!(options.datapath.log, LevelFilter::DEBUG);
     assert_eq!(options.log.format, LogFormat::Json);
     assert_eq!(options.log.verbosity, 5);
 }
