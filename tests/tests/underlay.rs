@@ -6,7 +6,7 @@ use std::{fs, process::ExitCode};
 use overlay_agent::{
     config::InterfaceOptions,
     docker_opts,
-    underlay::{Families, select, snapshot},
+    underlay::{Families, Held, select, snapshot},
 };
 use overlay_tests::private_netns::{in_private_netns, run};
 
@@ -30,7 +30,8 @@ async fn chosen(options: InterfaceOptions, families: Families) -> Result<String,
     let host = snapshot(options.iface_can_reach)
         .await
         .map_err(|error| error.to_string())?;
-    let selection = select(&host, &options, families).map_err(|error| error.to_string())?;
+    let selection =
+        select(&host, &options, families, &Held::default()).map_err(|error| error.to_string())?;
     let ipv4 = selection
         .ipv4
         .map_or("-".to_owned(), |ipv4| ipv4.local.to_string());

@@ -1,5 +1,5 @@
-//! Waiting for the network config: as flannel, once a second and for ever, because on a new
-//! cluster the nodes are often up before the config is written. Each cause is logged once.
+//! Waiting for what a start reads from the store, once a second and for ever. The network config as
+//! flannel: on a new cluster the nodes are often up before it is written. Each cause is logged once.
 //! Unlike flannel for every config that cannot be used: it may be mended while the node waits.
 
 use std::{fmt, time::Duration};
@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::store::{ConfigText, LeaseStore};
+use super::store::{ConfigText, LeaseStore, Snapshot};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -49,6 +49,27 @@ where
         };
         if reported.as_ref() != Some(&problem) {
             error!("Couldn't fetch network config: {problem}");
+            waits(&problem);
+            reported = Some(problem);
+        }
+        cancel.run_until_cancelled(sleep(PAUSE)).await?;
+    }
+}
+
+/// The leases there are; `None` when cancelled. `waits` as above.
+pub async fn await_leases<S: LeaseStore>(
+    store: &S,
+    cancel: &CancellationToken,
+    waits: impl Fn(&str),
+) -> Option<Snapshot> {
+    let mut reported = None;
+    loop {
+        let problem = match cancel.run_until_cancelled(store.list()).await? {
+            Ok(snapshot) => return Some(snapshot),
+            Err(problem) => problem.to_string(),
+        };
+        if reported.as_ref() != Some(&problem) {
+            error!("cannot read the leases, trying on: {problem}");
             waits(&problem);
             reported = Some(problem);
         }

@@ -1,7 +1,7 @@
 //! Leases: who owns which subnet of the pod network, kept in etcd with flannel's keys and values.
 //!
-//! A start is [`await_config`], then (once the device and with it the VTEP MAC address exist)
-//! [`acquire`], then [`spawn`], which keeps the lease and publishes a
+//! A start is [`await_config`] and [`await_leases`], then (once the device and with it the VTEP MAC
+//! address exist) [`acquire`], then [`spawn`], which keeps the lease and publishes a
 //! [`LeaseView`](crate::core::LeaseView). The decisions are in [`crate::core`].
 
 mod acquire;
@@ -23,7 +23,7 @@ mod value;
 mod verdict;
 
 pub use acquire::{AcquireError, Acquired, acquire};
-pub use await_config::await_config;
+pub use await_config::{await_config, await_leases};
 pub use driver::{LeaseHandle, spawn};
 pub use endpoints::Deadlines;
 pub use etcd::EtcdStore;

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
     AcquireError, Acquired, ConfigText, LeaseAttrs, LeaseHandle, LeaseKey, acquire, await_config,
-    fake::FakeStore, spawn,
+    await_leases, fake::FakeStore, spawn,
 };
 use crate::{
     config::network::Ipv4Pool,
@@ -170,6 +170,38 @@ async fn waiting_for_the_config_ends_at_once_when_cancelled() {
     cancel.cancel();
     let parse = |_: &str| Ok::<_, String>(());
     assert_eq!(await_config(&store, &cancel, parse, |_| ()).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_waits_for_leases_that_cannot_be_read() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let store = FakeStore::new();
+    let cancel = CancellationToken::new();
+    store.with(|state| {
+        state.force(
+            LeaseKey::parse("10.3.4.0-24").unwrap(),
+            wish(255).attrs,
+            None,
+        )
+    });
+    store.set_away(true);
+    let script = async {
+        sleep(Duration::from_mins(1)).await;
+        store.set_away(false);
+    };
+    let (found, ()) = tokio::join!(await_leases(&store, &cancel, |_| {}), script);
+    assert_eq!(found, Some(store.with(|state| state.list())));
+    let errors = log.lines();
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(
+        errors[0].contains("cannot read the leases, trying on: "),
+        "{errors:#?}"
+    );
+
+    store.set_away(true);
+    cancel.cancel();
+    assert_eq!(await_leases(&store, &cancel, |_| {}).await, None);
 }
 
 #[tokio::test(start_paused = true)]

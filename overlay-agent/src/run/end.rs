@@ -1,18 +1,14 @@
 //! This node's end of the tunnels of one family: its underlay and its vxlan device, which exist
 //! before the node has a lease and follow the host afterwards.
 
-use std::net::IpAddr;
-
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use overlay_common::addr::MacAddr;
 use tracing::info;
 
 use super::convert;
 use crate::{
-    lease::{EtcdStore, LeaseStore as _},
     model::{Backend, Desired, Family, LocalNode, Underlay},
     netlink::{Netlink, Vtep, VtepSpec},
-    underlay::Selection,
 };
 
 /// One family's underlay and vxlan device, before the node has a lease.
@@ -111,11 +107,9 @@ pub fn follow<F: Family>(
     side: &mut Option<Desired<F>>,
     selected: Option<Underlay<F>>,
 ) -> anyhow::Result<bool> {
-    let Some(Desired { local, .. }) = side else {
+    let (Some(Desired { local, .. }), Some(underlay)) = (side, selected) else {
         return Ok(false);
     };
-    let underlay =
-        selected.with_context(|| format!("the chosen interface has no {} address", F::NAME))?;
     if local.backend == Backend::HostGw {
         refuse_nat(&underlay)?;
     }
@@ -135,36 +129,6 @@ fn report<F: Family>(underlay: &Underlay<F>, what: &str) {
         mtu = underlay.mtu,
         "{what}"
     );
-}
-
-/// The VTEP MAC addresses of an earlier life of this node. Peers know them, so a device that has to
-/// be created, after a reboot say, takes its own again.
-#[derive(Default)]
-pub struct RecordedMacs {
-    pub ipv4: Option<MacAddr>,
-    pub ipv6: Option<MacAddr>,
-}
-
-pub async fn recorded_macs(store: &EtcdStore, selection: &Selection) -> RecordedMacs {
-    let ipv4 = selection
-        .ipv4
-        .map(|addresses| IpAddr::from(addresses.public));
-    let ipv6 = selection
-        .ipv6
-        .map(|addresses| IpAddr::from(addresses.public));
-    let (Some(node_ip), Ok(snapshot)) = (ipv4.or(ipv6), store.list().await) else {
-        return RecordedMacs::default();
-    };
-    let own = || {
-        let entries = snapshot.entries.iter();
-        entries
-            .filter_map(|entry| entry.value.as_ref().ok())
-            .filter(|attrs| attrs.node_ip() == node_ip)
-    };
-    RecordedMacs {
-        ipv4: own().find_map(|attrs| attrs.vxlan_data().map(|data| data.vtep_mac)),
-        ipv6: own().find_map(|attrs| attrs.vxlan_v6_data().map(|data| data.vtep_mac)),
-    }
 }
 
 fn refuse_nat<F: Family>(underlay: &Underlay<F>) -> anyhow::Result<()> {

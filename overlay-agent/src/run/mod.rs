@@ -8,6 +8,7 @@ mod controller;
 mod convert;
 mod dir_watch;
 mod end;
+mod past;
 mod reload;
 mod rules;
 mod side;

@@ -12,7 +12,8 @@ use super::{
     changes::Dirty,
     controller::{Controller, Sides},
     convert,
-    end::{End, follow, recorded_macs, sweep},
+    end::{End, follow, sweep},
+    past::{held_addresses, recorded_macs},
     reload,
     rules::Rules,
     side::Side,
@@ -32,7 +33,7 @@ use crate::{
     netlink::{Netlink, Watch},
     output,
     subnet_env::Previous,
-    underlay::{self, Families, Selection},
+    underlay::{self, Families, Held},
 };
 
 /// A running node.
@@ -49,6 +50,7 @@ pub struct Daemon {
     options: DaemonOptions,
     config: NetworkConfig,
     store: Arc<EtcdStore>,
+    held: Held,
 }
 
 impl Daemon {
@@ -62,10 +64,13 @@ impl Daemon {
         let previous = read_previous(options);
         let store = Arc::new(EtcdStore::new(options.etcd.clone(), Deadlines::default())?);
         let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
-        let waits = |problem: &str| {
-            let reason = format!("waiting for the network config: {problem}");
-            readiness.fail(Condition::LeaseHeld, reason);
+        let waiting_for = |what: &'static str| {
+            move |problem: &str| {
+                let reason = format!("waiting for {what}: {problem}");
+                readiness.fail(Condition::LeaseHeld, reason);
+            }
         };
+        let waits = waiting_for("the network config");
         let Some((parsed, config_text)) = lease::await_config(&*store, stop, parse, waits).await
         else {
             return Ok(None);
@@ -79,12 +84,23 @@ impl Daemon {
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
         let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
-        let selection = select_underlay(options, &config).await?;
+        let backend = config.backend;
+        // Without them the node could take another address and VTEP MAC than its peers know.
+        let waits = waiting_for("the leases");
+        let Some(leases) = lease::await_leases(&*store, stop, waits).await else {
+            return Ok(None);
+        };
+        readiness.fail(Condition::LeaseHeld, "starting");
+        let host = underlay::snapshot(options.interface.iface_can_reach).await?;
+        let links = netlink.links().await?;
+        let mut held = held_addresses(&links, &backend, &host, &leases);
+        let families = Families::of(&config);
+        let selection = underlay::select(&host, &options.interface, families, &held)?;
+        held.note(&host, &selection);
         for note in &selection.notes {
             info!("{note}");
         }
-        let backend = config.backend;
-        let macs = recorded_macs(&store, &selection).await;
+        let macs = recorded_macs(&leases, &selection);
         let ipv4 = End::prepare(&netlink, &backend, selection.ipv4(), macs.ipv4).await?;
         let ipv6 = End::prepare(&netlink, &backend, selection.ipv6(), macs.ipv6).await?;
         if ipv4.is_none() {
@@ -180,6 +196,7 @@ impl Daemon {
             options: options.clone(),
             config,
             store,
+            held,
         };
         daemon.advertise();
         Ok(Some(daemon))
@@ -190,22 +207,10 @@ impl Daemon {
         let mut again = Dirty::default();
         let mut dirty = dirty;
         if dirty.underlay {
-            match self.follow_underlay().await {
-                Ok(more) => {
-                    dirty |= more;
-                    self.readiness.satisfy(Condition::UnderlayFound);
-                }
-                Err(error) => {
-                    let reason = output::one_line(&error);
-                    if self
-                        .readiness
-                        .fail(Condition::UnderlayFound, reason.clone())
-                    {
-                        warn!("underlay: {reason}");
-                    }
-                    again.underlay = true;
-                }
-            }
+            let (more, problem) = self.follow_underlay().await;
+            dirty |= more;
+            again.underlay = problem.is_some();
+            self.report_underlay(problem);
         }
         again |= self.controller.settle(dirty).await;
         if dirty.vtep {
@@ -215,16 +220,48 @@ impl Daemon {
         again
     }
 
-    /// The underlay's interface, address or MTU may have changed: the lease and both tiers follow.
-    async fn follow_underlay(&mut self) -> anyhow::Result<Dirty> {
-        let selection = select_underlay(&self.options, &self.config).await?;
-        let mut desired = self.controller.desired();
-        let ipv4 = follow(&mut desired.ipv4, selection.ipv4())?;
-        let ipv6 = follow(&mut desired.ipv6, selection.ipv6())?;
-        if !ipv4 && !ipv6 {
-            return Ok(Dirty::default());
+    fn report_underlay(&self, problem: Option<anyhow::Error>) {
+        let Some(problem) = problem else {
+            return self.readiness.satisfy(Condition::UnderlayFound);
+        };
+        let reason = output::one_line(&problem);
+        if self
+            .readiness
+            .fail(Condition::UnderlayFound, reason.clone())
+        {
+            warn!("underlay: {reason}");
         }
-        Ok(self.take_local(desired))
+    }
+
+    /// The underlay's interface, address or MTU may have changed: the lease and both tiers follow.
+    /// What is missing is the problem returned.
+    async fn follow_underlay(&mut self) -> (Dirty, Option<anyhow::Error>) {
+        let interface = &self.options.interface;
+        let host = match underlay::snapshot(interface.iface_can_reach).await {
+            Ok(host) => host,
+            Err(error) => return (Dirty::default(), Some(error.into())),
+        };
+        let families = Families::of(&self.config);
+        let (selection, missing) = underlay::select_again(&host, interface, families, &self.held);
+        let missing = missing.map(anyhow::Error::from);
+        let Some(selection) = selection else {
+            return (Dirty::default(), missing);
+        };
+        let mut desired = self.controller.desired();
+        let followed = follow(&mut desired.ipv4, selection.ipv4())
+            .and_then(|ipv4| Ok(ipv4 | follow(&mut desired.ipv6, selection.ipv6())?));
+        match followed {
+            Ok(changed) => {
+                self.held.note(&host, &selection);
+                let dirty = if changed {
+                    self.take_local(desired)
+                } else {
+                    Dirty::default()
+                };
+                (dirty, missing)
+            }
+            Err(error) => (Dirty::default(), Some(error)),
+        }
     }
 
     /// Has the lease, the subnet file and both tiers say what changed about this node.
@@ -320,17 +357,4 @@ fn read_previous(options: &DaemonOptions) -> Previous {
             Previous::default()
         }
     }
-}
-
-/// The interface and addresses the options select on this host.
-async fn select_underlay(
-    options: &DaemonOptions,
-    config: &NetworkConfig,
-) -> anyhow::Result<Selection> {
-    let host = underlay::snapshot(options.interface.iface_can_reach).await?;
-    Ok(underlay::select(
-        &host,
-        &options.interface,
-        Families::of(config),
-    )?)
 }

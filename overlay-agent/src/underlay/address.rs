@@ -6,30 +6,81 @@ use super::snapshot::InterfaceAddress;
 
 /// What the kernel says about an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the kernel's own flags, and its prefix"
+)]
 pub struct AddressFlags {
     pub permanent: bool,
     /// IPv6: a temporary one; IPv4: a secondary one. The kernel uses one bit for both.
     pub temporary: bool,
     pub deprecated: bool,
+    /// Its prefix is the address alone, and no other end of a point-to-point link: `/32`, `/128`.
+    pub host: bool,
 }
 
-/// Global before link-local, permanent before others, non-temporary before temporary; otherwise as
-/// the kernel lists them. Deprecated addresses, and those that other nodes cannot reach, are left
-/// out.
-pub fn usable(addresses: &[&InterfaceAddress]) -> Vec<IpAddr> {
+/// How far an address can be trusted to be the node's own. Better ones come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    Ordinary,
+    /// Of the shape in which keepalived, kube-vip and the like put a service's address on whichever
+    /// node serves it: the address alone, without a network. Some clouds give nodes no other.
+    Virtual,
+    LinkLocal,
+}
+
+/// Addresses that come before those the kernel's flags would choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Preferred<'a> {
+    /// By flags of this agent: whatever their rank.
+    pub named: &'a [IpAddr],
+    /// By the past of this node, the first most: among those of their rank.
+    pub held: &'a [IpAddr],
+    /// Only [ordinary](Rank::Ordinary) ones count, and what a flag names.
+    pub ordinary_only: bool,
+}
+
+/// In the order of their ranks; those of one rank permanent before others, primary before secondary
+/// and temporary ones, otherwise as the kernel lists them. Left out are those that other nodes cannot
+/// reach, and deprecated ones nobody prefers.
+pub fn usable(addresses: &[&InterfaceAddress], preferred: Preferred<'_>) -> Vec<IpAddr> {
+    let Preferred {
+        named,
+        held,
+        ordinary_only,
+    } = preferred;
     let mut usable: Vec<_> = addresses
         .iter()
-        .filter(|address| !address.flags.deprecated)
         .filter(|address| is_global_unicast(address.ip) || is_link_local(address.ip))
+        .filter(|address| {
+            named.contains(&address.ip)
+                || ((!address.flags.deprecated || held.contains(&address.ip))
+                    && !(ordinary_only && rank(address) != Rank::Ordinary))
+        })
         .collect();
     usable.sort_by_key(|address| {
+        let place = |among: &[IpAddr]| among.iter().position(|ip| *ip == address.ip);
         (
-            is_link_local(address.ip),
-            !address.flags.permanent,
+            place(named).is_none(),
+            rank(address),
+            place(held).unwrap_or(held.len()),
             address.flags.temporary,
+            !address.flags.permanent,
         )
     });
     usable.into_iter().map(|address| address.ip).collect()
+}
+
+/// An IPv6 address alone that has a lifetime is what DHCPv6 gives.
+pub fn rank(address: &InterfaceAddress) -> Rank {
+    let flags = address.flags;
+    if is_link_local(address.ip) {
+        Rank::LinkLocal
+    } else if flags.host && (address.ip.is_ipv4() || flags.permanent) {
+        Rank::Virtual
+    } else {
+        Rank::Ordinary
+    }
 }
 
 fn is_link_local(ip: IpAddr) -> bool {

@@ -6,7 +6,8 @@ use regex::Regex;
 
 use super::{
     Families,
-    address::usable,
+    address::{Preferred, Rank, rank, usable},
+    held::Held,
     snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
 };
 use crate::config::go::value::parse_ip;
@@ -46,6 +47,16 @@ pub enum UnderlayError {
     NoAddress {
         family: &'static str,
         interface: String,
+    },
+    #[error(
+        "address {lost} of interface {interface} is gone; {left} may be a virtual address or one of the \
+         link alone and is not taken in its place. Waiting for it to be back; to use another one, name \
+         it with --iface"
+    )]
+    OnlyLesser {
+        lost: IpAddr,
+        interface: String,
+        left: String,
     },
     #[error("failed to determine MTU for {interface} interface")]
     NoMtu { interface: String },
@@ -91,6 +102,9 @@ impl<'a> Found<'a> {
 pub struct Lookup<'a> {
     pub host: &'a HostSnapshot,
     pub families: Families,
+    /// The addresses that flags name as public ones.
+    pub named: &'a [IpAddr],
+    pub held: &'a Held,
 }
 
 impl<'a> Lookup<'a> {
@@ -200,7 +214,8 @@ impl<'a> Lookup<'a> {
             .join(", ")
     }
 
-    /// `--iface-can-reach`: what the kernel answered for this address.
+    /// `--iface-can-reach`: what the kernel answered for this address. Its choice of a source address
+    /// may change with every address that comes and goes.
     pub fn can_reach(self, ip: IpAddr) -> Result<Found<'a>, UnderlayError> {
         let unreachable = |reason: &str| UnderlayError::Unreachable {
             ip,
@@ -214,9 +229,16 @@ impl<'a> Lookup<'a> {
         let link = self
             .link(reach.ifindex)
             .ok_or_else(|| unreachable("its interface is gone"))?;
-        Ok(reach
-            .source
-            .map_or(Found::any(link), |source| Found::at(link, source)))
+        let source = reach.source.filter(|source| {
+            let family = |ip: &IpAddr| ip.is_ipv4() == source.is_ipv4();
+            let first = self.addresses(link, family).first().copied();
+            let is_kept = first
+                .is_some_and(|ip| self.named.contains(&ip) || self.held.addresses().contains(&ip));
+            let is_barred = self.held.ordinary(link, family).is_some()
+                && self.lesser_addresses(link, family).contains(source);
+            !is_kept && !is_barred
+        });
+        Ok(source.map_or(Found::any(link), |source| Found::at(link, source)))
     }
 
     /// The interface of the first default route; with two families both must have the same.
@@ -262,19 +284,33 @@ impl<'a> Lookup<'a> {
             mut ipv4,
             mut ipv6,
         } = found;
-        let missing = |family| UnderlayError::NoAddress {
-            family,
-            interface: link.name.clone(),
-        };
         if self.families.has_ipv4() && ipv4.is_none() {
             let first = self.ipv4_addresses(link).first().copied();
-            ipv4 = Some(first.ok_or_else(|| missing("IPv4"))?);
+            ipv4 = Some(first.ok_or_else(|| self.missing(link, "IPv4", IpAddr::is_ipv4))?);
         }
         if self.families.has_ipv6() && ipv6.is_none() {
             let first = self.ipv6_addresses(link).first().copied();
-            ipv6 = Some(first.ok_or_else(|| missing("IPv6"))?);
+            ipv6 = Some(first.ok_or_else(|| self.missing(link, "IPv6", IpAddr::is_ipv6))?);
         }
         Ok(Found { link, ipv4, ipv6 })
+    }
+
+    fn missing(
+        self,
+        link: &Link,
+        family: &'static str,
+        is_of_family: impl Fn(&IpAddr) -> bool,
+    ) -> UnderlayError {
+        let interface = link.name.clone();
+        let left = self.lesser_addresses(link, &is_of_family);
+        match self.held.ordinary(link, is_of_family) {
+            Some(lost) if !left.is_empty() => UnderlayError::OnlyLesser {
+                lost,
+                interface,
+                left: join(&left),
+            },
+            _ => UnderlayError::NoAddress { family, interface },
+        }
     }
 
     /// The interface that has exactly this address.
@@ -320,12 +356,34 @@ impl<'a> Lookup<'a> {
     }
 
     fn addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
-        let of_link: Vec<&InterfaceAddress> = self
-            .host
-            .addresses
-            .iter()
-            .filter(|address| address.ifindex == link.ifindex && family(&address.ip))
-            .collect();
-        usable(&of_link)
+        let of_link: Vec<_> = self.addresses_of(link, &family).collect();
+        let preferred = Preferred {
+            named: self.named,
+            held: &self.held.addresses(),
+            ordinary_only: self.held.ordinary(link, family).is_some(),
+        };
+        usable(&of_link, preferred)
     }
+
+    fn lesser_addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+        let all = self.addresses_of(link, family);
+        all.filter(|address| rank(address) != Rank::Ordinary)
+            .map(|address| address.ip)
+            .collect()
+    }
+
+    fn addresses_of(
+        self,
+        link: &Link,
+        family: impl Fn(&IpAddr) -> bool,
+    ) -> impl Iterator<Item = &'a InterfaceAddress> {
+        let ifindex = link.ifindex;
+        let all = self.host.addresses.iter();
+        all.filter(move |address| address.ifindex == ifindex && family(&address.ip))
+    }
+}
+
+fn join(addresses: &[IpAddr]) -> String {
+    let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    texts.join(", ")
 }

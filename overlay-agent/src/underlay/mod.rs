@@ -3,6 +3,7 @@
 //! address is.
 
 mod address;
+mod held;
 mod lookup;
 mod snapshot;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use self::lookup::{Found, Lookup};
 pub use self::{
     address::AddressFlags,
+    held::Held,
     lookup::UnderlayError,
     snapshot::{HostSnapshot, InterfaceAddress, Link, Reach, Route, SnapshotError, snapshot},
 };
@@ -98,12 +100,24 @@ impl Selection {
 /// Chooses by the options, in flannel's order: every `--iface`, every `--iface-regex`,
 /// `--iface-can-reach`; without any of them the interface that owns the public address, else the
 /// default route's. Every error can go away when the host's interfaces change.
+///
+/// Of the interface's addresses the one that flags name counts, public ones included; else one that
+/// is `held`; else the one flannel would choose, but for virtual addresses.
 pub fn select(
     host: &HostSnapshot,
     options: &InterfaceOptions,
     families: Families,
+    held: &Held,
 ) -> Result<Selection, UnderlayError> {
-    let lookup = Lookup { host, families };
+    let public_ip = options.public_ip.map(IpAddr::V4);
+    let public_ipv6 = options.public_ipv6.map(IpAddr::V6);
+    let named: Vec<_> = public_ip.into_iter().chain(public_ipv6).collect();
+    let lookup = Lookup {
+        host,
+        families,
+        named: &named,
+        held,
+    };
     let mut notes = Vec::new();
     let found = match candidates(options) {
         candidates if candidates.is_empty() => unasked(lookup, options, &mut notes)?,
@@ -111,6 +125,30 @@ pub fn select(
     };
     let found = with_public_ipv6(lookup, found, options)?;
     finish(lookup, found, options, notes)
+}
+
+/// As [`select`], for a node that runs: what one family lacks does not hold up the other, while that
+/// stays on the interface in use. The error is about the family that is missing in the selection.
+pub fn select_again(
+    host: &HostSnapshot,
+    options: &InterfaceOptions,
+    families: Families,
+    held: &Held,
+) -> (Option<Selection>, Option<UnderlayError>) {
+    let error = match select(host, options, families, held) {
+        Ok(selection) => return (Some(selection), None),
+        Err(error) => error,
+    };
+    let alone = |family| {
+        select(host, options, family, held)
+            .ok()
+            .filter(|selection| held.interface() == Some(&*selection.name))
+    };
+    let selection = match families {
+        Families::Dual => alone(Families::Ipv4).or_else(|| alone(Families::Ipv6)),
+        Families::Ipv4 | Families::Ipv6 => None,
+    };
+    (selection, Some(error))
 }
 
 enum Candidate<'a> {

@@ -157,6 +157,10 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
         }
     }
     let flags = message.header.flags;
+    let is_host_prefix = match message.header.family {
+        AddressFamily::Inet => message.header.prefix_len == 32,
+        _ => message.header.prefix_len == 128,
+    };
     Some(InterfaceAddress {
         ifindex: message.header.index,
         ip: local.or(address)?,
@@ -164,6 +168,7 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
             permanent: flags.contains(AddressHeaderFlags::Permanent),
             temporary: flags.contains(AddressHeaderFlags::Secondary),
             deprecated: flags.contains(AddressHeaderFlags::Deprecated),
+            host: is_host_prefix && (local.is_none() || local == address),
         },
     })
 }

@@ -1,9 +1,24 @@
+mod held;
+
 use super::*;
 
 const PERMANENT: AddressFlags = AddressFlags {
     permanent: true,
     temporary: false,
     deprecated: false,
+    host: false,
+};
+const DYNAMIC: AddressFlags = AddressFlags {
+    permanent: false,
+    ..PERMANENT
+};
+const VIRTUAL: AddressFlags = AddressFlags {
+    host: true,
+    ..PERMANENT
+};
+const SECONDARY: AddressFlags = AddressFlags {
+    temporary: true,
+    ..PERMANENT
 };
 
 /// A host with a loopback and these interfaces; index 2 onwards, MTU 1500.
@@ -81,8 +96,18 @@ fn ip<A: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> A {
 
 /// `interface local/public local/public`, with `-` for a family that is off.
 fn chosen(host: &HostSnapshot, options: &InterfaceOptions, families: Families) -> String {
-    let selection =
-        select(host, options, families).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+    keeping(host, options, families, &Held::default())
+}
+
+/// The same on a node that has a past.
+fn keeping(
+    host: &HostSnapshot,
+    options: &InterfaceOptions,
+    families: Families,
+    held: &Held,
+) -> String {
+    let selection = select(host, options, families, held)
+        .unwrap_or_else(|error| panic!("{options:?}: {error}"));
     let ipv4 = selection
         .ipv4
         .map_or("-".to_owned(), |a| format!("{}/{}", a.local, a.public));
@@ -93,7 +118,7 @@ fn chosen(host: &HostSnapshot, options: &InterfaceOptions, families: Families) -
 }
 
 fn error(host: &HostSnapshot, options: &InterfaceOptions, families: Families) -> String {
-    select(host, options, families)
+    select(host, options, families, &Held::default())
         .expect_err("nothing matches")
         .to_string()
 }
@@ -201,7 +226,7 @@ fn the_first_candidate_that_matches_wins_and_the_others_are_noted() {
         ],
         ..asking()
     };
-    let selection = select(&host, &options, Families::Ipv4).unwrap();
+    let selection = select(&host, &options, Families::Ipv4, &Held::default()).unwrap();
     assert_eq!(selection.name, "eth1");
     let [first, second, third] = &selection.notes[..] else {
         panic!("{:?}", selection.notes)
@@ -348,7 +373,39 @@ fn a_candidate_without_an_address_gives_way_to_the_next() {
 }
 
 #[test]
-fn the_public_address_is_advertised_and_is_not_the_tunnels_own() {
+fn a_public_address_of_the_chosen_interface_is_the_tunnels_own_too() {
+    let options = |iface: InterfaceOptions| InterfaceOptions {
+        public_ip: Some(ip("192.168.50.8")),
+        public_ipv6: Some(ip("2001:db8:50::7")),
+        ..iface
+    };
+    let eth1 = "eth1 192.168.50.8/192.168.50.8 2001:db8:50::7/2001:db8:50::7";
+    for iface in [asking(), iface(&["eth1"]), regex(&["^eth1$"])] {
+        let options = options(iface);
+        assert_eq!(chosen(&two_interfaces(), &options, Families::Dual), eth1);
+    }
+    // It may be of any shape, and it is not left for one that was in use before.
+    let mut host = two_interfaces();
+    host.addresses
+        .iter_mut()
+        .filter(|address| address.ip == IpAddr::V4(ip("192.168.50.8")))
+        .for_each(|address| address.flags = VIRTUAL);
+    let held = Held::of_the_past([IpAddr::V4(ip("192.168.50.7"))]);
+    let options = options(iface(&["eth1"]));
+    assert_eq!(keeping(&host, &options, Families::Dual, &held), eth1);
+    // An address that --iface names is the tunnel's, whatever is advertised.
+    let options = InterfaceOptions {
+        public_ip: Some(ip("192.168.50.8")),
+        ..iface(&["192.168.50.7"])
+    };
+    assert_eq!(
+        chosen(&two_interfaces(), &options, Families::Ipv4),
+        "eth1 192.168.50.7/192.168.50.8 -"
+    );
+}
+
+#[test]
+fn a_public_address_of_no_interface_is_advertised_and_is_not_the_tunnels_own() {
     let options = InterfaceOptions {
         public_ip: Some(ip("203.0.113.9")),
         public_ipv6: Some(ip("2001:db8:ffff::9")),
@@ -358,10 +415,15 @@ fn the_public_address_is_advertised_and_is_not_the_tunnels_own() {
         chosen(&two_interfaces(), &options, Families::Dual),
         "eth1 192.168.50.7/203.0.113.9 2001:db8:50::7/2001:db8:ffff::9"
     );
-    let underlay = select(&two_interfaces(), &options, Families::Ipv4)
-        .unwrap()
-        .ipv4()
-        .unwrap();
+    let underlay = select(
+        &two_interfaces(),
+        &options,
+        Families::Ipv4,
+        &Held::default(),
+    )
+    .unwrap()
+    .ipv4()
+    .unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(192, 168, 50, 7));
     assert_eq!(underlay.public_ip, Ipv4Addr::new(203, 0, 113, 9));
 }
@@ -392,7 +454,13 @@ fn a_public_address_behind_a_nat_needs_no_iface_and_is_noted() {
         public_ip: Some(ip("203.0.113.9")),
         ..asking()
     };
-    let selection = select(&two_interfaces(), &options, Families::Ipv4).unwrap();
+    let selection = select(
+        &two_interfaces(),
+        &options,
+        Families::Ipv4,
+        &Held::default(),
+    )
+    .unwrap();
     assert_eq!(
         selection.ipv4,
         Some(Addresses {
@@ -422,15 +490,10 @@ fn public_addresses_on_two_interfaces_are_refused() {
 }
 
 #[test]
-fn addresses_are_preferred_global_then_permanent_then_not_temporary() {
+fn addresses_are_preferred_by_shape_and_then_by_the_kernels_flags() {
     let mut host = host(&[("eth0", &[])]);
     host.routes = vec![route("0.0.0.0/0", None, &[2]), route("::/0", None, &[2])];
-    let mut add = |text: &str, permanent: bool, temporary: bool, deprecated: bool| {
-        let flags = AddressFlags {
-            permanent,
-            temporary,
-            deprecated,
-        };
+    let mut add = |text: &str, flags: AddressFlags| {
         host.addresses.push(InterfaceAddress {
             ifindex: 2,
             ip: text.parse().unwrap(),
@@ -438,20 +501,30 @@ fn addresses_are_preferred_global_then_permanent_then_not_temporary() {
         });
         host.clone()
     };
+    let temporary = AddressFlags {
+        temporary: true,
+        ..DYNAMIC
+    };
+    let dhcp6 = AddressFlags {
+        permanent: false,
+        ..VIRTUAL
+    };
     // Each addition is better than everything before it.
     let steps = [
-        ("169.254.7.7", true, false, false),
-        ("10.0.0.1", false, true, false),
-        ("10.0.0.2", false, false, false),
-        ("10.0.0.3", true, true, false),
-        ("10.0.0.4", true, false, false),
-        ("fe80::7", true, false, false),
-        ("2001:db8::1", false, true, false),
-        ("2001:db8::2", false, false, false),
-        ("2001:db8::3", true, false, false),
+        ("169.254.7.7", PERMANENT),
+        ("10.0.0.1", VIRTUAL),
+        ("10.0.0.2", temporary),
+        ("10.0.0.3", SECONDARY),
+        ("10.0.0.4", DYNAMIC),
+        ("10.0.0.5", PERMANENT),
+        ("fe80::7", PERMANENT),
+        ("2001:db8::1", VIRTUAL),
+        ("2001:db8::2", temporary),
+        ("2001:db8::3", dhcp6),
+        ("2001:db8::4", PERMANENT),
     ];
-    for (text, permanent, temporary, deprecated) in steps {
-        let host = add(text, permanent, temporary, deprecated);
+    for (text, flags) in steps {
+        let host = add(text, flags);
         let families = if text.contains(':') {
             Families::Ipv6
         } else {
@@ -461,16 +534,20 @@ fn addresses_are_preferred_global_then_permanent_then_not_temporary() {
         assert!(got.contains(&format!(" {text}/{text}")), "{text}: {got}");
     }
     // These are not, for the first of equals stays first.
-    for (text, deprecated) in [
-        ("10.0.0.5", false),
-        ("10.0.0.6", true),
-        ("127.0.0.9", false),
-        ("224.0.0.9", false),
+    let deprecated = AddressFlags {
+        deprecated: true,
+        ..PERMANENT
+    };
+    for (text, flags) in [
+        ("10.0.0.6", PERMANENT),
+        ("10.0.0.7", deprecated),
+        ("127.0.0.9", PERMANENT),
+        ("224.0.0.9", PERMANENT),
     ] {
-        let host = add(text, true, false, deprecated);
+        let host = add(text, flags);
         assert_eq!(
             chosen(&host, &asking(), Families::Ipv4),
-            "eth0 10.0.0.4/10.0.0.4 -",
+            "eth0 10.0.0.5/10.0.0.5 -",
             "{text}"
         );
     }
