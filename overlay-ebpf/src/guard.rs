@@ -1,6 +1,11 @@
 //! Stops tunnel packets that no peer sent, or that carry no frame, before the kernel has made an skb
 //! of them. Whatever is not recognisably a tunnel packet for this node's network passes untouched:
 //! other VNIs on the same port, other UDP, VLANs, fragments.
+//!
+//! A peer may send from another address than its lease says: it has several, or a NAT is between. Only
+//! nodes of the cluster know this node's VTEP MAC address, and they address every frame to it, so what
+//! carries it is left to the kernel, which takes it from any address. A stranger would have to know
+//! it, or to forge the address of a peer.
 
 use core::mem::offset_of;
 
@@ -19,6 +24,7 @@ use overlay_common::{
 use crate::{
     ip::{Header as _, Ip},
     ipv4::IS_FRAGMENT,
+    mac::Mac,
     maps::Tables as _,
     packet::Packet,
     parse::ETH_LEN,
@@ -59,19 +65,22 @@ fn check<F: Ip>(
     }
     let inner = udp + size_of::<UdpHeader>();
     let vxlan: VxlanHeader = packet.read(inner).ok_or(Outcome::GuardTruncated)?;
-    let _: EthHeader = packet
-        .read(inner + size_of::<VxlanHeader>())
-        .ok_or(Outcome::GuardTruncated)?;
+    let frame = inner + size_of::<VxlanHeader>();
+    let _: EthHeader = packet.read(frame).ok_or(Outcome::GuardTruncated)?;
+    let frame_dst = Mac::read(packet, frame).ok_or(Outcome::GuardTruncated)?;
     if vxlan.flags & VXLAN_FLAG_VNI == 0 {
         return Err(Outcome::GuardHeader);
     }
     if vxlan.vni != config.vni {
         return Ok(Outcome::VxlanHeader);
     }
-    if !F::is_peer(source) {
-        return Err(Outcome::GuardPeer);
+    if F::is_peer(source) {
+        return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Passed)
+    if frame_dst == Mac::of(&config.vtep_mac) {
+        return Ok(Outcome::UnknownPeer);
+    }
+    Err(Outcome::GuardPeer)
 }
 
 /// Source address and offset of the UDP header of a UDP packet to this node's VTEP.

@@ -19,7 +19,7 @@ use overlay_common::{
 use overlay_tests::{
     in_both_families,
     prog::{
-        fixture::{Cluster, Fixture, VXLAN_PORT},
+        fixture::{Cluster, Fixture, VTEP_MAC, VXLAN_PORT},
         node::Interfaces,
         packet::{Extension, Outer, Packet, Transport},
     },
@@ -170,6 +170,11 @@ fn the_guard_drops_what_no_peer_sent_and_counts_why<F: Cluster>() -> Result<()> 
                 Outcome::GuardPeer,
             ),
             (
+                "from a stranger, to everybody",
+                from::<F>(F::STRANGER).around(&[0xff; 40]),
+                Outcome::GuardPeer,
+            ),
+            (
                 "from a pod",
                 tunnel(&from::<F>(F::TUNNELLED.pod)),
                 Outcome::GuardPeer,
@@ -215,6 +220,11 @@ fn everything_else_passes_untouched<F: Cluster>() -> Result<()> {
                     ..F::TUNNELLED.outer()
                 }),
                 Outcome::Passed,
+            ),
+            (
+                "a stranger who knows the VTEP MAC address",
+                from::<F>(F::STRANGER).around(&[&VTEP_MAC.octets[..], &[0; 34]].concat()),
+                Outcome::UnknownPeer,
             ),
             (
                 "another network on the same port",

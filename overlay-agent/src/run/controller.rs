@@ -107,7 +107,7 @@ impl Controller {
         if dirty.tiers || dirty.vtep {
             again.tiers |= !self.reconcile().await;
         }
-        if dirty.pods || dirty.vtep || dirty.underlay || self.tier1.is_attach_due() {
+        if dirty.pods || dirty.vtep || dirty.underlay {
             again.pods |= !self.attach();
         }
         debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");

@@ -30,8 +30,6 @@ pub enum Tier1 {
         xdp: Xdp,
         /// Subnets of peers that found no room in the maps, by family.
         left_to_kernel: BTreeMap<&'static str, usize>,
-        /// Something was applied that attachments depend on.
-        attach_due: bool,
     },
     Absent,
 }
@@ -60,7 +58,6 @@ impl Tier1 {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
                     left_to_kernel: BTreeMap::new(),
-                    attach_due: true,
                 })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
@@ -109,24 +106,17 @@ impl Tier1 {
 
     /// Takes note of whom the maps of the family have no room for.
     fn note<F: Family>(&mut self, summary: &datapath::Summary<F>) {
-        let Self::Active {
-            left_to_kernel,
-            attach_due,
-            ..
-        } = self
-        else {
+        let Self::Active { left_to_kernel, .. } = self else {
             return;
         };
         let left = summary.left_to_kernel.len();
         let before = left_to_kernel.insert(F::NAME, left).unwrap_or_default();
-        *attach_due |= (left > 0) != (before > 0);
         if left > 0 && before == 0 {
             warn!(
                 family = F::NAME,
                 peers = summary.nodes,
                 subnets = left,
-                "the node map is full: these subnets have the kernel tier only, and the XDP guard, \
-                 which would take their nodes for strangers, is off"
+                "the node map is full: these subnets have the kernel tier only"
             );
         } else if left == 0 && before > 0 {
             info!(
@@ -137,17 +127,6 @@ impl Tier1 {
         }
     }
 
-    /// Whether programs belong elsewhere since [`Self::attach`] was called.
-    pub const fn is_attach_due(&self) -> bool {
-        matches!(
-            self,
-            Self::Active {
-                attach_due: true,
-                ..
-            }
-        )
-    }
-
     /// Attaches the programs to the underlay, the VTEPs and every pod interface, and to nothing else.
     /// Returns whether every attachment is in place.
     pub fn attach(
@@ -155,24 +134,15 @@ impl Tier1 {
         sides: &Sides,
         pods: &BTreeMap<u32, PodLink>,
     ) -> Result<bool, DatapathError> {
-        let Self::Active {
-            datapath,
-            xdp,
-            left_to_kernel,
-            attach_due,
-        } = self
-        else {
+        let Self::Active { datapath, xdp, .. } = self else {
             return Ok(true);
         };
-        *attach_due = false;
-        let is_full = left_to_kernel.values().any(|&left| left > 0);
-        let xdp = if is_full { Xdp::Off } else { *xdp };
         let gateways = pods
             .values()
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
         datapath.set_gateways(&gateways)?;
-        let summary = datapath.sync_links(&attachments(sides, pods, xdp))?;
+        let summary = datapath.sync_links(&attachments(sides, pods, *xdp))?;
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,
