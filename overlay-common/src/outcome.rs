@@ -165,7 +165,8 @@ outcomes! {
     NoLease = 25, Decline, "no_lease";
     /// The entry is of a generation before the last flush.
     Generation = 26, Decline, "generation";
-    /// The frame is not addressed to the gateway: it is bridged, not routed.
+    /// The frame is not addressed to the gateway, or comes from a group's address or none: it is bridged
+    /// or dropped, not routed.
     NotGateway = 27, Decline, "not_gateway";
     /// Larger than the path or the pod network takes: the kernel fragments or sends the ICMP error.
     Mtu = 28, Decline, "mtu";

@@ -43,7 +43,8 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let config = F::config().ok_or(Outcome::Disabled)?;
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     let frame_dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
-    let ethertype: u16 = packet.read(12).ok_or(Outcome::Truncated)?;
+    let source_and_type: u64 = packet.read(6).ok_or(Outcome::Truncated)?;
+    let ethertype = (source_and_type >> 48) as u16;
     if skb.vlan_present() != 0 {
         return guard_tagged(skb, packet, config, ethertype);
     }
@@ -57,7 +58,8 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         Ok(flow) if config.is_remote_pod(flow.words.remote()) => flow,
         other => return guard_tunnel(skb, packet, config, other.err()),
     };
-    forward(skb, config, packet, frame_dst, &flow).inspect_err(|_| {
+    let source = Mac::from_low_bits(source_and_type);
+    forward(skb, config, packet, [frame_dst, source], &flow).inspect_err(|_| {
         skb.set_hash(flow.stamp_before_hop(config));
     })
 }
@@ -103,7 +105,7 @@ fn forward<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
     packet: Packet,
-    frame_dst: Mac,
+    [frame_dst, frame_src]: [Mac; 2],
     flow: &Flow<F>,
 ) -> Result<Handled, Outcome> {
     let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoLease)?;
@@ -120,7 +122,7 @@ fn forward<F: Ip>(
     if generation != config.generation {
         return Err(Outcome::Generation);
     }
-    if frame_dst != gateway {
+    if frame_dst != gateway || !frame_src.is_station() {
         return Err(Outcome::NotGateway);
     }
     if flow.ttl <= 1 {

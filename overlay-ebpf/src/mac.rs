@@ -35,6 +35,13 @@ impl Mac {
         self.0 & 1 == 1
     }
 
+    /// Whether a frame can come from this address. A bridge drops what comes from another: from a group,
+    /// or from all zeros (`is_valid_ether_addr`).
+    #[inline(always)]
+    pub const fn is_station(self) -> bool {
+        !self.is_multicast() && self.0 != 0
+    }
+
     /// The six bytes at `offset`; two more must follow them.
     #[inline(always)]
     pub fn read(packet: Packet, offset: usize) -> Option<Self> {

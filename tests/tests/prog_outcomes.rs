@@ -326,6 +326,21 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             fixture.grant(key, &F::TUNNELLED);
         },
     );
+    let mut group = POD_MAC;
+    group.octets[0] |= 1;
+    for (name, source) in [
+        ("a frame from a group's address", group),
+        ("a frame from no address", MacAddr::ZERO),
+    ] {
+        table.pass(
+            Outcome::NotGateway,
+            name,
+            packet.clone().macs(GATEWAY_MAC, source).bytes(),
+            |fixture, _| {
+                fixture.grant(key, &F::TUNNELLED);
+            },
+        );
+    }
     for ttl in [0, 1] {
         table.pass(
             Outcome::Ttl,
