@@ -9,6 +9,7 @@ pub const STATS: &str = "OVL_STATS";
 pub const PEERS4: &str = "OVL_PEERS4";
 pub const GATEWAYS: &str = "OVL_GATEWAYS";
 pub const PODS: &str = "OVL_PODS";
+pub const LEARNED: &str = "OVL_LEARNED";
 pub const MOVES: &str = "OVL_MOVES";
 pub const LEAVING: &str = "OVL_LEAVING";
 pub const ROUTES6: &str = "OVL_ROUTES6";
@@ -19,9 +20,9 @@ pub const FLOWS6: &str = "OVL_FLOWS6";
 pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 18] = [
     ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, MOVES, LEAVING, STATS,
+    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, STATS,
 ];
 
 /// The maps of one address family.
@@ -62,6 +63,9 @@ pub const MAX_FLOWS: usize = 262_144;
 pub const MAX_GATEWAYS: usize = 4_096;
 /// MAC addresses seen in frames from pods.
 pub const MAX_PODS: usize = 16_384;
+/// New MAC addresses that count per interface in a period of 2^[`LEARN_PERIOD_BITS`] ns, 17 s.
+pub const LEARN_BUDGET: u64 = 64;
+pub const LEARN_PERIOD_BITS: u32 = 34;
 
 /// The kernel cuts BPF object names to 15 bytes.
 const NAME_MAX: usize = 15;

@@ -10,7 +10,9 @@ use overlay_common::{
     config::Config,
     family::{Family, V4, V6},
     flow::{Flow, FlowKey},
-    maps::{MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES},
+    maps::{
+        LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES,
+    },
     node::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
     },
@@ -18,7 +20,7 @@ use overlay_common::{
     route::Route,
 };
 
-use crate::mac::Mac;
+use crate::{helpers::now, mac::Mac};
 
 #[btf_map(name = "OVL_ROUTES4")]
 static ROUTES4: LpmTrie<Ipv4Be, Route, MAX_ROUTES> = LpmTrie::new();
@@ -64,6 +66,9 @@ static GATEWAYS: HashMap<u32, Gateway, MAX_GATEWAYS> = HashMap::new();
 
 #[btf_map(name = "OVL_PODS")]
 static PODS: LruHashMap<PodKey, PodPort, MAX_PODS> = LruHashMap::new();
+
+#[btf_map(name = "OVL_LEARNED")]
+static LEARNED: LruHashMap<u32, u64, MAX_PODS> = LruHashMap::new();
 
 #[btf_map(name = "OVL_MOVES")]
 static MOVES: Array<u32, MOVE_SLOTS> = Array::new();
@@ -217,7 +222,10 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
 #[inline(always)]
 pub fn learn_pod(mac: Mac, ifindex: u32) {
     let before = pod_port(mac);
-    if mac.is_multicast() || before == Some(ifindex) {
+    if !mac.is_station() || before == Some(ifindex) {
+        return;
+    }
+    if before.is_none() && !may_learn(ifindex) {
         return;
     }
     // A full table evicts its oldest entry; should it refuse, the address is learned another time.
@@ -229,6 +237,29 @@ pub fn learn_pod(mac: Mac, ifindex: u32) {
         // increments at the same time leaves a number that is new as well.
         unsafe { moves.write_volatile(moves.read_volatile().wrapping_add(1)) };
     }
+}
+
+/// Whether another address may be learned on the interface now. What a pod floods its veth with must not
+/// evict the addresses of others faster than these are seen again, which is once in a lease's time.
+#[inline(always)]
+fn may_learn(ifindex: u32) -> bool {
+    let fresh = (now() >> LEARN_PERIOD_BITS) << 32;
+    let Some(learned) = LEARNED.get_ptr_mut(ifindex) else {
+        return LEARNED.insert(ifindex, fresh | 1, 0).is_ok();
+    };
+    // SAFETY: the pointer is to a live, aligned value. Writers on several CPUs may count one address
+    // for two; an entry that is evicted and reused meanwhile belongs to another interface, whose count
+    // starts anew.
+    let before = unsafe { learned.read_volatile() };
+    // How many were learned in this period; far more than any budget if the count is of another one.
+    let count = before.wrapping_sub(fresh);
+    if count == LEARN_BUDGET {
+        return false;
+    }
+    let next = if count < LEARN_BUDGET { count + 1 } else { 1 };
+    // SAFETY: as above.
+    unsafe { learned.write_volatile(fresh | next) };
+    true
 }
 
 /// How often an address of this one's slot has moved. To be read before [`pod_port`], so that a lease

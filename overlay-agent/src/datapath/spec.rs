@@ -25,7 +25,7 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 17] = [
+pub const MAPS: [MapSpec; 18] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
     spec::<u32, Node<V4>>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
@@ -40,6 +40,7 @@ pub const MAPS: [MapSpec; 17] = [
     spec::<u32, Config<V6>>(maps::CONFIG6, MapType::Array, 1),
     spec::<u32, Gateway>(maps::GATEWAYS, MapType::Hash, maps::MAX_GATEWAYS),
     spec::<PodKey, PodPort>(maps::PODS, MapType::LruHash, maps::MAX_PODS),
+    spec::<u32, u64>(maps::LEARNED, MapType::LruHash, maps::MAX_PODS),
     spec::<u32, u32>(maps::MOVES, MapType::Array, MOVE_SLOTS),
     spec::<u32, Leaving>(maps::LEAVING, MapType::PerCpuArray, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
