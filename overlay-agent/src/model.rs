@@ -45,6 +45,9 @@ pub struct Underlay<F: Family = V4> {
     /// Whether it is a network card, or a bond of them, rather than a device of the kernel's own
     /// such as a veth: only there is native XDP free.
     pub hardware: bool,
+    /// Whether its packets have Ethernet headers: those of tun and WireGuard interfaces have none, and
+    /// the programs handle no others.
+    pub ethernet: bool,
     /// Source of tunnel packets: an address of the interface.
     pub address: F::Address,
     /// What the lease advertises (`--public-ip`, `--public-ipv6`, else `address`).

@@ -30,4 +30,5 @@ pub mod services;
 pub mod sys;
 pub mod tcp_proxy;
 pub mod traffic;
+pub mod tun;
 pub mod wait;

@@ -172,3 +172,33 @@ fn message(vector: &mut libc::iovec) -> libc::mmsghdr {
         msg_len: 0,
     }
 }
+
+/// A tun interface of this name in the caller's network namespace: packets are read from and written to
+/// the file, bare. The interface goes with it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the flags fit the field the kernel has for them"
+)]
+pub fn tun(name: &str) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: all zeros is a value of each of the struct's fields.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the pointer is to a whole `ifreq`, which the kernel reads and writes before the call
+    // returns.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result == 0 {
+        Ok(file)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

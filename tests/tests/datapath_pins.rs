@@ -131,6 +131,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
                 name: "eth0".into(),
                 mtu: 1500,
                 hardware: false,
+                ethernet: true,
                 address: [192, 168, 0, 200].into(),
                 public_ip: [192, 168, 0, 200].into(),
             },

@@ -126,6 +126,7 @@ fn underlay_of<F: Family>(link: &Link, address: F::Address) -> Underlay<F> {
         name: link.name.clone(),
         mtu: link.mtu,
         hardware: false,
+        ethernet: true,
         address,
         public_ip: address,
     }

@@ -109,8 +109,10 @@ fn config<F: Family>(
         Backend::HostGw | Backend::Alloc => None,
     };
     // Tunnel packets of a group policy device carry the packet's mark, which the prebuilt headers
-    // cannot.
+    // cannot. On an underlay without Ethernet headers nothing could arrive, and one direction alone
+    // would not be fast.
     let fastpath = match &local.backend {
+        _ if !local.underlay.ethernet => Fastpath::Off,
         Backend::Alloc => Fastpath::Off,
         Backend::Vxlan(vxlan) if vxlan.gbp => Fastpath::Off,
         Backend::Vxlan(_) | Backend::HostGw => fastpath,
@@ -254,6 +256,7 @@ mod tests {
                     name: "eth0".into(),
                     mtu: 1500,
                     hardware: true,
+                    ethernet: true,
                     address: Ipv4Addr::new(192, 168, 0, 9),
                     public_ip: Ipv4Addr::new(203, 0, 113, 9),
                 },

@@ -16,6 +16,7 @@ fn host(destination: &str, gateway: Option<&str>) -> HostSnapshot {
             name: "eth0".to_owned(),
             mtu: 1500,
             hardware: true,
+            ethernet: true,
         }],
         routes: vec![Route {
             destination: destination.parse().unwrap(),

@@ -231,6 +231,7 @@ mod tests {
             name: "eth0".to_owned(),
             mtu: 1500,
             hardware: true,
+            ethernet: true,
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
         };

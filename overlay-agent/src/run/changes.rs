@@ -265,6 +265,7 @@ mod tests {
                     name: "eth0".to_owned(),
                     mtu: 1500,
                     hardware: true,
+                    ethernet: true,
                     address: Ipv4Addr::new(192, 168, 7, 1),
                     public_ip: Ipv4Addr::new(192, 168, 7, 1),
                 },

@@ -152,6 +152,7 @@ mod tests {
                     name: "eth0".to_owned(),
                     mtu: 1500,
                     hardware: false,
+                    ethernet: true,
                     address,
                     public_ip: address,
                 },

@@ -3,7 +3,7 @@
 
 use anyhow::bail;
 use overlay_common::addr::MacAddr;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::convert;
 use crate::{
@@ -129,6 +129,13 @@ fn report<F: Family>(underlay: &Underlay<F>, what: &str) {
         mtu = underlay.mtu,
         "{what}"
     );
+    if !underlay.ethernet {
+        warn!(
+            interface = underlay.name,
+            "the interface has no Ethernet headers, as tun and WireGuard have none: nothing is fast, the \
+             kernel tier forwards as flannel does"
+        );
+    }
 }
 
 fn refuse_nat<F: Family>(underlay: &Underlay<F>) -> anyhow::Result<()> {

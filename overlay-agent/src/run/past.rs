@@ -170,6 +170,7 @@ mod tests {
             name: "eth0".to_owned(),
             mtu: 1500,
             hardware: false,
+            ethernet: true,
             ipv4: Some(Addresses {
                 local: ip(last),
                 public: ip(last),

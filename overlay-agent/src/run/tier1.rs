@@ -251,14 +251,15 @@ fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> 
     if side.desired.local.backend == Backend::Alloc {
         return Vec::new();
     }
-    let mut wanted = vec![
-        at(Hook::Ingress, underlay.ifindex, &underlay.name),
-        at(Hook::Confirm, underlay.ifindex, &underlay.name),
-    ];
+    let mut wanted = Vec::new();
+    if underlay.ethernet {
+        wanted.push(at(Hook::Ingress, underlay.ifindex, &underlay.name));
+        wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+    }
     if let Some(vtep) = &side.vtep {
         wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
         wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
-        if let Some(mode) = guard_mode(xdp, underlay.hardware) {
+        if let Some(mode) = guard_mode(xdp, underlay.hardware).filter(|_| underlay.ethernet) {
             wanted.push(Attachment {
                 xdp: mode,
                 ..at(Hook::Guard, underlay.ifindex, &underlay.name)

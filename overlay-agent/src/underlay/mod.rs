@@ -39,6 +39,8 @@ pub struct Selection {
     pub mtu: u32,
     /// See [`Underlay::hardware`].
     pub hardware: bool,
+    /// See [`Underlay::ethernet`].
+    pub ethernet: bool,
     /// Present if the network has IPv4.
     pub ipv4: Option<Addresses<Ipv4Addr>>,
     /// Present if the network has IPv6.
@@ -91,6 +93,7 @@ impl Selection {
             name: self.name.clone(),
             mtu: self.mtu,
             hardware: self.hardware,
+            ethernet: self.ethernet,
             address: addresses.local,
             public_ip: addresses.public,
         }
@@ -266,6 +269,7 @@ fn finish(
         name: link.name.clone(),
         mtu: link.mtu,
         hardware: link.hardware,
+        ethernet: link.ethernet,
         ipv4: ipv4.map(|local| Addresses {
             local,
             public: options.public_ip.unwrap_or(local),

@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia},
     },
 };
@@ -39,6 +39,8 @@ pub struct Link {
     pub mtu: u32,
     /// See [`Underlay::hardware`](crate::model::Underlay::hardware).
     pub hardware: bool,
+    /// See [`Underlay::ethernet`](crate::model::Underlay::ethernet).
+    pub ethernet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,10 @@ async fn list<M, T>(
 
 fn link(message: LinkMessage) -> Option<Link> {
     let ifindex = message.header.index;
+    let ethernet = matches!(
+        message.header.link_layer_type,
+        LinkLayerType::Ether | LinkLayerType::Loopback
+    );
     let mut name = None;
     let mut mtu = 0;
     // Network cards, paravirtual ones too, have no kind; /sys would show those of another namespace.
@@ -137,6 +143,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         name: name?,
         mtu,
         hardware,
+        ethernet,
     })
 }
 

@@ -33,6 +33,7 @@ fn host(interfaces: &[(&str, &[&str])]) -> HostSnapshot {
             name: name.to_owned(),
             mtu: 1500,
             hardware: true,
+            ethernet: true,
         });
         for address in addresses {
             let ip = address.parse().unwrap();

@@ -38,6 +38,7 @@ impl Node {
                 name: "eth0".to_owned(),
                 mtu: 1500,
                 hardware: false,
+                ethernet: true,
                 address,
                 public_ip: address,
             },

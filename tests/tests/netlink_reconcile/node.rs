@@ -96,6 +96,7 @@ pub fn underlay() -> Underlay {
         name: "eth0".to_owned(),
         mtu: 1500,
         hardware: false,
+        ethernet: true,
         address: Ipv4Addr::new(192, 168, 0, 1),
         public_ip: Ipv4Addr::new(192, 168, 0, 1),
     }

@@ -39,6 +39,7 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
                 name: "eth0".to_owned(),
                 mtu: 1500,
                 hardware: false,
+                ethernet: true,
                 address,
                 public_ip: address,
             },

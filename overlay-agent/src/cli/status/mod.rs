@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::{observed::Observed, problems::problems, state::PinnedState};
 use super::{ipv6::Tier, pinned::Pinned};
-use crate::{names::interface_name, output};
+use crate::{names::interface_name, output, underlay::HostSnapshot};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -46,9 +46,15 @@ struct Report {
     ipv6: Option<Tier>,
 }
 
-pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+/// `host`: the host's interfaces, as far as they are known.
+pub fn run(
+    args: &Args,
+    ipv6: Option<Tier>,
+    host: &HostSnapshot,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
     let pin_dir = args.pinned.pin_dir.clone();
-    let mut report = match Observed::read(&args.pinned) {
+    let mut report = match Observed::read(&args.pinned, host) {
         Ok(observed) => Report::new(pin_dir, &observed, interface_name),
         Err(error) => Report {
             health: Health::Unknown,

@@ -1,6 +1,6 @@
 //! What a report is made of, read from the pinned maps and links.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use overlay_common::{
     config::Config,
@@ -14,6 +14,7 @@ use super::super::pinned::Pinned;
 use crate::{
     datapath::{self, DatapathError, LinkState, OverlayMaps},
     model::{Family, V4, V6},
+    underlay::HostSnapshot,
 };
 
 pub struct Observed {
@@ -24,6 +25,8 @@ pub struct Observed {
     pub counters: Vec<(Hook, Outcome, Counter)>,
     pub links: Vec<LinkState>,
     pub now: Duration,
+    /// The underlay interface, if it has no Ethernet headers.
+    pub bare_underlay: Option<String>,
 }
 
 /// The maps of one family.
@@ -36,13 +39,23 @@ pub struct Overlay<F: Family> {
 }
 
 impl Observed {
-    pub fn read(args: &Pinned) -> Result<Self, DatapathError> {
+    pub fn read(args: &Pinned, host: &HostSnapshot) -> Result<Self, DatapathError> {
         let pins = args.pins();
         let maps = args.open()?;
+        let ipv4 = Overlay::read(&maps.ipv4)?;
+        let ipv6 = Overlay::read(&maps.ipv6)?;
+        let vteps = [
+            ipv4.as_ref().map(Overlay::vtep),
+            ipv6.as_ref().map(Overlay::vtep),
+        ];
         Ok(Self {
             agent_running: pins.is_in_use()?,
-            ipv4: Overlay::read(&maps.ipv4)?,
-            ipv6: Overlay::read(&maps.ipv6)?,
+            bare_underlay: vteps
+                .into_iter()
+                .flatten()
+                .find_map(|vtep| bare_interface(host, vtep)),
+            ipv4,
+            ipv6,
             counters: maps.counters()?,
             links: datapath::link_states(&pins)?,
             now: datapath::lease_clock()?,
@@ -50,7 +63,21 @@ impl Observed {
     }
 }
 
+/// The interface that has the address, if its packets have no Ethernet headers.
+fn bare_interface(host: &HostSnapshot, address: IpAddr) -> Option<String> {
+    let owner = host.addresses.iter().find(|owned| owned.ip == address)?;
+    let link = host
+        .links
+        .iter()
+        .find(|link| link.ifindex == owner.ifindex)?;
+    (!link.ethernet).then(|| link.name.clone())
+}
+
 impl<F: Family> Overlay<F> {
+    fn vtep(&self) -> IpAddr {
+        F::Address::from(self.config.vtep).into()
+    }
+
     fn read(maps: &OverlayMaps<F>) -> Result<Option<Self>, DatapathError> {
         let Some(config) = maps.served_config()? else {
             return Ok(None);

@@ -36,7 +36,7 @@ pub fn problems(
         ipv6.as_ref()
             .and_then(|overlay| full(overlay, "IPv6 node map")),
     );
-    if at(observed, Hook::Ingress).is_empty() {
+    if at(observed, Hook::Ingress).is_empty() && observed.bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
     let devices = [

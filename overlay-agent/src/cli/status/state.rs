@@ -39,6 +39,9 @@ pub struct PinnedState {
     ipv4: Option<OverlayState>,
     /// `None` (JSON `null`) on a node without IPv6.
     ipv6: Option<Ipv6State>,
+    /// The underlay interface if it has no Ethernet headers, which is why nothing is fast; else `None`
+    /// (JSON `null`).
+    bare_underlay: Option<String>,
     links: Vec<Link>,
     /// Of both families.
     fast_path: FastPath,
@@ -154,6 +157,7 @@ impl PinnedState {
                 .ipv6
                 .as_ref()
                 .map(|ipv6| Ipv6State::new(ipv6, now, &interface_name)),
+            bare_underlay: observed.bare_underlay.clone(),
             links: observed.links.iter().map(link).collect(),
             fast_path: FastPath::new(&observed.counters),
             drops: drops(&observed.counters),
@@ -172,6 +176,10 @@ impl PinnedState {
             "not running"
         };
         let mut lines = vec![("agent".into(), agent.into())];
+        if let Some(interface) = &self.bare_underlay {
+            let what = format!("{interface} has no Ethernet headers: nothing is fast");
+            lines.push(("underlay".into(), what));
+        }
         if let Some(ipv4) = &self.ipv4 {
             lines.extend(ipv4.lines("", None));
         }

@@ -130,6 +130,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
             })
             .collect(),
         now: Duration::from_secs(1),
+        bare_underlay: None,
     }
 }
 
@@ -192,6 +193,20 @@ fn a_node_without_ipv4_is_as_healthy() {
 fn the_json_is_as_documented() {
     let observed = healthy(Some(ipv4()), None);
     insta::assert_snapshot!(text(&report(&observed), Format::Json));
+}
+
+#[test]
+fn an_underlay_without_ethernet_headers_is_no_defect_but_said() {
+    let mut observed = healthy(Some(ipv4()), None);
+    observed.links.retain(|link| link.hook != Hook::Ingress);
+    observed.bare_underlay = Some("tun0".into());
+    let report = report(&observed);
+    assert_eq!(report.health, Health::Healthy, "{:?}", report.problems);
+    let text = text(&report, Format::Table);
+    assert!(
+        text.contains("tun0 has no Ethernet headers: nothing is fast"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -281,7 +296,7 @@ fn without_pins_it_cannot_tell_and_says_where_it_looked() {
         },
     };
     let mut out = Vec::new();
-    let code = run(&args, None, &mut out).unwrap();
+    let code = run(&args, None, &HostSnapshot::default(), &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
     assert!(text.starts_with("unknown\n"), "{text}");

@@ -12,6 +12,7 @@ fn local(direct_routing: bool) -> LocalNode {
             name: "eth0".to_owned(),
             mtu: 1500,
             hardware: false,
+            ethernet: true,
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
         },
