@@ -12,16 +12,19 @@ pub struct Cost {
     pub instructions: u64,
     /// States it kept to recognise a path it knows.
     pub states: u64,
-    /// Bytes of stack.
+    /// Bytes of stack of all its functions.
     pub stack: u64,
+    /// Bytes of stack of its deepest chain of calls, as older kernels count them.
+    pub chain: u64,
 }
 
 impl Cost {
-    fn parts(self) -> [(&'static str, u64); 3] {
+    fn parts(self) -> [(&'static str, u64); 4] {
         [
             ("verified instructions", self.instructions),
             ("verifier states", self.states),
             ("bytes of stack", self.stack),
+            ("bytes of stack in one chain of calls", self.chain),
         ]
     }
 }
@@ -53,7 +56,7 @@ fn parse(text: &str) -> Result<Vec<(&str, Cost)>> {
         .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
         .map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let &[program, instructions, states, stack] = fields.as_slice() else {
+            let &[program, instructions, states, stack, chain] = fields.as_slice() else {
                 bail!("no budget: {line}");
             };
             let number = |text: &str| text.parse().with_context(|| format!("no budget: {line}"));
@@ -61,6 +64,7 @@ fn parse(text: &str) -> Result<Vec<(&str, Cost)>> {
                 instructions: number(instructions)?,
                 states: number(states)?,
                 stack: number(stack)?,
+                chain: number(chain)?,
             };
             Ok((program, cost))
         })
@@ -71,21 +75,22 @@ fn parse(text: &str) -> Result<Vec<(&str, Cost)>> {
 mod tests {
     use super::*;
 
-    const BUDGET: &str = "# a comment\na 100 10 64\nb 200 20 128\n";
+    const BUDGET: &str = "# a comment\na 100 10 64 64\nb 200 20 128 160\n";
 
-    fn cost(instructions: u64, states: u64, stack: u64) -> Cost {
+    fn cost(instructions: u64, states: u64, stack: u64, chain: u64) -> Cost {
         Cost {
             instructions,
             states,
             stack,
+            chain,
         }
     }
 
     #[test]
     fn programs_within_their_budget_are_fine() {
         let costs = [
-            ("a".to_owned(), cost(100, 10, 64)),
-            ("b".to_owned(), cost(1, 1, 0)),
+            ("a".to_owned(), cost(100, 10, 64, 64)),
+            ("b".to_owned(), cost(1, 1, 0, 32)),
         ];
         check(BUDGET, &costs).expect("within the budget");
     }
@@ -93,8 +98,8 @@ mod tests {
     #[test]
     fn everything_over_the_budget_is_named() {
         let costs = [
-            ("a".to_owned(), cost(101, 10, 65)),
-            ("b".to_owned(), cost(1, 21, 0)),
+            ("a".to_owned(), cost(101, 10, 65, 96)),
+            ("b".to_owned(), cost(1, 21, 0, 32)),
         ];
         let error = check(BUDGET, &costs)
             .expect_err("over the budget")
@@ -102,18 +107,19 @@ mod tests {
         for excess in [
             "a: 101 verified instructions, budget 100",
             "a: 65 bytes of stack, budget 64",
+            "a: 96 bytes of stack in one chain of calls, budget 64",
             "b: 21 verifier states, budget 20",
         ] {
             assert!(error.contains(excess), "{error}");
         }
-        assert_eq!(error.lines().count(), 4, "{error}");
+        assert_eq!(error.lines().count(), 5, "{error}");
     }
 
     #[test]
     fn a_program_without_a_budget_is_an_error() {
         let error = check(BUDGET, &[("c".to_owned(), Cost::default())]).expect_err("no line");
         assert!(error.to_string().contains("c has no line"), "{error}");
-        assert!(parse("a 1 2\n").is_err());
-        assert!(parse("a 1 2 x\n").is_err());
+        assert!(parse("a 1 2 3\n").is_err());
+        assert!(parse("a 1 2 3 x\n").is_err());
     }
 }

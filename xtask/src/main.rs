@@ -3,6 +3,7 @@
 mod bench;
 mod budget;
 mod build_ebpf;
+mod call_chain;
 mod demo;
 mod fingerprint;
 mod libtest;

@@ -1,13 +1,14 @@
 //! `--stats`: loads the object with bpftool, which proves that libbpf and the verifier accept it,
 //! and prints what each program costs, compared with the budget.
 
-use std::{fmt::Write, fs, path::Path, process::Stdio};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path, process::Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
     budget::{self, Cost},
+    call_chain::{self, Stack},
     process::{self, command},
 };
 
@@ -25,10 +26,22 @@ done
 /// Lines of the verifier log worth showing when it refuses a program.
 const LOG_TAIL: usize = 40;
 
+/// What the log of a program's verification says.
+#[derive(Debug, PartialEq, Eq)]
+struct Verified {
+    program: String,
+    instructions: u64,
+    states: u64,
+    /// Bytes of stack of each function.
+    frames: Vec<u64>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     program: String,
     cost: Cost,
+    /// Frames of the deepest chain of calls.
+    chain: Vec<u64>,
     translated_bytes: u64,
     jited_bytes: u64,
     maps: usize,
@@ -70,7 +83,7 @@ fn load(object: &Path) -> Result<Vec<Row>> {
         );
     }
     let shown = String::from_utf8_lossy(&output.stdout);
-    rows(&shown, &log)
+    rows(&shown, &log, &call_chain::read(object)?)
 }
 
 /// What to do about a refusal whose cause the log does not make obvious.
@@ -84,8 +97,8 @@ fn hint(log: &str) -> &'static str {
 }
 
 /// One row per line of `bpftool -j prog show`, with the verifier's counts from its log.
-fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
-    let verified = costs(log);
+fn rows(shown: &str, log: &str, stacks: &BTreeMap<String, Stack>) -> Result<Vec<Row>> {
+    let verified = verified(log);
     shown
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -93,10 +106,19 @@ fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
             let value: Value = serde_json::from_str(line)
                 .with_context(|| format!("bpftool printed no JSON: {line}"))?;
             let program = value["name"].as_str().unwrap_or("?").to_owned();
-            let cost = verified.iter().find(|(name, _)| *name == program);
-            let cost = cost.with_context(|| format!("the verifier says nothing of {program}"))?;
+            let log = verified.iter().find(|log| log.program == program);
+            let log = log.with_context(|| format!("the verifier says nothing of {program}"))?;
+            let stack = stacks.get(&program);
+            let stack = stack.with_context(|| format!("the object has no program {program}"))?;
+            check_frames(&program, &stack.frames, &log.frames)?;
             Ok(Row {
-                cost: cost.1,
+                cost: Cost {
+                    instructions: log.instructions,
+                    states: log.states,
+                    stack: log.frames.iter().sum(),
+                    chain: stack.deepest(),
+                },
+                chain: stack.chain.clone(),
                 translated_bytes: value["bytes_xlated"].as_u64().unwrap_or(0),
                 jited_bytes: value["bytes_jited"].as_u64().unwrap_or(0),
                 maps: value["map_ids"].as_array().map_or(0, Vec::len),
@@ -106,22 +128,40 @@ fn rows(shown: &str, log: &str) -> Result<Vec<Row>> {
         .collect()
 }
 
+/// The frames that were read off the object are those the verifier saw, or deeper where it found
+/// accesses that never happen. Loaders order functions differently.
+fn check_frames(program: &str, read: &[u64], seen: &[u64]) -> Result<()> {
+    let sorted = |frames: &[u64]| {
+        let mut frames = frames.to_vec();
+        frames.sort_unstable();
+        frames
+    };
+    let (read, seen) = (sorted(read), sorted(seen));
+    let covers = read.len() == seen.len() && read.iter().zip(&seen).all(|(read, seen)| read >= seen);
+    ensure!(
+        covers,
+        "{program} has frames of {read:?} bytes in the object, and the verifier saw {seen:?}: \
+         xtask/src/call_chain.rs does not know an instruction that the compiler uses for its stack"
+    );
+    Ok(())
+}
+
 /// Pairs `prog 'NAME': … BEGIN PROG LOAD LOG` with the `stack depth N` and `processed N insns` that
 /// follow it.
-fn costs(log: &str) -> Vec<(String, Cost)> {
-    let mut costs = Vec::new();
+fn verified(log: &str) -> Vec<Verified> {
+    let mut verified = Vec::new();
     let mut current = None;
-    let mut stack = 0;
+    let mut frames = Vec::new();
     for line in log.lines() {
         if line.contains("BEGIN PROG LOAD LOG") {
             current = line.split('\'').nth(1);
-            stack = 0;
+            frames = Vec::new();
         } else if let Some(depths) = line.strip_prefix("stack depth ") {
             // One per function, joined by plus signs.
-            stack = depths
+            frames = depths
                 .split('+')
-                .filter_map(|depth| depth.parse::<u64>().ok())
-                .sum();
+                .filter_map(|depth| depth.parse().ok())
+                .collect();
         } else if let (Some(program), Some(rest)) = (current, line.strip_prefix("processed ")) {
             let words: Vec<&str> = rest.split(' ').collect();
             let number = |word: Option<&&str>| word.and_then(|word| word.parse().ok());
@@ -130,35 +170,39 @@ fn costs(log: &str) -> Vec<(String, Cost)> {
                 number(words.first()),
                 states.and_then(|at| number(words.get(at + 1))),
             ) {
-                let cost = Cost {
+                verified.push(Verified {
+                    program: program.to_owned(),
                     instructions,
                     states,
-                    stack,
-                };
-                costs.push((program.to_owned(), cost));
+                    frames: std::mem::take(&mut frames),
+                });
             }
         }
     }
-    costs
+    verified
 }
 
+/// `stack` is the sum of all functions, `chain` that of the deepest chain of calls.
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<18} {:>9} {:>7} {:>6} {:>12} {:>8} {:>5}\n",
-        "program", "verified", "states", "stack", "instructions", "jited", "maps"
+        "{:<18} {:>9} {:>7} {:>6} {:>6} {:>12} {:>8} {:>5}  {}\n",
+        "program", "verified", "states", "stack", "chain", "instructions", "jited", "maps", "frames"
     );
     for row in rows {
+        let frames: Vec<String> = row.chain.iter().map(u64::to_string).collect();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<18} {:>9} {:>7} {:>4} B {:>12} {:>6} B {:>5}",
+            "{:<18} {:>9} {:>7} {:>4} B {:>4} B {:>12} {:>6} B {:>5}  {}",
             row.program,
             row.cost.instructions,
             row.cost.states,
             row.cost.stack,
+            row.cost.chain,
             row.translated_bytes / 8,
             row.jited_bytes,
-            row.maps
+            row.maps,
+            frames.join("+"),
         );
     }
     text
@@ -178,37 +222,47 @@ mod tests {
         stack depth 192+8\n\
         processed 1412 insns (limit 1000000) max_states_per_insn 4 total_states 73 peak_states 69\n";
 
-    const EGRESS: Cost = Cost {
-        instructions: 26,
-        states: 2,
-        stack: 24,
-    };
+    const EGRESS: &str = "{\"id\":1,\"name\":\"overlay_egress\",\"bytes_xlated\":360,\
+        \"bytes_jited\":203,\"map_ids\":[26,25]}\n\n";
+
+    fn stacks(frames: &[u64]) -> BTreeMap<String, Stack> {
+        let stack = Stack {
+            chain: vec![32],
+            frames: frames.to_vec(),
+        };
+        BTreeMap::from([("overlay_egress".to_owned(), stack)])
+    }
 
     #[test]
     fn each_program_gets_its_own_counts() {
-        let ingress = Cost {
-            instructions: 1412,
-            states: 73,
-            stack: 200,
+        let log = |program: &str, instructions, states, frames: &[u64]| Verified {
+            program: program.to_owned(),
+            instructions,
+            states,
+            frames: frames.to_vec(),
         };
         assert_eq!(
-            costs(LOG),
+            verified(LOG),
             [
-                ("overlay_egress".to_owned(), EGRESS),
-                ("overlay_ingress".to_owned(), ingress)
+                log("overlay_egress", 26, 2, &[24]),
+                log("overlay_ingress", 1412, 73, &[192, 8]),
             ]
         );
     }
 
     #[test]
     fn a_program_becomes_a_row() {
-        let shown = "{\"id\":1,\"name\":\"overlay_egress\",\"bytes_xlated\":360,\
-            \"bytes_jited\":203,\"map_ids\":[26,25]}\n\n";
         assert_eq!(
-            rows(shown, LOG).expect("valid JSON"),
+            rows(EGRESS, LOG, &stacks(&[24])).expect("valid JSON"),
             [Row {
                 program: "overlay_egress".to_owned(),
-                cost: EGRESS,
+                cost: Cost {
+                    instructions: 26,
+                    states: 2,
+                    stack: 24,
+                    chain: 32,
+                },
+                chain: vec![32],
                 translated_bytes: 360,
                 jited_bytes: 203,
                 maps: 2,
@@ -217,14 +271,23 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_the_object_does_not_show_are_an_error() {
+        let error = |frames: &[u64]| rows(EGRESS, LOG, &stacks(frames)).is_err();
+        assert!(error(&[16]) && error(&[24, 0]) && error(&[]));
+        // A place that is never reached costs nothing, and may be on either side.
+        assert!(!error(&[32]));
+    }
+
+    #[test]
     fn a_program_that_the_log_does_not_mention_is_an_error() {
-        let error = rows("{\"name\":\"overlay_guard\"}\n", LOG).expect_err("not in the log");
+        let shown = "{\"name\":\"overlay_guard\"}\n";
+        let error = rows(shown, LOG, &stacks(&[24])).expect_err("not in the log");
         assert!(error.to_string().contains("overlay_guard"), "{error:#}");
     }
 
     #[test]
     fn output_that_is_not_json_is_an_error() {
-        let error = rows("Error: no such program\n", "").expect_err("not JSON");
+        let error = rows("Error: no such program\n", "", &BTreeMap::new()).expect_err("not JSON");
         assert!(
             format!("{error:#}").contains("no such program"),
             "{error:#}"
