@@ -20,7 +20,7 @@ use nix::{
     },
 };
 
-use crate::{netns::Namespace, sys};
+use crate::{netns::Namespace, sys, wait::scaled};
 
 /// Room for what arrives while the capturing thread does not run.
 const SOCKET_BUFFER: usize = 64 << 20;
@@ -100,7 +100,7 @@ fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Resul
     let mut end = None;
     loop {
         if stopped.load(Ordering::Relaxed) {
-            let end = *end.get_or_insert_with(|| Instant::now() + GRACE);
+            let end = *end.get_or_insert_with(|| Instant::now() + scaled(GRACE));
             if Instant::now() > end {
                 return Ok(frames);
             }

@@ -18,7 +18,10 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::pki::{Authority, CertFiles};
+use crate::{
+    pki::{Authority, CertFiles},
+    wait::scaled,
+};
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -398,7 +401,7 @@ impl Etcd {
     }
 
     fn wait_healthy(&mut self, index: usize) -> Result<()> {
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + scaled(START_DEADLINE);
         let url = self.url(index);
         loop {
             if let Some(process) = &mut self.members[index].process
@@ -431,7 +434,7 @@ impl Etcd {
         let Some(mut process) = self.members[index].process.take() else {
             return Ok(());
         };
-        let deadline = Instant::now() + STOP_DEADLINE;
+        let deadline = Instant::now() + scaled(STOP_DEADLINE);
         while process.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 process.kill()?;

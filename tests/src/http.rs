@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{netns::Namespace, traffic::PATIENCE};
+use crate::{netns::Namespace, traffic::PATIENCE, wait::scaled};
 
 /// Status code and body of `GET path`, asked from within a namespace.
 pub fn get(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<(u16, String)> {
     namespace.enter(|| {
-        let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&server, scaled(PATIENCE))?;
+        stream.set_read_timeout(Some(scaled(PATIENCE)))?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"

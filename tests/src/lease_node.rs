@@ -22,7 +22,7 @@ use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 
-use crate::etcd::Etcd;
+use crate::{etcd::Etcd, wait::scaled};
 
 pub const PREFIX: &str = "/coreos.com/network";
 pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -62,10 +62,10 @@ pub fn options(etcd: &Etcd) -> EtcdOptions {
 
 /// Waits for a condition outside the agent.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + scaled(PATIENCE);
     while !condition()? {
         if Instant::now() > deadline {
-            bail!("not within {PATIENCE:?}: {what}");
+            bail!("not within {:?}: {what}", scaled(PATIENCE));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -208,12 +208,13 @@ impl Running {
     /// Waits until the view satisfies a condition.
     pub async fn until(&self, what: &str, condition: impl FnMut(&LeaseView) -> bool) -> Result<()> {
         let mut view = self.handle.view.clone();
-        let found = tokio::time::timeout(PATIENCE, view.wait_for(condition)).await;
+        let found = tokio::time::timeout(scaled(PATIENCE), view.wait_for(condition)).await;
         match found {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => bail!("the lease task ended before: {what}"),
             Err(_) => bail!(
-                "not within {PATIENCE:?}: {what}; the view is {:#?}",
+                "not within {:?}: {what}; the view is {:#?}",
+                scaled(PATIENCE),
                 self.view()
             ),
         }

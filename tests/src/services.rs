@@ -30,6 +30,7 @@ use nix::{
 use crate::{
     rules::Protocol,
     traffic::{Address, Endpoint, PATIENCE, pattern},
+    wait::scaled,
 };
 
 /// The server's own address, and the client's address and port as the server sees them; IPv4 addresses
@@ -151,7 +152,7 @@ fn echo_stream(mut stream: &TcpStream, served: Served, stopped: &AtomicBool) -> 
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TICK))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(scaled(PATIENCE)))?;
     stream.write_all(&served.encode())?;
     let mut buffer = vec![0; 1 << 16];
     while !stopped.load(Ordering::Relaxed) {
@@ -196,7 +197,7 @@ impl Connection {
         };
         let socket = client
             .namespace
-            .enter(|| connected(protocol, target, source_port, PATIENCE))
+            .enter(|| connected(protocol, target, source_port, scaled(PATIENCE)))
             .with_context(what)?;
         let mut connection = Self {
             served: Served {
@@ -217,14 +218,14 @@ impl Connection {
         match &mut self.stream {
             Stream::Tcp(stream) => {
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(scaled(PATIENCE)))?;
+                stream.set_write_timeout(Some(scaled(PATIENCE)))?;
                 let mut greeting = [0; GREETING_LEN];
                 stream.read_exact(&mut greeting).context("greeting")?;
                 self.served = Served::decode(greeting);
             }
             Stream::Udp(socket) => {
-                socket.set_read_timeout(Some(ECHO_PATIENCE))?;
+                socket.set_read_timeout(Some(scaled(ECHO_PATIENCE)))?;
                 self.served = echo_datagram(socket, 0, DATAGRAM)?;
             }
         }
@@ -291,13 +292,13 @@ impl Connection {
     pub fn recover(&mut self) -> Result<()> {
         match &mut self.stream {
             Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(scaled(PATIENCE)))?;
                 let mut echo = [0; PROBE];
                 stream.read_exact(&mut echo).context("echo of a probe")?;
                 pattern::verify(self.offset, &echo)?;
                 self.offset += PROBE as u64;
             }
-            Stream::Udp(socket) => socket.set_read_timeout(Some(ECHO_PATIENCE))?,
+            Stream::Udp(socket) => socket.set_read_timeout(Some(scaled(ECHO_PATIENCE)))?,
         }
         Ok(())
     }

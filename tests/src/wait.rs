@@ -1,11 +1,17 @@
 //! Waiting for a condition, with a deadline and a reason when it is missed.
 
 use std::{
-    fmt, thread,
+    env, fmt,
+    sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
+
+/// By how much what the tests wait for takes longer here than on the machines the deadlines are
+/// meant for: a whole number, set where the kernel runs in an emulator.
+pub const SCALE_VARIABLE: &str = "OVERLAY_TEST_TIME_SCALE";
 
 /// Time between two probes: short against what is waited for, long against what a probe costs.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -22,13 +28,25 @@ impl fmt::Display for Hopeless {
 
 impl std::error::Error for Hopeless {}
 
-/// Probes until `probe` succeeds and returns its result. An error means "not yet", unless it is
+/// A deadline as it is on this machine.
+pub fn scaled(time: Duration) -> Duration {
+    static SCALE: LazyLock<u32> = LazyLock::new(|| match env::var(SCALE_VARIABLE) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{SCALE_VARIABLE}={text} is not a whole number")),
+        Err(_) => 1,
+    });
+    time * *SCALE
+}
+
+/// Probes until `probe` succeeds and returns its result. The deadline is [`scaled`]. An error means "not yet", unless it is
 /// [`Hopeless`]; when the deadline passes, the last one is the evidence.
 pub fn wait_for<T>(
     what: &str,
     within: Duration,
     mut probe: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let within = scaled(within);
     let start = Instant::now();
     loop {
         let reason = match probe() {

@@ -28,11 +28,12 @@ const ROUNDING: u64 = 32;
 const MAX_FRAMES: usize = 8;
 
 const FRAME_POINTER: u8 = 10;
-const CALL: u8 = (BPF_JMP | BPF_CALL) as u8;
-const COPY: u8 = (BPF_ALU64 | BPF_MOV | BPF_X) as u8;
-const ADD_CONSTANT: u8 = (BPF_ALU64 | BPF_ADD | BPF_K) as u8;
-const LOAD_TWO_WORDS: u8 = (BPF_LD | BPF_IMM | BPF_DW) as u8;
-const CLASS: u8 = 7;
+const CALL: u32 = BPF_JMP | BPF_CALL;
+const COPY: u32 = BPF_ALU64 | BPF_MOV | BPF_X;
+const ADD_CONSTANT: u32 = BPF_ALU64 | BPF_ADD | BPF_K;
+const LOAD_TWO_WORDS: u32 = BPF_LD | BPF_IMM | BPF_DW;
+/// The bits of an operation that say of which class it is.
+const CLASS: u32 = 7;
 
 /// The stack of a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,10 +52,13 @@ impl Stack {
 
 /// The stack of every program in the object, by name.
 pub fn read(object: &Path) -> Result<BTreeMap<String, Stack>> {
-    let bytes =
-        fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
+    let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
     let mut object = Object::parse(&bytes).context("not a BPF object")?;
-    let sections: HashSet<usize> = object.functions.keys().map(|&(section, _)| section).collect();
+    let sections: HashSet<usize> = object
+        .functions
+        .keys()
+        .map(|&(section, _)| section)
+        .collect();
     object
         .relocate_calls(&sections)
         .context("cannot link its functions")?;
@@ -89,7 +93,7 @@ fn measure(program: &[bpf_insn]) -> Result<Stack> {
 /// Splits a linked program where its calls lead to, by the index of the first instruction.
 fn functions(program: &[bpf_insn]) -> Result<BTreeMap<usize, Function>> {
     let calls: Vec<(usize, usize)> = instructions(program)
-        .filter(|(_, instruction)| is_call(instruction))
+        .filter(|&(_, instruction)| is_call(instruction))
         .map(|(at, instruction)| {
             let target = i64::try_from(at)? + 1 + i64::from(instruction.imm);
             let target = usize::try_from(target)?;
@@ -117,17 +121,22 @@ fn functions(program: &[bpf_insn]) -> Result<BTreeMap<usize, Function>> {
 }
 
 /// Every instruction with its index; the second half of a two-word load is none.
-fn instructions(program: &[bpf_insn]) -> impl Iterator<Item = (usize, &bpf_insn)> {
+fn instructions(program: &[bpf_insn]) -> impl Iterator<Item = (usize, bpf_insn)> {
     let mut is_second_half = false;
-    program.iter().enumerate().filter(move |(_, instruction)| {
+    let all = program.iter().copied().enumerate();
+    all.filter(move |(_, instruction)| {
         let is_instruction = !is_second_half;
-        is_second_half = is_instruction && instruction.code == LOAD_TWO_WORDS;
+        is_second_half = is_instruction && operation(*instruction) == LOAD_TWO_WORDS;
         is_instruction
     })
 }
 
-fn is_call(instruction: &bpf_insn) -> bool {
-    instruction.code == CALL && u32::from(instruction.src_reg()) == BPF_PSEUDO_CALL
+fn operation(instruction: bpf_insn) -> u32 {
+    instruction.code.into()
+}
+
+fn is_call(instruction: bpf_insn) -> bool {
+    operation(instruction) == CALL && u32::from(instruction.src_reg()) == BPF_PSEUDO_CALL
 }
 
 /// How far below the frame pointer a function reaches. The compiler makes an address on the stack by
@@ -136,18 +145,18 @@ fn frame(function: &[bpf_insn]) -> u64 {
     let mut depth = 0;
     let mut copy = None;
     for (_, instruction) in instructions(function) {
-        let offset = match u32::from(instruction.code & CLASS) {
+        let offset = match operation(instruction) & CLASS {
             BPF_LDX if instruction.src_reg() == FRAME_POINTER => i32::from(instruction.off),
             BPF_ST | BPF_STX if instruction.dst_reg() == FRAME_POINTER => {
                 i32::from(instruction.off)
             }
-            _ if instruction.code == ADD_CONSTANT && copy == Some(instruction.dst_reg()) => {
+            _ if operation(instruction) == ADD_CONSTANT && copy == Some(instruction.dst_reg()) => {
                 instruction.imm
             }
             _ => 0,
         };
         depth = depth.max(u64::from(offset.min(0).unsigned_abs()));
-        let copies = instruction.code == COPY && instruction.src_reg() == FRAME_POINTER;
+        let copies = operation(instruction) == COPY && instruction.src_reg() == FRAME_POINTER;
         copy = copies.then(|| instruction.dst_reg());
     }
     depth
@@ -179,19 +188,18 @@ fn deepest_chain(
 mod tests {
     use super::*;
 
-    const EXIT: u8 = 0x95;
-    const STORE_DWORD: u8 = 0x7b;
-    const LOAD_DWORD: u8 = 0x79;
+    const EXIT: u32 = 0x95;
+    const STORE_DWORD: u32 = 0x7b;
+    const LOAD_DWORD: u32 = 0x79;
 
-    fn instruction(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> bpf_insn {
-        // SAFETY: a plain C struct of integers, for which zero is a value.
-        let mut instruction: bpf_insn = unsafe { std::mem::zeroed() };
-        instruction.code = code;
-        instruction.set_dst_reg(dst);
-        instruction.set_src_reg(src);
-        instruction.off = off;
-        instruction.imm = imm;
-        instruction
+    fn instruction(code: u32, dst: u8, src: u8, off: i16, imm: i32) -> bpf_insn {
+        bpf_insn {
+            code: code.try_into().expect("one byte"),
+            _bitfield_align_1: [],
+            _bitfield_1: bpf_insn::new_bitfield_1(dst, src),
+            off,
+            imm,
+        }
     }
 
     fn exit() -> bpf_insn {

@@ -21,6 +21,8 @@ pub enum Group {
     Lab,
     /// `cargo xtask bench --cross-check`.
     CrossCheck,
+    /// Booting other kernels.
+    Kernels,
 }
 
 /// How to see that a prerequisite is there.
@@ -227,6 +229,42 @@ pub const ALL: &[Prereq] = &[
         Need::File("/var/lib/dpkg/info/busybox-static.list"),
         "busybox-static",
         "the image of the lab's containers is made of it",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::Command("qemu-system-x86_64"),
+        "qemu-system-x86",
+        "emulates the machine that the kernel runs on",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::File("/var/lib/dpkg/info/busybox-static.list"),
+        "busybox-static",
+        "the first programs of the booted kernel",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::Command("depmod"),
+        "kmod",
+        "finds the modules the kernel needs",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::Command("cpio"),
+        "cpio",
+        "packs the initial file system",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::Command("xz"),
+        "xz-utils",
+        "unpacks modules",
+    ),
+    prereq(
+        Group::Kernels,
+        Need::Command("zstd"),
+        "zstd",
+        "unpacks modules",
     ),
 ];
 

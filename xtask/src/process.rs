@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    io::{BufRead as _, BufReader},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -51,6 +52,29 @@ pub fn output(command: &mut Command) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Copies standard output line by line while reading it; returns whether the command succeeded.
+pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", display(command)))?;
+    let output = child.stdout.take().context("the child has no output")?;
+    let mut reader = BufReader::new(output);
+    let mut bytes = Vec::new();
+    while reader
+        .read_until(b'\n', &mut bytes)
+        .context("cannot read its output")?
+        > 0
+    {
+        let line = String::from_utf8_lossy(&bytes);
+        print!("{line}");
+        each(line.trim_end());
+        bytes.clear();
+    }
+    let status = child.wait().context("cannot wait for it")?;
+    Ok(status.success())
 }
 
 /// The command line as a person would type it: the cargo that started xtask is just `cargo`.

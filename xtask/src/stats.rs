@@ -137,7 +137,8 @@ fn check_frames(program: &str, read: &[u64], seen: &[u64]) -> Result<()> {
         frames
     };
     let (read, seen) = (sorted(read), sorted(seen));
-    let covers = read.len() == seen.len() && read.iter().zip(&seen).all(|(read, seen)| read >= seen);
+    let covers =
+        read.len() == seen.len() && read.iter().zip(&seen).all(|(read, seen)| read >= seen);
     ensure!(
         covers,
         "{program} has frames of {read:?} bytes in the object, and the verifier saw {seen:?}: \
@@ -186,7 +187,15 @@ fn verified(log: &str) -> Vec<Verified> {
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<18} {:>9} {:>7} {:>6} {:>6} {:>12} {:>8} {:>5}  {}\n",
-        "program", "verified", "states", "stack", "chain", "instructions", "jited", "maps", "frames"
+        "program",
+        "verified",
+        "states",
+        "stack",
+        "chain",
+        "instructions",
+        "jited",
+        "maps",
+        "frames"
     );
     for row in rows {
         let frames: Vec<String> = row.chain.iter().map(u64::to_string).collect();

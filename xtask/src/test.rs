@@ -1,20 +1,17 @@
 //! `cargo xtask test`: everything that must hold, from a bare machine, in one run.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
     build_ebpf,
-    libtest::{Counts, Parser},
+    kernel::{self, Extent, Run, Version},
+    libtest::Parser,
     lint,
     prereq::{Group, Installer},
     process::{self, command},
+    report::{Outcome, Report},
     stats,
     workspace::Workspace,
 };
@@ -26,20 +23,9 @@ pub struct Args {
     /// Run only tests whose name contains this text, and leave out formatting and clippy
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-}
-
-/// How one phase went.
-#[derive(Debug, Default)]
-struct Outcome {
-    counts: Counts,
-    /// Failed tests, or what else went wrong.
-    problems: Vec<String>,
-}
-
-/// Everything that ran, for the summary.
-struct Report {
-    started: Instant,
-    phases: Vec<(&'static str, Duration, Outcome)>,
+    /// Run tests on this Debian kernel in a virtual machine, and nothing else; may be repeated
+    #[arg(long, value_name = "VERSION")]
+    kernel: Vec<Version>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -47,31 +33,67 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("the tests create network namespaces and load BPF programs: run them as root");
     }
     let workspace = Workspace::locate();
-    let mut report = Report {
-        started: Instant::now(),
-        phases: Vec::new(),
-    };
-    prepare(&workspace, &mut report)?;
-    if args.filter.is_none() {
+    let mut report = Report::start();
+    let mut installer = Installer::new(true);
+    prepare(&workspace, &mut installer, &mut report)?;
+    let filter = args.filter.as_deref();
+    if !args.kernel.is_empty() {
+        let kernels = (args.kernel.as_slice(), Extent::Lab);
+        on_kernels(&workspace, &mut installer, &mut report, kernels, filter);
+        return report.finish(filter.is_some());
+    }
+    if filter.is_none() {
         for (name, mut command) in lint::commands(&workspace) {
             report.phase(name, || plain(&mut command));
         }
     }
-    for phase in test_phases(&workspace, args.filter.as_deref()) {
+    for phase in test_phases(&workspace, filter) {
         report.phase(phase.name, || test(phase));
     }
-    report.finish(args.filter.is_some())
+    // After the lab, whose measurements of time the emulator would disturb.
+    if filter.is_none() {
+        let kernels = (kernel::USUAL.as_slice(), Extent::Smoke);
+        on_kernels(&workspace, &mut installer, &mut report, kernels, None);
+    }
+    report.finish(filter.is_some())
+}
+
+/// Runs tests on other kernels, one after the other. A kernel that was not asked for by name is
+/// skipped where it cannot be had.
+fn on_kernels(
+    workspace: &Workspace,
+    installer: &mut Installer,
+    report: &mut Report,
+    (versions, extent): (&[Version], Extent),
+    filter: Option<&str>,
+) {
+    let required = extent == Extent::Lab;
+    let ready = installer.ensure(&[Group::Kernels]);
+    let built = kernel::build(workspace);
+    for &version in versions {
+        report.phase(version.phase(), || match (&ready, &built) {
+            (_, Err(error)) => Outcome::broken(format!("{error:#}")),
+            (Err(error), _) => kernel::unavailable(version, error, required),
+            (Ok(()), Ok(programs)) => Run {
+                workspace,
+                programs,
+                extent,
+                filter,
+                required,
+            }
+            .on(version),
+        });
+    }
 }
 
 /// What the tests cannot run without: its failure ends the run.
-fn prepare(workspace: &Workspace, report: &mut Report) -> Result<()> {
-    let mut installer = Installer::new(true);
+fn prepare(workspace: &Workspace, installer: &mut Installer, report: &mut Report) -> Result<()> {
     report.required("prerequisites", || {
         installer.ensure(&[Group::HostBuild, Group::Lab])?;
         mount_bpffs()
     })?;
     report.required("BPF object", || {
-        let object = build_ebpf::build_both(workspace, &mut installer)?;
+        let object = build_ebpf::build_both(workspace, installer)?;
         stats::print(&object, &workspace.bpf_budget())
     })?;
     report.required("agent", || {
@@ -151,11 +173,8 @@ fn test(mut phase: TestPhase) -> Outcome {
     let line = process::display(&phase.command);
     println!("{line}");
     let mut parser = Parser::default();
-    let finished = stream(&mut phase.command, |text| parser.line(text));
-    let mut outcome = Outcome {
-        counts: parser.counts,
-        problems: parser.failures,
-    };
+    let finished = process::stream(&mut phase.command, |text| parser.line(text));
+    let mut outcome = Outcome::from(parser);
     match finished {
         Err(error) => outcome.fail(format!("{error:#}")),
         // Without a failed test it is a compile error, or a test binary that died.
@@ -168,105 +187,6 @@ fn test(mut phase: TestPhase) -> Outcome {
         Ok(_) => {}
     }
     outcome
-}
-
-/// Copies standard output line by line while reading it; returns whether the command succeeded.
-fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", process::display(command)))?;
-    let output = child.stdout.take().context("the child has no output")?;
-    let mut reader = BufReader::new(output);
-    let mut bytes = Vec::new();
-    while reader
-        .read_until(b'\n', &mut bytes)
-        .context("cannot read the tests' output")?
-        > 0
-    {
-        let line = String::from_utf8_lossy(&bytes);
-        print!("{line}");
-        each(line.trim_end());
-        bytes.clear();
-    }
-    let status = child.wait().context("cannot wait for the tests")?;
-    Ok(status.success())
-}
-
-impl Outcome {
-    fn broken(problem: String) -> Self {
-        let mut outcome = Self::default();
-        outcome.fail(problem);
-        outcome
-    }
-
-    /// A failure that no test stands for counts as one, so that the summary never reads as a
-    /// success.
-    fn fail(&mut self, problem: String) {
-        self.counts.failed += 1;
-        self.problems.push(problem);
-    }
-}
-
-impl Report {
-    fn phase(&mut self, name: &'static str, body: impl FnOnce() -> Outcome) {
-        println!(
-            "\n==> {name} (at {:.0} s)",
-            self.started.elapsed().as_secs_f32()
-        );
-        let started = Instant::now();
-        let outcome = body();
-        self.phases.push((name, started.elapsed(), outcome));
-    }
-
-    /// A phase whose failure leaves nothing to run.
-    fn required(&mut self, name: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut result = Ok(());
-        self.phase(name, || {
-            result = body();
-            Outcome::default()
-        });
-        result.with_context(|| format!("{name}: cannot go on"))
-    }
-
-    fn finish(self, filtered: bool) -> Result<()> {
-        let mut total = Counts::default();
-        println!("\n==> summary");
-        for (name, elapsed, outcome) in &self.phases {
-            total += outcome.counts;
-            println!(
-                "{} {name:<15} {:>6.1} s  {}",
-                if outcome.problems.is_empty() {
-                    "ok    "
-                } else {
-                    "FAILED"
-                },
-                elapsed.as_secs_f32(),
-                if outcome.counts == Counts::default() {
-                    String::new()
-                } else {
-                    outcome.counts.to_string()
-                }
-            );
-            for problem in &outcome.problems {
-                println!("         {problem}");
-            }
-        }
-        println!("total {:.0} s", self.started.elapsed().as_secs_f32());
-        println!("{total}");
-        if total.failed > 0 {
-            bail!("{} failed", total.failed);
-        }
-        if total.ran() == 0 {
-            let hint = if filtered {
-                "; does the filter match a name?"
-            } else {
-                ""
-            };
-            bail!("no test ran{hint}");
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -307,15 +227,6 @@ mod tests {
         let empty = "echo 'test result: ok. 0 passed; 0 failed; 0 ignored'";
         assert_eq!(test(shell(empty, true)).counts.failed, 1);
         assert_eq!(test(shell(empty, false)).counts.failed, 0);
-    }
-
-    #[test]
-    fn nothing_run_at_all_is_not_a_success() {
-        let report = Report {
-            started: Instant::now(),
-            phases: Vec::new(),
-        };
-        assert!(report.finish(true).is_err());
     }
 
     #[test]

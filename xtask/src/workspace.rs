@@ -49,4 +49,9 @@ impl Workspace {
     pub fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
     }
+
+    /// Kernels that tests boot, and what they leave.
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("target/kernels")
+    }
 }

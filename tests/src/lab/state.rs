@@ -23,6 +23,7 @@ use nix::{
 use crate::{
     netns::{Namespace, RUN_NETNS, checked},
     process::kill_and_wait,
+    wait::scaled,
 };
 
 const ROOT: &str = "/run/overlay-lab";
@@ -189,7 +190,7 @@ fn remove(id: &str) -> Result<()> {
     for name in &names {
         let pids = checked(Command::new("ip").args(["netns", "pids", name]))?;
         for pid in pids.lines() {
-            kill_and_wait(pid.parse()?, KILL_DEADLINE)?;
+            kill_and_wait(pid.parse()?, scaled(KILL_DEADLINE))?;
         }
     }
     let pins = pins_of(id);

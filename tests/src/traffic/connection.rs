@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{Address, Endpoint, PATIENCE, pattern, tcp::accept};
+use crate::wait::scaled;
 
 /// Bytes of each message.
 const SIZE: usize = 200;
@@ -55,7 +56,7 @@ impl SteadyConnection {
         });
         let stream = from
             .namespace
-            .enter(|| TcpStream::connect_timeout(&address, PATIENCE))
+            .enter(|| TcpStream::connect_timeout(&address, scaled(PATIENCE)))
             .with_context(|| format!("connect {} to {}", from.address, to.address))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -84,7 +85,7 @@ impl SteadyConnection {
 
 fn echo(mut stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(scaled(PATIENCE)))?;
     let mut buffer = [0; SIZE];
     loop {
         let len = stream.read(&mut buffer)?;
@@ -101,7 +102,7 @@ fn exchange(
     stopped: &AtomicBool,
 ) -> Result<ConnectionReport> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(scaled(PATIENCE)))?;
     let mut report = ConnectionReport {
         exchanges: 0,
         longest: Duration::ZERO,

@@ -17,6 +17,7 @@ use super::{
     Address, Endpoint,
     udp::{EchoServer, Report, bind, fill, is_timeout, verify},
 };
+use crate::wait::scaled;
 
 /// What a reply may take after the last request.
 const STRAGGLERS: Duration = Duration::from_secs(1);
@@ -94,7 +95,7 @@ fn send_and_count(
     thread::scope(|scope| {
         let receiver = scope.spawn(|| receive_replies(&receiving, &done));
         let sending = send_until(socket, interval, sent, stopped);
-        thread::sleep(STRAGGLERS);
+        thread::sleep(scaled(STRAGGLERS));
         done.store(true, Ordering::Relaxed);
         let replies = receiver
             .join()

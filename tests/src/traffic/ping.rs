@@ -21,6 +21,7 @@ use nix::{
 };
 
 use super::{Endpoint, pattern};
+use crate::wait::scaled;
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +148,7 @@ fn wait_reply(
     echo: IcmpEchoHeader,
     spec: Spec,
 ) -> Result<Option<u8>> {
-    let deadline = Instant::now() + spec.patience;
+    let deadline = Instant::now() + scaled(spec.patience);
     let mut buffer = vec![0; 65_536];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

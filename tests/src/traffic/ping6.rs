@@ -20,6 +20,7 @@ use nix::{
 };
 
 use super::{Endpoint, pattern};
+use crate::wait::scaled;
 
 /// Bytes after the ICMPv6 header.
 const PAYLOAD: usize = 56;
@@ -86,7 +87,7 @@ fn exchange(from: Ipv6Addr, to: Ipv6Addr, count: u16) -> Result<u16> {
 }
 
 fn is_answered(socket: &OwnedFd, echo: IcmpEchoHeader) -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + scaled(PATIENCE);
     let mut buffer = [0; 2048];
     while Instant::now() < deadline {
         let len = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::{Address, Endpoint, PATIENCE, pattern};
+use crate::wait::scaled;
 
 /// What each side sends.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +98,7 @@ fn run<A: Address>(client: &Endpoint<A>, server: &Endpoint<A>, spec: Spec) -> Re
         both_ways(&stream, spec.backward, spec.forward, spec.write)
     });
     let connected = client.namespace.enter(|| -> Result<()> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).context("connect")?;
+        let stream = TcpStream::connect_timeout(&address, scaled(PATIENCE)).context("connect")?;
         both_ways(&stream, spec.forward, spec.backward, spec.write)
     });
     let accepted = serving
@@ -119,7 +120,7 @@ fn outcome(result: Result<()>) -> String {
 /// Accepts one connection, in bounded time.
 pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + scaled(PATIENCE);
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -129,7 +130,8 @@ pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 ensure!(
                     Instant::now() < deadline,
-                    "no connection within {PATIENCE:?}"
+                    "no connection within {:?}",
+                    scaled(PATIENCE)
                 );
                 thread::sleep(Duration::from_millis(1));
             }
@@ -140,8 +142,8 @@ pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
 
 fn both_ways(stream: &TcpStream, send: u64, receive: u64, write: usize) -> Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(scaled(PATIENCE)))?;
+    stream.set_write_timeout(Some(scaled(PATIENCE)))?;
     thread::scope(|scope| {
         let sending = scope.spawn(|| send_pattern(stream, send, write));
         let received = receive_pattern(stream, receive);

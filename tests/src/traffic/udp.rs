@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Address, Endpoint, pattern};
+use crate::wait::scaled;
 
 /// Number and length precede the payload.
 pub const HEADER_LEN: usize = 8;
@@ -192,7 +193,7 @@ fn send_and_await(
 }
 
 fn comes_back(socket: &UdpSocket, number: u32) -> Result<bool> {
-    let deadline = Instant::now() + ECHO_PATIENCE;
+    let deadline = Instant::now() + scaled(ECHO_PATIENCE);
     let mut buffer = vec![0; BUFFER];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -251,7 +252,7 @@ pub fn send_segmented<A: Address>(
 }
 
 fn receive_all(socket: &UdpSocket, total: u32) -> Result<BTreeSet<u32>> {
-    socket.set_read_timeout(Some(SILENCE))?;
+    socket.set_read_timeout(Some(scaled(SILENCE)))?;
     let mut numbers = BTreeSet::new();
     let mut buffer = vec![0; BUFFER];
     while numbers.len() < total as usize {

@@ -1,0 +1,174 @@
+//! Tests on other kernels than the running one: Debian's, booted in a virtual machine.
+//!
+//! docs/adr/0015-real-kernels.md says why it is done this way.
+
+mod fetch;
+mod run;
+mod vm;
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context as _, Error, Result};
+use serde_json::Value;
+
+use self::{fetch::Kernel, run::Reading, vm::Task};
+use crate::{process, report::Outcome, workspace::Workspace};
+
+/// The kernels that Debian has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Version {
+    /// Of Debian 11: too old for the programs
+    #[value(name = "5.10")]
+    V5_10,
+    /// Of Debian 12: tc filters
+    #[value(name = "6.1")]
+    V6_1,
+    /// Of Debian 13: tcx
+    #[value(name = "6.12")]
+    V6_12,
+    /// Of Debian's development
+    Newest,
+}
+
+/// What a normal run of the tests boots.
+pub const USUAL: [Version; 2] = [Version::V6_1, Version::V6_12];
+
+impl Version {
+    pub const fn phase(self) -> &'static str {
+        match self {
+            Self::V5_10 => "Linux 5.10",
+            Self::V6_1 => "Linux 6.1",
+            Self::V6_12 => "Linux 6.12",
+            Self::Newest => "newest Linux",
+        }
+    }
+
+    const fn suite(self) -> &'static str {
+        match self {
+            Self::V5_10 => "bullseye",
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "trixie",
+            Self::Newest => "sid",
+        }
+    }
+}
+
+/// How much of the tests runs on a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// A minute: the programs load, attach and forward.
+    Smoke,
+    /// What fits an emulated machine.
+    Lab,
+}
+
+/// Tests of one file.
+struct Selection {
+    file: &'static str,
+    extent: Extent,
+    /// Time limit; emulation takes about ten times as long as the machine itself.
+    seconds: u32,
+}
+
+const SELECTIONS: &[Selection] = &[Selection {
+    file: "kernel_smoke",
+    extent: Extent::Smoke,
+    seconds: 600,
+}];
+
+/// The test programs by the file they are made of.
+pub type Programs = BTreeMap<String, PathBuf>;
+
+/// Builds the test programs that run in virtual machines.
+pub fn build(workspace: &Workspace) -> Result<Programs> {
+    let mut command = process::cargo();
+    command
+        .current_dir(workspace.root())
+        .args(["test", "--package", "overlay-tests", "--no-run"])
+        .args(["--message-format", "json-render-diagnostics"]);
+    for selection in SELECTIONS {
+        command.args(["--test", selection.file]);
+    }
+    Ok(test_programs(&process::output(&mut command)?))
+}
+
+/// The executables that cargo reports.
+fn test_programs(messages: &str) -> Programs {
+    let program = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let executable = message["executable"].as_str()?;
+        let name = message["target"]["name"].as_str()?;
+        Some((name.to_owned(), executable.into()))
+    };
+    messages.lines().filter_map(program).collect()
+}
+
+/// The outcome for a kernel that cannot be had here.
+pub fn unavailable(version: Version, error: &Error, required: bool) -> Outcome {
+    let reason = format!("{} cannot be had: {error:#}", version.phase());
+    println!("{reason}");
+    if required {
+        Outcome::broken(reason)
+    } else {
+        Outcome::skipped(reason)
+    }
+}
+
+/// What a run on a kernel needs besides the kernel.
+pub struct Run<'a> {
+    pub workspace: &'a Workspace,
+    pub programs: &'a Programs,
+    pub extent: Extent,
+    /// Only tests whose name contains this text.
+    pub filter: Option<&'a str>,
+    /// Whether somebody asked for this very kernel, so that it must be had.
+    pub required: bool,
+}
+
+impl Run<'_> {
+    /// Fetches the kernel, unless it is there, boots it and runs the tests.
+    pub fn on(&self, version: Version) -> Outcome {
+        let dir = self.workspace.kernels().join(version.suite());
+        let kernel = match fetch::fetch(version.suite(), &dir) {
+            Ok(kernel) => kernel,
+            Err(error) => return unavailable(version, &error, self.required),
+        };
+        self.boot(&kernel)
+            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+    }
+
+    fn boot(&self, kernel: &Kernel) -> Result<Outcome> {
+        let out = self.workspace.kernels().join("runs").join(&kernel.release);
+        if out.exists() {
+            fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+        }
+        let tasks = tasks(self.programs, self.extent, self.filter)?;
+        let mut command = vm::prepare(kernel, &tasks, &out)?;
+        println!(
+            "Booting {}; its logs are in {}",
+            kernel.release,
+            out.display()
+        );
+        let mut reading = Reading::new(self.filter.is_none());
+        process::stream(&mut command, |line| reading.line(line))?;
+        Ok(reading.outcome(&vm::last_words(&out)))
+    }
+}
+
+fn tasks(programs: &Programs, extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
+    let is_selected =
+        |selection: &&Selection| extent == Extent::Lab || selection.extent == Extent::Smoke;
+    let task = |selection: &Selection| {
+        let program = programs.get(selection.file);
+        let program = program.with_context(|| format!("no test program {}", selection.file))?;
+        let program = program.to_str().context("a path that is not UTF-8")?;
+        let words = [program, "--color=never", "--test-threads=2"]
+            .into_iter()
+            .chain(filter);
+        Ok(Task {
+            seconds: selection.seconds,
+            words: words.map(str::to_owned).collect(),
+        })
+    };
+    SELECTIONS.iter().filter(is_selected).map(task).collect()
+}
