@@ -86,8 +86,8 @@ pub async fn snapshot(can_reach: Option<IpAddr>) -> Result<HostSnapshot, Snapsho
 }
 
 async fn ask(handle: &Handle, can_reach: Option<IpAddr>) -> Result<HostSnapshot, SnapshotError> {
-    let mut links = list("links", handle.link().get().execute(), link).await?;
-    links.sort_by_key(|link| link.ifindex);
+    let found = list("links", handle.link().get().execute(), link).await?;
+    let links = links(&found);
     let addresses = list("addresses", handle.address().get().execute(), |message| {
         address(&message)
     })
@@ -120,36 +120,68 @@ async fn list<M, T>(
         .map_err(|source| SnapshotError::List { what, source })
 }
 
-fn link(message: LinkMessage) -> Option<Link> {
-    let ifindex = message.header.index;
-    let ethernet = matches!(
-        message.header.link_layer_type,
-        LinkLayerType::Ether | LinkLayerType::Loopback
-    );
-    let mut name = None;
-    let mut mtu = 0;
-    // Network cards, paravirtual ones too, have no kind; /sys would show those of another namespace.
-    let mut hardware = true;
+/// A link, and what tells whether a bond is made of hardware.
+struct Found {
+    link: Link,
+    is_bond: bool,
+    master: Option<u32>,
+}
+
+fn link(message: LinkMessage) -> Option<Found> {
+    let mut found = Found {
+        link: Link {
+            ifindex: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            // Network cards, paravirtual ones too, have no kind; /sys would show those of another
+            // namespace.
+            hardware: true,
+            ethernet: matches!(
+                message.header.link_layer_type,
+                LinkLayerType::Ether | LinkLayerType::Loopback
+            ),
+        },
+        is_bond: false,
+        master: None,
+    };
     for attribute in message.attributes {
         match attribute {
-            LinkAttribute::IfName(text) => name = Some(text),
-            LinkAttribute::Mtu(bytes) => mtu = bytes,
-            LinkAttribute::LinkInfo(info) => hardware = !info.iter().any(is_virtual),
+            LinkAttribute::IfName(text) => found.link.name = text,
+            LinkAttribute::Mtu(bytes) => found.link.mtu = bytes,
+            LinkAttribute::Controller(master) => found.master = Some(master),
+            LinkAttribute::LinkInfo(info) => {
+                let kind = |info: &LinkInfo| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                };
+                let kind = info.iter().find_map(kind);
+                found.is_bond = kind == Some(InfoKind::Bond);
+                found.link.hardware = kind.is_none();
+            }
             _ => {}
         }
     }
-    Some(Link {
-        ifindex,
-        name: name?,
-        mtu,
-        hardware,
-        ethernet,
-    })
+    (!found.link.name.is_empty()).then_some(found)
 }
 
-/// A bond hands native XDP on to its members.
-fn is_virtual(info: &LinkInfo) -> bool {
-    matches!(info, LinkInfo::Kind(kind) if *kind != InfoKind::Bond)
+/// A bond hands native XDP on to its members: it is hardware if all of them are.
+fn links(found: &[Found]) -> Vec<Link> {
+    let members = |bond: &Found| {
+        let mut members = found
+            .iter()
+            .filter(|member| member.master == Some(bond.link.ifindex))
+            .peekable();
+        members.peek().is_some() && members.all(|member| member.link.hardware)
+    };
+    let mut links: Vec<Link> = found
+        .iter()
+        .map(|found| Link {
+            hardware: found.link.hardware || (found.is_bond && members(found)),
+            ..found.link.clone()
+        })
+        .collect();
+    links.sort_by_key(|link| link.ifindex);
+    links
 }
 
 /// On a point-to-point interface `Local` is the own address and `Address` the peer's.
@@ -248,4 +280,42 @@ async fn reach(handle: &Handle, ip: IpAddr) -> Result<Reach, String> {
     }
     let ifindex = ifindex.ok_or("the route has no interface")?;
     Ok(Reach { ifindex, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(ifindex: u32, kind: Option<&InfoKind>, master: Option<u32>) -> Found {
+        Found {
+            link: Link {
+                ifindex,
+                name: format!("if{ifindex}"),
+                mtu: 1500,
+                hardware: kind.is_none(),
+                ethernet: true,
+            },
+            is_bond: kind == Some(&InfoKind::Bond),
+            master,
+        }
+    }
+
+    fn hardware(all: &[Found]) -> Vec<u32> {
+        let links = links(all).into_iter();
+        links
+            .filter(|link| link.hardware)
+            .map(|link| link.ifindex)
+            .collect()
+    }
+
+    #[test]
+    fn a_bond_is_hardware_if_all_its_members_are() {
+        let bond = |ifindex| found(ifindex, Some(&InfoKind::Bond), None);
+        let veth = |ifindex, master| found(ifindex, Some(&InfoKind::Veth), Some(master));
+        let card = |ifindex, master| found(ifindex, None, Some(master));
+        assert_eq!(hardware(&[bond(9), card(2, 9), card(3, 9)]), [2, 3, 9]);
+        assert_eq!(hardware(&[bond(9), card(2, 9), veth(3, 9)]), [2]);
+        assert_eq!(hardware(&[bond(9), veth(3, 9), card(4, 8)]), [4]);
+        assert_eq!(hardware(&[bond(9)]), [] as [u32; 0]);
+    }
 }
