@@ -33,7 +33,7 @@ pub use cleanup::{Owned, flannel_vni};
 pub use error::NetlinkError;
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
 pub use plan::{Change, Leftover, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
-pub use pods::{LinkTable, PodLink, pod_links};
+pub use pods::{LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Summary};
 pub use transport::TIMEOUT;
 pub use vtep::{Vtep, VtepSpec};

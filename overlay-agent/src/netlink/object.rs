@@ -39,6 +39,9 @@ pub enum LinkKind {
     Bridge,
     Veth,
     Vxlan(VxlanLink),
+    /// A virtual interface of another kind, as the kernel calls it: `netkit`, `tun`, `vlan`.
+    Virtual(String),
+    /// Hardware, paravirtual hardware, and what else has no kind.
     Other,
 }
 
@@ -147,6 +150,8 @@ impl LinkKind {
             match item {
                 LinkInfo::Kind(InfoKind::Bridge) => kind = Self::Bridge,
                 LinkInfo::Kind(InfoKind::Veth) => kind = Self::Veth,
+                LinkInfo::Kind(InfoKind::Vxlan) => {}
+                LinkInfo::Kind(other) => kind = Self::Virtual(other.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(data)) => {
                     kind = Self::Vxlan(VxlanLink::decode(data));
                 }

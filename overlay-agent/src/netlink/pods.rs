@@ -12,6 +12,7 @@ mod addressing;
 use std::collections::BTreeMap;
 
 use overlay_common::addr::MacAddr;
+use serde::Serialize;
 
 use self::addressing::Addressing;
 use super::{
@@ -33,6 +34,13 @@ pub struct PodLink {
     pub gateway_mac: MacAddr,
     /// Differs between two devices that had the same index one after the other.
     pub incarnation: u64,
+}
+
+/// The subnets of a node, by family.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subnets {
+    pub ipv4: Option<<V4 as Family>::Network>,
+    pub ipv6: Option<<V6 as Family>::Network>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +104,25 @@ impl LinkTable {
         self.links.values().map(|entry| &entry.link)
     }
 
+    /// The interface through which the host's IP layer receives what comes from `link`, if that is the
+    /// host side of a pod's interface: its bridge, or itself.
+    fn gateway_of_pod<'a>(&'a self, link: &'a Link, subnets: Subnets) -> Option<&'a Link> {
+        let Subnets { ipv4, ipv6 } = subnets;
+        match link.master {
+            Some(master) => self.link(master).filter(|bridge| {
+                let ifindex = bridge.ifindex;
+                bridge.kind == LinkKind::Bridge
+                    && (ipv4.is_some_and(|subnet| self.ipv4.is_in(ifindex, subnet))
+                        || ipv6.is_some_and(|subnet| self.ipv6.is_in(ifindex, subnet)))
+            }),
+            None => Some(link).filter(|link| {
+                let ifindex = link.ifindex;
+                ipv4.is_some_and(|subnet| self.ipv4.leads_into(ifindex, subnet))
+                    || ipv6.is_some_and(|subnet| self.ipv6.leads_into(ifindex, subnet))
+            }),
+        }
+    }
+
     fn set_link(&mut self, link: &Link) -> bool {
         let mut changed = !link.up && self.drop_routes(link.ifindex);
         if let Some(entry) = self.links.get_mut(&link.ifindex) {
@@ -147,26 +174,16 @@ pub fn pod_links(
         ipv4.is_some_and(|local| local.underlay.ifindex == ifindex)
             || ipv6.is_some_and(|local| local.underlay.ifindex == ifindex)
     };
-    let is_bridge_of_pods = |bridge: &Link| {
-        bridge.kind == LinkKind::Bridge
-            && (ipv4.is_some_and(|local| table.ipv4.is_in(bridge.ifindex, local.subnet))
-                || ipv6.is_some_and(|local| table.ipv6.is_in(bridge.ifindex, local.subnet)))
-    };
-    let leads_to_pod = |veth: &Link| {
-        ipv4.is_some_and(|local| table.ipv4.leads_into(veth.ifindex, local.subnet))
-            || ipv6.is_some_and(|local| table.ipv6.leads_into(veth.ifindex, local.subnet))
+    let subnets = Subnets {
+        ipv4: ipv4.map(|local| local.subnet),
+        ipv6: ipv6.map(|local| local.subnet),
     };
     let mut pods = BTreeMap::new();
     for Entry { link, incarnation } in table.links.values() {
         if link.kind != LinkKind::Veth || is_underlay(link.ifindex) {
             continue;
         }
-        let gateway = match link.master {
-            Some(master) => table
-                .link(master)
-                .filter(|bridge| is_bridge_of_pods(bridge)),
-            None => Some(link).filter(|veth| leads_to_pod(veth)),
-        };
+        let gateway = table.gateway_of_pod(link, subnets);
         let Some(gateway) = gateway else { continue };
         let Some(gateway_mac) = gateway.mac else {
             continue;
@@ -181,6 +198,34 @@ pub fn pod_links(
         pods.insert(pod.ifindex, pod);
     }
     pods
+}
+
+/// Host side of a pod's interface that the programs do not serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unserved {
+    pub ifindex: u32,
+    pub ifname: String,
+    /// As the kernel calls it: `netkit`, `tun`.
+    pub kind: String,
+}
+
+/// Pod interfaces that are no veths, by index: their packets take the kernel tier.
+pub fn unserved(table: &LinkTable, subnets: Subnets) -> Vec<Unserved> {
+    let kind = |link: &Link| match &link.kind {
+        LinkKind::Virtual(kind) => Some(kind.clone()),
+        _ => None,
+    };
+    table
+        .links()
+        .filter(|link| table.gateway_of_pod(link, subnets).is_some())
+        .filter_map(|link| {
+            Some(Unserved {
+                ifindex: link.ifindex,
+                ifname: link.name.clone(),
+                kind: kind(link)?,
+            })
+        })
+        .collect()
 }
 
 fn same_device(before: &Link, after: &Link) -> bool {

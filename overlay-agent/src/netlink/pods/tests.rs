@@ -175,6 +175,27 @@ fn other_ports_and_other_bridges_are_not_pods() {
 }
 
 #[test]
+fn pods_on_other_interfaces_than_veths_are_named() {
+    let mut table = bridged();
+    let kind = |kind: &str| LinkKind::Virtual(kind.to_owned());
+    table.apply(&KernelEvent::Link(link(21, kind("tun"), Some(BRIDGE))));
+    table.apply(&KernelEvent::Link(link(22, LinkKind::Other, Some(BRIDGE))));
+    table.apply(&KernelEvent::Link(link(23, kind("netkit"), None)));
+    table.apply(&route(23, "10.5.1.7/32"));
+    table.apply(&KernelEvent::Link(link(24, kind("dummy"), None)));
+    let subnets = Subnets {
+        ipv4: Some("10.5.1.0/24".parse().unwrap()),
+        ipv6: None,
+    };
+    let found: Vec<_> = unserved(&table, subnets)
+        .into_iter()
+        .map(|pod| (pod.ifindex, pod.kind))
+        .collect();
+    assert_eq!(found, [(21, "tun".to_owned()), (23, "netkit".to_owned())]);
+    assert_eq!(unserved(&table, Subnets::default()), []);
+}
+
+#[test]
 fn the_bridge_may_get_its_address_and_mac_later_and_lose_them() {
     let mut table = bridged();
     let gone = IpEvent::AddressRemoved(address_of(BRIDGE, "10.5.1.1/24"));
