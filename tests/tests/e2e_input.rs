@@ -227,6 +227,13 @@ fn without_permission_for_bpf_the_kernel_tier_serves_and_says_so_once() {
             occurrences(lab.node(0), message)? == 1,
             "the message is repeated"
         );
+        // Nothing of an earlier agent's was there.
+        ensure!(occurrences(lab.node(0), "programs of an earlier agent")? == 0);
+        let (code, text) = lab.node(0).status()?;
+        ensure!(code == Some(1), "{code:?}: {text}");
+        for part in ["degraded", "kernel tier alone", "seccomp", "running"] {
+            ensure!(text.contains(part), "no {part} in {text}");
+        }
         Ok(())
     });
 }

@@ -24,7 +24,7 @@ use crate::{
         Invocation, ParsedOptions,
         flags::{self, daemon_help},
     },
-    docker_opts, logging, output, run, underlay,
+    docker_opts, logging, output, run,
 };
 
 const PROGRAM: &str = "overlay-agent";
@@ -104,7 +104,7 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Run { flags } => daemon(&flags).await,
         Command::Status(args) => {
             let ipv6 = ipv6::read_or_warn().await;
-            let host = underlay::snapshot(None).await.unwrap_or_default();
+            let host = status::Host::read().await;
             report(|out| status::run(&args, ipv6, &host, out))
         }
         Command::Routes(args) => {

@@ -83,7 +83,11 @@ pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Resu
     let mut report = match args.pinned.open() {
         Ok(maps) => Report::read(&maps)?,
         // With the kernel tier alone there are no maps.
-        Err(DatapathError::NotPinned { .. }) if ipv6.is_some() => Report::default(),
+        Err(DatapathError::NotPinned { .. } | DatapathError::KernelTier { .. })
+            if ipv6.is_some() =>
+        {
+            Report::default()
+        }
         Err(error) => return Err(error.into()),
     };
     report.add_kernel_routes(ipv6.map(|tier| tier.routes).unwrap_or_default());

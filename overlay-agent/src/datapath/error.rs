@@ -4,6 +4,13 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError};
 
+use super::Absence;
+
+/// Lines of a verifier's log that say why it refuses.
+const REASON: usize = 5;
+/// How the lines begin that follow the reason.
+const FIGURES: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+
 /// Why the eBPF tier cannot be brought up, changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -41,6 +48,9 @@ pub enum DatapathError {
     )]
     NotPinned { dir: PathBuf },
 
+    #[error("this node has the kernel tier alone, and nothing is pinned: {absence}")]
+    KernelTier { absence: Absence },
+
     #[error("{dir} is open only to the user the agent runs as: run this as root")]
     Private { dir: PathBuf },
 
@@ -77,10 +87,11 @@ pub enum DatapathError {
     )]
     NoHook { source: io::Error },
 
-    #[error("the kernel's verifier rejected {program}: {source}\n{log}")]
+    #[error("the kernel's verifier rejected {program}: {source}\n{}", reason(log))]
     Verifier {
         program: String,
         source: io::Error,
+        /// All that the verifier said.
         log: String,
     },
 
@@ -126,4 +137,37 @@ pub enum DatapathError {
         found: String,
         wanted: &'static str,
     },
+}
+
+/// The end of a verifier's log, where the reason is.
+fn reason(log: &str) -> String {
+    let is_figure = |line: &&str| FIGURES.iter().any(|figure| line.starts_with(figure));
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !is_figure(line))
+        .collect();
+    lines[lines.len().saturating_sub(REASON)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_the_reason_and_not_the_whole_log() {
+        let walked = "7: (bf) r6 = r1\n".repeat(400);
+        let log = format!(
+            "{walked}; let now = bpf_ktime();\n30: (85) call unknown#160\n\
+             invalid func unknown#160\nverification time 1 usec\nstack depth 0+0\n\
+             processed 400 insns (limit 1000000)\n"
+        );
+        let error = DatapathError::Verifier {
+            program: "overlay_egress".into(),
+            source: io::Error::from_raw_os_error(libc::EINVAL),
+            log,
+        };
+        let text = error.to_string();
+        assert!(text.ends_with("invalid func unknown#160"), "{text}");
+        assert_eq!(text.lines().count(), 1 + REASON, "{text}");
+    }
 }

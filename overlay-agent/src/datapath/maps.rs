@@ -99,7 +99,7 @@ pub fn open(pins: &PinDir, name: &'static str) -> Result<(Map, OwnedFd, u32), Da
     });
     match parts {
         Ok(parts) => Ok(parts),
-        Err(_) if !path.exists() => Err(DatapathError::NotPinned { dir: pins.maps() }),
+        Err(_) if !path.exists() => Err(pins.not_pinned()),
         Err(source) => Err(error(source)),
     }
 }

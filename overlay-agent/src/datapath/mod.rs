@@ -7,6 +7,7 @@
 //! [`Datapath`] is the writing side; there is one per pin directory. [`Maps`] opens the same maps
 //! for reading, agent or no agent.
 
+mod absence;
 mod clsact;
 mod counters;
 mod error;
@@ -36,6 +37,7 @@ use overlay_common::{addr::MacAddr, outcome::Hook};
 use tracing::{level_filters::LevelFilter, warn};
 
 pub use self::{
+    absence::Absence,
     counters::FastShare,
     error::DatapathError,
     host::{HostFacts, lease_clock},

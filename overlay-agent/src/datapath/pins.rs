@@ -6,6 +6,7 @@
 //! <pin-dir>/links/<ifindex>-<hook>    the tcx links, e.g. links/12-egress
 //! <pin-dir>/links/<ifindex>-<hook>-filter    without tcx: programs that a tc filter runs
 //! <pin-dir>/links/<ifindex>-clsact    their qdisc was made for them
+//! <pin-dir>/kernel-tier               instead of them: why the agent has no programs
 //! ```
 //!
 //! Links lie beside the version directories: an agent with other map layouts takes them over and
@@ -121,11 +122,12 @@ impl PinDir {
         }
         let root = File::open(&self.root).map_err(pin_error("open", &self.root))?;
         self.lock(&root)?;
+        self.remove_note()?;
         Ok(root)
     }
 
     /// Takes the lock that the running agent holds.
-    fn lock(&self, root: &File) -> Result<(), DatapathError> {
+    pub(super) fn lock(&self, root: &File) -> Result<(), DatapathError> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match root.try_lock() {
@@ -160,13 +162,19 @@ impl PinDir {
         let dir = self.maps();
         match fs::read_dir(&dir) {
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(DatapathError::NotPinned { dir })
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.not_pinned()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Err(DatapathError::Private { dir })
             }
             Err(error) => Err(pin_error("open", &dir)(error)),
+        }
+    }
+
+    /// Why there are no maps.
+    pub(super) fn not_pinned(&self) -> DatapathError {
+        match self.absence() {
+            Some(absence) => DatapathError::KernelTier { absence },
+            None => DatapathError::NotPinned { dir: self.maps() },
         }
     }
 
@@ -183,10 +191,11 @@ impl PinDir {
     pub fn pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let mut pins = list(&self.links())?;
         pins.extend(self.pinned_maps()?);
+        pins.extend(self.noted()?);
         Ok(pins)
     }
 
-    /// Removes everything pinned and the directories. Refuses while an agent runs.
+    /// Removes everything pinned, the note and the directories. Refuses while an agent runs.
     pub fn remove_all(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let root = match File::open(&self.root) {
             Ok(file) => file,
@@ -195,6 +204,7 @@ impl PinDir {
         };
         self.lock(&root)?;
         let (links, maps) = (list(&self.links())?, self.pinned_maps()?);
+        let note = self.noted()?;
         for (hook, ifindex) in self.pinned_filters()? {
             filters::detach(self, hook, ifindex)?;
         }
@@ -207,6 +217,7 @@ impl PinDir {
             }
         }
         maps.iter().try_for_each(|map| remove_pin(map))?;
+        self.remove_note()?;
         for dir in self
             .versions()?
             .into_iter()
@@ -219,7 +230,7 @@ impl PinDir {
                 _ => {}
             }
         }
-        Ok([links, maps].concat())
+        Ok(links.into_iter().chain(maps).chain(note).collect())
     }
 
     /// Removes the maps of other ABI versions, once no link runs a program that uses them.
@@ -373,7 +384,7 @@ fn is_bpffs(path: &Path) -> Result<bool, DatapathError> {
 }
 
 /// Creates `dir`, for this user alone. One that another user made could hold maps of their choice.
-fn ensure_own_dir(dir: &Path) -> Result<(), DatapathError> {
+pub(super) fn ensure_own_dir(dir: &Path) -> Result<(), DatapathError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

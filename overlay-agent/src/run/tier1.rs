@@ -3,16 +3,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs::{self, File},
+    io,
 };
 
 use overlay_common::outcome::Hook;
-use tracing::{info, level_filters::LevelFilter, warn};
+use tracing::{debug, info, level_filters::LevelFilter, warn};
 
 use super::{controller::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
-    datapath::{self, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, XdpMode},
+    datapath::{
+        self, Absence, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, XdpMode,
+    },
     lifecycle::Supervisor,
     model::{Backend, Family, V6},
     netlink::PodLink,
@@ -31,7 +34,10 @@ pub enum Tier1 {
         /// Subnets of peers that found no room in the maps, by family.
         left_to_kernel: BTreeMap<&'static str, usize>,
     },
-    Absent,
+    Absent {
+        /// Held while this agent owns the pin directory, if there can be one.
+        _lock: Option<File>,
+    },
 }
 
 impl Tier1 {
@@ -44,9 +50,13 @@ impl Tier1 {
     ) -> Result<Self, DatapathError> {
         if options.tier == DatapathTier::Kernel {
             info!("kernel tier only, as --datapath=kernel asks");
-            return Self::detach(options);
+            return Self::without(options, &Absence::Asked);
         }
-        match load(options, serves) {
+        let opened = load(options, serves);
+        if let Err(DatapathError::Verifier { program, log, .. }) = &opened {
+            debug!(program, "the verifier's log:\n{log}");
+        }
+        match opened {
             Ok(mut datapath) => {
                 if options.tcp_be_liberal {
                     be_liberal();
@@ -65,21 +75,27 @@ impl Tier1 {
             }
             Err(error) => {
                 warn!(%error, "no eBPF tier: packets take the kernel tier alone");
-                Self::detach(options)
+                Self::without(options, &Absence::refused(&error))
             }
         }
     }
 
-    /// Programs of an earlier agent must not go on forwarding by maps that nobody keeps.
-    fn detach(options: &DatapathOptions) -> Result<Self, DatapathError> {
-        let removed = PinDir::new(&options.pin_dir).remove_all()?;
-        if !removed.is_empty() {
-            info!(
-                pins = removed.len(),
-                "programs of an earlier agent detached"
-            );
+    /// Programs of an earlier agent must not go on forwarding by maps that nobody keeps. Where
+    /// nothing can be noted, `status` will not know; that is no reason not to forward.
+    fn without(options: &DatapathOptions, absence: &Absence) -> Result<Self, DatapathError> {
+        let pins = PinDir::new(&options.pin_dir);
+        let removed = pins.remove_all()?;
+        // Maps may be those of an attempt that just failed.
+        let links = removed.iter().filter(|path| path.starts_with(pins.links()));
+        let links = links.count();
+        if links > 0 {
+            info!(links, "programs of an earlier agent detached");
         }
-        Ok(Self::Absent)
+        let lock = pins.note_absence(absence);
+        if let Err(error) = &lock {
+            debug!(%error, "no note of why there is no eBPF tier");
+        }
+        Ok(Self::Absent { _lock: lock.ok() })
     }
 
     /// Brings the maps of IPv4 to the desired state.
@@ -159,7 +175,7 @@ impl Tier1 {
     pub fn flush(&mut self) -> Result<(), DatapathError> {
         match self {
             Self::Active { datapath, .. } => datapath.flush().map(drop),
-            Self::Absent => Ok(()),
+            Self::Absent { .. } => Ok(()),
         }
     }
 

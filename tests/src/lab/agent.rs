@@ -115,7 +115,15 @@ pub fn operator(node: &Node, words: &[&str]) -> Result<String> {
     checked(&mut command)
 }
 
-/// The same with `-o json`.
+/// What `status` says, whatever it finds, and the code it exits with.
+pub fn status(node: &Node) -> Result<(Option<i32>, String)> {
+    let mut command: Command = node.namespace.command(path_text(&binary()?)?);
+    command.args(["status", "--pin-dir"]).arg(&node.pin_dir);
+    let output = command.output().context("start overlay-agent status")?;
+    Ok((output.status.code(), String::from_utf8(output.stdout)?))
+}
+
+/// As [`operator`], with `-o json`.
 pub fn operator_json(node: &Node, words: &[&str]) -> Result<Value> {
     let text = operator(node, &[words, &["-o", "json"]].concat())?;
     serde_json::from_str(&text).with_context(|| format!("{words:?} printed: {text}"))

@@ -237,6 +237,11 @@ impl Node {
         agent::operator_json(self, words)
     }
 
+    /// What `status` says, whatever it finds, and the code it exits with.
+    pub fn status(&self) -> Result<(Option<i32>, String)> {
+        agent::status(self)
+    }
+
     pub fn subnet_env(&self) -> Result<SubnetEnv> {
         SubnetEnv::read(&self.subnet_file)
     }
@@ -350,7 +355,7 @@ impl Node {
 
     /// Waits until the programs are attached to a pod's interface, if this node's agent attaches any.
     pub fn wait_attached(&self, interface: &str) -> Result<()> {
-        if !self.runs_agent() || !self.pin_dir.exists() {
+        if !self.runs_agent() || !self.pin_dir.join("links").exists() {
             return Ok(());
         }
         let what = format!("programs on {interface} of {}", self.name);

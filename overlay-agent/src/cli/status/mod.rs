@@ -15,9 +15,19 @@ use std::{
 use overlay_common::ABI_VERSION;
 use serde::Serialize;
 
-use self::{observed::Observed, problems::problems, state::PinnedState};
+use self::{
+    observed::Observed,
+    problems::{NO_AGENT, problems},
+    state::{PinnedState, agent},
+};
 use super::{ipv6::Tier, pinned::Pinned};
-use crate::{names::interface_name, output, underlay::HostSnapshot};
+use crate::{
+    datapath::{Absence, DatapathError},
+    names::interface_name,
+    netlink::{LinkTable, Netlink, Unserved, unserved},
+    output::{self, Table},
+    underlay::{self, HostSnapshot},
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -42,32 +52,73 @@ struct Report {
     abi_version: u32,
     /// `None` (JSON `null`) if the pinned state cannot be read.
     datapath: Option<PinnedState>,
+    /// `None` (JSON `null`) where there are programs.
+    kernel_tier: Option<KernelTier>,
+    /// Interfaces of pods that have the kernel tier alone.
+    unserved_pods: Vec<Unserved>,
     /// The IPv6 overlay as the kernel has it; `None` without one.
     ipv6: Option<Tier>,
 }
 
-/// `host`: the host's interfaces, as far as they are known.
 pub fn run(
     args: &Args,
     ipv6: Option<Tier>,
-    host: &HostSnapshot,
+    host: &Host,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let pin_dir = args.pinned.pin_dir.clone();
-    let mut report = match Observed::read(&args.pinned, host) {
-        Ok(observed) => Report::new(pin_dir, &observed, interface_name),
+    let mut report = match Observed::read(&args.pinned, &host.addresses) {
+        Ok(observed) => {
+            let mut report = Report::new(pin_dir, &observed, interface_name);
+            report.unserved_pods = unserved(&host.links, observed.subnets());
+            report
+        }
+        Err(DatapathError::KernelTier { absence }) => {
+            let agent_running = args.pinned.pins().is_in_use()?;
+            Report::without_programs(pin_dir, &absence, agent_running)
+        }
         Err(error) => Report {
-            health: Health::Unknown,
             problems: vec![error.to_string()],
-            pin_dir,
-            abi_version: ABI_VERSION,
-            datapath: None,
-            ipv6: None,
+            ..Report::unknown(pin_dir)
         },
     };
     report.add_ipv6(ipv6);
     output::print(&report, args.pinned.output, out)?;
     Ok(report.health.exit_code())
+}
+
+/// A node on which an agent runs or ran without programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct KernelTier {
+    agent_running: bool,
+    /// Whether `--datapath=kernel` asks for it; then it is no defect.
+    asked: bool,
+    reason: String,
+}
+
+/// The host's interfaces, as far as they are known.
+#[derive(Default)]
+pub struct Host {
+    links: LinkTable,
+    addresses: HostSnapshot,
+}
+
+impl Host {
+    /// What cannot be read is left out, with a warning.
+    pub async fn read() -> Self {
+        let mut host = Self::default();
+        let links = async { Netlink::connect()?.refresh(&mut host.links).await };
+        if let Err(error) = links.await {
+            let _ = writeln!(io::stderr(), "pods without programs are left out: {error}");
+        }
+        match underlay::snapshot(None).await {
+            Ok(addresses) => host.addresses = addresses,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "the underlay's kind is left out: {error}");
+            }
+        }
+        host
+    }
 }
 
 impl Health {
@@ -102,10 +153,48 @@ impl Report {
                 Health::Degraded
             },
             problems,
+            datapath: Some(PinnedState::new(observed, interface_name)),
+            ..Self::unknown(pin_dir)
+        }
+    }
+
+    fn unknown(pin_dir: PathBuf) -> Self {
+        Self {
+            health: Health::Unknown,
+            problems: Vec::new(),
             pin_dir,
             abi_version: ABI_VERSION,
-            datapath: Some(PinnedState::new(observed, interface_name)),
+            datapath: None,
+            kernel_tier: None,
+            unserved_pods: Vec::new(),
             ipv6: None,
+        }
+    }
+
+    fn without_programs(pin_dir: PathBuf, absence: &Absence, agent_running: bool) -> Self {
+        let asked = *absence == Absence::Asked;
+        let mut problems = Vec::new();
+        if !agent_running {
+            problems.push(NO_AGENT.to_owned());
+        }
+        if !asked {
+            problems.push(format!(
+                "kernel tier alone, every packet takes the kernel's way: {absence}"
+            ));
+        }
+        Self {
+            health: if problems.is_empty() {
+                Health::Healthy
+            } else {
+                Health::Degraded
+            },
+            problems,
+            kernel_tier: Some(KernelTier {
+                agent_running,
+                asked,
+                reason: absence.to_string(),
+            }),
+            ..Self::unknown(pin_dir)
         }
     }
 
@@ -116,6 +205,20 @@ impl Report {
         }
         self.problems.extend(problems);
         self.ipv6 = ipv6;
+    }
+}
+
+impl KernelTier {
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let tier = if self.asked {
+            format!("kernel tier alone, {}", self.reason)
+        } else {
+            "kernel tier alone".to_owned()
+        };
+        vec![
+            ("agent", agent(self.agent_running).to_owned()),
+            ("tier", tier),
+        ]
     }
 }
 
@@ -131,9 +234,21 @@ impl output::Report for Report {
             datapath.write(device.map(|device| device.zero_checksum), out)?;
         }
         let is_mapped = self.datapath.as_ref().is_some_and(PinnedState::has_ipv6);
+        if let Some(kernel_tier) = &self.kernel_tier {
+            writeln!(out)?;
+            output::write_pairs(out, &kernel_tier.describe())?;
+        }
         if let Some(ipv6) = self.ipv6.as_ref().filter(|_| !is_mapped) {
             writeln!(out)?;
             output::write_pairs(out, &ipv6.describe())?;
+        }
+        if !self.unserved_pods.is_empty() {
+            writeln!(out)?;
+            let mut table = Table::new(&["POD WITHOUT PROGRAMS", "KIND"]);
+            for pod in &self.unserved_pods {
+                table.row([pod.ifname.clone(), pod.kind.clone()]);
+            }
+            table.write(out)?;
         }
         Ok(())
     }

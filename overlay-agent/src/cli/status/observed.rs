@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use ipnetwork::IpNetwork;
 use overlay_common::{
     config::Config,
     flow::{Flow, FlowKey},
@@ -14,6 +15,7 @@ use super::super::pinned::Pinned;
 use crate::{
     datapath::{self, DatapathError, LinkState, OverlayMaps},
     model::{Family, V4, V6},
+    netlink::Subnets,
     underlay::HostSnapshot,
 };
 
@@ -73,9 +75,26 @@ fn bare_interface(host: &HostSnapshot, address: IpAddr) -> Option<String> {
     (!link.ethernet).then(|| link.name.clone())
 }
 
+impl Observed {
+    pub fn subnets(&self) -> Subnets {
+        Subnets {
+            ipv4: self.ipv4.as_ref().and_then(Overlay::subnet),
+            ipv6: self.ipv6.as_ref().and_then(Overlay::subnet),
+        }
+    }
+}
+
 impl<F: Family> Overlay<F> {
     fn vtep(&self) -> IpAddr {
         F::Address::from(self.config.vtep).into()
+    }
+
+    /// The node's own subnet; `None` before the first lease.
+    fn subnet(&self) -> Option<F::Network> {
+        let subnet = F::Address::from(self.config.subnet).into();
+        let mask = F::Address::from(self.config.subnet_mask).into();
+        let prefix = IpNetwork::with_netmask(subnet, mask).ok()?.prefix();
+        F::with_prefix(F::address(subnet)?, prefix).filter(|_| prefix > 0)
     }
 
     fn read(maps: &OverlayMaps<F>) -> Result<Option<Self>, DatapathError> {

@@ -7,16 +7,16 @@ use overlay_common::{maps::MAX_NODES, outcome::Hook};
 use super::observed::{Observed, Overlay};
 use crate::{model::Family, names::interface_label};
 
+pub const NO_AGENT: &str =
+    "no agent is running: packets are forwarded as before, but nobody follows changes";
+
 pub fn problems(
     observed: &Observed,
     interface_name: impl Fn(u32) -> Option<String>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
     if !observed.agent_running {
-        problems.push(
-            "no agent is running: packets are forwarded as before, but nobody follows changes"
-                .into(),
-        );
+        problems.push(NO_AGENT.into());
     }
     let (ipv4, ipv6) = (&observed.ipv4, &observed.ipv6);
     if ipv4.is_none() && ipv6.is_none() {

@@ -138,6 +138,10 @@ struct Link {
 /// Names and values of the lines for people.
 type Lines = Vec<(String, String)>;
 
+pub const fn agent(running: bool) -> &'static str {
+    if running { "running" } else { "not running" }
+}
+
 impl PinnedState {
     pub fn new(observed: &Observed, interface_name: impl Fn(u32) -> Option<String>) -> Self {
         let link = |link: &LinkState| Link {
@@ -170,12 +174,7 @@ impl PinnedState {
 
     /// `zero_checksum`: whether the IPv6 vxlan device, if there is one, takes UDP checksum 0.
     pub fn write(&self, zero_checksum: Option<bool>, out: &mut dyn Write) -> io::Result<()> {
-        let agent = if self.agent_running {
-            "running"
-        } else {
-            "not running"
-        };
-        let mut lines = vec![("agent".into(), agent.into())];
+        let mut lines = vec![("agent".into(), agent(self.agent_running).into())];
         if let Some(interface) = &self.bare_underlay {
             let what = format!("{interface} has no Ethernet headers: nothing is fast");
             lines.push(("underlay".into(), what));

@@ -16,7 +16,7 @@ use overlay_common::{
 use super::{observed::Overlay, *};
 use crate::{
     cli::ipv6::Device,
-    datapath::LinkState,
+    datapath::{LinkState, PinDir},
     model::{Family, V4, V6},
     output::Format,
 };
@@ -296,10 +296,79 @@ fn without_pins_it_cannot_tell_and_says_where_it_looked() {
         },
     };
     let mut out = Vec::new();
-    let code = run(&args, None, &HostSnapshot::default(), &mut out).unwrap();
+    let code = run(&args, None, &Host::default(), &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
     assert!(text.starts_with("unknown\n"), "{text}");
     assert!(text.contains(&*dir.path().to_string_lossy()), "{text}");
     assert!(text.contains("--pin-dir"), "{text}");
+}
+
+/// What `status` says of a node whose agent noted `absence`, and its exit code.
+fn of_absence(absence: &Absence, is_running: bool) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let pin_dir = dir.path().join("overlay");
+    let lock = PinDir::new(&pin_dir).note_absence(absence).unwrap();
+    let lock = is_running.then_some(lock);
+    let args = Args {
+        pinned: Pinned {
+            pin_dir,
+            output: Format::Table,
+        },
+    };
+    let mut out = Vec::new();
+    let code = run(&args, None, &Host::default(), &mut out).unwrap();
+    drop(lock);
+    (String::from_utf8(out).unwrap(), format!("{code:?}"))
+}
+
+fn code(code: u8) -> String {
+    format!("{:?}", ExitCode::from(code))
+}
+
+#[test]
+fn a_node_whose_kernel_refuses_the_programs_says_why() {
+    let absence = Absence::Refused("the verifier rejected overlay_ingress".into());
+    assert_eq!(
+        of_absence(&absence, true),
+        (
+            "degraded\n  \
+             kernel tier alone, every packet takes the kernel's way: the verifier rejected overlay_ingress\n\n\
+             agent: running\ntier:  kernel tier alone\n"
+                .to_owned(),
+            code(1)
+        )
+    );
+}
+
+#[test]
+fn a_node_that_is_to_have_the_kernel_tier_is_healthy_while_an_agent_runs() {
+    let (text, exit) = of_absence(&Absence::Asked, true);
+    assert_eq!(
+        text,
+        "healthy\n\nagent: running\ntier:  kernel tier alone, as --datapath=kernel asks\n"
+    );
+    assert_eq!(exit, code(0));
+    let (text, exit) = of_absence(&Absence::Asked, false);
+    assert!(
+        text.starts_with("degraded\n  no agent is running"),
+        "{text}"
+    );
+    assert_eq!(exit, code(1));
+}
+
+#[test]
+fn pods_without_programs_are_named() {
+    let mut report = report(&healthy(Some(ipv4()), None));
+    report.unserved_pods = vec![Unserved {
+        ifindex: 12,
+        ifname: "nk0".into(),
+        kind: "netkit".into(),
+    }];
+    let text = text(&report, Format::Table);
+    assert!(text.starts_with("healthy\n"), "{text}");
+    assert!(
+        text.ends_with("POD WITHOUT PROGRAMS  KIND\nnk0                   netkit\n"),
+        "{text}"
+    );
 }
