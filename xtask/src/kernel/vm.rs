@@ -42,9 +42,9 @@ pub fn prepare(kernel: &Kernel, tasks: &[Task], out: &Path) -> Result<Command> {
     fs::write(out.join("guest.sh"), GUEST)?;
     fs::write(out.join("plan"), plan(tasks))?;
     let limit = tasks.iter().map(|task| task.seconds).sum::<u32>() + BOOT_SECONDS;
-    let mut command = command("nice");
+    let mut command = command("timeout");
     command
-        .args(["timeout", "--signal=KILL", &limit.to_string()])
+        .args(["--signal=KILL", &limit.to_string()])
         .arg("qemu-system-x86_64")
         .args(["-accel", "tcg,thread=multi,tb-size=512"])
         // Five-level page tables cost time, and nothing here needs them.
