@@ -76,8 +76,6 @@ pub struct Core<R> {
     unwatched: bool,
     /// Since when no watch stands.
     blind: Option<Instant>,
-    /// The own record could not be written.
-    failing: bool,
     now: Instant,
     audit: Instant,
     in_force: ConfigText,
@@ -117,7 +115,6 @@ impl<R: RngCore> Core<R> {
             overtaken: BTreeMap::new(),
             unwatched: false,
             blind: Some(now),
-            failing: false,
             now,
             audit: now + audit_period(&mut rng),
             config: Some(in_force.clone()),
@@ -157,6 +154,7 @@ impl<R: RngCore> Core<R> {
     /// Takes in one input and returns what follows from it.
     pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
         self.now = now;
+        let was_failing = self.own.is_failing();
         match input {
             Input::Start => self.out.push(Output::Watch),
             Input::Listed(snapshot) => self.listed(now, snapshot),
@@ -203,6 +201,7 @@ impl<R: RngCore> Core<R> {
                 }
             }
         }
+        self.settle_absent(now, was_failing);
         self.settle(now);
         std::mem::take(&mut self.out)
     }
@@ -348,17 +347,15 @@ impl<R: RngCore> Core<R> {
 
     /// Without a watch nobody is seen to come back, and while this node cannot write its record,
     /// others may not be able to, either.
-    fn settle_absent(&mut self, now: Instant) {
+    fn settle_absent(&mut self, now: Instant, was_failing: bool) {
         let failing = self.own.is_failing();
-        if self.failing && !failing {
+        if was_failing && !failing {
             self.peers.wait(now + REGISTRATION);
         }
-        self.failing = failing;
         self.peers.hold(failing || self.blind.is_some());
     }
 
     fn settle(&mut self, now: Instant) {
-        self.settle_absent(now);
         let request = self.own.poll(now);
         self.out.extend(request.map(Output::Request));
         let own = self.own.lease();

@@ -77,6 +77,10 @@ impl From<Failed> for StoreError {
 
 /// What the endpoints that failed had to say.
 #[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is true of some of the endpoints, whatever the others are"
+)]
 struct Failures {
     texts: Vec<String>,
     in_doubt: bool,
