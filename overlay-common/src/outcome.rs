@@ -161,7 +161,7 @@ outcomes! {
     TcpControl = 23, Decline, "tcp_control";
     /// The TTL or hop limit ends here: the kernel sends the ICMP error.
     Ttl = 24, Decline, "ttl";
-    /// No lease for this direction of the flow, or it ran out.
+    /// No lease for this direction of the flow, it ran out, or flows of the protocol get none.
     NoLease = 25, Decline, "no_lease";
     /// The entry is of a generation before the last flush.
     Generation = 26, Decline, "generation";
@@ -184,8 +184,8 @@ outcomes! {
     WrongPeer = 34, Decline, "wrong_peer";
     /// Congestion mark on a packet whose sender knows no ECN: the kernel drops it.
     Ecn = 35, Decline, "ecn";
-    /// The stamp is missing or belongs to another flow: the packet was translated on its way, or
-    /// did not come from a pod or a peer.
+    /// The stamp is missing or belongs to another flow, TOS or TTL: the packet was changed on its
+    /// way, or did not come from a pod or a peer.
     Translated = 36, Decline, "translated";
     /// SYN: an older flow's entry was removed; the lease comes with a later packet.
     Handshake = 37, Decline, "handshake";

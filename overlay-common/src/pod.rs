@@ -118,6 +118,7 @@ map_types!(
     crate::addr::MacAddr,
     crate::flow::Flow,
     crate::node::Gateway,
+    crate::node::Leaving,
     crate::node::Nexthop,
     crate::node::Peer,
     crate::node::PodKey,

@@ -10,6 +10,7 @@ pub mod model;
 pub mod node;
 pub mod oddities;
 pub mod packet;
+pub mod passage;
 mod sys;
 
 use std::{
@@ -24,24 +25,27 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{ProgramFd, SchedClassifier, TcAttachType},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::sched_getcpu,
+};
 use overlay_common::{
     config::Config,
     family::V4,
     flow::{Flow, FlowKey},
     maps,
-    node::{Gateway, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
+    node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
     route::Route,
 };
 
 use self::{
-    dispatcher::{Dispatcher, End, Script, TAIL_CALL_FAILED},
+    dispatcher::{Dispatcher, End, HOP, Left, Script, TAIL_CALL_FAILED},
     fixture::{Cluster, Fixture, NODES, POD_MAC},
     sys::{CHECKSUM_COMPLETE, SkBuff},
 };
@@ -82,6 +86,15 @@ impl From<u32> for Verdict {
     }
 }
 
+/// What happens to a packet on its way through the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It meets the program of this hook.
+    Program(Hook),
+    /// The kernel routes it.
+    Hop,
+}
+
 /// The packet's surroundings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Surroundings {
@@ -92,10 +105,17 @@ pub struct Surroundings {
     pub gso_size: u32,
     /// The stamp it carries.
     pub hash: u32,
+    /// What another program said of it.
+    pub tc_index: u16,
+    /// `skb->mark` and `skb->priority`.
+    pub mark: u32,
+    pub priority: u32,
+    /// What is noted of the packet that passed to the vxlan device last, if not what a program left.
+    pub leaving: Option<Leaving>,
     /// Tag control information of a VLAN tag.
     pub vlan: Option<u16>,
     /// The device has computed a checksum over the packet, and the run fails unless it is right for
-    /// what the packet has become. Not together with a stamp, a VLAN tag or a cut packet.
+    /// what the packet has become. Not together with a stamp, a `tc_index`, a VLAN tag or a cut packet.
     pub checksum: bool,
 }
 
@@ -105,11 +125,22 @@ pub struct Run {
     pub verdict: Verdict,
     /// The packet afterwards.
     pub frame: Vec<u8>,
+    /// `skb->mark` and `skb->priority` afterwards.
+    pub mark: u32,
+    pub priority: u32,
     /// What was counted, and how often.
     pub counted: Vec<(Hook, Outcome, Counter)>,
 }
 
 impl Run {
+    /// What each program counted, in the order of the hooks' numbers.
+    pub fn outcomes(&self) -> Vec<(Hook, Outcome)> {
+        self.counted
+            .iter()
+            .map(|&(hook, outcome, _)| (hook, outcome))
+            .collect()
+    }
+
     /// The one outcome that `hook` counted, once and with the right number of bytes.
     pub fn outcome(&self, hook: Hook, bytes: usize) -> Result<Outcome> {
         match self.counted.as_slice() {
@@ -276,39 +307,50 @@ impl<F: Cluster> Bench<F> {
 
     /// Runs the program of `hook` once.
     pub fn run(&mut self, hook: Hook, frame: &[u8], surroundings: &Surroundings) -> Result<Run> {
-        self.chain(&[hook], frame, surroundings)
+        self.chain(&[Step::Program(hook)], frame, surroundings)
     }
 
-    /// Runs the programs of `hooks` one after the other on one packet. The verdict is the last
-    /// one's.
+    /// Takes `steps` one after the other on one packet. The verdict is the last program's.
     pub fn chain(
         &mut self,
-        hooks: &[Hook],
+        steps: &[Step],
         frame: &[u8],
         surroundings: &Surroundings,
     ) -> Result<Run> {
-        let (run, end) = self.script(hooks, frame, surroundings, false)?;
+        let (run, end) = self.script(steps, frame, surroundings, false)?;
         match end {
             End::Verdict(verdict) => Ok(Run {
                 verdict: verdict.into(),
                 ..run
             }),
-            End::Hash(_) => bail!("the dispatcher reported a hash that nobody asked for"),
+            End::Left(_) => bail!("the dispatcher reported what nobody asked for"),
         }
     }
 
-    /// Runs the programs of `hooks` one after the other on one packet. Returns the hash the packet
-    /// carries afterwards instead of a verdict.
-    pub fn hash_after(
+    /// Runs the program of `hook` on one packet. Returns what is on the packet afterwards instead of a
+    /// verdict.
+    pub fn left_by(
         &mut self,
-        hooks: &[Hook],
+        hook: Hook,
         frame: &[u8],
         surroundings: &Surroundings,
-    ) -> Result<u32> {
-        match self.script(hooks, frame, surroundings, true)?.1 {
-            End::Hash(hash) => Ok(hash),
+    ) -> Result<Left> {
+        match self
+            .script(&[Step::Program(hook)], frame, surroundings, true)?
+            .1
+        {
+            End::Left(left) => Ok(left),
             End::Verdict(verdict) => bail!("the dispatcher ended with verdict {verdict}"),
         }
+    }
+
+    /// What is noted on this CPU of the packet that passed to the vxlan device last. Programs run on the
+    /// thread's own CPU, which is the same all the time on a [node](node::on_node).
+    pub fn leaving(&mut self) -> Result<Leaving> {
+        let map: PerCpuArray<_, Leaving> = self.map(maps::LEAVING)?.try_into()?;
+        let values = map.get(&0, 0)?;
+        let value = values.get(sched_getcpu()?);
+        value.copied().context("there is one for each CPU")
     }
 
     /// Attaches the program of `hook` to the interface, on the side where packets come in, until
@@ -334,7 +376,13 @@ impl<F: Cluster> Bench<F> {
         Ok(counted)
     }
 
-    /// The flow table's entry.
+    /// The flow table's entry, of which there must be one.
+    pub fn entry(&mut self, key: FlowKey<F>) -> Result<Flow> {
+        self.flow(key)?
+            .with_context(|| format!("no entry for {key:?}"))
+    }
+
+    /// The flow table's entry, if there is one.
     pub fn flow(&mut self, key: FlowKey<F>) -> Result<Option<Flow>> {
         let flows: HashMap<_, FlowKey<F>, Flow> = self.map(F::MAPS.flows)?.try_into()?;
         match flows.get(&key, 0) {
@@ -365,26 +413,36 @@ impl<F: Cluster> Bench<F> {
 
     fn script(
         &mut self,
-        hooks: &[Hook],
+        steps: &[Step],
         frame: &[u8],
         surroundings: &Surroundings,
         report: bool,
     ) -> Result<(Run, End)> {
+        if let Some(leaving) = surroundings.leaving {
+            let cpus = self.cpus;
+            let mut map: PerCpuArray<_, Leaving> = self.map(maps::LEAVING)?.try_into()?;
+            map.set(0, PerCpuValues::try_from(vec![leaving; cpus])?, 0)?;
+        }
         let mut context = SkBuff {
+            mark: surroundings.mark,
+            priority: surroundings.priority,
             ifindex: surroundings.ifindex,
             ingress_ifindex: surroundings.ingress_ifindex,
             gso_size: surroundings.gso_size,
             ..SkBuff::default()
         };
-        let cut = (frame.len() < WHOLE_HEADER).then_some(u32::try_from(frame.len())?);
+        let cut = (frame.len() < WHOLE_HEADER).then_some(u16::try_from(frame.len())?);
         let source = frame.get(6..12).unwrap_or_default().to_vec();
         let mut frame = frame.to_vec();
         frame.resize(frame.len().max(WHOLE_HEADER), 0);
-        let plain =
-            surroundings.hash == 0 && surroundings.vlan.is_none() && cut.is_none() && !report;
-        let end = match hooks {
+        let plain = surroundings.hash == 0
+            && surroundings.tc_index == 0
+            && surroundings.vlan.is_none()
+            && cut.is_none()
+            && !report;
+        let end = match steps {
             // Without the dispatcher this is exactly what the kernel runs.
-            [hook] if plain => {
+            [Step::Program(hook)] if plain => {
                 let program = self.programs[*hook as usize].as_fd();
                 let flags = if surroundings.checksum {
                     CHECKSUM_COMPLETE
@@ -394,13 +452,18 @@ impl<F: Cluster> Bench<F> {
                 let verdict = sys::test_run(program, &mut frame, &mut context, 1, flags);
                 End::Verdict(verdict.context("BPF_PROG_TEST_RUN")?)
             }
-            hooks => {
-                let programs: Vec<u32> = hooks.iter().map(|&hook| hook as u32).collect();
+            steps => {
+                let number = |&step| match step {
+                    Step::Program(hook) => hook as u32,
+                    Step::Hop => HOP,
+                };
+                let steps: Vec<u32> = steps.iter().map(number).collect();
                 let script = Script {
                     hash: surroundings.hash,
+                    tc_index: surroundings.tc_index,
                     vlan: surroundings.vlan,
                     cut,
-                    programs: &programs,
+                    steps: &steps,
                     report,
                 };
                 self.dispatcher.run(script, &mut frame, &mut context)?
@@ -413,6 +476,8 @@ impl<F: Cluster> Bench<F> {
         let run = Run {
             verdict: Verdict::Pass,
             frame,
+            mark: context.mark,
+            priority: context.priority,
             counted: self.counted()?,
         };
         self.touched |= run
@@ -438,7 +503,6 @@ impl<F: Cluster> Bench<F> {
                     | Outcome::TableFull
                     | Outcome::Handshake
                     | Outcome::FlowClosed
-                    | Outcome::Nexthop
             ),
             (Hook::Egress, _) => {
                 let pods = self.written.iter().flat_map(|written| &written.pods);

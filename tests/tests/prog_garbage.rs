@@ -15,7 +15,7 @@ use overlay_tests::{
     in_both_families,
     prog::{
         Bench, Hex, Run, Surroundings, Verdict,
-        fixture::{Fixture, POD_MAC, Remote, VXLAN_PORT},
+        fixture::{Fixture, LEAVING, POD_MAC, Remote, SOURCE_PORT, VXLAN_PORT},
         model::{Decision, Model, Reading, pair},
         node::{GATEWAY_MAC, Interfaces, on_node},
         oddities::Oddities,
@@ -56,7 +56,7 @@ fn transports(flow: u16) -> [Transport; 4] {
 /// trusted mode the pairs of pods are, handshakes included.
 fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture<F>) {
     /// Leases that do not count, each for its own reason.
-    const BROKEN: [fn(&mut Flow); 9] = [
+    const BROKEN: [fn(&mut Flow); 12] = [
         |flow| flow.egress_until = 1,
         |flow| flow.ingress_until = 1,
         |flow| flow.generation -= 1,
@@ -66,13 +66,18 @@ fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<C
         |flow| flow.egress_mode = MODE_DIRECT,
         |flow| flow.ingress_mode = MODE_DIRECT,
         |flow| flow.pod_mtu = 100,
+        |flow| flow.path_mtu = 100,
+        |flow| flow.path_changes -= 1,
+        |flow| flow.vtep[0] ^= 1,
     ];
 
     let mut fixture = Fixture::new(interfaces);
     fixture.config.fastpath = fastpath;
     let mut cases = Vec::new();
     let fast: fn(&mut Flow) = |_| {};
-    let fast = [(40_000, F::TUNNELLED, fast), (40_000, F::DIRECT, fast)];
+    let fast = [40_000, 40_001]
+        .into_iter()
+        .flat_map(|number| [F::TUNNELLED, F::DIRECT].map(|remote| (number, remote, fast)));
     let broken = (1..)
         .zip(BROKEN)
         .map(|(number, break_lease)| (number, F::TUNNELLED, break_lease));
@@ -120,13 +125,13 @@ fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<C
     (cases, fixture)
 }
 
-/// The two packets at every hook on their way.
+/// The two packets at every hook on their way, one of them also as a tunnel packet at the underlay.
 fn journey<F: Reading>(
     fixture: &Fixture<F>,
     remote: &Remote<F>,
     out: &Packet<F>,
     back: &Packet<F>,
-) -> [Case; 5] {
+) -> Vec<Case> {
     let Interfaces {
         underlay,
         tunnel,
@@ -139,26 +144,32 @@ fn journey<F: Reading>(
     } else {
         (tunnel, remote.outer().around(&back.bytes()))
     };
-    let stamp = |key| {
-        let trusted = fixture.config.fastpath == FASTPATH_TRUSTED;
-        fixture.stamp(if trusted { pair(key) } else { key })
-    };
-    let out_stamp = stamp(out.flow(Local::Source));
+    let trusted = fixture.config.fastpath == FASTPATH_TRUSTED;
+    let stamp = |key| fixture.stamp(if trusted { pair(key) } else { key });
+    let out_key = out.flow(Local::Source);
+    let out_stamp = stamp(out_key);
     let back_stamp = stamp(back.flow(Local::Destination));
-    let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).bytes();
+    let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).with(|p| p.ttl -= 1);
+    let leaving = remote.leaving(out).bytes();
+    let left = Case {
+        hook: Hook::Confirm,
+        frame: remote.sent(SOURCE_PORT).around(&leaving),
+        surroundings: Surroundings {
+            ifindex: underlay,
+            ingress_ifindex: gateway,
+            tc_index: LEAVING,
+            leaving: Some(fixture.noted(if trusted { pair(out_key) } else { out_key })),
+            ..Surroundings::default()
+        },
+    };
     [
         (Hook::Egress, out.bytes(), pod, pod, 0),
-        (
-            Hook::Confirm,
-            remote.leaving(out).bytes(),
-            device,
-            gateway,
-            out_stamp,
-        ),
+        (Hook::Confirm, leaving, device, gateway, out_stamp),
         (Hook::Ingress, arriving, underlay, underlay, 0),
         (Hook::Arrive, back.bytes(), tunnel, tunnel, 0),
-        (Hook::Deliver, delivered, pod, device, back_stamp),
+        (Hook::Deliver, delivered.bytes(), pod, device, back_stamp),
     ]
+    .into_iter()
     .map(|(hook, frame, ifindex, ingress_ifindex, hash)| Case {
         hook,
         frame,
@@ -169,6 +180,8 @@ fn journey<F: Reading>(
             ..Surroundings::default()
         },
     })
+    .chain([left])
+    .collect()
 }
 
 /// Runs one packet and compares what came of it with the model.
@@ -289,6 +302,9 @@ fn damage<F: Reading>(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
     if rng.random_ratio(1, 20) {
         case.surroundings.hash = rng.random();
     }
+    if rng.random_ratio(1, 20) {
+        case.surroundings.tc_index = if rng.random() { LEAVING } else { 0 };
+    }
 }
 
 /// The frame, or the frame in it, with other values in a valid IP header.
@@ -312,11 +328,12 @@ fn reheadered<F: Reading>(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
 fn whatever_comes_is_handled_as_the_rules_say_and_counted_once<F: Reading + Oddities>() -> Result<()>
 {
     /// What the test must have seen often to mean anything.
-    const COMMON: [(Hook, Outcome); 9] = [
+    const COMMON: [(Hook, Outcome); 10] = [
         (Hook::Egress, Outcome::FastTunnel),
         (Hook::Egress, Outcome::FastDirect),
         (Hook::Egress, Outcome::PodTunnel),
         (Hook::Egress, Outcome::NoLease),
+        (Hook::Confirm, Outcome::Leaving),
         (Hook::Confirm, Outcome::LeaseGranted),
         (Hook::Ingress, Outcome::FastTunnel),
         (Hook::Ingress, Outcome::FastDirect),

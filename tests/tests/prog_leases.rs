@@ -1,27 +1,33 @@
-//! How flows earn their leases: what is stamped, what a lease remembers, and what ends it.
+//! How flows earn their leases, and what ends them.
 //!
-//! Two programs run one after the other on the same packet, as they would with the kernel's
-//! forwarding between them.
+//! Two programs run one after the other on the same packet, with the hop of the kernel's forwarding
+//! between them. What leaves by the tunnel meets a third one: another run, on the tunnel packet.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     addr::{Address as _, MacAddr},
-    flow::{Flow, FlowKey, FlowWords},
+    flow::{Flow, FlowWords},
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, Nexthop},
     outcome::{Hook, Outcome},
     route::Route,
+    stamp::source_port,
 };
 use overlay_tests::{
     in_both_families,
     prog::{
-        Bench, Surroundings, Verdict,
-        fixture::{Cluster, Fixture, POD_MAC, Remote, SOURCE_PORT, delivered},
-        node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, on_node},
+        Bench,
+        Step::{Hop, Program},
+        Surroundings, Verdict,
+        fixture::{Cluster, Fixture, LEAVING, PATH_CHANGES, POD_MAC, delivered},
+        node::{GATEWAY_MAC, POD_VETH_MTU, UNDERLAY_MAC, on_node},
         oddities::Oddities,
-        packet::{Local, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, with_macs},
+        packet::{Local, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, with_macs},
+        passage::{
+            as_delivered, at_underlay, earn, inward, kernel_source_port, outward, send, sent_frame,
+        },
     },
 };
 
@@ -41,6 +47,21 @@ const TRANSPORTS: [Transport; 4] = [
     Transport::EchoReply { id: 78 },
 ];
 
+/// Gives the protocols leases of different lengths, which are those of [`TRANSPORTS`].
+fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
+    let config = &mut fixture.config;
+    config.tcp_lease_ns = 15_000_000_000;
+    config.udp_lease_ns = 9_000_000_000;
+    config.icmp_lease_ns = 4_000_000_000;
+    [
+        config.tcp_lease_ns,
+        config.udp_lease_ns,
+        config.icmp_lease_ns,
+        config.icmp_lease_ns,
+    ]
+    .map(Duration::from_nanos)
+}
+
 const fn tcp(flags: u8) -> Transport {
     Transport::Tcp {
         src: 40_000,
@@ -50,156 +71,41 @@ const fn tcp(flags: u8) -> Transport {
     }
 }
 
-/// How a packet from a pod goes through the host.
-fn outward<F: Cluster>(interfaces: &Interfaces, remote: &Remote<F>) -> Surroundings {
-    Surroundings {
-        ifindex: if remote.mode == MODE_DIRECT {
-            interfaces.underlay
-        } else {
-            interfaces.tunnel
-        },
-        ingress_ifindex: interfaces.gateway,
-        ..Surroundings::default()
-    }
-}
-
-/// How a packet to a pod goes through the host.
-fn inward<F: Cluster>(interfaces: &Interfaces, remote: &Remote<F>) -> Surroundings {
-    Surroundings {
-        ifindex: interfaces.pod,
-        ingress_ifindex: if remote.mode == MODE_DIRECT {
-            interfaces.underlay
-        } else {
-            interfaces.tunnel
-        },
-        ..Surroundings::default()
-    }
-}
-
-/// A packet to the pod with the MAC addresses that the kernel gives it on its last hop. The stamp
-/// does not depend on them.
-fn as_delivered<F: Cluster>(remote: &Remote<F>, transport: Transport) -> Packet<F> {
-    remote.to_pod(transport).macs(POD_MAC, GATEWAY_MAC)
-}
-
-/// The entry of `key`, or an error.
-fn entry<F: Cluster>(bench: &mut Bench<F>, key: FlowKey<F>) -> Result<Flow> {
-    bench
-        .flow(key)?
-        .with_context(|| format!("no entry for {key:?}"))
-}
-
-/// The only outcome of `hook` in a run of several programs.
-fn outcomes(run: &overlay_tests::prog::Run) -> Vec<(Hook, Outcome)> {
-    run.counted
-        .iter()
-        .map(|&(hook, outcome, _)| (hook, outcome))
-        .collect()
-}
-
 /// The clock of the leases.
 fn now() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.into())
-}
-
-fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod<F: Oddities>() -> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        let mut fixture = Fixture::new(interfaces);
-        fixture.grant(
-            F::TUNNELLED.from_pod(TRANSPORTS[0]).flow(Local::Source),
-            &F::TUNNELLED,
-        );
-        fixture.seen_at(LOOPBACK);
-        bench.set(&fixture)?;
-        let mut stamped: Vec<Packet<F>> = TRANSPORTS
-            .into_iter()
-            .map(|transport| F::DIRECT.from_pod(transport))
-            .collect();
-        // With a lease, but declined.
-        stamped.push(F::TUNNELLED.from_pod(tcp(TCP_SYN)));
-        stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).with(|p| p.ttl = 1));
-        stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).sized(1451));
-        for packet in stamped {
-            let stale = Surroundings {
-                hash: 0x5555_aaaa,
-                ..Surroundings::default()
-            };
-            let hash = bench.hash_after(&[Hook::Egress], &packet.bytes(), &stale)?;
-            let want = fixture.stamp(packet.flow(Local::Source));
-            ensure!(hash == want, "{hash:#x} instead of {want:#x}: {packet:?}");
-        }
-        let to_internet = F::TUNNELLED
-            .from_pod(TRANSPORTS[0])
-            .with(|p| p.dst = F::INTERNET.into());
-        let odd = F::without_flow(&F::TUNNELLED.from_pod(TRANSPORTS[0]));
-        let odd = odd.into_iter().map(|(_, _, packet)| packet);
-        for packet in odd.chain([to_internet]) {
-            let hash =
-                bench.hash_after(&[Hook::Egress], &packet.bytes(), &Surroundings::default())?;
-            ensure!(hash == 0, "{hash:#x}: {packet:?}");
-        }
-        Ok(())
-    })
-}
-
-fn what_comes_from_a_peer_by_the_kernel_is_stamped<F: Oddities>() -> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        let fixture = Fixture::new(interfaces);
-        bench.set(&fixture)?;
-        let on_underlay = Surroundings {
-            ifindex: interfaces.underlay,
-            ..Surroundings::default()
-        };
-        for transport in TRANSPORTS {
-            for (hook, packet) in [
-                (Hook::Arrive, F::TUNNELLED.to_pod(transport)),
-                (Hook::Ingress, F::DIRECT.to_pod(transport)),
-            ] {
-                let hash = bench.hash_after(&[hook], &packet.bytes(), &on_underlay)?;
-                let want = fixture.stamp(packet.flow(Local::Destination));
-                ensure!(hash == want, "{hash:#x} instead of {want:#x}: {packet:?}");
-            }
-        }
-        Ok(())
-    })
 }
 
 fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
-        // What the programs have to find out.
-        fixture.nexthops.clear();
-        for remote in [F::TUNNELLED, F::DIRECT, F::ROUTED] {
+        let lease_times = set_lease_times(&mut fixture);
+        for (remote, mtu) in [
+            (F::TUNNELLED, F::POD_MTU),
+            (F::DIRECT, 1500),
+            // That peer's route has an MTU of 1400.
+            (F::ROUTED, 1400 - F::OVERHEAD),
+        ] {
             fixture.seen_at(outward(&interfaces, &remote).ifindex);
-            for transport in TRANSPORTS {
+            for (transport, lease) in TRANSPORTS.into_iter().zip(lease_times) {
                 bench.set(&fixture)?;
                 let packet = remote.from_pod(transport);
                 let key = packet.flow(Local::Source);
                 let started = now()?;
-                let first = bench.chain(
-                    &[Hook::Egress, Hook::Confirm],
-                    &remote.leaving(&packet).bytes(),
-                    &outward(&interfaces, &remote),
-                )?;
-                ensure!(
-                    outcomes(&first)
-                        == [
-                            (Hook::Egress, Outcome::NoLease),
-                            (Hook::Confirm, Outcome::LeaseGranted)
-                        ],
-                    "{first:?}"
-                );
-                let got = entry(&mut bench, key)?;
+                let none = Surroundings::default();
+                earn(&mut bench, &interfaces, &remote, &packet, none)?;
+                let got = bench.entry(key)?;
                 let until = Duration::from_nanos(got.egress_until);
-                let lease = Duration::from_nanos(fixture.config.lease_ns);
                 ensure!(
                     (started..=now()?).contains(&(until.saturating_sub(lease))),
                     "granted at {started:?} until {until:?}"
                 );
-                let source_port = kernel_source_port(fixture.stamp(key), 32_768, 60_999);
+                let source_port = if remote.mode == MODE_DIRECT {
+                    0
+                } else {
+                    kernel_source_port(fixture.stamp(key), 32_768, 60_999)
+                };
                 let want = Flow {
                     id: FlowWords::from(key).id(),
                     egress_until: got.egress_until,
@@ -207,11 +113,29 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
                     node: remote.index,
                     gateway_mac: GATEWAY_MAC,
                     source_port: source_port.to_be_bytes(),
-                    egress_mode: remote.mode,
                     ingress_mode: MODE_NONE,
+                    underlay_ifindex: interfaces.underlay,
+                    path_changes: PATH_CHANGES,
+                    next_hop_mac: remote.neighbour,
+                    path_mtu: mtu,
+                    underlay_mac: UNDERLAY_MAC,
+                    egress_mode: remote.mode,
+                    vtep: F::be(remote.vtep).tag(),
                     ..Flow::default()
                 };
                 ensure!(got == want, "{got:?} instead of {want:?}");
+                let want = Nexthop {
+                    vtep: want.vtep,
+                    ifindex: interfaces.underlay,
+                    dst_mac: remote.neighbour,
+                    mtu,
+                    src_mac: UNDERLAY_MAC,
+                    mode: remote.mode,
+                    path_changes: PATH_CHANGES,
+                    ..Nexthop::default()
+                };
+                let shown = bench.nexthop(remote.index)?;
+                ensure!(shown == want, "{shown:?} instead of {want:?}");
 
                 let next = bench.run(
                     Hook::Egress,
@@ -231,102 +155,50 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
     })
 }
 
-/// `udp_flow_src_port` of the kernel's `include/net/udp.h`.
-fn kernel_source_port(hash: u32, min: u16, max: u16) -> u16 {
-    let hash = hash ^ hash << 16;
-    let port = (u64::from(hash) * u64::from(max - min)) >> 32;
-    u16::try_from(port).expect("less than max - min") + min
-}
-
-fn a_lease_remembers_the_way_that_the_kernels_routes_say<F: Oddities>() -> Result<()> {
+fn a_protocol_without_a_lease_time_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
-        let mut fixture = Fixture::new(interfaces);
-        fixture.nexthops.clear();
-        // The routed peer has an MTU of 1400, less the tunnel's headers.
-        for (remote, mtu) in [
-            (F::TUNNELLED, F::POD_MTU),
-            (F::DIRECT, 1500),
-            (F::ROUTED, 1400 - F::OVERHEAD),
-        ] {
-            fixture.seen_at(outward(&interfaces, &remote).ifindex);
-            bench.set(&fixture)?;
-            let packet = remote.from_pod(TRANSPORTS[0]);
-            bench.chain(
-                &[Hook::Egress, Hook::Confirm],
-                &remote.leaving(&packet).bytes(),
-                &outward(&interfaces, &remote),
-            )?;
-            let want = Nexthop {
-                vtep: F::be(remote.vtep).tag(),
-                ifindex: interfaces.underlay,
-                dst_mac: remote.neighbour,
-                mtu,
-                src_mac: UNDERLAY_MAC,
-                mode: remote.mode,
-                ..Nexthop::default()
-            };
-            let got = bench.nexthop(remote.index)?;
-            ensure!(got == want, "{got:?} instead of {want:?}");
-        }
-        Ok(())
-    })
-}
-
-fn a_route_that_takes_less_than_its_device_counts_for_tunnel_packets<F: Oddities>() -> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        for (remote, route_mtu, mtu) in [
-            (F::TUNNELLED, 1380, 1380 - F::OVERHEAD),
-            (F::TUNNELLED, 9000, F::POD_MTU),
-            // That route has a locked MTU of its own, 1400.
-            (F::ROUTED, 1300, 1300 - F::OVERHEAD),
-            (F::ROUTED, 1450, 1400 - F::OVERHEAD),
-            (F::DIRECT, 1380, 1500),
-        ] {
+        let off: [Change<'_, Fixture<F>>; 3] = [
+            &|fixture| fixture.config.tcp_lease_ns = 0,
+            &|fixture| fixture.config.udp_lease_ns = 0,
+            &|fixture| fixture.config.icmp_lease_ns = 0,
+        ];
+        for (switched, switch_off) in off.into_iter().enumerate() {
             let mut fixture = Fixture::new(interfaces);
-            fixture.nexthops.clear();
-            fixture.seen_at(outward(&interfaces, &remote).ifindex);
-            if let Some(node) = fixture.nodes.get_mut(&remote.index) {
-                node.route_mtu = route_mtu;
-            }
-            bench.set(&fixture)?;
-            let packet = remote.from_pod(TRANSPORTS[0]);
-            bench.chain(
-                &[Hook::Egress, Hook::Confirm],
-                &remote.leaving(&packet).bytes(),
-                &outward(&interfaces, &remote),
-            )?;
-            let got = bench.nexthop(remote.index)?.mtu;
-            ensure!(
-                got == mtu,
-                "{got} instead of {mtu} with a route of {route_mtu}"
-            );
-        }
-        Ok(())
-    })
-}
+            switch_off(&mut fixture);
+            for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 2]) {
+                let want = if number == switched {
+                    Outcome::NoLease
+                } else {
+                    Outcome::LeaseGranted
+                };
+                for remote in [F::TUNNELLED, F::DIRECT] {
+                    bench.set(&fixture)?;
+                    let packet = remote.from_pod(transport);
+                    let none = Surroundings::default();
+                    let passage = send(&mut bench, &interfaces, &remote, &packet, none)?;
+                    let last = passage.sent.unwrap_or(passage.first);
+                    let confirm = last.outcomes().last().copied();
+                    ensure!(confirm == Some((Hook::Confirm, want)), "{last:?}");
+                    let granted = bench.flow(packet.flow(Local::Source))?.is_some();
+                    ensure!(granted == (number != switched), "{transport:?}: {granted}");
 
-fn a_next_hop_whose_neighbour_is_gone_is_not_used_any_more<F: Oddities>() -> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        let mut fixture = Fixture::new(interfaces);
-        let packet = F::SILENT.from_pod(TRANSPORTS[0]);
-        fixture.grant(packet.flow(Local::Source), &F::SILENT);
-        bench.set(&fixture)?;
-        let out = outward(&interfaces, &F::SILENT);
-        let before = bench.run(Hook::Egress, &packet.bytes(), &out)?;
-        ensure!(before.verdict == Verdict::Redirect, "{before:?}");
-        let stamped = Surroundings {
-            hash: fixture.stamp(packet.flow(Local::Source)),
-            ..out
-        };
-        bench.run(Hook::Confirm, &packet.bytes(), &stamped)?;
-        let after = bench.run(Hook::Egress, &packet.bytes(), &out)?;
-        ensure!(
-            outcomes(&after) == [(Hook::Egress, Outcome::Nexthop)],
-            "{after:?}"
-        );
+                    bench.set(&fixture)?;
+                    let packet = as_delivered(&remote, transport);
+                    let run = bench.chain(
+                        &[Program(Hook::Arrive), Hop, Program(Hook::Deliver)],
+                        &packet.bytes(),
+                        &inward(&interfaces, &remote),
+                    )?;
+                    ensure!(
+                        run.outcomes().last() == Some(&(Hook::Deliver, want)),
+                        "{run:?}"
+                    );
+                    let granted = bench.flow(packet.flow(Local::Destination))?.is_some();
+                    ensure!(granted == (number != switched), "{transport:?}: {granted}");
+                }
+            }
+        }
         Ok(())
     })
 }
@@ -335,29 +207,29 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
 {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
-        let fixture = Fixture::new(interfaces);
+        let mut fixture = Fixture::new(interfaces);
+        let lease_times = set_lease_times(&mut fixture);
         for remote in [F::TUNNELLED, F::DIRECT, F::ROUTED] {
-            for transport in TRANSPORTS {
+            for (transport, lease) in TRANSPORTS.into_iter().zip(lease_times) {
                 bench.set(&fixture)?;
                 let packet = as_delivered(&remote, transport);
                 let key = packet.flow(Local::Destination);
                 let started = now()?;
                 let first = bench.chain(
-                    &[Hook::Arrive, Hook::Deliver],
+                    &[Program(Hook::Arrive), Hop, Program(Hook::Deliver)],
                     &packet.bytes(),
                     &inward(&interfaces, &remote),
                 )?;
                 ensure!(
-                    outcomes(&first)
+                    first.outcomes()
                         == [
                             (Hook::Arrive, Outcome::Stamped),
                             (Hook::Deliver, Outcome::LeaseGranted)
                         ],
                     "{first:?}"
                 );
-                let got = entry(&mut bench, key)?;
+                let got = bench.entry(key)?;
                 let until = Duration::from_nanos(got.ingress_until);
-                let lease = Duration::from_nanos(fixture.config.lease_ns);
                 ensure!(
                     (started..=now()?).contains(&(until.saturating_sub(lease))),
                     "granted at {started:?} until {until:?}"
@@ -415,27 +287,21 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
         let key = out.flow(Local::Source);
         ensure!(key == back.flow(Local::Destination), "one flow");
         let grant_egress = |bench: &mut Bench<F>| {
-            let surroundings = Surroundings {
-                hash: fixture.stamp(key),
-                ..outward(&interfaces, &F::TUNNELLED)
-            };
-            bench.run(
-                Hook::Confirm,
-                &F::TUNNELLED.leaving(&out).bytes(),
-                &surroundings,
-            )
+            let frame = sent_frame(&F::TUNNELLED, &out);
+            bench.run(Hook::Confirm, &frame, &at_underlay(&fixture, key))
         };
         let grant_ingress = |bench: &mut Bench<F>| {
             let surroundings = Surroundings {
                 hash: fixture.stamp(key),
                 ..inward(&interfaces, &F::TUNNELLED)
             };
-            bench.run(Hook::Deliver, &back.bytes(), &surroundings)
+            let frame = F::hop(&back.bytes());
+            bench.run(Hook::Deliver, &frame, &surroundings)
         };
         grant_egress(&mut bench)?;
-        let egress = entry(&mut bench, key)?;
+        let egress = bench.entry(key)?;
         grant_ingress(&mut bench)?;
-        let both = entry(&mut bench, key)?;
+        let both = bench.entry(key)?;
         let want = Flow {
             ingress_until: both.ingress_until,
             pod_mac: POD_MAC,
@@ -449,9 +315,9 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
         ensure!(both.ingress_until != 0, "{both:?}");
 
         let granted = Duration::from_nanos(both.egress_until.max(both.ingress_until));
-        wait_for_tick(granted.saturating_sub(Duration::from_nanos(fixture.config.lease_ns)))?;
+        wait_for_tick(granted.saturating_sub(Duration::from_nanos(fixture.config.tcp_lease_ns)))?;
         grant_egress(&mut bench)?;
-        let renewed = entry(&mut bench, key)?;
+        let renewed = bench.entry(key)?;
         ensure!(
             renewed.egress_until > both.egress_until,
             "{renewed:?} after {both:?}"
@@ -462,7 +328,7 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
         };
         ensure!(renewed == want, "{renewed:?} instead of {want:?}");
         grant_ingress(&mut bench)?;
-        let renewed_too = entry(&mut bench, key)?;
+        let renewed_too = bench.entry(key)?;
         ensure!(
             renewed_too.ingress_until > both.ingress_until,
             "{renewed_too:?} after {both:?}"
@@ -516,12 +382,16 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
             fixture.grant(key, &F::TUNNELLED);
             change(&mut fixture);
             bench.set(&fixture)?;
-            let surroundings = Surroundings {
-                hash: fixture.stamp(key),
-                ..outward(&interfaces, &F::TUNNELLED)
-            };
-            bench.run(Hook::Confirm, &node.leaving(&packet).bytes(), &surroundings)?;
-            let flow = entry(&mut bench, key)?;
+            let run = bench.run(
+                Hook::Confirm,
+                &sent_frame(&node, &packet),
+                &at_underlay(&fixture, key),
+            )?;
+            ensure!(
+                run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
+                "{run:?}"
+            );
+            let flow = bench.entry(key)?;
             ensure!(
                 flow.ingress_until == 0 && flow.pod_mac == MacAddr::ZERO && flow.pod_ifindex == 0,
                 "{flow:?}"
@@ -564,62 +434,15 @@ fn opening_or_closing_a_connection_ends_its_leases<F: Oddities>() -> Result<()> 
                 bench.set(&fixture)?;
                 // A packet that was translated says nothing about this flow.
                 bench.run(hook, &packet.bytes(), &surroundings)?;
-                entry(&mut bench, key)?;
+                bench.entry(key)?;
                 let stamped = Surroundings {
                     hash: fixture.stamp(key),
                     ..surroundings
                 };
-                let run = bench.run(hook, &packet.bytes(), &stamped)?;
-                ensure!(outcomes(&run) == [(hook, outcome)], "{run:?}");
+                let run = bench.run(hook, &F::hop(&packet.bytes()), &stamped)?;
+                ensure!(run.outcomes() == [(hook, outcome)], "{run:?}");
                 let left = bench.flow(key)?;
                 ensure!(left.is_none(), "{outcome:?} at {hook:?} left {left:?}");
-            }
-        }
-        Ok(())
-    })
-}
-
-fn a_translated_packet_earns_nothing<F: Oddities>() -> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        let fixture = Fixture::new(interfaces);
-        let before = F::TUNNELLED.from_pod(TRANSPORTS[0]);
-        let hash = fixture.stamp(before.flow(Local::Source));
-        let translations: [Change<'_, Packet<F>>; 4] = [
-            &|p| p.src = F::OTHER_POD.into(),
-            &|p| p.dst = F::UNLEASED.into(),
-            &|p| {
-                p.transport = Transport::Tcp {
-                    src: 40_001,
-                    dst: 80,
-                    flags: TCP_ACK,
-                    options: 0,
-                }
-            },
-            &|p| {
-                p.transport = Transport::Tcp {
-                    src: 40_000,
-                    dst: 8080,
-                    flags: TCP_ACK,
-                    options: 0,
-                }
-            },
-        ];
-        for translate in translations {
-            bench.set(&fixture)?;
-            let after = before.clone().with(translate);
-            let surroundings = Surroundings {
-                hash,
-                ..outward(&interfaces, &F::TUNNELLED)
-            };
-            let run = bench.run(Hook::Confirm, &after.bytes(), &surroundings)?;
-            ensure!(
-                outcomes(&run) == [(Hook::Confirm, Outcome::Translated)],
-                "{run:?}"
-            );
-            for packet in [&before, &after] {
-                let left = bench.flow(packet.flow(Local::Source))?;
-                ensure!(left.is_none(), "{packet:?} got {left:?}");
             }
         }
         Ok(())
@@ -632,56 +455,38 @@ fn a_lease_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Res
         let mut fixture = Fixture::new(interfaces);
         fixture.seen_at(LOOPBACK);
         bench.set(&fixture)?;
-        // The kernel decrements the TTL and writes its own MAC addresses between the two hooks:
-        // neither is part of the stamp.
+        // The kernel decrements the TTL and writes its own MAC addresses between the two hooks: the
+        // stamp is of the former, and does not depend on the latter.
         let packet = F::TUNNELLED.from_pod(TRANSPORTS[0]);
-        let leaving = with_macs(&F::hop(&packet.bytes()), F::TUNNELLED.vtep_mac, POD_MAC);
-        let hash = bench.hash_after(&[Hook::Egress], &packet.bytes(), &Surroundings::default())?;
+        let inner = with_macs(&F::hop(&packet.bytes()), F::TUNNELLED.vtep_mac, POD_MAC);
+        let none = Surroundings::default();
+        let hash = bench.left_by(Hook::Egress, &packet.bytes(), &none)?.hash;
         let stamped = Surroundings {
             hash,
             ..outward(&interfaces, &F::TUNNELLED)
         };
-        let run = bench.run(Hook::Confirm, &leaving, &stamped)?;
+        let run = bench.run(Hook::Confirm, &inner, &stamped)?;
         ensure!(
-            outcomes(&run) == [(Hook::Confirm, Outcome::LeaseGranted)],
+            run.outcomes() == [(Hook::Confirm, Outcome::Leaving)],
+            "{run:?}"
+        );
+        let port = source_port(hash, 32_768, 60_999 - 32_768);
+        let sent = Surroundings {
+            ifindex: interfaces.underlay,
+            tc_index: LEAVING,
+            ..stamped
+        };
+        let run = bench.run(
+            Hook::Confirm,
+            &F::TUNNELLED.sent(port).around(&inner),
+            &sent,
+        )?;
+        ensure!(
+            run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
             "{run:?}"
         );
         let next = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
         ensure!(next.verdict == Verdict::Redirect, "{next:?}");
-        Ok(())
-    })
-}
-
-fn a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels<F: Oddities>()
--> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        for (remote, fast) in [
-            (F::TUNNELLED, Outcome::FastTunnel),
-            (F::DIRECT, Outcome::FastDirect),
-        ] {
-            let packet = remote.from_pod(TRANSPORTS[0]);
-            let key = packet.flow(Local::Source);
-            let mut fixture = Fixture::new(interfaces);
-            let granted = *fixture.grant(key, &remote);
-            bench.set(&fixture)?;
-            let surroundings = Surroundings {
-                ifindex: interfaces.underlay,
-                ..outward(&interfaces, &remote)
-            };
-            let run = bench.chain(
-                &[Hook::Egress, Hook::Confirm],
-                &packet.bytes(),
-                &surroundings,
-            )?;
-            ensure!(
-                outcomes(&run) == [(Hook::Egress, fast), (Hook::Confirm, Outcome::Forwarded)],
-                "{run:?}"
-            );
-            ensure!(run.verdict == Verdict::Pass, "{run:?}");
-            let left = entry(&mut bench, key)?;
-            ensure!(left == granted, "{left:?} instead of {granted:?}");
-        }
         Ok(())
     })
 }
@@ -709,7 +514,7 @@ fn a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone
             ..Surroundings::default()
         };
         let come = |bench: &mut Bench<F>, frame: &[u8]| -> Result<Vec<(Hook, Outcome)>> {
-            Ok(outcomes(&bench.run(Hook::Ingress, frame, &underlay)?))
+            Ok(bench.run(Hook::Ingress, frame, &underlay)?.outcomes())
         };
         let fast = [(Hook::Ingress, Outcome::FastTunnel)];
         let before = come(&mut bench, &frame)?;
@@ -726,70 +531,13 @@ fn a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone
     })
 }
 
-fn a_router_that_finds_packets_to_a_node_too_large_has_its_next_hop_resolved_again<F: Oddities>()
--> Result<()> {
-    on_node(|interfaces| {
-        let mut bench = Bench::<F>::load()?;
-        let fixture = Fixture::new(interfaces);
-        let from_router = |message: Vec<u8>| {
-            Packet::<F>::new(F::STRANGER, F::VTEP, Transport::Icmp)
-                .macs(UNDERLAY_MAC, F::ROUTED.neighbour)
-                .with(|p| p.payload = message)
-        };
-        let tunnelled = |remote: Remote<F>| {
-            remote.encapsulated(&remote.from_pod(TRANSPORTS[0]).bytes(), SOURCE_PORT)
-        };
-        let message = F::too_big(&tunnelled(F::ROUTED));
-        let other_type = [&[1][..], &message[1..]].concat();
-        let about_nobody = F::too_big(&F::TUNNELLED.from_pod(TRANSPORTS[0]).bytes());
-        let cut = message[..8 + F::IP_LEN - 1].to_vec();
-        for (name, message, invalidated) in [
-            ("too big", message, true),
-            ("another message", other_type, false),
-            ("about a pod", about_nobody, false),
-            ("cut short", cut, false),
-        ] {
-            bench.set(&fixture)?;
-            let surroundings = Surroundings {
-                ifindex: interfaces.underlay,
-                ..Surroundings::default()
-            };
-            let frame = from_router(message).bytes();
-            let run = bench.run(Hook::Ingress, &frame, &surroundings)?;
-            ensure!(
-                outcomes(&run) == [(Hook::Ingress, Outcome::NotOverlay)],
-                "{name}: {run:?}"
-            );
-            ensure!(
-                run.verdict == Verdict::Pass && run.frame == frame,
-                "{name}: {run:?}"
-            );
-            for (&index, before) in &fixture.nexthops {
-                let invalid = bench.nexthop(index)?.vtep != before.vtep;
-                ensure!(
-                    invalid == (invalidated && index == F::ROUTED.index),
-                    "{name}: next hop {index}: {invalid}"
-                );
-            }
-        }
-        Ok(())
-    })
-}
-
 in_both_families! {
-    what_egress_declines_is_stamped_if_it_is_for_a_remote_pod,
-    what_comes_from_a_peer_by_the_kernel_is_stamped,
     a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on,
-    a_lease_remembers_the_way_that_the_kernels_routes_say,
-    a_route_that_takes_less_than_its_device_counts_for_tunnel_packets,
-    a_next_hop_whose_neighbour_is_gone_is_not_used_any_more,
+    a_protocol_without_a_lease_time_earns_nothing,
     a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on,
     the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart,
     a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions,
     opening_or_closing_a_connection_ends_its_leases,
-    a_translated_packet_earns_nothing,
     a_lease_earned_with_one_hop_less_serves_the_next_packet,
-    a_fast_packet_that_leaves_by_the_underlay_is_not_taken_for_the_kernels,
     a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone,
-    a_router_that_finds_packets_to_a_node_too_large_has_its_next_hop_resolved_again,
 }

@@ -7,9 +7,12 @@ use overlay_common::{
     addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_OFF, FASTPATH_STRICT},
     family::{V4, V6},
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     maps::MAX_NODES,
-    node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_ZERO_CHECKSUM, Nexthop},
+    node::{
+        Leaving, MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_DIRECT, NODE_ZERO_CHECKSUM, Nexthop,
+        Node,
+    },
     outcome::{Hook, Outcome},
 };
 use overlay_tests::{
@@ -17,7 +20,9 @@ use overlay_tests::{
     in_both_families,
     prog::{
         Bench, Expected, Row, Surroundings, check_rows,
-        fixture::{Fixture, POD_MAC, Remote, SOURCE_PORT, VTEP_MAC, VXLAN_PORT, delivered},
+        fixture::{
+            Fixture, LEAVING, POD_MAC, Remote, SOURCE_PORT, VTEP_MAC, VXLAN_PORT, delivered,
+        },
         node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, on_node},
         oddities::Oddities,
         packet::{ETH_LEN, Local, Packet, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, Transport},
@@ -286,13 +291,7 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         Outcome::NoLease,
         "a lease for no way at all",
         frame.clone(),
-        |fixture, _| {
-            fixture.grant(key, &F::TUNNELLED).egress_mode = MODE_NONE;
-            fixture
-                .nexthops
-                .entry(F::TUNNELLED.index)
-                .and_modify(|nexthop| nexthop.mode = MODE_NONE);
-        },
+        |fixture, _| fixture.grant(key, &F::TUNNELLED).egress_mode = MODE_NONE,
     );
     for (name, flags) in [
         ("SYN", TCP_SYN),
@@ -493,13 +492,6 @@ fn tunnel_injection<F: Oddities>(table: &mut Table<F>) {
 }
 
 fn egress_nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
-    let nexthop = |fixture: &mut Fixture<F>, change: fn(&mut Nexthop)| {
-        fixture.grant(key, &F::TUNNELLED);
-        fixture
-            .nexthops
-            .entry(F::TUNNELLED.index)
-            .and_modify(change);
-    };
     table.pass(
         Outcome::Nexthop,
         "a node that is gone",
@@ -517,28 +509,87 @@ fn egress_nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<
             fixture.grant(key, &F::TUNNELLED).node = u32::try_from(MAX_NODES).expect("fits");
         },
     );
-    table.pass(
-        Outcome::Nexthop,
-        "a next hop that is not resolved",
+    let changes: [(&str, fn(&mut Flow), fn(&mut Node<F>), fn(&mut Nexthop)); 5] = [
+        (
+            "a node that moved since the lease was granted",
+            |_| {},
+            |node| node.vtep = F::be(F::STRANGER),
+            |_| {},
+        ),
+        (
+            "a way to another address",
+            |flow| flow.vtep = F::be(F::STRANGER).tag(),
+            |_| {},
+            |_| {},
+        ),
+        (
+            "a way that became another since the lease was granted",
+            |_| {},
+            |_| {},
+            |nexthop| nexthop.path_changes += 1,
+        ),
+        (
+            "a way of before the node's first",
+            |flow| flow.path_changes = 0,
+            |_| {},
+            |_| {},
+        ),
+        (
+            "a direct way to a node that is not to be reached directly",
+            |flow| flow.egress_mode = MODE_DIRECT,
+            |_| {},
+            |_| {},
+        ),
+    ];
+    for (name, change_flow, change_node, change_nexthop) in changes {
+        table.pass(Outcome::Nexthop, name, frame.to_vec(), |fixture, _| {
+            let node = F::TUNNELLED.index;
+            change_flow(fixture.grant(key, &F::TUNNELLED));
+            fixture.nodes.entry(node).and_modify(change_node);
+            fixture.nexthops.entry(node).and_modify(change_nexthop);
+        });
+    }
+    // What people are shown of a node decides nothing.
+    table.row(
+        "a lease for another way than the last one to the node",
         frame.to_vec(),
-        |fixture, _| nexthop(fixture, |nexthop| nexthop.vtep = [0; 4]),
-    );
-    table.pass(
-        Outcome::Nexthop,
-        "a node that moved since its next hop was resolved",
-        frame.to_vec(),
+        Expected::Redirect(
+            Outcome::FastTunnel,
+            F::TUNNELLED.encapsulated(frame, SOURCE_PORT),
+        ),
         |fixture, _| {
-            nexthop(fixture, |nexthop| {
+            fixture.grant(key, &F::TUNNELLED);
+            let nexthop = fixture.nexthops.entry(F::TUNNELLED.index);
+            nexthop.and_modify(|nexthop| {
                 nexthop.vtep = F::be(F::STRANGER).tag();
+                nexthop.dst_mac = OTHER_MAC;
+                nexthop.mode = MODE_DIRECT;
             });
         },
     );
+    let direct = F::DIRECT.from_pod(TCP);
     table.pass(
         Outcome::Nexthop,
-        "a node that is reached another way than the lease says",
-        frame.to_vec(),
-        |fixture, _| nexthop(fixture, |nexthop| nexthop.mode = MODE_DIRECT),
+        "a direct way to a node that is not to be reached directly any more",
+        direct.bytes(),
+        |fixture, _| {
+            fixture.grant(direct.flow(Local::Source), &F::DIRECT);
+            let node = fixture.nodes.entry(F::DIRECT.index);
+            node.and_modify(|node| node.flags &= !NODE_DIRECT);
+        },
     );
+    if F::NODE_FLAGS & NODE_ZERO_CHECKSUM != 0 {
+        table.pass(
+            Outcome::Nexthop,
+            "a node that does not take UDP checksum 0 any more",
+            frame.to_vec(),
+            |fixture, _| {
+                fixture.grant(key, &F::TUNNELLED);
+                let node = fixture.nodes.entry(F::TUNNELLED.index);
+                node.and_modify(|node| node.flags &= !NODE_ZERO_CHECKSUM);
+            },
+        );
+    }
 }
 
 fn egress_sizes<F: Oddities>(table: &mut Table<F>) {
@@ -1119,17 +1170,31 @@ fn stamp_rows<F: Oddities>(table: &mut Table<F>, packet: &Packet<F>, local: Loca
             fixture.grant(key, &F::TUNNELLED);
         });
     }
+    let changes: [(&str, fn(&mut Packet<F>)); 4] = [
+        ("another TOS than it is stamped with", |p| p.tos = 0xb8),
+        ("another ECN mark", |p| p.tos = 1),
+        ("no hop since it was stamped", |p| p.ttl += 1),
+        ("two hops since it was stamped", |p| p.ttl -= 1),
+    ];
+    for (name, change) in changes {
+        let packet = packet.clone().with(change);
+        table.pass(
+            Outcome::Translated,
+            name,
+            packet.bytes(),
+            |_, surroundings| surroundings.hash = stamp,
+        );
+    }
 }
 
 /// A packet as the kernel hands it to a device on its way out: one hop further.
 fn leaving<F: Oddities>(remote: &Remote<F>) -> Packet<F> {
-    remote.leaving(&remote.from_pod(TCP).with(|p| p.ttl = 63))
+    remote.leaving(&remote.from_pod(TCP))
 }
 
-fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
-    let mut table = Table::new(Hook::Confirm, interfaces);
-    let packet = leaving(&F::TUNNELLED);
-    let strangers = [
+/// What is no pod's packet to another node, on its way out.
+fn outward_strangers<F: Oddities>(packet: &Packet<F>) -> [(&'static str, Packet<F>); 4] {
+    [
         (
             "from another network",
             packet.clone().with(|p| p.src = F::ELSEWHERE.into()),
@@ -1146,108 +1211,68 @@ fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             "to a pod of this node",
             packet.clone().with(|p| p.dst = F::OTHER_POD.into()),
         ),
-    ];
-    observer_rows(&mut table, &packet, &strangers);
+    ]
+}
+
+fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
+    let mut rows = confirm_at_tunnel(interfaces);
+    rows.extend(confirm_sent(interfaces));
+    rows.extend(confirm_direct(interfaces));
+    rows
+}
+
+/// Pods' packets at the vxlan device.
+fn confirm_at_tunnel<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
+    let mut table = Table::new(Hook::Confirm, interfaces);
+    let packet = leaving(&F::TUNNELLED);
+    observer_rows(&mut table, &packet, &outward_strangers(&packet));
     stamp_rows(&mut table, &packet, Local::Source);
 
     let mut leaves = |outcome,
                       name: &str,
                       remote: &Remote<F>,
-                      device: u32,
                       arrange: &dyn Fn(&mut Fixture<F>, &mut Surroundings)| {
-        let packet = if device == interfaces.tunnel {
-            leaving(remote).macs(remote.vtep_mac, VTEP_MAC)
-        } else {
-            leaving(remote).macs(remote.neighbour, UNDERLAY_MAC)
-        };
+        let packet = leaving(remote).macs(remote.vtep_mac, VTEP_MAC);
         let stamp = table.fixture.stamp(packet.flow(Local::Source));
         table.pass(outcome, name, packet.bytes(), |fixture, surroundings| {
             surroundings.hash = stamp;
-            surroundings.ifindex = device;
             arrange(fixture, surroundings);
         });
     };
-    let (tunnel, underlay) = (interfaces.tunnel, interfaces.underlay);
+    for (name, remote) in [
+        ("to a node", F::TUNNELLED),
+        ("to a node that a router separates", F::ROUTED),
+        ("to a node that may be reached directly", F::DIRECT),
+        ("to a node for which no neighbour answers", F::SILENT),
+    ] {
+        leaves(Outcome::Leaving, name, &remote, &|_, _| {});
+    }
     leaves(
-        Outcome::LeaseGranted,
-        "by the tunnel device",
+        Outcome::Leaving,
+        "of a protocol without a lease time",
         &F::TUNNELLED,
-        tunnel,
-        &|_, _| {},
-    );
-    leaves(
-        Outcome::LeaseGranted,
-        "straight to a direct peer",
-        &F::DIRECT,
-        underlay,
-        &|_, _| {},
-    );
-    leaves(
-        Outcome::LeaseGranted,
-        "by the tunnel to a peer that a router separates",
-        &F::ROUTED,
-        tunnel,
-        &|_, _| {},
+        &|fixture, _| fixture.config.tcp_lease_ns = 0,
     );
     leaves(
         Outcome::OtherPath,
-        "by the tunnel to a direct peer",
-        &F::DIRECT,
-        tunnel,
-        &|_, _| {},
-    );
-    leaves(
-        Outcome::OtherPath,
-        "straight to a peer that has to be tunnelled to",
+        "to another VTEP than the node's",
         &F::TUNNELLED,
-        underlay,
-        &|_, _| {},
-    );
-    leaves(
-        Outcome::OtherPath,
-        "straight to a peer that a router separates",
-        &F::ROUTED,
-        underlay,
-        &|_, _| {},
-    );
-    leaves(
-        Outcome::OtherPath,
-        "by the tunnel to another VTEP than the node's",
-        &F::TUNNELLED,
-        tunnel,
         &|fixture, _| {
             if let Some(node) = fixture.nodes.get_mut(&F::TUNNELLED.index) {
                 node.vtep_mac = F::ROUTED.vtep_mac;
             }
         },
     );
-    leaves(
-        Outcome::OtherPath,
-        "straight to another neighbour than the kernel's route to the node says",
-        &F::DIRECT,
-        underlay,
-        &|fixture, _| {
-            if let Some(node) = fixture.nodes.get_mut(&F::DIRECT.index) {
-                node.vtep = F::be(F::TUNNELLED.vtep);
-            }
-        },
-    );
-    let is_ipv6 = F::NODE_FLAGS & NODE_ZERO_CHECKSUM != 0;
-    let by_tunnel = if is_ipv6 {
+    let without_flag = if F::NODE_FLAGS & NODE_ZERO_CHECKSUM != 0 {
         Outcome::PeerChecksum
     } else {
-        Outcome::LeaseGranted
+        Outcome::Leaving
     };
-    for (outcome, remote, device) in [
-        (by_tunnel, F::TUNNELLED, tunnel),
-        (by_tunnel, F::ROUTED, tunnel),
-        (Outcome::LeaseGranted, F::DIRECT, underlay),
-    ] {
+    for remote in [F::TUNNELLED, F::ROUTED] {
         leaves(
-            outcome,
+            without_flag,
             "to a node that does not say that it takes UDP checksum 0",
             &remote,
-            device,
             &|fixture, _| {
                 if let Some(node) = fixture.nodes.get_mut(&remote.index) {
                     node.flags &= !NODE_ZERO_CHECKSUM;
@@ -1259,14 +1284,12 @@ fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         Outcome::NoGateway,
         "from an interface that is no gateway",
         &F::TUNNELLED,
-        tunnel,
         &|_, surroundings| surroundings.ingress_ifindex = interfaces.pod,
     );
     leaves(
         Outcome::Nexthop,
         "to a subnet that nobody leases",
         &F::TUNNELLED,
-        tunnel,
         &|fixture, _| {
             fixture.routes.remove(&(F::TUNNELLED.subnet, F::SUBNET_LEN));
         },
@@ -1275,17 +1298,237 @@ fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         Outcome::Nexthop,
         "to a node that is gone",
         &F::TUNNELLED,
-        tunnel,
         &|fixture, _| {
             fixture.nodes.remove(&F::TUNNELLED.index);
         },
     );
+    table.rows
+}
+
+/// The same packets in tunnel packets at the underlay.
+fn confirm_sent<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
+    let mut table = Table::new(Hook::Confirm, interfaces);
+    table.surroundings.ifindex = interfaces.underlay;
+    table.surroundings.tc_index = LEAVING;
+    let tunnelled = |remote: &Remote<F>| {
+        let inner = leaving(remote).macs(remote.vtep_mac, VTEP_MAC);
+        (inner.flow(Local::Source), remote.sent(SOURCE_PORT), inner)
+    };
+    for (outcome, name, remote) in [
+        (Outcome::LeaseGranted, "to a node", F::TUNNELLED),
+        (
+            Outcome::LeaseGranted,
+            "to a node that a router separates",
+            F::ROUTED,
+        ),
+        (
+            Outcome::LeaseGranted,
+            "to a node that may be reached directly",
+            F::DIRECT,
+        ),
+        (
+            Outcome::OtherPath,
+            "to a node for which no neighbour answers",
+            F::SILENT,
+        ),
+    ] {
+        let (key, outer, inner) = tunnelled(&remote);
+        let name = format!("sent {name}");
+        let frame = outer.around(&inner.bytes());
+        table.pass(outcome, &name, frame, |fixture, surroundings| {
+            surroundings.leaving = Some(fixture.noted(key));
+        });
+    }
+
+    let (key, outer, inner) = tunnelled(&F::TUNNELLED);
+    let frame = outer.around(&inner.bytes());
+    for (name, len) in [
+        ("an Ethernet header", 14),
+        (
+            "a header less a byte of the inner IP header",
+            usize::from(F::OVERHEAD) + 13 + F::IP_LEN,
+        ),
+    ] {
+        table.pass(
+            Outcome::OtherPath,
+            &format!("sent, {name}"),
+            cut(&frame, len),
+            |fixture, surroundings| surroundings.leaving = Some(fixture.noted(key)),
+        );
+    }
+    for (_, name, outer) in F::outers(&outer) {
+        table.pass(
+            Outcome::OtherPath,
+            &format!("sent with an odd header: {name}"),
+            outer.around(&inner.bytes()),
+            |fixture, surroundings| surroundings.leaving = Some(fixture.noted(key)),
+        );
+    }
+    for (_, name, inner) in F::without_flow(&inner) {
+        table.pass(
+            Outcome::OtherPath,
+            &format!("sent with another packet in it: {name}"),
+            outer.around(&inner.bytes()),
+            |fixture, surroundings| surroundings.leaving = Some(fixture.noted(key)),
+        );
+    }
+    let mut sent = |outcome, name: &str, arrange: &dyn Fn(&mut Fixture<F>, &mut Surroundings)| {
+        let name = format!("sent {name}");
+        table.pass(outcome, &name, frame.clone(), |fixture, surroundings| {
+            surroundings.leaving = Some(fixture.noted(key));
+            arrange(fixture, surroundings);
+        });
+    };
+    sent(
+        Outcome::LeaseGranted,
+        "from an interface that is no gateway since",
+        &|_, around| {
+            around.ingress_ifindex = interfaces.pod;
+        },
+    );
+    sent(Outcome::OtherPath, "without a note", &|_, around| {
+        around.leaving = Some(Leaving::default());
+    });
+    sent(Outcome::OtherPath, "by another device", &|_, around| {
+        around.ifindex = interfaces.wire;
+    });
+    sent(Outcome::OtherPath, "across a flush", &|fixture, _| {
+        fixture.config.generation += 1;
+    });
+    sent(
+        Outcome::OtherPath,
+        "to a node that moved since",
+        &|fixture, _| {
+            let node = fixture.nodes.entry(F::TUNNELLED.index);
+            node.and_modify(|node| node.vtep = F::be(F::STRANGER));
+        },
+    );
+    sent(
+        Outcome::Nexthop,
+        "to a subnet that nobody leases since",
+        &|fixture, _| {
+            fixture.routes.remove(&(F::TUNNELLED.subnet, F::SUBNET_LEN));
+        },
+    );
+    sent(
+        Outcome::Nexthop,
+        "to a node that is gone since",
+        &|fixture, _| {
+            fixture.nodes.remove(&F::TUNNELLED.index);
+        },
+    );
+    sent(
+        Outcome::NoLease,
+        "of a protocol without a lease time",
+        &|fixture, _| {
+            fixture.config.tcp_lease_ns = 0;
+        },
+    );
+    sent(Outcome::NotOverlay, "by somebody else", &|_, around| {
+        around.tc_index = 0
+    });
+    table.rows
+}
+
+/// Pods' packets at the underlay.
+fn confirm_direct<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
+    let mut table = Table::new(Hook::Confirm, interfaces);
+    table.surroundings.ifindex = interfaces.underlay;
+    let packet = leaving(&F::DIRECT);
+    observer_rows(&mut table, &packet, &outward_strangers(&packet));
+    stamp_rows(&mut table, &packet, Local::Source);
+
+    let mut leaves = |outcome,
+                      name: &str,
+                      remote: &Remote<F>,
+                      neighbour: MacAddr,
+                      arrange: &dyn Fn(&mut Fixture<F>, &mut Surroundings)| {
+        let packet = leaving(remote).macs(neighbour, UNDERLAY_MAC);
+        let stamp = table.fixture.stamp(packet.flow(Local::Source));
+        let name = format!("straight {name}");
+        table.pass(outcome, &name, packet.bytes(), |fixture, surroundings| {
+            surroundings.hash = stamp;
+            arrange(fixture, surroundings);
+        });
+    };
+    let neighbour = F::DIRECT.neighbour;
+    leaves(
+        Outcome::LeaseGranted,
+        "to a direct peer",
+        &F::DIRECT,
+        neighbour,
+        &|_, _| {},
+    );
+    leaves(
+        Outcome::LeaseGranted,
+        "to a direct peer that does not say that it takes UDP checksum 0",
+        &F::DIRECT,
+        neighbour,
+        &|fixture, _| {
+            let node = fixture.nodes.entry(F::DIRECT.index);
+            node.and_modify(|node| node.flags &= !NODE_ZERO_CHECKSUM);
+        },
+    );
+    for (name, remote) in [
+        ("to a peer that has to be tunnelled to", F::TUNNELLED),
+        (
+            "to a peer to which the kernel's route is the tunnel",
+            F::ROUTED,
+        ),
+    ] {
+        leaves(
+            Outcome::OtherPath,
+            name,
+            &remote,
+            remote.neighbour,
+            &|_, _| {},
+        );
+    }
+    leaves(
+        Outcome::OtherPath,
+        "to another neighbour than the kernel's route says",
+        &F::DIRECT,
+        F::TUNNELLED.neighbour,
+        &|_, _| {},
+    );
+    leaves(
+        Outcome::OtherPath,
+        "by another device than the kernel's route says",
+        &F::DIRECT,
+        neighbour,
+        &|_, around| around.ifindex = interfaces.wire,
+    );
+    leaves(
+        Outcome::NoLease,
+        "of a protocol without a lease time",
+        &F::DIRECT,
+        neighbour,
+        &|fixture, _| fixture.config.tcp_lease_ns = 0,
+    );
+    leaves(
+        Outcome::NoGateway,
+        "from an interface that is no gateway",
+        &F::DIRECT,
+        neighbour,
+        &|_, around| around.ingress_ifindex = interfaces.pod,
+    );
     leaves(
         Outcome::Nexthop,
-        "to a node for which no neighbour answers",
-        &F::SILENT,
-        tunnel,
-        &|_, _| {},
+        "to a subnet that nobody leases",
+        &F::DIRECT,
+        neighbour,
+        &|fixture, _| {
+            fixture.routes.remove(&(F::DIRECT.subnet, F::SUBNET_LEN));
+        },
+    );
+    leaves(
+        Outcome::Nexthop,
+        "to a node that is gone",
+        &F::DIRECT,
+        neighbour,
+        &|fixture, _| {
+            fixture.nodes.remove(&F::DIRECT.index);
+        },
     );
     table.rows
 }
@@ -1398,6 +1641,15 @@ fn deliver<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         |_, surroundings| surroundings.hash = stamp,
     );
     table.pass(
+        Outcome::NoLease,
+        "of a protocol without a lease time",
+        packet.bytes(),
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            fixture.config.tcp_lease_ns = 0;
+        },
+    );
+    table.pass(
         Outcome::LeaseGranted,
         "as it came directly",
         packet.bytes(),
@@ -1413,19 +1665,47 @@ fn deliver<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
 fn full_table<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let mut rows = Vec::new();
     let out = leaving(&F::TUNNELLED);
-    let back = F::TUNNELLED.to_pod(TCP).macs(POD_MAC, GATEWAY_MAC);
-    for (hook, packet, local) in [
-        (Hook::Confirm, out, Local::Source),
-        (Hook::Deliver, back, Local::Destination),
+    let sent = F::TUNNELLED.sent(SOURCE_PORT).around(&out.bytes());
+    let straight = leaving(&F::DIRECT);
+    let back = F::TUNNELLED
+        .to_pod(TCP)
+        .macs(POD_MAC, GATEWAY_MAC)
+        .with(|p| p.ttl -= 1);
+    let (underlay, pod) = (interfaces.underlay, interfaces.pod);
+    for (hook, frame, key, device, tc_index) in [
+        (
+            Hook::Confirm,
+            sent,
+            out.flow(Local::Source),
+            underlay,
+            LEAVING,
+        ),
+        (
+            Hook::Confirm,
+            straight.bytes(),
+            straight.flow(Local::Source),
+            underlay,
+            0,
+        ),
+        (
+            Hook::Deliver,
+            back.bytes(),
+            back.flow(Local::Destination),
+            pod,
+            0,
+        ),
     ] {
         let mut table = Table::new(hook, interfaces);
-        let stamp = table.fixture.stamp(packet.flow(local));
+        let stamp = table.fixture.stamp(key);
         table.pass(
             Outcome::TableFull,
             "the flow table is full",
-            packet.bytes(),
+            frame,
             |fixture, surroundings| {
                 surroundings.hash = stamp;
+                surroundings.ifindex = device;
+                surroundings.tc_index = tc_index;
+                surroundings.leaving = Some(fixture.noted(key));
                 let other = Packet::<F>::new(F::POD, F::DIRECT.pod, UDP).flow(Local::Source);
                 fixture.grant(other, &F::DIRECT);
             },

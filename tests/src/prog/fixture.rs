@@ -20,7 +20,7 @@ use overlay_common::{
     family::V4,
     flow::{Flow, FlowKey, FlowWords},
     maps::FamilyMaps,
-    node::{Gateway, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
+    node::{Gateway, Leaving, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
     route::Route,
     stamp::{Header, stamp},
 };
@@ -39,8 +39,12 @@ pub const POD_MAC: MacAddr = MacAddr::new([0x02, 0xdd, 0, 0, 0, 10]);
 /// UDP source port of the tunnel packets of a granted flow.
 pub const SOURCE_PORT: u16 = 0xabcd;
 pub const GENERATION: u32 = 7;
+/// How often the way to any node became another.
+pub const PATH_CHANGES: u32 = 3;
 /// What the stamps of the tests' packets are of: their headers behind the host's own hop.
 pub const HEADER: Header = Header { tos: 0, ttl: 63 };
+/// `tc_index` of packets that passed unchanged to the vxlan device.
+pub const LEAVING: u16 = 0x4f57;
 
 /// The cluster in one address family.
 pub trait Cluster: Wire {
@@ -129,13 +133,19 @@ impl<F: Cluster> Remote<F> {
     /// `packet`, from this node's pod to the one there, with the MAC addresses that the kernel gives
     /// it on its last hop.
     #[must_use]
-    pub fn leaving(&self, packet: &Packet<F>) -> Packet<F> {
+    pub fn addressed(&self, packet: &Packet<F>) -> Packet<F> {
         let (to, from) = if self.mode == MODE_DIRECT {
             (self.neighbour, UNDERLAY_MAC)
         } else {
             (self.vtep_mac, VTEP_MAC)
         };
         packet.clone().macs(to, from)
+    }
+
+    /// The same behind that hop, as the kernel hands it to the device.
+    #[must_use]
+    pub fn leaving(&self, packet: &Packet<F>) -> Packet<F> {
+        self.addressed(packet).with(|p| p.ttl -= 1)
     }
 
     /// A packet from the pod there to this node's, as the sending node puts it into a tunnel
@@ -164,6 +174,20 @@ impl<F: Cluster> Remote<F> {
             checksum: false,
             vxlan_flags: 0x08,
             vni: VNI,
+        }
+    }
+
+    /// The headers of tunnel packets that the kernel sends there.
+    pub fn sent(&self, src_port: u16) -> Outer<F> {
+        Outer {
+            eth_dst: self.neighbour,
+            eth_src: UNDERLAY_MAC,
+            src: F::VTEP.into(),
+            dst: self.vtep.into(),
+            ttl: OUTER_TTL,
+            src_port,
+            checksum: true,
+            ..self.outer()
         }
     }
 
@@ -202,33 +226,27 @@ impl<F: Cluster> Remote<F> {
         }
     }
 
-    fn nexthop(&self, interfaces: &Interfaces) -> Nexthop {
+    fn nexthop(&self) -> Nexthop {
         Nexthop {
-            vtep: F::be(self.vtep).tag(),
-            ifindex: interfaces.underlay,
-            dst_mac: self.neighbour,
-            mtu: if self.mode == MODE_DIRECT {
-                1500
-            } else {
-                F::POD_MTU
-            },
-            src_mac: UNDERLAY_MAC,
-            mode: self.mode,
+            path_changes: PATH_CHANGES,
             ..Nexthop::default()
         }
     }
 
     /// What an entry remembers of the way to it.
     pub fn way(&self, interfaces: &Interfaces) -> Flow {
-        let nexthop = self.nexthop(interfaces);
         Flow {
-            underlay_ifindex: nexthop.ifindex,
-            path_changes: nexthop.path_changes,
-            next_hop_mac: nexthop.dst_mac,
-            path_mtu: nexthop.mtu,
-            underlay_mac: nexthop.src_mac,
-            egress_mode: nexthop.mode,
-            vtep: nexthop.vtep,
+            underlay_ifindex: interfaces.underlay,
+            path_changes: PATH_CHANGES,
+            next_hop_mac: self.neighbour,
+            path_mtu: if self.mode == MODE_DIRECT {
+                1500
+            } else {
+                F::POD_MTU
+            },
+            underlay_mac: UNDERLAY_MAC,
+            egress_mode: self.mode,
+            vtep: F::be(self.vtep).tag(),
             ..Flow::default()
         }
     }
@@ -273,7 +291,7 @@ impl<F: Cluster> Fixture<F> {
         }
     }
 
-    /// The cluster with every next hop resolved and no flow.
+    /// The cluster without a flow.
     pub fn new(interfaces: Interfaces) -> Self {
         let gateway = Gateway {
             mac: GATEWAY_MAC,
@@ -306,7 +324,7 @@ impl<F: Cluster> Fixture<F> {
             },
             nodes: remotes.map(|remote| (remote.index, remote.node())).into(),
             nexthops: remotes
-                .map(|remote| (remote.index, remote.nexthop(&interfaces)))
+                .map(|remote| (remote.index, remote.nexthop()))
                 .into(),
             routes: remotes.map(|remote| remote.route()).into(),
             peers: remotes.map(|remote| remote.peer()).into(),
@@ -338,17 +356,32 @@ impl<F: Cluster> Fixture<F> {
         Self {
             config,
             nodes: [(here.index, here.node())].into(),
-            nexthops: [(here.index, here.nexthop(&interfaces))].into(),
+            nexthops: [(here.index, here.nexthop())].into(),
             routes: [here.route()].into(),
             peers: [here.peer()].into(),
             ..near
         }
     }
 
-    /// What a packet of the flow `key` carries as its hash if it was not translated on its way.
+    /// What a packet of the flow `key` carries as its hash if it was not changed on its way.
     pub fn stamp(&self, key: FlowKey<F>) -> u32 {
+        self.stamp_of(key, HEADER)
+    }
+
+    /// The same of a packet with this header.
+    pub fn stamp_of(&self, key: FlowKey<F>, header: Header) -> u32 {
         let config = &self.config;
-        stamp(key.into(), HEADER, &config.stamp_key, config.generation)
+        stamp(key.into(), header, &config.stamp_key, config.generation)
+    }
+
+    /// What is noted of a packet of the flow `key` that passed unchanged to the vxlan device.
+    pub fn noted(&self, key: FlowKey<F>) -> Leaving {
+        Leaving {
+            flow: FlowWords::from(key).id(),
+            gateway_mac: GATEWAY_MAC,
+            generation: self.config.generation,
+            ..Leaving::default()
+        }
     }
 
     /// Gives the flow `key` live leases in both directions, with a pod on `remote`. Returns the

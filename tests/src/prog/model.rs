@@ -10,7 +10,7 @@ use overlay_common::{
     config::{Config, FASTPATH_TRUSTED},
     family::V4,
     flow::{Flow, FlowKey, FlowWords},
-    node::{MODE_DIRECT, MODE_TUNNEL, NODE_VALID, Nexthop, Node},
+    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, NODE_VALID, Node},
     outcome::Hook,
 };
 
@@ -148,34 +148,29 @@ impl<'a, F: Reading> Model<'a, F> {
         let nexthop = self.fixture.nexthops.get(&flow.node)?;
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
-            && nexthop.vtep == node.vtep.tag()
-            && nexthop.mode == flow.egress_mode
-            && self.fits(&packet, nexthop.mtu);
+            && flow.vtep == node.vtep.tag()
+            && flow.path_changes == nexthop.path_changes
+            && self.fits(&packet, flow.path_mtu);
         if !allowed {
             return None;
         }
         let inner = F::forwarded(packet.ip);
         match flow.egress_mode {
-            MODE_TUNNEL if self.surroundings.gso_size == 0 => {
+            MODE_TUNNEL if self.surroundings.gso_size == 0 && takes_tunnel_packets(node) => {
                 let ecn = packet.header.tos & 3;
-                Some(self.encapsulated(node, nexthop, flow, ecn, &inner))
+                Some(self.encapsulated(node, flow, ecn, &inner))
             }
-            MODE_DIRECT => Some(framed::<F>(nexthop.dst_mac, nexthop.src_mac, &inner)),
+            MODE_DIRECT if node.flags & NODE_DIRECT != 0 => {
+                Some(framed::<F>(flow.next_hop_mac, flow.underlay_mac, &inner))
+            }
             _ => None,
         }
     }
 
-    fn encapsulated(
-        &self,
-        node: &Node<F>,
-        nexthop: &Nexthop,
-        flow: &Flow,
-        ecn: u8,
-        inner: &[u8],
-    ) -> Vec<u8> {
+    fn encapsulated(&self, node: &Node<F>, flow: &Flow, ecn: u8, inner: &[u8]) -> Vec<u8> {
         let outer = Outer::<F> {
-            eth_dst: nexthop.dst_mac,
-            eth_src: nexthop.src_mac,
+            eth_dst: flow.next_hop_mac,
+            eth_src: flow.underlay_mac,
             src: self.config().vtep.into(),
             dst: node.vtep.into(),
             // Congestion experienced is sent as ECN-capable.
@@ -289,6 +284,10 @@ impl<'a, F: Reading> Model<'a, F> {
         };
         packet.header.len == len && on_wire <= usize::from(mtu)
     }
+}
+
+fn takes_tunnel_packets<F: Cluster>(node: &Node<F>) -> bool {
+    node.flags & F::NODE_FLAGS == F::NODE_FLAGS
 }
 
 /// The flow that all packets between two pods belong to in trusted mode.

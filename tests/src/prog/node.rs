@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
+    unistd::Pid,
 };
 use overlay_common::addr::MacAddr;
 
@@ -34,9 +35,10 @@ pub const POD_VETH_MTU: u16 = 1450;
 pub struct Interfaces {
     /// The underlay: 192.168.77.1/24, with neighbours .2, .3 and the router .254, through which
     /// 192.168.88.0/24 is reached with a locked MTU of 1400. 2001:db8:77::/64 and
-    /// 2001:db8:88::/64 are like them, with the router ::fe.
+    /// 2001:db8:88::/64 are like them, with the router ::fe. Neighbour .3 takes the packets for the pods
+    /// of its subnet directly.
     pub underlay: u32,
-    /// Takes the place of `flannel.<VNI>`.
+    /// Takes the place of `flannel.<VNI>`, with the routes to the other nodes' subnets.
     pub tunnel: u32,
     /// The other end of the underlay's wire, with the MAC address of neighbour .2: a second
     /// underlay interface for tests that play both ends.
@@ -72,6 +74,20 @@ neighbour add 2001:db8:77::2 lladdr 02:bb:00:00:00:02 dev under0 nud permanent
 neighbour add 2001:db8:77::3 lladdr 02:bb:00:00:00:03 dev under0 nud permanent
 neighbour add 2001:db8:77::fe lladdr 02:bb:00:00:00:fe dev under0 nud permanent
 route add 2001:db8:88::/64 via 2001:db8:77::fe mtu lock 1400
+neighbour add 10.244.2.0 lladdr 02:ee:00:00:00:02 dev flannel.1 nud permanent
+neighbour add 10.244.4.0 lladdr 02:ee:00:00:00:04 dev flannel.1 nud permanent
+neighbour add 10.244.5.0 lladdr 02:ee:00:00:00:05 dev flannel.1 nud permanent
+route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink
+route add 10.244.3.0/24 via 192.168.77.3
+route add 10.244.4.0/24 via 10.244.4.0 dev flannel.1 onlink
+route add 10.244.5.0/24 via 10.244.5.0 dev flannel.1 onlink
+neighbour add fd00:10:244:2:: lladdr 02:ee:00:00:00:02 dev flannel.1 nud permanent
+neighbour add fd00:10:244:4:: lladdr 02:ee:00:00:00:04 dev flannel.1 nud permanent
+neighbour add fd00:10:244:5:: lladdr 02:ee:00:00:00:05 dev flannel.1 nud permanent
+route add fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel.1 onlink
+route add fd00:10:244:3::/64 via 2001:db8:77::3
+route add fd00:10:244:4::/64 via fd00:10:244:4:: dev flannel.1 onlink
+route add fd00:10:244:5::/64 via fd00:10:244:5:: dev flannel.1 onlink
 ";
 
 /// Calls `body` inside a new node, which is gone afterwards. It has its own mount namespace too, so
@@ -84,8 +100,12 @@ pub fn on_node<T: Send>(body: impl FnOnce(Interfaces) -> Result<T> + Send) -> Re
     })
 }
 
-/// Moves this thread into a new node.
+/// Moves this thread into a new node, and keeps it on one CPU: what programs note for each CPU, the next
+/// program finds.
 fn enter() -> Result<Interfaces> {
+    let mut cpu = CpuSet::new();
+    cpu.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu).context("cannot stay on one CPU")?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .context("cannot create namespaces: the test needs root")?;
     let nothing = None::<&str>;

@@ -9,7 +9,8 @@ use std::{
     net::IpAddr,
 };
 
-use etherparse::{IcmpEchoHeader, IpNumber, TcpHeader, UdpHeader};
+pub use etherparse::IpNumber;
+use etherparse::{IcmpEchoHeader, TcpHeader, UdpHeader};
 use overlay_common::{
     addr::MacAddr,
     family::{Family, V4},

@@ -69,7 +69,7 @@ impl Reading for V4 {
         match address.octets {
             [224..=239, b, c, _] => b == 0 && c == 0,
             [192, 168, 77, last] | [10, 244, 1, last] => last == 1 || last == 255,
-            [192, 168, 88, _] => false,
+            [192, 168, 88, _] | [10, 244, 2..=5, _] => false,
             _ => true,
         }
     }
