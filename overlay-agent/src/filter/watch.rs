@@ -13,7 +13,7 @@ use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -79,38 +79,49 @@ impl FilterWatch {
     /// reported as a foreign one.
     pub async fn run(&self, stop: CancellationToken) -> Result<(), FilterError> {
         let socket = subscribe().map_err(|source| FilterError::Subscribe { source })?;
-        let mut legacy = LegacyTables::open(&self.executor).await;
-        let mut poll = interval(LegacyTables::period(self.legacy_period));
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
-        let mut blind = false;
         self.note_foreign();
+        // A look at the legacy tables may take long; notifications are read meanwhile.
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = self.follow_notifications(socket) => ended,
+            () = self.poll_legacy() => Ok(()),
+        }
+    }
+
+    /// Ends with an error only.
+    async fn follow_notifications(&self, socket: TokioSocket) -> Result<(), FilterError> {
+        let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                received = socket.recv(&mut datagram) => {
-                    match received {
-                        Ok(()) => self.note(&writers(&datagram)),
-                        // Notifications were lost; any of them may have been a foreign change.
-                        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.note_foreign(),
-                        Err(source) => return Err(FilterError::Notifications { source }),
-                    }
-                    datagram.clear();
-                }
-                _ = poll.tick() => match legacy.changed().await {
-                    Ok(changed) => {
-                        blind = false;
-                        if changed {
-                            self.note_foreign();
-                        }
-                    }
-                    Err(error) => {
-                        if !std::mem::replace(&mut blind, true) {
-                            warn!(%error, "cannot look for changes of legacy iptables rules");
-                        }
-                    }
-                },
+            match socket.recv(&mut datagram).await {
+                Ok(()) => self.note(&writers(&datagram)),
+                // Notifications were lost; any of them may have been a foreign change.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.note_foreign(),
+                Err(source) => return Err(FilterError::Notifications { source }),
             }
+            datagram.clear();
+        }
+    }
+
+    /// Never ends.
+    async fn poll_legacy(&self) {
+        let mut legacy = LegacyTables::open(&self.executor).await;
+        let mut blind = false;
+        loop {
+            let started = Instant::now();
+            match legacy.changed().await {
+                Ok(changed) => {
+                    blind = false;
+                    if changed {
+                        self.note_foreign();
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut blind, true) {
+                        warn!(%error, "cannot look for changes of legacy iptables rules");
+                    }
+                }
+            }
+            sleep(LegacyTables::pause(self.legacy_period, started.elapsed())).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     future::Future,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -128,7 +128,7 @@ impl Tools {
     pub fn iptables(default: Variant) -> Self {
         let tools = Self::none();
         for family in ["iptables", "ip6tables"] {
-            for command in ["", "-restore"] {
+            for command in ["", "-restore", "-save"] {
                 for (name, variant) in [
                     ("", default),
                     ("-nft", Variant::Nft),
@@ -145,6 +145,19 @@ impl Tools {
     pub fn with_nft(self) -> Self {
         self.link(&installed("nft"), "nft");
         self
+    }
+
+    /// Puts a script in the place of a command.
+    pub fn replace(&self, name: &str, script: &str) {
+        let path = self.dir.path().join(name);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The directory they are in.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     fn link(&self, target: &Path, name: &str) {

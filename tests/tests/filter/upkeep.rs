@@ -277,6 +277,49 @@ fn own_changes_are_told_from_foreign_ones() {
 }
 
 #[test]
+fn a_slow_look_at_legacy_rules_delays_no_notification_and_is_not_repeated_soon() {
+    const LOOK: Duration = Duration::from_secs(2);
+    let host = Host::new();
+    let tools = Tools::all(Variant::Nft);
+    let looks = tools.dir().join("looks");
+    let script = format!(
+        "#!/bin/sh\necho look >> {}\nexec sleep {}\n",
+        looks.display(),
+        LOOK.as_secs()
+    );
+    tools.replace("iptables-legacy-save", &script);
+    host.run("iptables-legacy -t nat -A POSTROUTING -j ACCEPT");
+    host.run("iptables-legacy -t filter -A FORWARD -j ACCEPT");
+    let count = || fs::read_to_string(&looks).map_or(0, |text| text.lines().count());
+    host.block_on(async {
+        let watch = FilterWatch::new(tools.executor(), SECOND / 2);
+        let mut changes = watch.subscribe();
+        let stop = CancellationToken::new();
+        let watching = watch.run(stop.clone());
+        let checking = async {
+            version(&mut changes, |version| version.foreign == 1).await;
+            timeout(PATIENCE, async {
+                while count() == 0 {
+                    tokio::time::sleep(SECOND / 50).await;
+                }
+            })
+            .await
+            .expect("no look at the legacy rules");
+            let changed = Instant::now();
+            host.run("nft add table ip somebody");
+            version(&mut changes, |version| version.foreign == 2).await;
+            assert!(changed.elapsed() < LOOK / 2, "{:?}", changed.elapsed());
+            // One process for the two tables, and then a pause of nine times what it took.
+            tokio::time::sleep(3 * LOOK).await;
+            assert_eq!(count(), 1);
+            stop.cancel();
+        };
+        let (watched, ()) = tokio::join!(watching, checking);
+        watched.unwrap();
+    });
+}
+
+#[test]
 fn changes_of_legacy_rules_are_noticed() {
     let host = Host::new();
     let tools = Tools::all(Variant::Nft);

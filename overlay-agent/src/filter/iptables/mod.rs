@@ -40,6 +40,7 @@ pub struct Iptables {
     version: Version,
     command: PathBuf,
     restore: PathBuf,
+    save: PathBuf,
     executor: Executor,
     renderings: Renderings,
 }
@@ -85,9 +86,10 @@ impl Installed {
         let mut found: Vec<Iptables> = Vec::new();
         for suffix in ["", "-nft", "-legacy"] {
             let name = format!("{base}{suffix}");
-            let (Some(command), Some(restore)) = (
+            let (Some(command), Some(restore), Some(save)) = (
                 executor.find(&name),
                 executor.find(&format!("{name}-restore")),
+                executor.find(&format!("{name}-save")),
             ) else {
                 continue;
             };
@@ -103,6 +105,7 @@ impl Installed {
                     version,
                     command,
                     restore,
+                    save,
                     executor: executor.clone(),
                     renderings: Renderings::new(),
                 });
@@ -141,6 +144,11 @@ impl Installed {
         Some(other.clone())
     }
 
+    /// The commands of a variant, if there are any.
+    pub fn variant(&self, variant: Variant) -> Option<&Iptables> {
+        self.0.iter().find(|tool| tool.variant == variant)
+    }
+
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Iptables> {
         self.0.iter_mut()
     }
@@ -177,6 +185,17 @@ impl Iptables {
         };
         let names = fs::read_to_string(file).unwrap_or_default();
         names.lines().map(str::to_owned).collect()
+    }
+
+    /// All tables there are, in one go. Creates none, and takes no lock.
+    pub async fn save_all(&self) -> Result<String, FilterError> {
+        self.executor.run_checked::<&str>(&self.save, &[], "").await
+    }
+
+    /// A table as `iptables-save` prints it; `None` if it holds what iptables cannot express.
+    pub async fn save_table(&self, table: &str) -> Result<Option<String>, FilterError> {
+        let answer = self.executor.run(&self.save, &["-t", table], "").await?;
+        Ok(answer.success.then_some(answer.stdout))
     }
 
     async fn list(&self, table: Table) -> Result<Listing, FilterError> {
