@@ -15,8 +15,15 @@ use crate::family::{SPREAD, SPREAD_2};
 pub trait Address:
     Pod + Default + Eq + Ord + Hash + fmt::Debug + fmt::Display + Send + Sync
 {
+    /// The bits, folded into one word, by which the address misses the subnet `base`, of which `mask`
+    /// is the netmask.
+    fn differing(self, base: Self, mask: Self) -> u64;
+
     /// True if the address lies in the subnet `base`, of which `mask` is the netmask.
-    fn is_within(self, base: Self, mask: Self) -> bool;
+    #[inline(always)]
+    fn is_within(self, base: Self, mask: Self) -> bool {
+        self.differing(base, mask) == 0
+    }
 
     /// Four bytes by which two addresses of one node are told apart: all of an IPv4 address, a hash
     /// of an IPv6 one. Not zero, which no next hop is for, but for 0.0.0.0.
@@ -42,9 +49,9 @@ impl Ipv4Be {
 
 impl Address for Ipv4Be {
     #[inline(always)]
-    fn is_within(self, base: Self, mask: Self) -> bool {
+    fn differing(self, base: Self, mask: Self) -> u64 {
         let address = u32::from_ne_bytes(self.octets);
-        address & u32::from_ne_bytes(mask.octets) == u32::from_ne_bytes(base.octets)
+        u64::from((address & u32::from_ne_bytes(mask.octets)) ^ u32::from_ne_bytes(base.octets))
     }
 
     #[inline(always)]
@@ -103,10 +110,10 @@ impl Ipv6Be {
 
 impl Address for Ipv6Be {
     #[inline(always)]
-    fn is_within(self, base: Self, mask: Self) -> bool {
+    fn differing(self, base: Self, mask: Self) -> u64 {
         let (address, base, mask) = (self.words(), base.words(), mask.words());
         let differing = |word: usize| (address[word] & mask[word]) ^ base[word];
-        differing(0) | differing(1) == 0
+        differing(0) | differing(1)
     }
 
     #[inline(always)]

@@ -45,6 +45,10 @@ pub struct Config<F: Family = V4> {
     pub vtep_ifindex: u32,
     /// MTU of the pod network, bytes: larger packets are left to the kernel.
     pub pod_mtu: u32,
+    /// Where `skb->mark & slow_mask == slow_mark`, a packet earns no lease. A mask of 0: no mark does
+    /// that.
+    pub slow_mark: u32,
+    pub slow_mask: u32,
     #[doc(hidden)]
     pub _pad2: F::Be,
 }

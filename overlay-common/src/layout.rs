@@ -12,6 +12,7 @@ use crate::{
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::Route,
+    slow::{Match, Slow},
 };
 
 /// Asserts size, alignment and field offsets of a map type.
@@ -43,11 +44,11 @@ layout!(Gateway, size 8, align 8, mac at 0);
 layout!(PodKey, size 8, align 8, mac at 0);
 layout!(PodPort, size 4, align 4, ifindex at 0);
 layout!(
-    Config<V4>, size 96, align 8,
+    Config<V4>, size 104, align 8,
     stamp_key at 0, tcp_lease_ns at 16, udp_lease_ns at 24, icmp_lease_ns at 32, generation at 40,
     fastpath at 44, vtep at 48, network at 52, network_mask at 56, subnet at 60, subnet_mask at 64,
     vtep_mac at 68, vxlan_port at 74, vni at 76, source_port_min at 80, source_port_span at 82,
-    vtep_ifindex at 84, pod_mtu at 88,
+    vtep_ifindex at 84, pod_mtu at 88, slow_mark at 92, slow_mask at 96,
 );
 layout!(
     FlowKey4, size 16, align 8,
@@ -62,6 +63,15 @@ layout!(
     mark at 92, priority at 96,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
+layout!(
+    Match<V4>, size 32, align 2,
+    src at 0, src_mask at 4, dst at 8, dst_mask at 12, src_ports at 16, dst_ports at 20,
+    protocols at 24, directions at 25,
+);
+layout!(
+    Slow, size 10_000, align 4,
+    ipv4_count at 0, ipv6_count at 4, report_len at 8, ipv4 at 16, ipv6 at 528, report at 1_808,
+);
 layout!(EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36);
 
 layout!(
@@ -70,14 +80,20 @@ layout!(
     encap at 48, route_mtu at 118,
 );
 layout!(
-    Config<V6>, size 168, align 8,
+    Config<V6>, size 176, align 8,
     stamp_key at 0, tcp_lease_ns at 16, udp_lease_ns at 24, icmp_lease_ns at 32, generation at 40,
     fastpath at 44, vtep at 48, network at 64, network_mask at 80, subnet at 96, subnet_mask at 112,
     vtep_mac at 128, vxlan_port at 134, vni at 136, source_port_min at 140,
     source_port_span at 142, vtep_ifindex at 144, pod_mtu at 148,
+    slow_mark at 152, slow_mask at 156,
 );
 layout!(
     FlowKey6, size 40, align 8,
     local at 0, remote at 16, local_port at 32, remote_port at 34, protocol at 36,
 );
 layout!(EncapHeader6, size 70, align 1, ipv6 at 0, udp at 40, vxlan at 48, inner_eth at 56);
+layout!(
+    Match<V6>, size 80, align 2,
+    src at 0, src_mask at 16, dst at 32, dst_mask at 48, src_ports at 64, dst_ports at 68,
+    protocols at 72, directions at 73,
+);

@@ -35,6 +35,7 @@ pub mod outcome;
 pub mod pod;
 pub mod record;
 pub mod route;
+pub mod slow;
 pub mod stamp;
 pub mod wire;
 

@@ -12,6 +12,7 @@ pub const PODS: &str = "OVL_PODS";
 pub const LEARNED: &str = "OVL_LEARNED";
 pub const MOVES: &str = "OVL_MOVES";
 pub const LEAVING: &str = "OVL_LEAVING";
+pub const SLOW: &str = "OVL_SLOW";
 pub const ROUTES6: &str = "OVL_ROUTES6";
 pub const NODES6: &str = "OVL_NODES6";
 pub const NEXTHOPS6: &str = "OVL_NEXTHOPS6";
@@ -20,9 +21,9 @@ pub const FLOWS6: &str = "OVL_FLOWS6";
 pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 18] = [
+pub const ALL: [&str; 19] = [
     ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, STATS,
+    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, SLOW, STATS,
 ];
 
 /// The maps of one address family.

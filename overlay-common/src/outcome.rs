@@ -157,7 +157,7 @@ outcomes! {
     Fragment = 21, Decline, "fragment";
     /// Neither TCP, UDP nor ICMP echo: neighbour discovery, for one.
     Protocol = 22, Decline, "protocol";
-    /// TCP SYN, FIN or RST: the kernel's connection tracking must see it.
+    /// TCP with SYN, FIN or RST, or without ACK: the kernel's connection tracking must see it.
     TcpControl = 23, Decline, "tcp_control";
     /// The TTL or hop limit ends here: the kernel sends the ICMP error.
     Ttl = 24, Decline, "ttl";
@@ -230,6 +230,10 @@ outcomes! {
     /// Let pass unchanged to the tunnel device: its direction gets the lease if the tunnel packet
     /// leaves the underlay in clear.
     Leaving = 55, Decline, "leaving";
+    /// The packet filter judges each packet of the flow: `status` names the rule.
+    PerPacketRule = 56, Decline, "per_packet_rule";
+    /// Carries the mark of `--slow-mark`: its flow is to stay on the kernel path.
+    SlowMark = 57, Decline, "slow_mark";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

@@ -20,6 +20,7 @@ use crate::{
     family::{Family, V4, V6},
     flow::{FlowKey, FlowWords},
     node::Node,
+    slow::Match,
 };
 
 /// Implements `bytemuck::Pod` for a struct over a family. All its fields are named.
@@ -73,6 +74,8 @@ no_padding!(Config {
     source_port_span,
     vtep_ifindex,
     pod_mtu,
+    slow_mark,
+    slow_mask,
     _pad2,
 });
 no_padding!(Node {
@@ -94,6 +97,17 @@ no_padding!(FlowKey {
     remote_port,
     protocol,
     _pad
+});
+no_padding!(Match {
+    src,
+    src_mask,
+    dst,
+    dst_mask,
+    src_ports,
+    dst_ports,
+    protocols,
+    directions,
+    _pad,
 });
 no_padding!(FlowWords { addresses, ports });
 
@@ -125,6 +139,7 @@ map_types!(
     crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::Route,
+    crate::slow::Slow,
 );
 
 /// As `map_types`, for types over a family.

@@ -35,6 +35,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         dst,
         src,
         flow,
+        ..
     } = seen;
     let moves = maps::moves(dst);
     if maps::pod_port(dst) != Some(skb.ifindex()) {

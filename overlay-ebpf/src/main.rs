@@ -33,6 +33,7 @@ mod nexthop;
 mod observe;
 mod packet;
 mod parse;
+mod slow;
 mod words;
 
 use aya_ebpf::{

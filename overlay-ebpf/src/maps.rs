@@ -18,6 +18,7 @@ use overlay_common::{
     },
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     route::Route,
+    slow::{MAX_MATCHES, Match, Slow},
 };
 
 use crate::{helpers::now, mac::Mac};
@@ -76,6 +77,9 @@ static MOVES: Array<u32, MOVE_SLOTS> = Array::new();
 #[btf_map(name = "OVL_LEAVING")]
 static LEAVING: PerCpuArray<Leaving, 1> = PerCpuArray::new();
 
+#[btf_map(name = "OVL_SLOW")]
+static SLOW: Array<Slow, 1> = Array::new();
+
 #[btf_map(name = "OVL_STATS")]
 static STATS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -98,6 +102,10 @@ pub trait Tables: Family {
 
     fn remove_flow(key: &FlowKey<Self>);
 
+    /// How many matches of flows count that the packet filter judges packet by packet, and the
+    /// matches.
+    fn slow(slow: &'static Slow) -> (u32, &'static [Match<Self>; MAX_MATCHES]);
+
     #[inline(always)]
     fn is_peer(address: Self::Be) -> bool {
         Self::peer(address).is_some()
@@ -116,7 +124,8 @@ pub trait Tables: Family {
 macro_rules! tables {
     (
         $family:ty, $node_of:ident:
-        $config:ident, $nodes:ident, $nexthops:ident, $peers:ident, $flows:ident
+        $config:ident, $nodes:ident, $nexthops:ident, $peers:ident, $flows:ident,
+        $slow_count:ident, $slow:ident
     ) => {
         impl Tables for $family {
             #[inline(always)]
@@ -160,12 +169,17 @@ macro_rules! tables {
                 // The entry may well not exist; there is nothing to do about that.
                 let _ = $flows.remove(key);
             }
+
+            #[inline(always)]
+            fn slow(slow: &'static Slow) -> (u32, &'static [Match<Self>; MAX_MATCHES]) {
+                (slow.$slow_count, &slow.$slow)
+            }
         }
     };
 }
 
-tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, PEERS4, FLOWS4);
-tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, PEERS6, FLOWS6);
+tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, PEERS4, FLOWS4, ipv4_count, ipv4);
+tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, PEERS6, FLOWS6, ipv6_count, ipv6);
 
 #[inline(always)]
 fn ipv4_node_of(address: Ipv4Be) -> Option<u32> {
@@ -185,6 +199,12 @@ fn ipv6_node_of(address: Ipv6Be) -> Option<u32> {
         key: Key::new(128, address),
     };
     ROUTES6.get(&aligned.key).map(|route| route.node)
+}
+
+/// What the packet filter judges packet by packet.
+#[inline(always)]
+pub fn slow() -> Option<&'static Slow> {
+    SLOW.get(0)
 }
 
 /// Adds one packet to the counter of `outcome` at `hook`.

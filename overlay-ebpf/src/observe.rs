@@ -12,6 +12,7 @@ use crate::{
     ip::Ip,
     mac::Mac,
     parse::{Control, ETH_LEN, Flow, Local, why_off},
+    slow,
 };
 
 /// A packet between a pod of this node and one of another, on the kernel path.
@@ -21,6 +22,7 @@ pub struct Observed<F: Ip> {
     pub dst: Mac,
     pub src: Mac,
     pub flow: Flow<F>,
+    local: Local,
 }
 
 #[inline(always)]
@@ -45,12 +47,14 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
         dst,
         src,
         flow,
+        local,
     })
 }
 
 impl<F: Ip> Observed<F> {
-    /// Whether the packet, routed by now, may earn a lease: it left as it came, and neither opens nor
-    /// closes a connection, which ends the leases there are.
+    /// Whether the packet, routed by now, may earn a lease: it left as it came, neither opens nor
+    /// closes a connection, which ends the leases there are, and what was decided about it holds for the
+    /// next.
     #[inline(always)]
     pub fn may_earn(&self, skb: &Skb) -> Result<(), Outcome> {
         let header = Header {
@@ -61,7 +65,7 @@ impl<F: Ip> Observed<F> {
             return Err(Outcome::Translated);
         }
         match self.flow.control {
-            Control::None => Ok(()),
+            Control::None => slow::check(skb, self.config, &self.flow, self.local),
             Control::Open => {
                 flows::forget(self.flow.words);
                 Err(Outcome::Handshake)
@@ -70,6 +74,7 @@ impl<F: Ip> Observed<F> {
                 flows::forget(self.flow.words);
                 Err(Outcome::FlowClosed)
             }
+            Control::Stray => Err(Outcome::TcpControl),
         }
     }
     /// When a lease that the packet earns now runs out.

@@ -19,6 +19,7 @@ pub const ETH_LEN: usize = 14;
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
 
 /// Which end of the packet is the pod on this node.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub enum Control {
     Open,
     /// TCP FIN or RST.
     Close,
+    /// TCP without any of these, and without ACK: of no connection. Rules against scans look for it.
+    Stray,
 }
 
 /// A packet of a flow. Integers are in host order.
@@ -82,6 +85,8 @@ impl<F: Ip> Flow<F> {
                 control = Control::Open;
             } else if flags & (TCP_FIN | TCP_RST) != 0 {
                 control = Control::Close;
+            } else if flags & TCP_ACK == 0 {
+                control = Control::Stray;
             }
             headers_len = F::LEN as u32 + u32::from(data_offset >> 4) * 4;
         } else if protocol == IPPROTO_UDP {

@@ -42,6 +42,7 @@ use overlay_common::{
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
     route::Route,
+    slow::Slow,
 };
 
 use self::{
@@ -103,12 +104,12 @@ pub struct Surroundings {
     /// The device through which the packet entered the host.
     pub ingress_ifindex: u32,
     pub gso_size: u32,
+    /// The mark it carries.
+    pub mark: u32,
     /// The stamp it carries.
     pub hash: u32,
     /// What another program said of it.
     pub tc_index: u16,
-    /// `skb->mark` and `skb->priority`.
-    pub mark: u32,
     pub priority: u32,
     /// What is noted of the packet that passed to the vxlan device last, if not what a program left.
     pub leaving: Option<Leaving>,
@@ -285,6 +286,8 @@ impl<F: Cluster> Bench<F> {
         let old = self.written.take();
         self.hash::<F::Be, Peer>(F::MAPS.peers, &fixture.peers)?;
         self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
+        let mut slow: Array<_, Slow> = self.map(maps::SLOW)?.try_into()?;
+        slow.set(0, fixture.slow, 0)?;
         let mut routes: LpmTrie<_, F::Be, Route> = self.map(F::MAPS.routes)?.try_into()?;
         let key = |&(subnet, prefix_len): &(F::Octets, u8)| {
             Key::new(u32::from(prefix_len), F::be(subnet))

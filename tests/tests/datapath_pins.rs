@@ -95,6 +95,7 @@ fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
             ipv6: false,
         },
         fastpath: Fastpath::Strict,
+        slow_mark: None,
         lease: LeaseTimes::LONGEST,
     }
 }

@@ -21,6 +21,7 @@ use overlay_common::{
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
+    slow::{Match, Slow},
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
 };
 use overlay_tests::btf::Btf;
@@ -87,12 +88,12 @@ fn layouts() -> BTreeMap<String, Layout> {
         Config<V4> {
             stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
-            source_port_min, source_port_span, vtep_ifindex, pod_mtu, _pad2,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
         }
         Config<V6> {
             stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
-            source_port_min, source_port_span, vtep_ifindex, pod_mtu, _pad2,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
         }
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
@@ -103,6 +104,13 @@ fn layouts() -> BTreeMap<String, Layout> {
             priority, _pad3,
         }
         Counter { packets, bytes }
+        Match<V4> {
+            src, src_mask, dst, dst_mask, src_ports, dst_ports, protocols, directions, _pad,
+        }
+        Match<V6> {
+            src, src_mask, dst, dst_mask, src_ports, dst_ports, protocols, directions, _pad,
+        }
+        Slow { ipv4_count, ipv6_count, report_len, _pad, ipv4, ipv6, report }
     }
 }
 
@@ -165,7 +173,7 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 17] = [
+    let wanted: [(&str, &str, &str, usize); 19] = [
         (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
@@ -180,7 +188,9 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
         (maps::CONFIG6, "u32", "Config<V6>", 1),
         (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
         (maps::PODS, "PodKey", "PodPort", maps::MAX_PODS),
+        (maps::LEARNED, "u32", "u64", maps::MAX_PODS),
         (maps::MOVES, "u32", "u32", MOVE_SLOTS),
+        (maps::SLOW, "u32", "Slow", 1),
         (maps::LEAVING, "u32", "Leaving", 1),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];
@@ -193,16 +203,14 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let mut met = BTreeSet::new();
     for (name, key, value, max_entries) in wanted {
         let map = &found[name];
-        let struct_or_u32 = |id| -> Result<String> {
-            let name = btf.struct_name(id)?.unwrap_or("u32");
-            assert!(
-                name != "u32" || btf.size(id)? == 4,
-                "scalar keys have 32 bits"
-            );
-            Ok(readable(name))
+        let type_name = |id| -> Result<String> {
+            Ok(match (btf.struct_name(id)?, btf.size(id)?) {
+                (Some(name), _) => readable(name),
+                (None, size) => format!("u{}", size * 8),
+            })
         };
-        assert_eq!(struct_or_u32(map.key)?, key, "key of {name}");
-        assert_eq!(struct_or_u32(map.value)?, value, "value of {name}");
+        assert_eq!(type_name(map.key)?, key, "key of {name}");
+        assert_eq!(type_name(map.value)?, value, "value of {name}");
         assert_eq!(map.max_entries as usize, max_entries, "capacity of {name}");
         check(&btf, map.key, &layouts, &mut met)?;
         check(&btf, map.value, &layouts, &mut met)?;

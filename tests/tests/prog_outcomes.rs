@@ -14,6 +14,7 @@ use overlay_common::{
         Node,
     },
     outcome::{Hook, Outcome},
+    slow::EVERY_FLOW,
 };
 use overlay_tests::{
     document::{document, rows, section},
@@ -298,6 +299,8 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         ("SYN and ACK", TCP_SYN | TCP_ACK),
         ("FIN", TCP_FIN | TCP_ACK),
         ("RST", TCP_RST),
+        ("no TCP flag at all", 0),
+        ("PSH alone", TCP_PSH),
     ] {
         table.pass(
             Outcome::TcpControl,
@@ -1185,6 +1188,36 @@ fn stamp_rows<F: Oddities>(table: &mut Table<F>, packet: &Packet<F>, local: Loca
             |_, surroundings| surroundings.hash = stamp,
         );
     }
+    for (name, flags) in [("no TCP flag at all", 0), ("PSH alone", TCP_PSH)] {
+        let packet = packet.clone().with(|p| p.transport = tcp(flags));
+        table.pass(
+            Outcome::TcpControl,
+            name,
+            packet.bytes(),
+            |_, surroundings| {
+                surroundings.hash = stamp;
+            },
+        );
+    }
+    table.pass(
+        Outcome::PerPacketRule,
+        "of a flow that the packet filter judges packet by packet",
+        packet.bytes(),
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            (fixture.slow.ipv4_count, fixture.slow.ipv6_count) = (EVERY_FLOW, EVERY_FLOW);
+        },
+    );
+    table.pass(
+        Outcome::SlowMark,
+        "with the mark that keeps its flow slow",
+        packet.bytes(),
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            surroundings.mark = 0x1234_5678;
+            (fixture.config.slow_mark, fixture.config.slow_mask) = (0x0034_0000, 0x00ff_0000);
+        },
+    );
 }
 
 /// A packet as the kernel hands it to a device on its way out: one hop further.

@@ -11,5 +11,5 @@ pub use network::{NetworkConfig, NetworkConfigError, ParsedNetworkConfig};
 pub use options::{
     ClientIdentity, Credentials, DaemonOptions, DatapathOptions, DatapathTier, EtcdOptions,
     Fastpath, FilterOptions, HealthOptions, InterfaceOptions, KubernetesOptions, LeaseOptions,
-    LogFormat, LogOptions, Secret, Xdp,
+    LogFormat, LogOptions, PerPacketRules, Secret, SlowMark, Xdp,
 };

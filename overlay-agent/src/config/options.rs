@@ -113,6 +113,8 @@ pub struct HealthOptions {
 pub struct DatapathOptions {
     pub tier: DatapathTier,
     pub fastpath: Fastpath,
+    pub per_packet_rules: PerPacketRules,
+    pub slow_mark: Option<SlowMark>,
     pub xdp: Xdp,
     pub pin_dir: PathBuf,
     /// Flows the table holds before it evicts the least recently used.
@@ -159,6 +161,23 @@ pub enum Fastpath {
     Trusted,
     /// None.
     Off,
+}
+
+/// What rules that judge packets one by one mean for the fast path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PerPacketRules {
+    /// What they can match is left to the kernel.
+    #[default]
+    Heed,
+    /// They judge the packets that earn leases, and no others.
+    Ignore,
+}
+
+/// Packets whose mark is `value` in the bits of `mask` keep their flow off the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowMark {
+    pub value: u32,
+    pub mask: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,6 +257,8 @@ impl Default for DatapathOptions {
         Self {
             tier: DatapathTier::default(),
             fastpath: Fastpath::default(),
+            per_packet_rules: PerPacketRules::default(),
+            slow_mark: None,
             xdp: Xdp::default(),
             pin_dir: PathBuf::from("/sys/fs/bpf/overlay"),
             flow_table_size: 131_072,

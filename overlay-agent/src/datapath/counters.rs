@@ -88,6 +88,8 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::OtherMode
         | Outcome::UnknownPod
         | Outcome::PodMoved
+        | Outcome::PerPacketRule
+        | Outcome::SlowMark
         | Outcome::Leaving
         | Outcome::UdpGso
         | Outcome::Rewrite

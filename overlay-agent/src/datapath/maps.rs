@@ -5,12 +5,13 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::{
     addr::MacAddr,
     maps,
     node::Gateway,
     outcome::{COUNTERS, Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
+    slow::Slow,
 };
 
 use super::{DatapathError, overlay_maps::OverlayMaps, pins::PinDir};
@@ -21,6 +22,7 @@ pub struct Maps {
     pub ipv4: OverlayMaps<V4>,
     pub ipv6: OverlayMaps<V6>,
     gateways: HashMap<MapData, u32, Gateway>,
+    slow: Array<MapData, Slow>,
     stats: PerCpuArray<MapData, Counter>,
 }
 
@@ -29,11 +31,13 @@ impl Maps {
     pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
         pins.require_maps()?;
         let (gateways, ..) = open(pins, maps::GATEWAYS)?;
+        let (slow, ..) = open(pins, maps::SLOW)?;
         let (stats, ..) = open(pins, maps::STATS)?;
         Ok(Self {
             ipv4: OverlayMaps::open(pins)?,
             ipv6: OverlayMaps::open(pins)?,
             gateways: typed(gateways, maps::GATEWAYS)?,
+            slow: typed(slow, maps::SLOW)?,
             stats: typed(stats, maps::STATS)?,
         })
     }
@@ -56,6 +60,17 @@ impl Maps {
             }
         }
         Ok(counters)
+    }
+
+    /// What is left to the kernel because the packet filter judges it packet by packet.
+    pub fn slow(&self) -> Result<Slow, DatapathError> {
+        self.slow.get(&0, 0).map_err(map_error("read", maps::SLOW))
+    }
+
+    pub(super) fn put_slow(&mut self, slow: &Slow) -> Result<(), DatapathError> {
+        self.slow
+            .set(0, slow, 0)
+            .map_err(map_error("write", maps::SLOW))
     }
 
     pub fn gateways(&self) -> Result<BTreeMap<u32, MacAddr>, DatapathError> {

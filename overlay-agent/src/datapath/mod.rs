@@ -22,6 +22,7 @@ mod overlay_maps;
 mod packet_log;
 mod pins;
 mod plan;
+mod slow;
 mod spec;
 mod sys;
 mod wanted;
@@ -47,6 +48,7 @@ pub use self::{
     overlay_maps::OverlayMaps,
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
+    slow::SlowFlows,
     wanted::Vtep,
 };
 use self::{
@@ -54,7 +56,7 @@ use self::{
     overlay::Writer,
     plan::Tables,
 };
-pub use crate::config::Fastpath;
+pub use crate::config::{Fastpath, SlowMark};
 use crate::model::{Desired, V4, V6};
 
 /// How long leases last, by protocol; 0: no flow of the protocol is fast.
@@ -93,6 +95,8 @@ pub struct Options<'a> {
     pub max_flows: u32,
     pub serves: Serves,
     pub fastpath: Fastpath,
+    /// Keeps the flows of packets with this mark off the fast path.
+    pub slow_mark: Option<SlowMark>,
     pub lease: LeaseTimes,
 }
 
@@ -112,6 +116,7 @@ pub struct Datapath {
     tables: Option<Tables>,
     tables6: Option<Tables<V6>>,
     fastpath: Fastpath,
+    slow_mark: Option<SlowMark>,
     lease: LeaseTimes,
     /// Held while this agent owns the pin directory.
     _lock: File,
@@ -144,6 +149,7 @@ impl Datapath {
             tables: None,
             tables6: None,
             fastpath: options.fastpath,
+            slow_mark: options.slow_mark,
             lease: options.lease,
             _lock: lock,
         };
@@ -184,6 +190,7 @@ impl Datapath {
             maps: &mut self.maps.ipv4,
             tables: &mut self.tables,
             fastpath: self.fastpath,
+            slow_mark: self.slow_mark,
             lease: self.lease,
         }
     }
@@ -194,6 +201,7 @@ impl Datapath {
             maps: &mut self.maps.ipv6,
             tables: &mut self.tables6,
             fastpath: self.fastpath,
+            slow_mark: self.slow_mark,
             lease: self.lease,
         }
     }
@@ -240,6 +248,11 @@ impl Datapath {
     /// Makes every flow earn its lease again.
     pub fn flush(&mut self) -> Result<Generations, DatapathError> {
         flush(&self.pins, &mut self.maps)
+    }
+
+    /// The writing side of what the packet filter judges packet by packet.
+    pub fn slow_flows(&self) -> Result<SlowFlows, DatapathError> {
+        SlowFlows::open(&self.pins)
     }
 
     /// Runs this agent's program at `attachment`, taking over a pinned link.

@@ -4,7 +4,7 @@ use overlay_common::config::Config;
 use tracing::debug;
 
 use super::{
-    DatapathError, Fastpath, HostFacts, LeaseTimes, Vtep,
+    DatapathError, Fastpath, HostFacts, LeaseTimes, SlowMark, Vtep,
     overlay_maps::OverlayMaps,
     pins::PinDir,
     plan::{self, Step, Tables},
@@ -19,6 +19,7 @@ pub struct Writer<'a, F: Family> {
     /// What the maps contain; `None` if that is not known.
     pub tables: &'a mut Option<Tables<F>>,
     pub fastpath: Fastpath,
+    pub slow_mark: Option<SlowMark>,
     pub lease: LeaseTimes,
 }
 
@@ -62,7 +63,10 @@ impl<F: Family> Writer<'_, F> {
         vtep: Option<Vtep>,
         facts: &HostFacts<F>,
     ) -> Result<Summary<F>, DatapathError> {
-        let wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
+        let mut wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
+        if let Some(SlowMark { value, mask }) = self.slow_mark {
+            (wanted.config.slow_mark, wanted.config.slow_mask) = (value, mask);
+        }
         self.write(wanted)
     }
 

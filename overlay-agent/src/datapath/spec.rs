@@ -12,6 +12,7 @@ use overlay_common::{
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
+    slow::Slow,
 };
 
 /// Kind, sizes and capacity of a map.
@@ -25,7 +26,7 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 18] = [
+pub const MAPS: [MapSpec; 19] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
     spec::<u32, Node<V4>>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
@@ -43,6 +44,7 @@ pub const MAPS: [MapSpec; 18] = [
     spec::<u32, u64>(maps::LEARNED, MapType::LruHash, maps::MAX_PODS),
     spec::<u32, u32>(maps::MOVES, MapType::Array, MOVE_SLOTS),
     spec::<u32, Leaving>(maps::LEAVING, MapType::PerCpuArray, 1),
+    spec::<u32, Slow>(maps::SLOW, MapType::Array, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
 ];
 

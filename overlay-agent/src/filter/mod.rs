@@ -13,6 +13,7 @@
 pub mod exec;
 pub mod iptables;
 pub mod nftables;
+pub mod per_packet;
 pub mod rules;
 
 mod cleanup;

@@ -62,6 +62,10 @@ impl Controller {
         self.sides.desired()
     }
 
+    pub const fn sides(&self) -> &Sides {
+        &self.sides
+    }
+
     /// Takes over an event of the kernel and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent) -> Dirty {
         self.tracker.note(event, Scene::of(&self.sides))

@@ -9,6 +9,7 @@ mod convert;
 mod dir_watch;
 mod end;
 mod past;
+mod per_packet;
 mod reload;
 mod rules;
 mod side;

@@ -21,6 +21,8 @@ const LEGACY_PERIOD: Duration = Duration::from_millis(500);
 pub struct Rules {
     /// Notifications of foreign changes.
     pub ruleset: watch::Receiver<RulesetVersion>,
+    /// What runs the packet filter's commands, and knows them again as ours.
+    pub executor: Executor,
     settings: watch::Sender<Settings>,
 }
 
@@ -48,7 +50,7 @@ impl Rules {
         }
         filter.remove_strays(&previous_networks(previous)).await;
 
-        let filter_watch = FilterWatch::new(executor, LEGACY_PERIOD);
+        let filter_watch = FilterWatch::new(executor.clone(), LEGACY_PERIOD);
         let ruleset = filter_watch.subscribe();
         supervisor.spawn("packet filter notifications", {
             let filter_watch = filter_watch.clone();
@@ -73,7 +75,11 @@ impl Rules {
                 }
             }
         });
-        Ok(Self { ruleset, settings })
+        Ok(Self {
+            ruleset,
+            executor,
+            settings,
+        })
     }
 
     /// Has other rules from here on.

@@ -14,6 +14,7 @@ use super::{
     convert,
     end::{End, follow, sweep},
     past::{held_addresses, recorded_macs},
+    per_packet::PerPacket,
     reload,
     rules::Rules,
     side::Side,
@@ -42,6 +43,7 @@ pub struct Daemon {
     pub watch: Watch,
     pub leases: LeaseHandle,
     pub rules: Rules,
+    per_packet: Option<PerPacket>,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
     lease: LeaseKey,
@@ -173,6 +175,7 @@ impl Daemon {
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
+        let per_packet = PerPacket::spawn(&options.datapath, &tier1, &sides, &rules, supervisor)?;
         let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
@@ -191,6 +194,7 @@ impl Daemon {
             watch,
             leases,
             rules,
+            per_packet,
             readiness: readiness.clone(),
             subnet_file,
             options: options.clone(),
@@ -213,6 +217,9 @@ impl Daemon {
             self.report_underlay(problem);
         }
         again |= self.controller.settle(dirty).await;
+        if let Some(per_packet) = &self.per_packet {
+            per_packet.see_from(self.controller.sides());
+        }
         if dirty.vtep {
             // The device may be another one, which takes other packets.
             self.advertise();

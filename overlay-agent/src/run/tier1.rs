@@ -14,7 +14,8 @@ use super::{controller::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{
-        self, Absence, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, XdpMode,
+        self, Absence, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, SlowFlows,
+        XdpMode,
     },
     lifecycle::Supervisor,
     model::{Backend, Family, V6},
@@ -171,6 +172,14 @@ impl Tier1 {
         Ok(summary.failed.is_empty())
     }
 
+    /// The writing side of which flows are left to the kernel, if there is an eBPF tier.
+    pub fn slow_flows(&self) -> Result<Option<SlowFlows>, DatapathError> {
+        match self {
+            Self::Active { datapath, .. } => datapath.slow_flows().map(Some),
+            Self::Absent { .. } => Ok(None),
+        }
+    }
+
     /// Makes every flow earn its lease again.
     pub fn flush(&mut self) -> Result<(), DatapathError> {
         match self {
@@ -197,6 +206,7 @@ fn load(options: &DatapathOptions, serves: Serves) -> Result<Datapath, DatapathE
         max_flows: options.flow_table_size,
         serves,
         fastpath: options.fastpath,
+        slow_mark: options.slow_mark,
         lease: datapath::LeaseTimes::LONGEST,
     };
     if options.log == LevelFilter::OFF {

@@ -13,6 +13,7 @@ mod ipv6;
 
 use std::collections::BTreeMap;
 
+use bytemuck::Zeroable as _;
 use overlay_common::{
     addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_STRICT},
@@ -22,6 +23,7 @@ use overlay_common::{
     maps::FamilyMaps,
     node::{Gateway, Leaving, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
     route::Route,
+    slow::Slow,
     stamp::{Header, stamp},
 };
 
@@ -281,6 +283,7 @@ pub struct Fixture<F: Wire = V4> {
     pub gateways: BTreeMap<u32, Gateway>,
     pub pods: BTreeMap<PodKey, PodPort>,
     pub flows: BTreeMap<FlowKey<F>, Flow>,
+    pub slow: Slow,
 }
 
 impl<F: Cluster> Fixture<F> {
@@ -340,6 +343,7 @@ impl<F: Cluster> Fixture<F> {
             )]
             .into(),
             flows: BTreeMap::new(),
+            slow: Slow::zeroed(),
         }
     }
 

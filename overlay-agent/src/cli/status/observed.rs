@@ -14,6 +14,7 @@ use overlay_common::{
 use super::super::pinned::Pinned;
 use crate::{
     datapath::{self, DatapathError, LinkState, OverlayMaps},
+    filter::per_packet::Report,
     model::{Family, V4, V6},
     netlink::Subnets,
     underlay::HostSnapshot,
@@ -26,6 +27,8 @@ pub struct Observed {
     pub ipv6: Option<Overlay<V6>>,
     pub counters: Vec<(Hook, Outcome, Counter)>,
     pub links: Vec<LinkState>,
+    /// What the packet filter judges packet by packet.
+    pub per_packet_rules: Report,
     pub now: Duration,
     /// The underlay interface, if it has no Ethernet headers.
     pub bare_underlay: Option<String>,
@@ -60,6 +63,7 @@ impl Observed {
             ipv6,
             counters: maps.counters()?,
             links: datapath::link_states(&pins)?,
+            per_packet_rules: Report::of(&maps.slow()?).unwrap_or_default(),
             now: datapath::lease_clock()?,
         })
     }

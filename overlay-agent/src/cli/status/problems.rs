@@ -36,6 +36,9 @@ pub fn problems(
         ipv6.as_ref()
             .and_then(|overlay| full(overlay, "IPv6 node map")),
     );
+    if let Some(problem) = &observed.per_packet_rules.problem {
+        problems.push(format!("every flow is left to the kernel: {problem}"));
+    }
     if at(observed, Hook::Ingress).is_empty() && observed.bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }

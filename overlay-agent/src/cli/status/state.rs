@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     datapath::{Fastpath, LinkState},
+    filter::per_packet::Report,
     model::{Family, V6},
     names::interface_label,
     output::{self, Table, grouped},
@@ -43,6 +44,8 @@ pub struct PinnedState {
     /// (JSON `null`).
     bare_underlay: Option<String>,
     links: Vec<Link>,
+    /// Rules that judge packets one by one, and what is left to the kernel because of them.
+    per_packet_rules: Report,
     /// Of both families.
     fast_path: FastPath,
     /// Packets the programs dropped, by reason.
@@ -163,6 +166,7 @@ impl PinnedState {
                 .map(|ipv6| Ipv6State::new(ipv6, now, &interface_name)),
             bare_underlay: observed.bare_underlay.clone(),
             links: observed.links.iter().map(link).collect(),
+            per_packet_rules: observed.per_packet_rules.clone(),
             fast_path: FastPath::new(&observed.counters),
             drops: drops(&observed.counters),
         }
@@ -193,6 +197,16 @@ impl PinnedState {
             ("to pods".into(), self.fast_path.ingress.describe()),
             ("dropped".into(), self.dropped()),
         ]);
+        let rules = &self.per_packet_rules;
+        lines.extend(
+            rules
+                .rules
+                .iter()
+                .map(|rule| ("kernel only".into(), rule.to_string())),
+        );
+        if rules.more > 0 {
+            lines.push(("kernel only".into(), format!("{} more rules", rules.more)));
+        }
         output::write_pairs(out, &lines)?;
         if self.links.is_empty() {
             return Ok(());

@@ -17,6 +17,7 @@ use super::{observed::Overlay, *};
 use crate::{
     cli::ipv6::Device,
     datapath::{LinkState, PinDir},
+    filter::per_packet::{self, ReportedRule},
     model::{Family, V4, V6},
     output::Format,
 };
@@ -129,6 +130,10 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
                 alive: true,
             })
             .collect(),
+        per_packet_rules: per_packet::Report {
+            heeded: true,
+            ..per_packet::Report::default()
+        },
         now: Duration::from_secs(1),
         bare_underlay: None,
     }
@@ -214,6 +219,37 @@ fn the_json_of_ipv6_is_as_documented() {
     let report = report(&healthy(None, Some(ipv6())));
     let json = serde_json::to_string_pretty(&report.datapath).unwrap();
     insta::assert_snapshot!(json);
+}
+
+#[test]
+fn rules_that_judge_each_packet_are_named_with_what_is_left_to_the_kernel() {
+    let mut observed = healthy(Some(ipv4()), None);
+    observed.per_packet_rules.rules.push(ReportedRule {
+        table: "ip filter".into(),
+        chain: "FORWARD".into(),
+        rule: "-A FORWARD -p tcp -m tcp --dport 80 -m string --string \"x\" -j DROP".into(),
+        judges_by: "string".into(),
+        left_to_kernel: vec!["IPv4 tcp to port 80".into()],
+    });
+    observed.per_packet_rules.more = 2;
+    let report = report(&observed);
+    assert_eq!(report.problems, Vec::<String>::new());
+    insta::assert_snapshot!(text(&report, Format::Table));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        json["datapath"]["per_packet_rules"]["rules"][0]["left_to_kernel"][0],
+        "IPv4 tcp to port 80"
+    );
+}
+
+#[test]
+fn rules_that_cannot_be_read_are_a_problem() {
+    let mut observed = healthy(Some(ipv4()), None);
+    observed.per_packet_rules.problem = Some("the rules cannot be read: no tool".into());
+    assert_eq!(
+        report(&observed).problems,
+        ["every flow is left to the kernel: the rules cannot be read: no tool"]
+    );
 }
 
 #[test]

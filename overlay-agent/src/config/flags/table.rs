@@ -8,11 +8,12 @@ use super::{
     draft::Draft,
     value::{
         ValueError, boolean, choice, endpoints, integer, no_path, not_an_address, optional, path,
+        slow_mark,
     },
 };
 use crate::config::{
     go::{args::Shape, value::parse_ip},
-    options::{DatapathTier, Fastpath, LogFormat, Xdp},
+    options::{DatapathTier, Fastpath, LogFormat, PerPacketRules, Xdp},
 };
 
 pub struct Flag {
@@ -415,6 +416,36 @@ pub const FLAGS: &[Flag] = &[
                     ("off", Fastpath::Off),
                 ],
             )?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "per-packet-rules",
+        group: Group::Datapath,
+        form: Form::Value("heed|ignore"),
+        default: "heed",
+        help: "rules that judge packets one by one (string matches, queues, limits, quotas): heed: what \
+               they can match stays in the kernel; ignore: they see what earns leases, and no more",
+        set: |draft, value| {
+            draft.options.datapath.per_packet_rules = choice(
+                value,
+                &[
+                    ("heed", PerPacketRules::Heed),
+                    ("ignore", PerPacketRules::Ignore),
+                ],
+            )?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "slow-mark",
+        group: Group::Datapath,
+        form: Form::Value("VALUE/MASK"),
+        default: "",
+        help: "flows whose packets a rule of the host gives this mark stay in the kernel, for example \
+               0x100000/0x100000",
+        set: |draft, value| {
+            draft.options.datapath.slow_mark = optional(value, slow_mark)?;
             Ok(())
         },
     },

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::config::go::value::{parse_bool, parse_int};
+use crate::config::{
+    go::value::{parse_bool, parse_int},
+    options::SlowMark,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueError {
@@ -107,5 +110,31 @@ fn endpoint(text: &str, warnings: &mut Vec<String>) -> Result<String, ValueError
         ValueError::Invalid(format!(
             "{text:?} is not an etcd endpoint; write it as http://HOST:PORT or https://HOST:PORT"
         ))
+    })
+}
+
+/// `VALUE/MASK`, each decimal or, after `0x`, hexadecimal.
+pub fn slow_mark(value: &str) -> Result<SlowMark, ValueError> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let (wanted, mask) = value
+        .split_once('/')
+        .and_then(|(wanted, mask)| Some((number(wanted)?, number(mask)?)))
+        .ok_or_else(|| ValueError::Syntax("give VALUE/MASK, as in 0x100000/0x100000".to_owned()))?;
+    if mask == 0 {
+        return Err(ValueError::Invalid(
+            "every packet has this mark: give a mask of at least one bit".to_owned(),
+        ));
+    }
+    if wanted & !mask != 0 {
+        return Err(ValueError::Invalid(
+            "no packet has this mark: the value has bits that the mask has not".to_owned(),
+        ));
+    }
+    Ok(SlowMark {
+        value: wanted,
+        mask,
     })
 }

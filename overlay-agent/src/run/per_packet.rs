@@ -1,0 +1,95 @@
+//! Rules that judge packets one by one, as the running node heeds them.
+
+use std::{io, sync::Arc};
+
+use tokio::sync::{Mutex, watch};
+
+use super::{controller::Sides, rules::Rules, side::Side, tier1::Tier1};
+use crate::{
+    config::{DatapathOptions, Fastpath, PerPacketRules},
+    datapath::DatapathError,
+    filter::per_packet::{Scope, everything, ignored, keep},
+    lifecycle::Supervisor,
+    model::{Backend, Family},
+};
+
+/// The task that reads the rule set after each change.
+pub struct PerPacket {
+    scope: watch::Sender<Scope>,
+    trusted: bool,
+}
+
+impl PerPacket {
+    /// From here on flows that such rules can match are left to the kernel; all of them until the rule
+    /// set has been read for the first time. `None` if there is nothing to be heeded.
+    pub fn spawn(
+        options: &DatapathOptions,
+        tier1: &Tier1,
+        sides: &Sides,
+        rules: &Rules,
+        supervisor: &Supervisor,
+    ) -> Result<Option<Self>, DatapathError> {
+        let Some(mut slow) = tier1.slow_flows()? else {
+            return Ok(None);
+        };
+        if options.per_packet_rules == PerPacketRules::Ignore || options.fastpath == Fastpath::Off {
+            slow.put(&ignored())?;
+            return Ok(None);
+        }
+        slow.put(&everything("the rule set has not been read yet"))?;
+        let trusted = options.fastpath == Fastpath::Trusted;
+        let (scope, seen_from) = watch::channel(scope(sides, trusted));
+        let slow = Arc::new(Mutex::new(slow));
+        supervisor.spawn("per-packet rules", {
+            let (executor, ruleset) = (rules.executor.clone(), rules.ruleset.clone());
+            move |stop| {
+                let (executor, ruleset) = (executor.clone(), ruleset.clone());
+                let (seen_from, slow) = (seen_from.clone(), Arc::clone(&slow));
+                async move {
+                    let mut slow = slow.lock().await;
+                    let put = |flows: &_| slow.put(flows).map_err(io::Error::other);
+                    keep(&executor, ruleset, seen_from, put, stop).await;
+                    Ok::<(), std::convert::Infallible>(())
+                }
+            }
+        });
+        Ok(Some(Self { scope, trusted }))
+    }
+
+    /// Takes over what may have changed about the node.
+    pub fn see_from(&self, sides: &Sides) {
+        let now = scope(sides, self.trusted);
+        self.scope.send_if_modified(|scope| {
+            let changed = *scope != now;
+            *scope = now;
+            changed
+        });
+    }
+}
+
+fn scope(sides: &Sides, trusted: bool) -> Scope {
+    let mut scope = Scope {
+        trusted,
+        ..Scope::default()
+    };
+    if let Some(side) = &sides.ipv4 {
+        scope.ipv4_port = add(side, &mut scope);
+    }
+    if let Some(side) = &sides.ipv6 {
+        scope.ipv6_port = add(side, &mut scope);
+    }
+    scope
+}
+
+/// Adds the interfaces of a family. Returns the port of its tunnel.
+fn add<F: Family>(side: &Side<F>, scope: &mut Scope) -> Option<u16> {
+    let local = &side.desired.local;
+    scope.underlays.insert(local.underlay.name.clone());
+    scope
+        .vteps
+        .extend(side.vtep.as_ref().map(|vtep| vtep.name.clone()));
+    match local.backend {
+        Backend::Vxlan(vxlan) => Some(vxlan.port()),
+        Backend::HostGw | Backend::Alloc => None,
+    }
+}
