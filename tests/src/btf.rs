@@ -159,6 +159,14 @@ impl Btf {
         })
     }
 
+    /// What an array is made of, or the type itself.
+    pub fn element(&self, id: u32) -> Result<u32> {
+        match self.get(id)? {
+            Type::Array { element: of, .. } | Type::Alias { of } => self.element(*of),
+            _ => Ok(id),
+        }
+    }
+
     /// The members of the struct that `id` is, or that it is an array of.
     pub fn members(&self, id: u32) -> Result<Vec<Member>> {
         match self.get(id)? {

@@ -138,6 +138,7 @@ fn check(
         return Ok(());
     };
     let name = &readable(name);
+    let id = btf.element(id)?;
     let members = btf.members(id)?;
     // The trie's key is aya's own generic struct around an address.
     if let Some(address) = name.strip_prefix("Key<") {

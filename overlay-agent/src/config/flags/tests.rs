@@ -5,7 +5,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::config::options::{
-    ClientIdentity, Credentials, DatapathTier, Fastpath, LogFormat, Secret,
+    ClientIdentity, Credentials, DatapathTier, Fastpath, LogFormat, PerPacketRules, Secret,
+    SlowMark,
 };
 
 fn words(text: &[&str]) -> Vec<String> {
@@ -94,6 +95,7 @@ fn every_flag_can_be_given_with_its_documented_form() {
                     "URL,..." => "http://10.0.0.1:2379",
                     "MINUTES" | "SECONDS" | "PORT" | "LEVEL" => "7",
                     "FLOWS" => "8192",
+                    "VALUE/MASK" => "1/1",
                     _ => "text",
                 };
                 parse_with(&[&word, value], &[])
@@ -158,6 +160,8 @@ fn our_own_flags_are_understood() {
     let options = options(&[
         "--datapath=kernel",
         "--fastpath=off",
+        "--per-packet-rules=ignore",
+        "--slow-mark=0x100000/1048576",
         "--pin-dir=/sys/fs/bpf/one",
         "--flow-table-size=1000000",
         "--conntrack-tcp-be-liberal=false",
@@ -167,12 +171,32 @@ fn our_own_flags_are_understood() {
     ]);
     assert_eq!(options.datapath.tier, DatapathTier::Kernel);
     assert_eq!(options.datapath.fastpath, Fastpath::Off);
+    assert_eq!(options.datapath.per_packet_rules, PerPacketRules::Ignore);
+    let slow_mark = SlowMark {
+        value: 0x10_0000,
+        mask: 0x10_0000,
+    };
+    assert_eq!(options.datapath.slow_mark, Some(slow_mark));
     assert_eq!(options.datapath.pin_dir, PathBuf::from("/sys/fs/bpf/one"));
     assert_eq!(options.datapath.flow_table_size, 1_000_000);
     assert!(!options.datapath.tcp_be_liberal);
     assert_eq!(options.datapath.log, LevelFilter::DEBUG);
     assert_eq!(options.log.format, LogFormat::Json);
     assert_eq!(options.log.verbosity, 5);
+}
+
+#[test]
+fn a_slow_mark_that_no_packet_or_every_packet_has_is_refused() {
+    for (value, reason) in [
+        ("1", "give VALUE/MASK"),
+        ("x/1", "give VALUE/MASK"),
+        ("0/0", "every packet has this mark"),
+        ("3/1", "no packet has this mark"),
+    ] {
+        let error = parse_with(&["--slow-mark", value], &[]).unwrap_err();
+        assert!(error.to_string().contains(reason), "{value}: {error}");
+    }
+    assert_eq!(options(&["--slow-mark="]).datapath.slow_mark, None);
 }
 
 #[test]
