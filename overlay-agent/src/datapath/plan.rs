@@ -94,15 +94,18 @@ pub fn plan<F: Family>(
     let mut assigned = kept.clone();
     let left_to_kernel = assign_new(observed, wanted, limits, &mut assigned);
 
+    // A route to an index that is freed goes, even if its subnet is given that very index again.
     let stale_routes: Vec<_> = observed
         .routes
         .iter()
-        .filter(|&(subnet, index)| assigned.get(subnet) != Some(index))
+        .filter(|&(subnet, index)| kept.get(subnet) != Some(index))
         .map(|(&subnet, _)| subnet)
         .collect();
+    let stays =
+        |subnet, index| kept.contains_key(subnet) && observed.routes.get(subnet) == Some(index);
     let new_routes: Vec<_> = assigned
         .iter()
-        .filter(|&(subnet, index)| observed.routes.get(subnet) != Some(index))
+        .filter(|&(subnet, index)| !stays(subnet, index))
         .map(|(&subnet, &index)| (subnet, index))
         .collect();
     let used: BTreeSet<u32> = kept.values().copied().collect();
@@ -437,6 +440,22 @@ mod tests {
             1,
             "the freed index serves another node"
         );
+    }
+
+    #[test]
+    fn a_route_to_an_index_that_is_freed_goes_before_the_index() {
+        let index_of_another = node(net("10.1.2.0/24"), [9, 9, 9, 2]);
+        let mut tables = Tables {
+            nodes: (1..LIMITS.nodes)
+                .map(|index| (index, index_of_another))
+                .collect(),
+            routes: [(net("10.1.5.0/24"), 1)].into(),
+            peers: BTreeMap::new(),
+        };
+        converge(&mut tables, &wanted(&[("10.1.5.0/24", [9, 9, 9, 5])]));
+        let five = node(net("10.1.5.0/24"), [9, 9, 9, 5]);
+        let served = tables.nodes[&tables.routes[&net("10.1.5.0/24")]];
+        assert_eq!(served, five);
     }
 
     #[test]
