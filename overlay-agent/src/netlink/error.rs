@@ -13,7 +13,7 @@ pub enum NetlinkError {
          allow AF_NETLINK (systemd: RestrictAddressFamilies=AF_NETLINK)"
     )]
     Open { source: io::Error },
-    #[error("the netlink connection is closed; reconnect")]
+    #[error("answers of the kernel were lost, or the netlink connection broke; it is opened again")]
     Closed,
     #[error("the kernel did not answer a netlink request within {seconds} s: {operation}")]
     Timeout {

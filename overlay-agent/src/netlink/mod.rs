@@ -18,6 +18,7 @@ mod admit;
 mod cleanup;
 mod ensure;
 mod error;
+mod groups;
 mod object;
 mod plan;
 mod pods;

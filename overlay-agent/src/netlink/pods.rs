@@ -69,6 +69,7 @@ impl LinkTable {
             KernelEvent::Fdb(_)
             | KernelEvent::FdbRemoved(_)
             | KernelEvent::PolicyRule
+            | KernelEvent::Ipsec
             | KernelEvent::Resync => false,
         }
     }

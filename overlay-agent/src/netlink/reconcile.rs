@@ -87,6 +87,18 @@ impl Netlink {
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
     ) -> Result<Summary<F>, NetlinkError> {
+        match self.reconcile_once(desired, vtep).await {
+            // The changes are made or not: another look tells.
+            Err(NetlinkError::Closed) => self.reconcile_once(desired, vtep).await,
+            reconciled => reconciled,
+        }
+    }
+
+    async fn reconcile_once<F: Family>(
+        &self,
+        desired: &Desired<F>,
+        vtep: Option<&Vtep>,
+    ) -> Result<Summary<F>, NetlinkError> {
         if vtep.is_none() && matches!(desired.local.backend, Backend::Vxlan(_)) {
             return Err(NetlinkError::VtepMissing);
         }

@@ -4,7 +4,12 @@
 //! a peer costs no round trip of its own. A batch is bounded because acknowledgements the receive
 //! buffer cannot hold are lost.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
@@ -48,27 +53,80 @@ impl Request {
     }
 }
 
-/// The request socket.
+/// The request socket, opened again when it breaks.
 #[derive(Clone, Debug)]
 pub(super) struct Transport {
+    connection: Arc<Mutex<Connection>>,
+    /// Receive buffer asked for, in bytes.
+    buffer: usize,
+}
+
+#[derive(Debug)]
+struct Connection {
     handle: ConnectionHandle<RouteNetlinkMessage>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    fn open(buffer: usize) -> Result<Self, NetlinkError> {
+        let (mut connection, handle, messages) =
+            new_connection::<RouteNetlinkMessage>(NETLINK_ROUTE)
+                .map_err(|source| NetlinkError::Open { source })?;
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        let socket = connection.socket_mut().socket_mut();
+        enlarge_to(socket, buffer);
+        // Absent before Linux 4.20; it only narrows dumps to what is asked for.
+        if socket.set_netlink_get_strict_chk(true).is_err() {
+            tracing::debug!("kernel without strict netlink checks");
+        }
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                () = answers_lost(messages) => {}
+            }
+        }));
+        Ok(Self { handle, task })
+    }
+}
+
+/// Waits until the receive buffer overflows. Nobody knows whose answers are lost then: the connection
+/// ends, so that whoever waits for one learns it at once.
+async fn answers_lost(
+    mut messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+) {
+    while let Some((message, _)) = messages.next().await {
+        if matches!(message.payload, NetlinkPayload::Overrun(_)) {
+            return;
+        }
+    }
 }
 
 impl Transport {
     /// Opens the socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (mut connection, handle, _) = new_connection::<RouteNetlinkMessage>(NETLINK_ROUTE)
-            .map_err(|source| NetlinkError::Open { source })?;
-        connection.set_forward_ack(true);
-        connection.set_forward_done(true);
-        let socket = connection.socket_mut().socket_mut();
-        enlarge(socket);
-        // Absent before Linux 4.20; it only narrows dumps to what is asked for.
-        if socket.set_netlink_get_strict_chk(true).is_err() {
-            tracing::debug!("kernel without strict netlink checks");
+        Self::with_buffer(RECEIVE_BUFFER)
+    }
+
+    fn with_buffer(buffer: usize) -> Result<Self, NetlinkError> {
+        Ok(Self {
+            connection: Arc::new(Mutex::new(Connection::open(buffer)?)),
+            buffer,
+        })
+    }
+
+    /// The connection that stands, or another one in its place: in the network namespace of the
+    /// calling thread, which is that of every thread of an agent.
+    fn handle(&self) -> Result<ConnectionHandle<RouteNetlinkMessage>, NetlinkError> {
+        let mut connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if connection.task.is_finished() {
+            tracing::debug!("netlink connection opened again");
+            *connection = Connection::open(self.buffer)?;
         }
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(connection.handle.clone())
     }
 
     /// All objects of a kind.
@@ -79,10 +137,10 @@ impl Transport {
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let mut attempt = 1;
         loop {
-            let (objects, interrupted) =
-                in_time(operation, self.dump_once(operation, request.clone())).await??;
-            if !interrupted || attempt == DUMP_ATTEMPTS {
-                return Ok(objects);
+            let dumped = in_time(operation, self.dump_once(operation, request.clone())).await?;
+            match dumped {
+                Err(NetlinkError::Closed) | Ok((_, true)) if attempt < DUMP_ATTEMPTS => {}
+                dumped => return dumped.map(|(objects, _)| objects),
             }
             attempt += 1;
         }
@@ -96,7 +154,7 @@ impl Transport {
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut replies = self
-            .handle
+            .handle()?
             .request(message, SocketAddr::new(0, 0))
             .map_err(|_| NetlinkError::Closed)?;
         let mut objects = Vec::new();
@@ -150,11 +208,14 @@ impl Transport {
         operation: &'static str,
         queries: Vec<RouteNetlinkMessage>,
     ) -> Result<Vec<io::Result<Option<RouteNetlinkMessage>>>, NetlinkError> {
-        let requests = queries
+        let requests: Vec<_> = queries
             .into_iter()
             .map(|message| Request::new(message, 0))
             .collect();
-        self.exchange(operation, requests).await
+        match self.exchange(operation, requests.clone()).await {
+            Err(NetlinkError::Closed) => self.exchange(operation, requests).await,
+            answers => answers,
+        }
     }
 
     /// Sends requests in batches. Each gets exactly one reply: an acknowledgement, an error, or an
@@ -178,7 +239,7 @@ impl Transport {
                 .collect();
             let expected = outcomes.len() + batch.len();
             let mut replies = self
-                .handle
+                .handle()?
                 .request_batch(batch, SocketAddr::new(0, 0))
                 .map_err(|_| NetlinkError::Closed)?;
             in_time(operation, async {
@@ -199,31 +260,13 @@ impl Transport {
     }
 }
 
-/// Events of multicast groups, from a socket of their own.
-pub(super) struct Subscription {
-    pub messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    _connection: AbortOnDropHandle<()>,
-}
-
-/// Subscribes to a mask of legacy multicast groups in the calling thread's network namespace.
-pub(super) fn subscribe(groups: u32) -> Result<Subscription, NetlinkError> {
-    let (mut connection, _, messages) = new_connection::<RouteNetlinkMessage>(NETLINK_ROUTE)
-        .map_err(|source| NetlinkError::Open { source })?;
-    let socket = connection.socket_mut().socket_mut();
-    enlarge(socket);
-    socket
-        .bind(&SocketAddr::new(0, groups))
-        .map_err(|source| NetlinkError::Open { source })?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    Ok(Subscription {
-        messages,
-        _connection: connection,
-    })
-}
-
 /// Best effort: without CAP_NET_ADMIN the default size stays.
-fn enlarge(socket: &Socket) {
-    if let Err(error) = setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER) {
+pub(super) fn enlarge(socket: &Socket) {
+    enlarge_to(socket, RECEIVE_BUFFER);
+}
+
+fn enlarge_to(socket: &Socket, bytes: usize) {
+    if let Err(error) = setsockopt(socket, RcvBufForce, &bytes) {
         tracing::debug!(%error, "netlink receive buffer keeps its default size");
     }
 }
@@ -238,4 +281,37 @@ async fn in_time<T>(
             operation,
             seconds: TIMEOUT.as_secs(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::netlink::request;
+
+    /// What no answer within 25 s would take.
+    const AT_ONCE: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_connection_that_broke_is_opened_again() {
+        let transport = Transport::open().unwrap();
+        transport.connection.lock().unwrap().task.abort();
+        tokio::task::yield_now().await;
+        let links = transport.dump("list interfaces", request::dump_links());
+        assert!(!links.await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn lost_answers_are_noticed_at_once_and_the_next_request_is_answered() {
+        // The kernel answers a batch before anybody reads: that does not fit.
+        let transport = Transport::with_buffer(1).unwrap();
+        let queries = || vec![request::link_at(1); BATCH];
+        let start = Instant::now();
+        let answers = transport.query("look up an interface", queries()).await;
+        assert!(matches!(answers, Err(NetlinkError::Closed)), "{answers:?}");
+        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+        let one = transport.query("look up an interface", vec![request::link_at(1)]);
+        assert!(matches!(one.await.unwrap()[..], [Ok(Some(_))]));
+    }
 }

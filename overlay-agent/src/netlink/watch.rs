@@ -1,25 +1,27 @@
 //! Kernel notifications as typed events.
 
 use std::{
-    pin::Pin,
+    collections::VecDeque,
+    future::poll_fn,
     task::{Context, Poll, ready},
 };
 
-use futures::{Stream, StreamExt};
 use rtnetlink::{
     constants::{
         RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_IPV6_IFADDR,
         RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH,
     },
-    packet_core::NetlinkPayload,
+    packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload},
     packet_route::{AddressFamily, RouteNetlinkMessage},
+    sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM},
 };
+use tracing::debug;
 
 use super::{
     Netlink, NetlinkError,
+    groups::GroupSocket,
     object::{Address, FdbEntry, Link, Neighbour, Route},
     plan::ROUTE_PROTOCOL,
-    transport::{Subscription, subscribe},
     vtep::Vtep,
 };
 use crate::model::{Family, V4, V6};
@@ -35,6 +37,10 @@ const GROUPS: u32 = RTMGRP_LINK
     | RTMGRP_IPV6_IFADDR
     | RTMGRP_IPV6_ROUTE
     | RTMGRP_NEIGH;
+
+/// `XFRMNLGRP_EXPIRE`, `_SA`, `_POLICY` and `_MIGRATE` of linux/xfrm.h as bits of the mask: a policy
+/// may let a packet pass in clear until there is a state for it.
+const IPSEC_GROUPS: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 
 /// Something changed in this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub enum KernelEvent {
     FdbRemoved(FdbEntry),
     /// A policy routing rule appeared or went.
     PolicyRule,
+    /// A policy or a state of IPsec appeared, changed or went.
+    Ipsec,
     /// Events were lost: everything has to be looked at afresh.
     Resync,
 }
@@ -114,6 +122,7 @@ impl KernelEvent {
             Self::Ipv6(event) => event.concerns(ours, is_vtep),
             Self::Fdb(entry) | Self::FdbRemoved(entry) => is_vtep(entry.ifindex),
             Self::PolicyRule | Self::Resync => true,
+            Self::Ipsec => false,
         }
     }
 
@@ -121,7 +130,6 @@ impl KernelEvent {
         use RouteNetlinkMessage as Message;
         let message = match payload {
             NetlinkPayload::InnerMessage(message) => message,
-            NetlinkPayload::Overrun(_) => return Some(Self::Resync),
             _ => return None,
         };
         match message {
@@ -144,44 +152,80 @@ impl KernelEvent {
     }
 }
 
-/// A stream of [`KernelEvent`]s. It ends when its socket fails; watch again and look at everything
-/// afresh.
+/// [`KernelEvent`]s as they come. Subscribe again and look at everything afresh when they end.
 pub struct Watch {
-    subscription: Subscription,
+    route: GroupSocket,
+    /// `None` where the kernel has no IPsec.
+    ipsec: Option<GroupSocket>,
+    /// The rest of the datagram read last.
+    events: VecDeque<KernelEvent>,
 }
 
 impl Netlink {
-    /// Subscribes to links, addresses, routes, policy routing rules, neighbours and forwarding entries, in the network
-    /// namespace of the calling thread. Subscribe before taking a first look, so that nothing
-    /// falls between the two.
+    /// Subscribes to links, addresses, routes, policy routing rules, neighbours, forwarding entries and IPsec
+    /// policies, in the network namespace of the calling thread. Subscribe before taking a first look, so that
+    /// nothing falls between the two.
     pub fn watch() -> Result<Watch, NetlinkError> {
+        let route = GroupSocket::join(NETLINK_ROUTE, GROUPS)
+            .map_err(|source| NetlinkError::Open { source })?;
+        let ipsec = match GroupSocket::join(NETLINK_XFRM, IPSEC_GROUPS) {
+            Ok(ipsec) => Some(ipsec),
+            Err(error) => {
+                debug!(%error, "the kernel announces no IPsec policies, so there are none");
+                None
+            }
+        };
         Ok(Watch {
-            subscription: subscribe(GROUPS)?,
+            route,
+            ipsec,
+            events: VecDeque::new(),
         })
     }
 }
 
 impl Watch {
-    /// The next event, or `None` when the subscription has ended.
+    /// The next event, or `None` when the subscription has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<KernelEvent> {
-        StreamExt::next(self).await
+        poll_fn(|cx| self.poll_next(cx)).await
     }
-}
 
-impl Stream for Watch {
-    type Item = KernelEvent;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<KernelEvent>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<KernelEvent>> {
+        // Ahead of what waits: it ends fast flows.
+        if let Some(ipsec) = &mut self.ipsec
+            && let Poll::Ready(received) = ipsec.poll_next(cx)
+        {
+            return Poll::Ready(received.ok().map(|_| KernelEvent::Ipsec));
+        }
         loop {
-            let next = ready!(self.subscription.messages.poll_next_unpin(cx));
-            let Some((message, _)) = next else {
-                return Poll::Ready(None);
-            };
-            if let Some(event) = KernelEvent::decode(&message.payload) {
+            if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(Some(event));
+            }
+            match ready!(self.route.poll_next(cx)) {
+                Ok(Some(datagram)) => self.events.extend(events(datagram)),
+                Ok(None) => return Poll::Ready(Some(KernelEvent::Resync)),
+                Err(error) => {
+                    debug!(%error, "kernel notifications end");
+                    return Poll::Ready(None);
+                }
             }
         }
     }
+}
+
+/// The events of one datagram. Messages that cannot be read concern nothing that is known here.
+fn events(datagram: &[u8]) -> Vec<KernelEvent> {
+    let mut events = Vec::new();
+    let mut rest = datagram;
+    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+        let length = message.length() as usize;
+        match NetlinkMessage::deserialize(rest) {
+            Ok(message) => events.extend(KernelEvent::decode(&message.payload)),
+            Err(error) => debug!(%error, "unreadable kernel notification"),
+        }
+        // Messages are padded to 4 bytes, except possibly the last.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    events
 }
 
 #[cfg(test)]
@@ -189,14 +233,40 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use overlay_common::addr::MacAddr;
-    use rtnetlink::packet_route::{AddressFamily, link::LinkMessage};
+    use rtnetlink::packet_route::{
+        AddressFamily,
+        link::{LinkAttribute, LinkMessage},
+    };
 
     use super::*;
 
     #[test]
-    fn lost_events_become_an_explicit_resync() {
-        let overrun = NetlinkPayload::Overrun(Vec::new());
-        assert_eq!(KernelEvent::decode(&overrun), Some(KernelEvent::Resync));
+    fn all_messages_of_a_datagram_are_read_and_rubbish_ends_it() {
+        let mut datagram = Vec::new();
+        for ifindex in [5, 6] {
+            let mut link = LinkMessage::default();
+            link.header.index = ifindex;
+            link.attributes
+                .push(LinkAttribute::IfName(format!("link{ifindex}")));
+            let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            datagram.extend(bytes);
+        }
+        datagram.extend([1, 0, 0]);
+        let found = events(&datagram);
+        let indexes: Vec<_> = found
+            .iter()
+            .map(|event| match event {
+                KernelEvent::Link(link) => link.ifindex,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(indexes, [5, 6]);
+        for end in 0..datagram.len() {
+            events(&datagram[..end]);
+        }
     }
 
     #[test]

@@ -189,6 +189,8 @@ impl Tracker {
                 dirty.tiers = true;
                 dirty.flush = true;
             }
+            // It may end, or cipher, what flows send.
+            KernelEvent::Ipsec => dirty.flush = true,
         }
         dirty
     }
@@ -449,6 +451,13 @@ mod tests {
             ..Dirty::default()
         };
         assert_eq!(note(&mut tracker, &KernelEvent::PolicyRule), dirty);
+    }
+
+    #[test]
+    fn ipsec_concerns_every_flow() {
+        let mut tracker = Tracker::default();
+        let dirty = note(&mut tracker, &KernelEvent::Ipsec);
+        assert!(dirty.flush && !dirty.tiers, "{dirty:?}");
     }
 
     #[test]
