@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
     net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -23,8 +25,8 @@ use nix::{
 use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
-        Attached, Attachment, Datapath, DatapathError, Fastpath, HostFacts, LeaseTimes, Maps,
-        Options, PinDir, Serves, Summary, XdpMode, flush, link_states,
+        Attached, Attachment, Datapath, DatapathError, Fastpath, Flusher, HostFacts, LeaseTimes,
+        Maps, Options, PinDir, Serves, Summary, XdpMode, link_states,
     },
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
@@ -248,7 +250,7 @@ fn no_packet_meets_an_interface_without_a_program_while_agents_change() {
     sandbox(|pins| {
         let lo = BTreeSet::from([at(Hook::Ingress, "lo")]);
         let mut agent = open(pins);
-        assert_eq!(agent.sync_links(&lo).expect("links").created, 1);
+        assert_eq!(agent.sync_links(&lo).created, 1);
         let counted = packets_at(agent.maps(), Hook::Ingress);
 
         let done = AtomicBool::new(false);
@@ -272,7 +274,7 @@ fn no_packet_meets_an_interface_without_a_program_while_agents_change() {
             for _ in 0..5 {
                 drop(agent);
                 agent = open(pins);
-                let summary = agent.sync_links(&lo).expect("links");
+                let summary = agent.sync_links(&lo);
                 assert_eq!((summary.created, summary.adopted), (0, 1), "{summary:?}");
                 assert_eq!(programs_at("lo").len(), 1);
                 programs.extend(programs_at("lo"));
@@ -293,9 +295,9 @@ fn links_follow_the_wanted_set_and_defunct_ones_go() {
         let mut agent = open(pins);
         let (a, b) = (veth("pod-a"), veth("pod-b"));
         let both = BTreeSet::from([a.clone(), b.clone()]);
-        assert_eq!(agent.sync_links(&both).expect("links").created, 2);
+        assert_eq!(agent.sync_links(&both).created, 2);
         assert_eq!(agent.attach(&a).expect("attached"), Attached::Unchanged);
-        let summary = agent.sync_links(&both).expect("links");
+        let summary = agent.sync_links(&both);
         assert_eq!(
             (summary.created, summary.adopted, summary.removed),
             (0, 0, 0)
@@ -317,15 +319,13 @@ fn links_follow_the_wanted_set_and_defunct_ones_go() {
         ));
         let c = at(Hook::Egress, "pod-c");
         assert_eq!(c.ifindex, a.ifindex);
-        let summary = agent
-            .sync_links(&BTreeSet::from([c.clone()]))
-            .expect("links");
+        let summary = agent.sync_links(&BTreeSet::from([c.clone()]));
         assert_eq!((summary.created, summary.removed), (1, 1), "{summary:?}");
         assert_eq!(programs_at("pod-c").len(), 1);
         assert_eq!(programs_at("pod-b"), [0; 0]);
 
         run("ip link del pod-c");
-        let summary = agent.sync_links(&BTreeSet::new()).expect("links");
+        let summary = agent.sync_links(&BTreeSet::new());
         assert_eq!(summary.removed, 1, "{summary:?}");
         assert_eq!(link_states(&PinDir::new(pins)).expect("links"), []);
         agent
@@ -344,12 +344,69 @@ fn a_pod_that_is_gone_already_does_not_keep_others_from_being_attached() {
             ifname: "gone".into(),
             ..alive.clone()
         };
-        let summary = agent
-            .sync_links(&BTreeSet::from([gone.clone(), alive.clone()]))
-            .expect("links");
+        let summary = agent.sync_links(&BTreeSet::from([gone.clone(), alive.clone()]));
         assert_eq!(summary.created, 1);
         assert_eq!(summary.gone, [gone]);
         assert!(summary.failed.is_empty());
+    });
+}
+
+#[test]
+fn what_cannot_be_detached_keeps_nothing_from_being_attached() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let (old, new) = (veth("old"), veth("new"));
+        assert_eq!(agent.sync_links(&[old.clone()].into()).created, 1);
+        // The name of a link, on what no link is.
+        let stray = PinDir::new(pins).link(Hook::Egress, 1);
+        fs::create_dir(&stray).expect("a stray directory");
+        fs::create_dir(stray.join("inside")).expect("a directory that is not empty");
+
+        let summary = agent.sync_links(&[new.clone()].into());
+        assert_eq!((summary.created, summary.removed), (1, 1), "{summary:?}");
+        let [error] = &summary.left[..] else {
+            panic!("{summary:?}");
+        };
+        let path = stray.display().to_string();
+        assert!(error.to_string().contains(&path), "{error}");
+        assert_eq!(programs_at("new").len(), 1);
+        assert_eq!(programs_at("old"), [0; 0]);
+    });
+}
+
+#[test]
+fn a_flush_waits_for_nobody_and_never_repeats_a_generation() {
+    sandbox(|pins| {
+        let agent = open(pins);
+        let mut flusher = agent.flusher().expect("a flusher");
+        let generation = || agent.maps().ipv4.config().expect("config").generation;
+        let before = generation();
+        let first = flusher.flush().expect("flushed");
+        assert!(first.contested.is_none(), "{first:?}");
+        assert_eq!(
+            (first.generations.ipv4, generation()),
+            (before + 1, before + 1)
+        );
+
+        // Somebody was stopped while he had the configuration locked.
+        let dir = File::open(PinDir::new(pins).maps()).expect("the directory of the maps");
+        dir.lock().expect("locked");
+        let start = Instant::now();
+        let second = flusher.flush().expect("flushed");
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(generation(), before + 2);
+        let error = second.contested.expect("the lock is contested").to_string();
+        let holder = format!("process {}", std::process::id());
+        assert!(error.contains(&holder), "{error}");
+
+        drop(dir);
+        let third = flusher.flush().expect("flushed");
+        assert!(third.contested.is_none(), "{third:?}");
+        assert_eq!(generation(), before + 3);
     });
 }
 
@@ -403,8 +460,9 @@ fn an_operators_flush_counts_while_the_agent_runs() {
         let mut agent = open(pins);
         let before = apply(&mut agent, &[(1, 1), (2, 2)]).generation;
         let dir = PinDir::new(pins);
-        let mut maps = Maps::open(&dir).expect("maps");
-        assert_eq!(flush(&dir, &mut maps).expect("flushed").ipv4, before + 1);
+        let mut flusher = Flusher::open(&dir).expect("a flusher");
+        let flushed = flusher.flush().expect("flushed");
+        assert_eq!(flushed.generations.ipv4, before + 1);
         assert_eq!(apply(&mut agent, &[(1, 1)]).generation, before + 2);
         assert_eq!(agent.flush().expect("flushed").ipv4, before + 3);
     });
@@ -555,7 +613,7 @@ fn on_a_kernel_without_tcx_a_guard_that_it_rejects_is_left_out_and_the_rest_is_a
             ..at(Hook::Guard, "pod")
         };
         let wanted = [egress.clone(), guard(XdpMode::NativeIfSupported)];
-        let summary = agent.sync_links(&wanted.into()).expect("attached");
+        let summary = agent.sync_links(&wanted.into());
         assert!(summary.failed.is_empty(), "{:?}", summary.failed);
         assert_eq!(summary.created, 1);
         let filters = output("tc filter show dev pod ingress");
@@ -566,7 +624,7 @@ fn on_a_kernel_without_tcx_a_guard_that_it_rejects_is_left_out_and_the_rest_is_a
 
         // Who insists on the guard is told.
         let wanted = [egress, guard(XdpMode::Native)];
-        let summary = agent.sync_links(&wanted.into()).expect("a summary");
+        let summary = agent.sync_links(&wanted.into());
         let [(_, error)] = &summary.failed[..] else {
             panic!("{:?}", summary.failed);
         };
@@ -584,7 +642,7 @@ fn a_kernel_without_xdp_on_fragments_has_the_guard_without_them() {
             xdp: XdpMode::Generic,
             ..at(Hook::Guard, "pod")
         };
-        let summary = agent.sync_links(&[guard].into()).expect("attached");
+        let summary = agent.sync_links(&[guard].into());
         assert_eq!((summary.created, summary.failed.len()), (1, 0));
         let attached = output("bpftool net show dev pod");
         assert!(attached.contains("generic id"), "{attached}");

@@ -35,7 +35,7 @@ impl Discovery {
         let watch = Netlink::watch().expect("watch");
         let netlink = Netlink::connect().expect("netlink");
         let mut table = LinkTable::default();
-        netlink.refresh(&mut table).await.expect("first look");
+        table.replace(netlink.dump_links().await.expect("first look"));
         let underlay = table
             .links()
             .find(|link| link.name == "eth0")
@@ -84,10 +84,8 @@ impl Discovery {
             match tokio::time::timeout(left, self.watch.next()).await {
                 Ok(Some(KernelEvent::Resync)) => {
                     self.resyncs += 1;
-                    self.netlink
-                        .refresh(&mut self.table)
-                        .await
-                        .expect("a fresh look");
+                    let dump = self.netlink.dump_links().await.expect("a fresh look");
+                    self.table.replace(dump);
                 }
                 Ok(Some(event)) => {
                     self.table.apply(&event);
@@ -370,11 +368,7 @@ fn pods_of_ipv6_are_found_alone_and_beside_ipv4_once() {
         discovery.settle().await;
         discovery.until_pods(&["pod0", "pod1"]).await;
         let mut looked = LinkTable::default();
-        discovery
-            .netlink
-            .refresh(&mut looked)
-            .await
-            .expect("a look");
+        looked.replace(discovery.netlink.dump_links().await.expect("a look"));
         let again = pod_links(&looked, Some(&discovery.local), Some(&discovery.local6));
         assert_eq!(again.len(), 2, "{again:#?}");
     });

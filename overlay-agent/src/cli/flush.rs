@@ -6,10 +6,14 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use super::pinned::{Generations, Pinned};
-use crate::{datapath, output};
+use crate::{
+    datapath::{Flushed, Flusher},
+    output,
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -25,8 +29,14 @@ pub struct Report {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let mut maps = args.pinned.open()?;
-    let flushed = datapath::flush(&args.pinned.pins(), &mut maps)?;
+    let maps = args.pinned.open()?;
+    let Flushed {
+        generations: flushed,
+        contested,
+    } = Flusher::open(&args.pinned.pins())?.flush()?;
+    if let Some(error) = contested {
+        return Err(error).context("flows were flushed, but the flush may be undone");
+    }
     let generations = Generations {
         ipv4: maps.ipv4.served_config()?.map(|_| flushed.ipv4),
         ipv6: maps.ipv6.served_config()?.map(|_| flushed.ipv6),

@@ -43,6 +43,12 @@ pub enum DatapathError {
     InUse { pin_dir: PathBuf },
 
     #[error(
+        "{holder} keeps the configuration in {dir} locked: if it is an `overlay-agent flush` that was \
+         stopped, continue or end it"
+    )]
+    ConfigLocked { dir: PathBuf, holder: String },
+
+    #[error(
         "nothing is pinned in {dir}: the agent has not run with the eBPF tier, or it uses another \
          directory (--pin-dir)"
     )]

@@ -77,6 +77,14 @@ pub struct LinkSummary {
     pub gone: Vec<Attachment>,
     /// Attachments that failed; the others were made nevertheless.
     pub failed: Vec<(Attachment, DatapathError)>,
+    /// What should be gone and is not; everything else was done nevertheless.
+    pub left: Vec<DatapathError>,
+}
+
+impl LinkSummary {
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.left.is_empty()
+    }
 }
 
 /// A pinned link as the kernel has it.
@@ -122,22 +130,22 @@ pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
     Ok(states)
 }
 
-/// Makes the pinned links those of `wanted` and removes every other.
-pub fn sync(
-    pins: &PinDir,
-    programs: &Programs,
-    wanted: &BTreeSet<Attachment>,
-) -> Result<LinkSummary, DatapathError> {
+/// Makes the pinned links those of `wanted` and removes every other. What fails keeps nothing else
+/// from being done.
+pub fn sync(pins: &PinDir, programs: &Programs, wanted: &BTreeSet<Attachment>) -> LinkSummary {
     let mut summary = LinkSummary::default();
     let keep: BTreeSet<_> = wanted.iter().map(|at| (at.hook, at.ifindex)).collect();
-    let pinned: BTreeSet<_> = [pins.pinned_links()?, pins.pinned_filters()?]
-        .concat()
-        .into_iter()
-        .collect();
-    for (hook, ifindex) in pinned {
-        if !keep.contains(&(hook, ifindex)) {
-            detach(pins, hook, ifindex)?;
-            summary.removed += 1;
+    let mut pinned = BTreeSet::new();
+    for listed in [pins.pinned_links(), pins.pinned_filters()] {
+        match listed {
+            Ok(listed) => pinned.extend(listed),
+            Err(error) => summary.left.push(error),
+        }
+    }
+    for &(hook, ifindex) in pinned.difference(&keep) {
+        match detach(pins, hook, ifindex) {
+            Ok(()) => summary.removed += 1,
+            Err(error) => summary.left.push(error),
         }
     }
     for attachment in wanted {
@@ -149,7 +157,7 @@ pub fn sync(
             Err(error) => summary.failed.push((attachment.clone(), error)),
         }
     }
-    Ok(summary)
+    summary
 }
 
 /// Runs this process's program at `attachment`. A live link is switched atomically: no packet

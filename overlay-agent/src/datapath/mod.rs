@@ -9,9 +9,12 @@
 
 mod absence;
 mod clsact;
+mod config_lock;
+mod config_map;
 mod counters;
 mod error;
 mod filters;
+mod flusher;
 mod host;
 mod links;
 mod load;
@@ -35,12 +38,13 @@ use std::{
 };
 
 use overlay_common::{addr::MacAddr, outcome::Hook};
-use tracing::{level_filters::LevelFilter, warn};
+use tracing::level_filters::LevelFilter;
 
 pub use self::{
     absence::Absence,
     counters::FastShare,
     error::DatapathError,
+    flusher::{Flushed, Flusher},
     host::{HostFacts, lease_clock},
     links::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
     maps::Maps,
@@ -112,9 +116,11 @@ pub struct Datapath {
     pins: PinDir,
     programs: Programs,
     maps: Maps,
+    flusher: Flusher,
     /// What the maps of a family contain; `None` after a failed write.
     tables: Option<Tables>,
     tables6: Option<Tables<V6>>,
+    flush_owed: FlushOwed,
     fastpath: Fastpath,
     slow_mark: Option<SlowMark>,
     lease: LeaseTimes,
@@ -142,12 +148,15 @@ impl Datapath {
         };
         let programs = load::load(&pins, options, flows)?;
         let maps = Maps::open(&pins)?;
+        let flusher = Flusher::open(&pins)?;
         let mut datapath = Self {
             pins,
             programs,
             maps,
+            flusher,
             tables: None,
             tables6: None,
+            flush_owed: FlushOwed::default(),
             fastpath: options.fastpath,
             slow_mark: options.slow_mark,
             lease: options.lease,
@@ -189,6 +198,7 @@ impl Datapath {
             pins: &self.pins,
             maps: &mut self.maps.ipv4,
             tables: &mut self.tables,
+            flush_owed: &mut self.flush_owed.ipv4,
             fastpath: self.fastpath,
             slow_mark: self.slow_mark,
             lease: self.lease,
@@ -200,6 +210,7 @@ impl Datapath {
             pins: &self.pins,
             maps: &mut self.maps.ipv6,
             tables: &mut self.tables6,
+            flush_owed: &mut self.flush_owed.ipv6,
             fastpath: self.fastpath,
             slow_mark: self.slow_mark,
             lease: self.lease,
@@ -219,35 +230,45 @@ impl Datapath {
     }
 
     /// The interfaces through which the host's IP layer receives pod packets, with their MAC
-    /// addresses. True if that changed anything; then flows have to earn their leases again.
+    /// addresses. True if that changed anything; flows have to earn their leases again if it concerns
+    /// some. One that cannot be written keeps the others from nothing.
     pub fn set_gateways(&mut self, wanted: &BTreeMap<u32, MacAddr>) -> Result<bool, DatapathError> {
         let observed = self.maps.gateways()?;
+        let mut results = Vec::new();
         let mut affects_flows = false;
         for &ifindex in observed
             .keys()
             .filter(|ifindex| !wanted.contains_key(ifindex))
         {
-            self.maps.remove_gateway(ifindex)?;
+            results.push(self.maps.remove_gateway(ifindex));
             affects_flows = true;
         }
-        let mut changed = affects_flows;
         for (&ifindex, &mac) in wanted {
             let before = observed.get(&ifindex);
             if before != Some(&mac) {
-                self.maps.put_gateway(ifindex, mac)?;
+                results.push(self.maps.put_gateway(ifindex, mac));
                 affects_flows |= before.is_some();
-                changed = true;
             }
         }
-        if affects_flows {
-            self.flush()?;
+        let changed = !results.is_empty();
+        self.flush_owed.gateways |= affects_flows;
+        if self.flush_owed.gateways {
+            let flushed = self.flush().map(drop);
+            self.flush_owed.gateways = flushed.is_err();
+            results.push(flushed);
         }
+        results.into_iter().collect::<Result<(), _>>()?;
         Ok(changed)
     }
 
     /// Makes every flow earn its lease again.
     pub fn flush(&mut self) -> Result<Generations, DatapathError> {
-        flush(&self.pins, &mut self.maps)
+        self.flusher.flush().map(|flushed| flushed.generations)
+    }
+
+    /// Another handle on the configuration, for flushes that wait for nothing else.
+    pub fn flusher(&self) -> Result<Flusher, DatapathError> {
+        Flusher::open(&self.pins)
     }
 
     /// The writing side of what the packet filter judges packet by packet.
@@ -268,23 +289,12 @@ impl Datapath {
     /// Attaches to exactly `wanted`: takes over pinned links, creates missing ones, removes the
     /// others, defunct ones included. Once every link runs this agent's programs, maps of other ABI
     /// versions go.
-    pub fn sync_links(
-        &mut self,
-        wanted: &BTreeSet<Attachment>,
-    ) -> Result<LinkSummary, DatapathError> {
-        let summary = links::sync(&self.pins, &self.programs, wanted)?;
+    pub fn sync_links(&mut self, wanted: &BTreeSet<Attachment>) -> LinkSummary {
+        let mut summary = links::sync(&self.pins, &self.programs, wanted);
         if summary.failed.is_empty() {
-            self.pins.remove_other_versions()?;
+            summary.left.extend(self.pins.remove_other_versions().err());
         }
-        for (attachment, error) in &summary.failed {
-            warn!(
-                ifname = attachment.ifname,
-                hook = attachment.hook.name(),
-                %error,
-                "program not attached"
-            );
-        }
-        Ok(summary)
+        summary
     }
 
     /// The same maps, for metrics and tests.
@@ -293,18 +303,18 @@ impl Datapath {
     }
 }
 
+/// Flushes that belong to changes of which a part was made: the next attempt, which finds less to
+/// change, has to do them all the same.
+#[derive(Clone, Copy, Debug, Default)]
+struct FlushOwed {
+    ipv4: bool,
+    ipv6: bool,
+    gateways: bool,
+}
+
 /// The generations of the two families' leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generations {
     pub ipv4: u32,
     pub ipv6: u32,
-}
-
-/// Makes every flow earn its lease again, agent or no agent.
-pub fn flush(pins: &PinDir, maps: &mut Maps) -> Result<Generations, DatapathError> {
-    let _lock = pins.lock_config()?;
-    Ok(Generations {
-        ipv4: maps.ipv4.flush()?,
-        ipv6: maps.ipv6.flush()?,
-    })
 }

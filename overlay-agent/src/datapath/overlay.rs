@@ -1,10 +1,14 @@
 //! One family's maps kept as desired.
 
+use std::time::Duration;
+
 use overlay_common::config::Config;
 use tracing::debug;
 
 use super::{
     DatapathError, Fastpath, HostFacts, LeaseTimes, SlowMark, Vtep,
+    config_lock::ConfigLock,
+    config_map::next_generation,
     overlay_maps::OverlayMaps,
     pins::PinDir,
     plan::{self, Step, Tables},
@@ -12,12 +16,17 @@ use super::{
 };
 use crate::model::{Desired, Family, V4};
 
+/// An `overlay-agent flush` is done within microseconds, unless it was stopped.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The writing side of a family's maps.
 pub struct Writer<'a, F: Family> {
     pub pins: &'a PinDir,
     pub maps: &'a mut OverlayMaps<F>,
     /// What the maps contain; `None` if that is not known.
     pub tables: &'a mut Option<Tables<F>>,
+    /// An earlier change failed before its flush.
+    pub flush_owed: &'a mut bool,
     pub fastpath: Fastpath,
     pub slow_mark: Option<SlowMark>,
     pub lease: LeaseTimes,
@@ -86,6 +95,8 @@ impl<F: Family> Writer<'_, F> {
             unusable: wanted.unusable,
             ..Summary::default()
         };
+        let flushes = |step: &Step<F>| matches!(step, Step::Configure { flush: true });
+        *self.flush_owed |= change.steps.iter().any(flushes);
         for step in &change.steps {
             self.run(step, &wanted.config, &mut tables, &mut summary)?;
         }
@@ -98,7 +109,7 @@ impl<F: Family> Writer<'_, F> {
     /// Gives a first configuration its stamp key. An earlier one is kept under another generation:
     /// nobody watched for changes that concern the flows it let pass.
     pub fn adopt_config(&mut self) -> Result<(), DatapathError> {
-        let _lock = self.pins.lock_config()?;
+        let lock = ConfigLock::acquire(self.pins, LOCK_PATIENCE)?;
         let old = self.maps.config()?;
         let stamp_key = if old.stamp_key == [0; 2] {
             rand::random()
@@ -110,7 +121,7 @@ impl<F: Family> Writer<'_, F> {
             generation: next_generation(old.generation),
             ..old
         };
-        self.maps.put_config(&old, &new)
+        self.maps.config.write(&old, &new, &lock)
     }
 
     fn run(
@@ -136,8 +147,10 @@ impl<F: Family> Writer<'_, F> {
                 tables.nodes.insert(index, node);
                 summary.updated += 1;
             }
-            Step::Configure { flush } => {
+            Step::Configure { .. } => {
+                let flush = *self.flush_owed;
                 (summary.flushed, summary.generation) = self.configure(config, flush)?;
+                *self.flush_owed = false;
             }
             Step::AddNode { index, node } => {
                 self.maps.put_node(index, None, &node, true)?;
@@ -163,7 +176,7 @@ impl<F: Family> Writer<'_, F> {
     /// Writes `config` with the stamp key and generation there are; under another generation if it
     /// changes or `flush` asks for it.
     fn configure(&mut self, config: &Config<F>, flush: bool) -> Result<(bool, u32), DatapathError> {
-        let _lock = self.pins.lock_config()?;
+        let lock = ConfigLock::acquire(self.pins, LOCK_PATIENCE)?;
         let old = self.maps.config()?;
         let new = Config {
             stamp_key: old.stamp_key,
@@ -177,26 +190,7 @@ impl<F: Family> Writer<'_, F> {
             generation: next_generation(old.generation),
             ..new
         };
-        self.maps.put_config(&old, &new)?;
+        self.maps.config.write(&old, &new, &lock)?;
         Ok((true, new.generation))
-    }
-}
-
-impl<F: Family> OverlayMaps<F> {
-    /// Makes every flow earn its lease again. Returns the generation. The caller holds
-    /// [`PinDir::lock_config`].
-    pub(super) fn flush(&mut self) -> Result<u32, DatapathError> {
-        let old = self.config()?;
-        let generation = next_generation(old.generation);
-        self.put_config(&old, &Config { generation, ..old })?;
-        Ok(generation)
-    }
-}
-
-/// 0 stays the generation of an entry that was never written.
-const fn next_generation(generation: u32) -> u32 {
-    match generation.wrapping_add(1) {
-        0 => 1,
-        next => next,
     }
 }

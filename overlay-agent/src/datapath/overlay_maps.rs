@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key};
 use overlay_common::{
-    config::{Config, FASTPATH_OFF},
+    config::Config,
     flow::{Flow, FlowKey},
     node::{NODE_VALID, Nexthop, Node, Peer},
     route::Route,
@@ -18,6 +18,7 @@ use overlay_common::{
 
 use super::{
     DatapathError,
+    config_map::ConfigMap,
     maps::{gone_is_fine, map_error, open, typed},
     pins::PinDir,
     plan::{Limits, Tables, subnet_of},
@@ -33,7 +34,7 @@ pub struct OverlayMaps<F: Family = V4> {
     nexthops: Array<MapData, Nexthop>,
     peers: HashMap<MapData, F::Be, Peer>,
     flows_fd: OwnedFd,
-    config: Array<MapData, Config<F>>,
+    pub(super) config: ConfigMap<F>,
     limits: Limits,
     max_flows: u32,
 }
@@ -47,7 +48,6 @@ impl<F: Family> OverlayMaps<F> {
         let (nexthops, ..) = open(pins, names.nexthops)?;
         let (peers, _, max_peers) = open(pins, names.peers)?;
         let (flows, flows_fd, max_flows) = open(pins, names.flows)?;
-        let (config, ..) = open(pins, names.config)?;
         // Flows are read by descriptor; the typed handle only checks the sizes.
         let _: HashMap<MapData, FlowKey<F>, Flow> = typed(flows, names.flows)?;
         Ok(Self {
@@ -57,7 +57,7 @@ impl<F: Family> OverlayMaps<F> {
             nexthops: typed(nexthops, names.nexthops)?,
             peers: typed(peers, names.peers)?,
             flows_fd,
-            config: typed(config, names.config)?,
+            config: ConfigMap::open(pins)?,
             limits: Limits {
                 nodes: max_nodes,
                 routes: max_routes,
@@ -131,9 +131,7 @@ impl<F: Family> OverlayMaps<F> {
     }
 
     pub fn config(&self) -> Result<Config<F>, DatapathError> {
-        self.config
-            .get(&0, 0)
-            .map_err(map_error("read", F::MAPS.config))
+        self.config.read()
     }
 
     /// The configuration, if the node serves the family and has a lease.
@@ -208,31 +206,6 @@ impl<F: Family> OverlayMaps<F> {
 
     pub fn remove_peer(&mut self, vtep: F::Be) -> Result<(), DatapathError> {
         gone_is_fine(self.peers.remove(&vtep)).map_err(map_error("remove", F::MAPS.peers))
-    }
-
-    /// Writes the configuration. The caller holds [`PinDir::lock_config`].
-    pub fn put_config(&mut self, old: &Config<F>, new: &Config<F>) -> Result<(), DatapathError> {
-        let only_generation = Config {
-            generation: new.generation,
-            ..*old
-        } == *new;
-        if !only_generation {
-            self.set_config(&Config {
-                fastpath: FASTPATH_OFF,
-                ..*old
-            })?;
-            self.set_config(&Config {
-                fastpath: FASTPATH_OFF,
-                ..*new
-            })?;
-        }
-        self.set_config(new)
-    }
-
-    fn set_config(&mut self, config: &Config<F>) -> Result<(), DatapathError> {
-        self.config
-            .set(0, config, 0)
-            .map_err(map_error("write", F::MAPS.config))
     }
 
     fn set_node(&mut self, index: u32, node: &Node<F>) -> Result<(), DatapathError> {

@@ -178,15 +178,6 @@ impl PinDir {
         }
     }
 
-    /// Serialises read-modify-write of `OVL_CONFIG` between the agent and the operator commands,
-    /// for the life of the returned file.
-    pub fn lock_config(&self) -> Result<File, DatapathError> {
-        let dir = self.maps();
-        let file = File::open(&dir).map_err(pin_error("open", &dir))?;
-        file.lock().map_err(pin_error("lock", &dir))?;
-        Ok(file)
-    }
-
     /// Everything pinned, links first.
     pub fn pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let mut pins = list(&self.links())?;

@@ -2,30 +2,35 @@
 
 use overlay_common::slow::Slow;
 
-use super::{DatapathError, flush, maps::Maps, pins::PinDir};
+use super::{DatapathError, Flusher, maps::Maps, pins::PinDir};
 
 /// The writing side, with handles of its own: it waits for nothing else that is done to the maps.
 pub struct SlowFlows {
-    pins: PinDir,
     maps: Maps,
+    flusher: Flusher,
+    /// What was put last has not been flushed for.
+    flush_owed: bool,
 }
 
 impl SlowFlows {
     pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
         Ok(Self {
-            pins: pins.clone(),
             maps: Maps::open(pins)?,
+            flusher: Flusher::open(pins)?,
+            flush_owed: false,
         })
     }
 
     /// Leaves these flows to the kernel and no others. Returns whether that is news; then it is in the map
     /// before every flow has to earn its lease again, so none goes on by what was there before.
     pub fn put(&mut self, slow: &Slow) -> Result<bool, DatapathError> {
-        if self.maps.slow()? == *slow {
+        if self.maps.slow()? == *slow && !self.flush_owed {
             return Ok(false);
         }
+        self.flush_owed = true;
         self.maps.put_slow(slow)?;
-        flush(&self.pins, &mut self.maps)?;
+        let flushed = self.flusher.flush()?;
+        self.flush_owed = flushed.contested.is_some();
         Ok(true)
     }
 }

@@ -20,6 +20,8 @@ pub enum Condition {
     UnderlayFound,
     /// The subnet file is written.
     SubnetFileWritten,
+    /// Every flush of the flow table that was asked for was done, or is about to be.
+    FlowsFlushed,
 }
 
 /// A condition that does not hold, and why.
@@ -34,13 +36,14 @@ pub struct Unmet {
 pub struct Readiness(Arc<watch::Sender<BTreeMap<Condition, String>>>);
 
 impl Condition {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::LeaseHeld,
         Self::RulesInstalled,
         Self::DatapathAttached,
         Self::PeersInSync,
         Self::UnderlayFound,
         Self::SubnetFileWritten,
+        Self::FlowsFlushed,
     ];
 }
 
@@ -53,6 +56,7 @@ impl fmt::Display for Condition {
             Self::PeersInSync => "peers",
             Self::UnderlayFound => "underlay",
             Self::SubnetFileWritten => "subnet file",
+            Self::FlowsFlushed => "flushes",
         })
     }
 }

@@ -61,6 +61,44 @@ pub struct Observed<F: Family = V4> {
     pub leftovers: Vec<Leftover>,
 }
 
+impl<F: Family> Observed<F> {
+    /// What is there if all of `wanted` is, and nothing else.
+    pub fn just(wanted: &Wanted<F>) -> Self {
+        let mut observed = Self {
+            routes: wanted.routes.values().copied().collect(),
+            ..Self::default()
+        };
+        let Some(ifindex) = wanted.vtep else {
+            return observed;
+        };
+        observed
+            .addresses
+            .extend(wanted.address.map(|(local, _)| Address {
+                ifindex,
+                local,
+                remote: F::first(local),
+            }));
+        let neighbours = wanted.neighbours.iter();
+        observed
+            .neighbours
+            .extend(neighbours.map(|(&address, &mac)| Neighbour {
+                ifindex,
+                address,
+                mac: Some(mac),
+                permanent: true,
+            }));
+        let fdb = wanted.fdb.iter();
+        observed.fdb.extend(fdb.map(|(&mac, &remote)| FdbEntry {
+            ifindex,
+            mac,
+            remote: Some(remote.into()),
+            permanent: true,
+            overridden: false,
+        }));
+        observed
+    }
+}
+
 /// A vxlan device with flannel's name for its VNI that carries this node's tunnel address and is not
 /// the configured one: the VNI or the backend was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

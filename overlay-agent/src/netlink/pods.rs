@@ -58,6 +58,14 @@ pub struct LinkTable {
     incarnations: u64,
 }
 
+/// Links, addresses and host routes as the kernel lists them.
+#[derive(Clone, Debug, Default)]
+pub struct LinkDump {
+    pub links: Vec<Link>,
+    ipv4: Addressing<V4>,
+    ipv6: Addressing<V6>,
+}
+
 impl LinkTable {
     /// Takes over an event. Returns whether the table changed.
     pub fn apply(&mut self, event: &KernelEvent) -> bool {
@@ -76,20 +84,15 @@ impl LinkTable {
 
     /// Replaces the contents by a fresh look at the kernel. A link that is still the same device
     /// keeps its incarnation.
-    fn replace(&mut self, links: &[Link], ipv4: Addressing<V4>, ipv6: Addressing<V6>) {
+    pub fn replace(&mut self, dump: LinkDump) {
+        let LinkDump { links, ipv4, ipv6 } = dump;
         let before = std::mem::take(&mut self.links);
         for link in links {
             let same = before
                 .get(&link.ifindex)
-                .filter(|entry| same_device(&entry.link, link));
+                .filter(|entry| same_device(&entry.link, &link));
             let incarnation = same.map_or_else(|| self.next_incarnation(), |e| e.incarnation);
-            self.links.insert(
-                link.ifindex,
-                Entry {
-                    link: link.clone(),
-                    incarnation,
-                },
-            );
+            self.links.insert(link.ifindex, Entry { link, incarnation });
         }
         self.ipv4 = ipv4;
         self.ipv6 = ipv6;
@@ -234,13 +237,13 @@ fn same_device(before: &Link, after: &Link) -> bool {
 }
 
 impl Netlink {
-    /// Brings a table up to date with the kernel: at the start and after lost events.
-    pub async fn refresh(&self, table: &mut LinkTable) -> Result<(), NetlinkError> {
-        let links = self.links().await?;
-        let ipv4 = self.addressing().await?;
-        let ipv6 = self.addressing().await?;
-        table.replace(&links, ipv4, ipv6);
-        Ok(())
+    /// A fresh look for [`LinkTable::replace`]: at the start and after lost events.
+    pub async fn dump_links(&self) -> Result<LinkDump, NetlinkError> {
+        Ok(LinkDump {
+            links: self.links().await?,
+            ipv4: self.addressing().await?,
+            ipv6: self.addressing().await?,
+        })
     }
 
     /// Nothing in a family the kernel has no support for: it answers with those it has.

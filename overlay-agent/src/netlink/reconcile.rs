@@ -18,7 +18,7 @@ use super::{
     Netlink, NetlinkError,
     admit::{Admission, PeerPath, Refusal, admit},
     object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route},
-    plan::{Change, Leftover, Observed, ROUTE_PROTOCOL, diff, tunnel_address, want},
+    plan::{Change, Leftover, Observed, ROUTE_PROTOCOL, Wanted, diff, tunnel_address, want},
     request,
     route_mtu::{self, RouteMtu},
     transport::Request,
@@ -50,7 +50,21 @@ pub struct Summary<F: Family = V4> {
     pub paths: BTreeMap<F::Network, PeerPath>,
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
+    /// From where [`Netlink::follow`] goes on; `None` after a failure.
+    pub standing: Option<Standing<F>>,
 }
+
+/// What a reconciliation has left behind.
+#[derive(Clone, Debug)]
+pub struct Standing<F: Family = V4> {
+    wanted: Wanted<F>,
+    on_link: OnLink<F>,
+    /// All routes, if one of them carries an MTU.
+    routes: Vec<RouteMtu<F>>,
+}
+
+/// The interfaces of peer addresses that the kernel reaches without a gateway.
+type OnLink<F> = BTreeMap<<F as Family>::Address, Option<u32>>;
 
 impl<F: Family> Summary<F> {
     /// Nothing had to be done and nothing is amiss.
@@ -69,10 +83,6 @@ fn route_mtus<F: Family>(
     desired: &Desired<F>,
     routes: &[RouteMtu<F>],
 ) -> BTreeMap<F::Address, u32> {
-    // Hardly any host has such a route.
-    if routes.iter().all(|found| found.mtu.is_none()) {
-        return BTreeMap::new();
-    }
     let peers = desired.peers.values().map(|peer| peer.public_ip);
     peers
         .filter_map(|address| Some((address, route_mtu::to(address, routes)?)))
@@ -99,13 +109,44 @@ impl Netlink {
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
     ) -> Result<Summary<F>, NetlinkError> {
+        let on_link = self.on_link_of(desired, vtep, OnLink::<F>::new()).await?;
+        let (observed, mut routes) = self.observe(&desired.local, vtep).await?;
+        // Hardly any host has such a route.
+        if routes.iter().all(|found| found.mtu.is_none()) {
+            routes.clear();
+        }
+        self.bring_about(desired, vtep, on_link, &observed, routes)
+            .await
+    }
+
+    /// As [`Netlink::reconcile`], after a change of peers and nothing else: the kernel is not asked what
+    /// is there, but taken to be as it was left.
+    pub async fn follow<F: Family>(
+        &self,
+        desired: &Desired<F>,
+        vtep: Option<&Vtep>,
+        standing: Standing<F>,
+    ) -> Result<Summary<F>, NetlinkError> {
+        let on_link = self.on_link_of(desired, vtep, standing.on_link).await?;
+        let observed = Observed::just(&standing.wanted);
+        self.bring_about(desired, vtep, on_link, &observed, standing.routes)
+            .await
+    }
+
+    async fn bring_about<F: Family>(
+        &self,
+        desired: &Desired<F>,
+        vtep: Option<&Vtep>,
+        on_link: OnLink<F>,
+        observed: &Observed<F>,
+        routes: Vec<RouteMtu<F>>,
+    ) -> Result<Summary<F>, NetlinkError> {
         if vtep.is_none() && matches!(desired.local.backend, Backend::Vxlan(_)) {
             return Err(NetlinkError::VtepMissing);
         }
-        let admission = self.admission(desired, vtep).await?;
+        let admission = admission(desired, &on_link);
         let wanted = want(&desired.local, &admission, vtep.map(|vtep| vtep.ifindex));
-        let (observed, routes) = self.observe(&desired.local, vtep).await?;
-        let plan = diff(&wanted, &observed);
+        let plan = diff(&wanted, observed);
 
         let requests = plan.changes.iter().map(encode::<F>).collect();
         let verdicts = self.transport.apply(requests).await?;
@@ -122,6 +163,7 @@ impl Netlink {
                 .map(|(net, (_, path))| (*net, *path))
                 .collect(),
             route_mtus: route_mtus(desired, &routes),
+            standing: None,
         };
         for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
             match verdict {
@@ -132,6 +174,11 @@ impl Netlink {
                 _ => summary.added += 1,
             }
         }
+        summary.standing = summary.failed.is_empty().then_some(Standing {
+            wanted,
+            on_link,
+            routes,
+        });
         Ok(summary)
     }
 
@@ -210,22 +257,30 @@ impl Netlink {
         }
     }
 
-    async fn admission<F: Family>(
+    /// Which peers are on-link, where that matters; only addresses that are not known yet are looked
+    /// up.
+    async fn on_link_of<F: Family>(
         &self,
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<Admission<F>, NetlinkError> {
-        let mut on_link = BTreeMap::new();
-        match desired.local.backend {
-            Backend::Alloc => return Ok(Admission::default()),
-            Backend::Vxlan(backend) if backend.direct_routing => {
-                let addresses = desired.peers.values().map(|peer| peer.public_ip).collect();
-                on_link = self.on_link_all::<F>(addresses).await?;
-                on_link.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
-            }
-            _ => {}
+        mut known: OnLink<F>,
+    ) -> Result<OnLink<F>, NetlinkError> {
+        let is_asked =
+            matches!(desired.local.backend, Backend::Vxlan(backend) if backend.direct_routing);
+        if !is_asked {
+            return Ok(OnLink::<F>::new());
         }
-        Ok(admit(desired, &on_link))
+        let peers: BTreeSet<_> = desired.peers.values().map(|peer| peer.public_ip).collect();
+        known.retain(|address, _| peers.contains(address));
+        let is_new = |address: &F::Address| !known.contains_key(address);
+        let new: BTreeSet<_> = peers.into_iter().filter(is_new).collect();
+        let mut found = self.on_link_all::<F>(new.clone()).await?;
+        found.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
+        known.extend(
+            new.into_iter()
+                .map(|address| (address, found.remove(&address))),
+        );
+        Ok(known)
     }
 
     async fn observe<F: Family>(
@@ -326,6 +381,15 @@ impl Netlink {
             .filter(|found| found.route.in_main_table())
             .collect())
     }
+}
+
+fn admission<F: Family>(desired: &Desired<F>, on_link: &OnLink<F>) -> Admission<F> {
+    if desired.local.backend == Backend::Alloc {
+        return Admission::default();
+    }
+    let found = on_link.iter();
+    let found = found.filter_map(|(&address, &ifindex)| Some((address, ifindex?)));
+    admit(desired, &found.collect())
 }
 
 /// The interface of a looked-up route that needs no gateway. flannel asks the same question for

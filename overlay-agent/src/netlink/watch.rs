@@ -128,9 +128,8 @@ impl KernelEvent {
 
     fn decode(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Self> {
         use RouteNetlinkMessage as Message;
-        let message = match payload {
-            NetlinkPayload::InnerMessage(message) => message,
-            _ => return None,
+        let NetlinkPayload::InnerMessage(message) = payload else {
+            return None;
         };
         match message {
             Message::NewLink(message) => Link::decode(message).map(Self::Link),

@@ -8,11 +8,14 @@ use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
 use overlay_common::addr::MacAddr;
 
-use super::{controller::Sides, side::Side};
+use super::controller::{Device, Devices};
 use crate::{
-    model::{Desired, Family, V4, V6},
-    netlink::{FdbEntry, IpEvent, KernelEvent, LinkTable, ROUTE_PROTOCOL},
+    model::{Desired, DesiredNode, Family, V4, V6},
+    netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},
 };
+
+/// More events than this during a dump are not kept; another dump follows instead.
+const JOURNAL: usize = 10_000;
 
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,8 @@ use crate::{
 pub struct Dirty {
     /// Pod interfaces and gateways.
     pub pods: bool,
+    /// Leases of peers.
+    pub peers: bool,
     /// Addresses, neighbours, forwarding entries and routes of the kernel tier.
     pub tiers: bool,
     /// The vxlan devices.
@@ -36,6 +41,7 @@ impl Dirty {
     /// Everything, as at the start and after lost events.
     pub const ALL: Self = Self {
         pods: true,
+        peers: true,
         tiers: true,
         vtep: true,
         underlay: true,
@@ -43,14 +49,39 @@ impl Dirty {
         resync: true,
     };
 
+    /// Nothing but flows.
+    pub const FLUSH: Self = Self {
+        pods: false,
+        peers: false,
+        tiers: false,
+        vtep: false,
+        underlay: false,
+        flush: true,
+        resync: false,
+    };
+
     pub fn any(self) -> bool {
         self != Self::default()
+    }
+
+    /// Whether the kernel tier is taken to be as it was left, unseen.
+    pub fn is_unseen(self) -> bool {
+        self.peers && !self.tiers && !self.vtep
+    }
+
+    /// What a flush alone does not settle.
+    pub fn without_flush(self) -> Self {
+        Self {
+            flush: false,
+            ..self
+        }
     }
 }
 
 impl BitOrAssign for Dirty {
     fn bitor_assign(&mut self, other: Self) {
         self.pods |= other.pods;
+        self.peers |= other.peers;
         self.tiers |= other.tiers;
         self.vtep |= other.vtep;
         self.underlay |= other.underlay;
@@ -74,10 +105,11 @@ struct SideScene<'a, F: Family> {
 }
 
 impl<'a> Scene<'a> {
-    pub fn of(sides: &'a Sides) -> Self {
+    pub fn of(desired: &'a DesiredNode, devices: &Devices) -> Self {
+        let (ipv4, ipv6) = (desired.ipv4.as_ref(), desired.ipv6.as_ref());
         Self {
-            ipv4: sides.ipv4.as_ref().map(SideScene::of),
-            ipv6: sides.ipv6.as_ref().map(SideScene::of),
+            ipv4: ipv4.map(|side| SideScene::of(side, devices.ipv4)),
+            ipv6: ipv6.map(|side| SideScene::of(side, devices.ipv6)),
         }
     }
 
@@ -99,10 +131,10 @@ impl<'a> Scene<'a> {
 }
 
 impl<'a, F: Family> SideScene<'a, F> {
-    fn of(side: &'a Side<F>) -> Self {
+    fn of(desired: &'a Desired<F>, device: Option<Device>) -> Self {
         Self {
-            desired: &side.desired,
-            vtep: side.vtep.as_ref().map(|vtep| vtep.ifindex),
+            desired,
+            vtep: device.map(|device| device.ifindex),
         }
     }
 
@@ -116,6 +148,17 @@ impl<'a, F: Family> SideScene<'a, F> {
             && remote.is_some_and(|remote| {
                 let mut peers = self.desired.peers.values();
                 peers.any(|peer| peer.vtep_mac == entry.mac && peer.public_ip == remote)
+            })
+    }
+
+    /// Whether a neighbour is the one of a peer.
+    fn expects_neighbour(self, neighbour: &Neighbour<F>) -> bool {
+        let up_to = ..=F::host(neighbour.address);
+        let peer = self.desired.peers.range(up_to).next_back();
+        self.vtep == Some(neighbour.ifindex)
+            && neighbour.permanent
+            && peer.is_some_and(|(subnet, peer)| {
+                F::first(*subnet) == neighbour.address && Some(peer.vtep_mac) == neighbour.mac
             })
     }
 
@@ -135,6 +178,8 @@ impl<'a, F: Family> SideScene<'a, F> {
 pub struct Tracker {
     links: LinkTable,
     neighbours: BTreeMap<(u32, IpAddr), MacAddr>,
+    /// Events since the dump under way began.
+    journal: Option<Vec<KernelEvent>>,
 }
 
 impl Tracker {
@@ -142,13 +187,40 @@ impl Tracker {
         &self.links
     }
 
-    pub fn links_mut(&mut self) -> &mut LinkTable {
-        &mut self.links
+    /// A dump of links begins.
+    pub fn begin_dump(&mut self) {
+        self.journal = Some(Vec::new());
+    }
+
+    /// Takes over the dump, if it succeeded. What happened meanwhile is newer than parts of it, so it
+    /// happens once more: the last word about each object is then the latest. Says what the dump puts
+    /// in question.
+    pub fn end_dump(&mut self, dump: Option<LinkDump>) -> Dirty {
+        let journal = self.journal.take().unwrap_or_default();
+        let Some(dump) = dump else {
+            return Dirty::default();
+        };
+        self.links.replace(dump);
+        for event in &journal {
+            self.links.apply(event);
+        }
+        Dirty {
+            pods: true,
+            resync: journal.len() >= JOURNAL,
+            ..Dirty::default()
+        }
     }
 
     /// Takes over an event and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent, scene: Scene<'_>) -> Dirty {
         let changed = self.links.apply(event);
+        if let Some(journal) = self
+            .journal
+            .as_mut()
+            .filter(|journal| journal.len() < JOURNAL)
+        {
+            journal.push(event.clone());
+        }
         let mut dirty = Dirty {
             pods: changed,
             flush: changed,
@@ -218,7 +290,9 @@ impl Tracker {
                 let key = (neighbour.ifindex, neighbour.address.into());
                 let before = self.neighbours.insert(key, mac);
                 dirty.flush = before.is_some_and(|before| before != mac);
-                dirty.tiers = side.vtep == Some(neighbour.ifindex) && before != Some(mac);
+                dirty.tiers = side.vtep == Some(neighbour.ifindex)
+                    && before != Some(mac)
+                    && !side.expects_neighbour(neighbour);
             }
             IpEvent::NeighbourRemoved(neighbour) => {
                 self.neighbours
@@ -456,8 +530,39 @@ mod tests {
     #[test]
     fn ipsec_concerns_every_flow() {
         let mut tracker = Tracker::default();
-        let dirty = note(&mut tracker, &KernelEvent::Ipsec);
-        assert!(dirty.flush && !dirty.tiers, "{dirty:?}");
+        assert_eq!(note(&mut tracker, &KernelEvent::Ipsec), Dirty::FLUSH);
+    }
+
+    #[test]
+    fn what_this_agent_sets_on_its_device_puts_nothing_in_question() {
+        let peer = |last, permanent| {
+            KernelEvent::Ipv4(IpEvent::Neighbour(Neighbour {
+                ifindex: VTEP,
+                address: Ipv4Addr::new(10, 5, 2, 0),
+                mac: Some(MacAddr::new([2, 0, 0, 0, 0, last])),
+                permanent,
+            }))
+        };
+        let mut tracker = Tracker::default();
+        assert_eq!(note(&mut tracker, &peer(2, true)), Dirty::default());
+        assert!(note(&mut tracker, &peer(9, true)).tiers);
+        assert!(note(&mut tracker, &peer(2, false)).tiers);
+    }
+
+    #[test]
+    fn what_happens_during_a_dump_of_links_is_not_undone_by_it() {
+        let mut tracker = Tracker::default();
+        note(&mut tracker, &link(9, 1500));
+        tracker.begin_dump();
+        note(&mut tracker, &link(9, 1400));
+        let mut old = LinkDump::default();
+        let KernelEvent::Link(before) = link(9, 1500) else {
+            panic!("not a link");
+        };
+        old.links.push(before);
+        let dirty = tracker.end_dump(Some(old));
+        assert!(dirty.pods && !dirty.resync);
+        assert_eq!(tracker.links().link(9).map(|link| link.mtu), Some(1400));
     }
 
     #[test]

@@ -1,190 +1,129 @@
-//! Keeps both tiers as the leases say, against whatever happens to the host's network.
+//! What this node should be like, and what of the host's network is known: the main loop's knowledge,
+//! from which it says what has to be looked at again. Nothing here waits.
 
-use std::time::Instant;
-
-use tracing::{debug, warn};
+use std::collections::BTreeMap;
 
 use super::{
     changes::{Dirty, Scene, Tracker},
-    side::Side,
-    tier1::Tier1,
+    settler::Sides,
 };
 use crate::{
-    datapath::Serves,
-    health::{Condition, Readiness},
-    model::{DesiredNode, V6},
-    netlink::{KernelEvent, Netlink, pod_links},
+    model::{Desired, DesiredNode, Family},
+    netlink::{KernelEvent, LinkDump, PodLink, Vtep, pod_links},
 };
 
-/// The state both tiers are kept in, and what is needed to keep them.
+/// The desired state and the view of the host.
 pub struct Controller {
-    netlink: Netlink,
     tracker: Tracker,
-    tier1: Tier1,
-    sides: Sides,
-    readiness: Readiness,
+    desired: DesiredNode,
+    devices: Devices,
 }
 
-/// The families this node serves.
-pub struct Sides {
-    pub ipv4: Option<Side>,
-    pub ipv6: Option<Side<V6>>,
+/// The vxlan devices as they were last settled.
+#[derive(Clone, Copy, Debug)]
+pub struct Devices {
+    pub ipv4: Option<Device>,
+    pub ipv6: Option<Device>,
 }
 
-impl Sides {
-    pub fn serves(&self) -> Serves {
-        Serves {
-            ipv4: self.ipv4.is_some(),
-            ipv6: self.ipv6.is_some(),
+/// A vxlan device, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    pub ifindex: u32,
+    /// Whether it takes tunnel packets over IPv6 with UDP checksum 0.
+    pub zero_checksum: bool,
+}
+
+impl From<&Vtep> for Device {
+    fn from(vtep: &Vtep) -> Self {
+        Self {
+            ifindex: vtep.ifindex,
+            zero_checksum: vtep.zero_checksum,
         }
     }
+}
 
-    pub fn desired(&self) -> DesiredNode {
-        DesiredNode {
-            ipv4: self.ipv4.as_ref().map(|side| side.desired.clone()),
-            ipv6: self.ipv6.as_ref().map(|side| side.desired.clone()),
+/// What of one family another desired state puts in question.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    any: bool,
+    /// It is about this node, not its peers.
+    local: bool,
+}
+
+impl Change {
+    fn between<F: Family>(before: Option<&Desired<F>>, after: Option<&Desired<F>>) -> Self {
+        let local = |side: Option<&Desired<F>>| side.map(|side| side.local.clone());
+        Self {
+            any: before != after,
+            local: local(before) != local(after),
         }
     }
 }
 
 impl Controller {
-    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
+    pub fn new(sides: &Sides) -> Self {
         Self {
-            netlink,
             tracker: Tracker::default(),
-            tier1,
-            sides,
-            readiness,
+            desired: sides.desired(),
+            devices: sides.devices(),
         }
     }
 
-    pub fn desired(&self) -> DesiredNode {
-        self.sides.desired()
-    }
-
-    pub const fn sides(&self) -> &Sides {
-        &self.sides
+    pub fn desired(&self) -> &DesiredNode {
+        &self.desired
     }
 
     /// Takes over an event of the kernel and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent) -> Dirty {
-        self.tracker.note(event, Scene::of(&self.sides))
+        let scene = Scene::of(&self.desired, &self.devices);
+        self.tracker.note(event, scene)
     }
 
-    /// Takes over a new desired state of the same families; [`Self::settle`] brings it about.
+    /// Takes over a new desired state of the same families and says what it puts in question.
     pub fn want(&mut self, desired: DesiredNode) -> Dirty {
-        let ipv4 = self.sides.ipv4.as_mut().zip(desired.ipv4);
-        let ipv6 = self.sides.ipv6.as_mut().zip(desired.ipv6);
         let changes = [
-            ipv4.map(|(side, desired)| side.want(desired)),
-            ipv6.map(|(side, desired)| side.want(desired)),
+            Change::between(self.desired.ipv4.as_ref(), desired.ipv4.as_ref()),
+            Change::between(self.desired.ipv6.as_ref(), desired.ipv6.as_ref()),
         ];
-        let local = changes.iter().flatten().any(|change| change.local);
+        self.desired = desired;
+        let local = changes.iter().any(|change| change.local);
         Dirty {
-            tiers: changes.iter().flatten().any(|change| change.any),
+            peers: changes.iter().any(|change| change.any),
+            tiers: local,
             vtep: local,
             pods: local,
             ..Dirty::default()
         }
     }
 
-    /// Looks again at what is dirty and mends it. What fails stays reported as not ready; the
-    /// returned marks say what has to be tried again.
-    pub async fn settle(&mut self, dirty: Dirty) -> Dirty {
-        let started = Instant::now();
-        let mut again = Dirty::default();
-        if dirty.flush {
-            // First of all: the longer it waits, the longer a flow may go where it must not.
-            self.flush();
+    /// The devices are these now.
+    pub fn take_devices(&mut self, devices: Devices) {
+        self.devices = devices;
+        if let Some((side, device)) = self.desired.ipv4.as_mut().zip(devices.ipv4) {
+            side.local.zero_checksum = device.zero_checksum;
         }
-        if dirty.resync {
-            self.tier1.distrust();
-            if let Err(error) = self.netlink.refresh(self.tracker.links_mut()).await {
-                warn!(%error, "cannot read the host's interfaces");
-                again.resync = true;
-            }
-        }
-        if dirty.vtep && !self.restore_vteps().await {
-            again.vtep = true;
-            again.tiers = true;
-        }
-        if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile().await;
-        }
-        if dirty.pods || dirty.vtep || dirty.underlay {
-            again.pods |= !self.attach();
-        }
-        debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");
-        again
-    }
-
-    pub fn flush(&mut self) {
-        if let Err(error) = self.tier1.flush() {
-            warn!(%error, "cannot flush the flow table");
+        if let Some((side, device)) = self.desired.ipv6.as_mut().zip(devices.ipv6) {
+            side.local.zero_checksum = device.zero_checksum;
         }
     }
 
-    async fn restore_vteps(&mut self) -> bool {
-        let mut problems = Vec::new();
-        if let Some(side) = &mut self.sides.ipv4 {
-            problems.extend(side.restore_vtep(&self.netlink).await.err());
-        }
-        if let Some(side) = &mut self.sides.ipv6 {
-            problems.extend(side.restore_vtep(&self.netlink).await.err());
-        }
-        self.is_in_sync(problems.first())
+    /// A dump of links begins; events from here on are newer than parts of it.
+    pub fn begin_dump(&mut self) {
+        self.tracker.begin_dump();
     }
 
-    async fn reconcile(&mut self) -> bool {
-        let mut problems = Vec::new();
-        if let Some(side) = &mut self.sides.ipv4 {
-            problems.extend(side.reconcile(&self.netlink).await.err());
-            if let Err(error) = self.tier1.apply(side) {
-                warn!(%error, "cannot write the maps");
-                problems.push(error.to_string());
-            }
-        }
-        if let Some(side) = &mut self.sides.ipv6 {
-            problems.extend(side.reconcile(&self.netlink).await.err());
-            if let Err(error) = self.tier1.apply6(side) {
-                warn!(%error, "cannot write the maps");
-                problems.push(error.to_string());
-            }
-        }
-        let in_sync = self.is_in_sync(problems.first());
-        if in_sync {
-            self.readiness.satisfy(Condition::PeersInSync);
-        }
-        in_sync
+    /// The dump that began last is done; without one, events alone have to do.
+    pub fn end_dump(&mut self, dump: Option<LinkDump>) -> Dirty {
+        self.tracker.end_dump(dump)
     }
 
-    /// Reports a problem, if there is one. Returns whether there is none.
-    fn is_in_sync(&self, problem: Option<&String>) -> bool {
-        if let Some(problem) = problem {
-            self.readiness.fail(Condition::PeersInSync, problem.clone());
-        }
-        problem.is_none()
-    }
-
-    fn attach(&mut self) -> bool {
-        let pods = pod_links(
+    /// The interfaces of pods.
+    pub fn pods(&self) -> BTreeMap<u32, PodLink> {
+        pod_links(
             self.tracker.links(),
-            self.sides.ipv4.as_ref().map(|side| &side.desired.local),
-            self.sides.ipv6.as_ref().map(|side| &side.desired.local),
-        );
-        let attached = self.tier1.attach(&self.sides, &pods);
-        let problem = match attached {
-            Ok(true) => {
-                self.readiness.satisfy(Condition::DatapathAttached);
-                return true;
-            }
-            Ok(false) => "some programs are not attached; see the log".to_owned(),
-            Err(error) => {
-                warn!(%error, "cannot attach the programs");
-                error.to_string()
-            }
-        };
-        self.readiness.fail(Condition::DatapathAttached, problem);
-        false
+            self.desired.ipv4.as_ref().map(|side| &side.local),
+            self.desired.ipv6.as_ref().map(|side| &side.local),
+        )
     }
 }

@@ -8,14 +8,18 @@ mod controller;
 mod convert;
 mod dir_watch;
 mod end;
+mod flushes;
 mod past;
+mod pending;
 mod per_packet;
 mod reload;
 mod rules;
+mod settler;
 mod side;
 mod start;
 mod subnet_file;
 mod tier1;
+mod work;
 
 use std::{pin::Pin, process::ExitCode, time::Duration};
 
@@ -24,7 +28,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::{changes::Dirty, start::Daemon};
+use self::{
+    changes::Dirty,
+    pending::Pending,
+    start::Daemon,
+    work::{Done, Work},
+};
 use crate::{
     config::DaemonOptions,
     core::OwnState,
@@ -33,12 +42,13 @@ use crate::{
     netlink::Netlink,
 };
 
-/// Events come in bursts; the end of one is waited for this long,
-const QUIET: Duration = Duration::from_millis(5);
-/// but not longer than this in all.
-const PATIENCE: Duration = Duration::from_millis(40);
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// After peers were changed without a look at the rest of the kernel tier, it follows once this long no
+/// peer changes,
+const VERIFY: Duration = Duration::from_secs(1);
+/// or this long after the first of them.
+const VERIFY_AT_LAST: Duration = Duration::from_secs(10);
 /// Everything is looked at afresh this often, in case an event was missed.
 const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
@@ -56,9 +66,20 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     let manager = ServiceManager::new(progress.clone());
 
     if let Some(port) = options.health.port {
-        let server = HealthServer::bind(&options.health.host, port, readiness.clone()).await?;
-        let stop = stop.clone();
-        tokio::spawn(server.serve(stop.cancelled_owned()));
+        let host = options.health.host.clone();
+        // A port that is taken is the operator's to settle, before anything else is done.
+        let mut bound = Some(HealthServer::bind(&host, port, readiness.clone()).await?);
+        let readiness = readiness.clone();
+        supervisor.spawn("health server", move |stop| {
+            let (bound, host, readiness) = (bound.take(), host.clone(), readiness.clone());
+            async move {
+                let server = match bound {
+                    Some(server) => server,
+                    None => HealthServer::bind(&host, port, readiness).await?,
+                };
+                server.serve(stop.cancelled_owned()).await
+            }
+        });
     }
     supervisor.spawn("service manager", {
         let (manager, readiness) = (manager.clone(), readiness.clone());
@@ -104,6 +125,16 @@ async fn stop_requested(signals: &mut Signals, progress: &Progress) -> &'static 
     }
 }
 
+/// How far a reload has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reload {
+    Idle,
+    /// Everything is to be settled as the new config says.
+    Due,
+    /// It is being settled.
+    UnderWay,
+}
+
 async fn serve(
     mut daemon: Daemon,
     signals: &mut Signals,
@@ -111,13 +142,17 @@ async fn serve(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let mut pending = Pending::default();
+    pending.mark_for(daemon.again, Instant::now() + RETRY);
+    let mut work = None;
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     period.reset();
     let mut beat = interval(BEAT);
     let mut config: Option<Pin<Box<dyn Future<Output = _> + Send>>> = None;
+    let mut reload = Reload::Idle;
+    let mut verification: Option<Verification> = None;
     loop {
-        tokio::select! {
+        let dirty = tokio::select! {
             request = signals.next() => match request {
                 Request::Stop(name) => {
                     info!(signal = name, "stopping; forwarding goes on");
@@ -127,84 +162,113 @@ async fn serve(
                     manager.reloading();
                     info!("reloading");
                     config = Some(Box::pin(daemon.read_config()));
+                    Dirty::default()
                 }
             },
             read = poll_option(&mut config) => {
                 config = None;
                 daemon.reload(read);
                 daemon.subnet_file.keep();
-                let again = daemon.settle(Dirty::ALL).await;
-                pending.mark(again, RETRY);
-                info!("reloaded");
-                manager.reloaded();
+                reload = Reload::Due;
+                Dirty::ALL
             }
             event = daemon.watch.next() => if let Some(event) = event {
-                let dirty = daemon.controller.note(&event);
-                pending.mark(dirty, QUIET);
+                daemon.controller.note(&event)
             } else {
                 warn!("the kernel's notifications ended; subscribing again");
                 daemon.watch = Netlink::watch()?;
-                pending.mark(Dirty::ALL, Duration::ZERO);
+                Dirty::ALL
             },
             changed = daemon.leases.view.changed() => {
                 if changed.is_err() {
                     bail!("the lease task has ended; this is a defect of the daemon");
                 }
-                let dirty = daemon.take_leases();
-                pending.mark(dirty, QUIET);
+                daemon.take_leases()
             }
             Ok(()) = daemon.rules.ruleset.changed() => {
                 daemon.rules.ruleset.mark_unchanged();
-                daemon.controller.flush();
+                Dirty::FLUSH
             }
-            () = daemon.subnet_file.disturbed() => daemon.subnet_file.keep(),
-            () = pending.due() => {
-                let dirty = pending.take();
-                let again = daemon.settle(dirty).await;
-                pending.mark(again, RETRY);
+            () = daemon.subnet_file.disturbed() => {
+                daemon.subnet_file.keep();
+                Dirty::default()
+            }
+            () = until(pending.due()), if work.is_none() => {
+                if reload == Reload::Due {
+                    reload = Reload::UnderWay;
+                }
+                work = Some(daemon.begin(pending.take(Instant::now())));
+                Dirty::default()
+            }
+            done = Work::done(&mut work) => {
+                let (dirty, done) = done.context("keeping the node as desired has failed")?;
+                match done {
+                    Done::Seen(seen) => {
+                        let (dirty, again) = daemon.take_seen(dirty, seen);
+                        pending.mark_for(again, Instant::now() + RETRY);
+                        work = Some(daemon.settle(dirty));
+                    }
+                    Done::Settled(settled) => {
+                        daemon.take_settled(&settled, dirty);
+                        let now = Instant::now();
+                        pending.done(now);
+                        if dirty.is_unseen() {
+                            let verification = verification.get_or_insert(Verification {
+                                due: now,
+                                last: now + VERIFY_AT_LAST,
+                            });
+                            verification.due = verification.last.min(now + VERIFY);
+                        } else if dirty.tiers {
+                            verification = None;
+                        }
+                        pending.mark_for(settled.again, Instant::now() + RETRY);
+                        if reload == Reload::UnderWay {
+                            reload = Reload::Idle;
+                            info!("reloaded");
+                            manager.reloaded();
+                        }
+                    }
+                }
+                Dirty::default()
+            }
+            () = until(verification.as_ref().map(|verification| verification.due)) => {
+                verification = None;
+                Dirty { tiers: true, ..Dirty::default() }
             }
             _ = period.tick() => {
-                pending.mark(Dirty { flush: false, ..Dirty::ALL }, QUIET);
                 daemon.subnet_file.keep();
+                Dirty { flush: false, ..Dirty::ALL }
             }
-            _ = beat.tick() => progress.beat(),
+            _ = beat.tick() => {
+                // Work that is stuck in the kernel for good takes a restart.
+                if !work.as_ref().is_some_and(Work::is_stuck) {
+                    progress.beat();
+                }
+                Dirty::default()
+            }
+        };
+        if dirty.flush {
+            // At once: the longer it waits, the longer a flow may go where it must not.
+            daemon.flushes.request();
         }
+        pending.mark(dirty.without_flush(), Instant::now());
     }
 }
 
-/// What is dirty, and when it is settled.
-#[derive(Default)]
-struct Pending {
-    dirty: Dirty,
-    since: Option<Instant>,
-    due: Option<Instant>,
+/// A look at the whole kernel tier that is to come.
+struct Verification {
+    due: Instant,
+    /// It is not put off beyond this.
+    last: Instant,
 }
 
-impl Pending {
-    fn mark(&mut self, dirty: Dirty, pause: Duration) {
-        if !dirty.any() {
-            return;
-        }
-        self.dirty |= dirty;
-        let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
-        let due = (now + pause).min(since + PATIENCE.max(pause));
-        // A later retry does not hold up what is due sooner.
-        self.due = Some(match self.due {
-            Some(before) if pause == RETRY => before.min(due),
-            _ => due,
-        });
-    }
-
-    fn take(&mut self) -> Dirty {
-        std::mem::take(self).dirty
-    }
-
-    async fn due(&self) {
-        match self.due {
-            Some(due) => sleep_until(due).await,
-            None => std::future::pending().await,
-        }
+/// Waits for a moment; for ever, if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        // A timer would take until its next tick, up to a millisecond.
+        Some(moment) if moment <= Instant::now() => {}
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -230,7 +294,7 @@ impl Daemon {
     fn take_leases(&mut self) -> Dirty {
         let view = self.leases.view.borrow_and_update();
         report_lease(&self.readiness, view.own.state);
-        let mut desired = self.controller.desired();
+        let mut desired = self.controller.desired().clone();
         if let Some(side) = &mut desired.ipv4 {
             side.peers = view.usable_peers(&side.local.backend);
         }

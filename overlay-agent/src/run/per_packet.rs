@@ -4,13 +4,13 @@ use std::{io, sync::Arc};
 
 use tokio::sync::{Mutex, watch};
 
-use super::{controller::Sides, rules::Rules, side::Side, tier1::Tier1};
+use super::{rules::Rules, tier1::Tier1};
 use crate::{
     config::{DatapathOptions, Fastpath, PerPacketRules},
     datapath::DatapathError,
     filter::per_packet::{Scope, everything, ignored, keep},
     lifecycle::Supervisor,
-    model::{Backend, Family},
+    model::{Backend, Desired, DesiredNode, Family},
 };
 
 /// The task that reads the rule set after each change.
@@ -25,7 +25,7 @@ impl PerPacket {
     pub fn spawn(
         options: &DatapathOptions,
         tier1: &Tier1,
-        sides: &Sides,
+        desired: &DesiredNode,
         rules: &Rules,
         supervisor: &Supervisor,
     ) -> Result<Option<Self>, DatapathError> {
@@ -38,7 +38,7 @@ impl PerPacket {
         }
         slow.put(&everything("the rule set has not been read yet"))?;
         let trusted = options.fastpath == Fastpath::Trusted;
-        let (scope, seen_from) = watch::channel(scope(sides, trusted));
+        let (scope, seen_from) = watch::channel(scope(desired, trusted));
         let slow = Arc::new(Mutex::new(slow));
         supervisor.spawn("per-packet rules", {
             let (executor, ruleset) = (rules.executor.clone(), rules.ruleset.clone());
@@ -57,8 +57,8 @@ impl PerPacket {
     }
 
     /// Takes over what may have changed about the node.
-    pub fn see_from(&self, sides: &Sides) {
-        let now = scope(sides, self.trusted);
+    pub fn see_from(&self, desired: &DesiredNode) {
+        let now = scope(desired, self.trusted);
         self.scope.send_if_modified(|scope| {
             let changed = *scope != now;
             *scope = now;
@@ -67,29 +67,29 @@ impl PerPacket {
     }
 }
 
-fn scope(sides: &Sides, trusted: bool) -> Scope {
+fn scope(desired: &DesiredNode, trusted: bool) -> Scope {
     let mut scope = Scope {
         trusted,
         ..Scope::default()
     };
-    if let Some(side) = &sides.ipv4 {
+    if let Some(side) = &desired.ipv4 {
         scope.ipv4_port = add(side, &mut scope);
     }
-    if let Some(side) = &sides.ipv6 {
+    if let Some(side) = &desired.ipv6 {
         scope.ipv6_port = add(side, &mut scope);
     }
     scope
 }
 
 /// Adds the interfaces of a family. Returns the port of its tunnel.
-fn add<F: Family>(side: &Side<F>, scope: &mut Scope) -> Option<u16> {
-    let local = &side.desired.local;
+fn add<F: Family>(side: &Desired<F>, scope: &mut Scope) -> Option<u16> {
+    let local = &side.local;
     scope.underlays.insert(local.underlay.name.clone());
-    scope
-        .vteps
-        .extend(side.vtep.as_ref().map(|vtep| vtep.name.clone()));
     match local.backend {
-        Backend::Vxlan(vxlan) => Some(vxlan.port()),
+        Backend::Vxlan(vxlan) => {
+            scope.vteps.insert(F::device_name(vxlan.vni));
+            Some(vxlan.port())
+        }
         Backend::HostGw | Backend::Alloc => None,
     }
 }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::end::report_checksums;
 use crate::{
     model::{Backend, Desired, Family, V4},
-    netlink::{Netlink, NetlinkError, Summary, Vtep, VtepSpec},
+    netlink::{Netlink, NetlinkError, Standing, Summary, Vtep, VtepSpec},
 };
 
 /// A family's desired state and its vxlan device.
@@ -17,6 +17,8 @@ pub struct Side<F: Family = V4> {
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
     blackhole: Blackhole,
+    /// What the kernel tier was left like, if nothing failed.
+    standing: Option<Standing<F>>,
     /// What was last complained about, so that each problem is logged once.
     complaints: Vec<String>,
 }
@@ -30,14 +32,6 @@ enum Blackhole {
     Absent,
 }
 
-/// What puts one family of the node in question.
-#[derive(Clone, Copy, Debug)]
-pub struct SideChange {
-    pub any: bool,
-    /// It is about this node, not its peers.
-    pub local: bool,
-}
-
 impl<F: Family> Side<F> {
     pub fn new(desired: Desired<F>, vtep: Option<Vtep>, blackhole: bool) -> Self {
         Self {
@@ -49,18 +43,9 @@ impl<F: Family> Side<F> {
             } else {
                 Blackhole::Unwanted
             },
+            standing: None,
             complaints: Vec::new(),
         }
-    }
-
-    /// Takes over another desired state.
-    pub fn want(&mut self, desired: Desired<F>) -> SideChange {
-        let change = SideChange {
-            any: desired != self.desired,
-            local: desired.local != self.desired.local,
-        };
-        self.desired = desired;
-        change
     }
 
     /// Has the vxlan device exist as peers know it. The error is the reason why it does not.
@@ -91,15 +76,31 @@ impl<F: Family> Side<F> {
 
     /// Has the kernel tier be as desired. The error is the reason why it is not.
     pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
+        self.standing = None;
         let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref()).await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
-            (Ok(mut summary), Ok(())) => {
-                self.route_mtus = std::mem::take(&mut summary.route_mtus);
-                self.report(&summary)
-            }
+            (Ok(summary), Ok(())) => self.take(summary),
             (Err(error), _) | (_, Err(error)) => Err(self.not_in_sync(&error)),
         }
+    }
+
+    /// As [`Self::reconcile`], after a change of peers and nothing else.
+    pub async fn follow(&mut self, netlink: &Netlink) -> Result<(), String> {
+        let Some(standing) = self.standing.take() else {
+            return self.reconcile(netlink).await;
+        };
+        let followed = netlink.follow(&self.desired, self.vtep.as_ref(), standing);
+        match followed.await {
+            Ok(summary) => self.take(summary),
+            Err(error) => Err(self.not_in_sync(&error)),
+        }
+    }
+
+    fn take(&mut self, mut summary: Summary<F>) -> Result<(), String> {
+        self.route_mtus = std::mem::take(&mut summary.route_mtus);
+        self.standing = summary.standing.take();
+        self.report(&summary)
     }
 
     async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {

@@ -5,21 +5,25 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
     changes::Dirty,
-    controller::{Controller, Sides},
+    controller::Controller,
     convert,
     end::{End, follow, sweep},
+    flushes::Flushes,
     past::{held_addresses, recorded_macs},
     per_packet::PerPacket,
     reload,
     rules::Rules,
+    settler::{Job, Settled, Settler, Sides},
     side::Side,
     subnet_file::SubnetFile,
     tier1::Tier1,
+    work::{Seen, Work},
 };
 use crate::{
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
@@ -31,15 +35,18 @@ use crate::{
     },
     lifecycle::Supervisor,
     model::{Desired, DesiredNode, V4, V6},
-    netlink::{Netlink, Watch},
+    netlink::{Netlink, NetlinkError, Watch},
     output,
     subnet_env::Previous,
-    underlay::{self, Families, Held},
+    underlay::{self, Families, Held, HostSnapshot},
 };
 
 /// A running node.
 pub struct Daemon {
     pub controller: Controller,
+    pub flushes: Flushes,
+    /// What did not succeed at the start.
+    pub again: Dirty,
     pub watch: Watch,
     pub leases: LeaseHandle,
     pub rules: Rules,
@@ -53,6 +60,9 @@ pub struct Daemon {
     config: NetworkConfig,
     store: Arc<EtcdStore>,
     held: Held,
+    netlink: Netlink,
+    /// Locked while it works.
+    settler: Arc<Mutex<Settler>>,
 }
 
 impl Daemon {
@@ -175,11 +185,31 @@ impl Daemon {
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
-        let per_packet = PerPacket::spawn(&options.datapath, &tier1, &sides, &rules, supervisor)?;
-        let mut controller = Controller::new(netlink, tier1, sides, readiness.clone());
+        let per_packet = PerPacket::spawn(
+            &options.datapath,
+            &tier1,
+            &sides.desired(),
+            &rules,
+            supervisor,
+        )?;
+        let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
+        let mut controller = Controller::new(&sides);
+        let mut settler = Settler::new(netlink.clone(), tier1, sides, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
-        let again = controller.settle(Dirty::ALL).await;
+        let dump = netlink.dump_links().await;
+        let unseen = report_unseen(dump.as_ref().err());
+        controller.end_dump(dump.ok());
+        let settled = settler
+            .settle(Job {
+                dirty: Dirty::ALL,
+                desired: controller.desired().clone(),
+                pods: controller.pods(),
+            })
+            .await;
+        controller.take_devices(settled.devices);
+        let mut again = settled.again;
+        again |= unseen;
         if again.any() {
             warn!("not everything could be set up; trying on");
         }
@@ -191,6 +221,8 @@ impl Daemon {
             lease,
             advertised: wish.attrs,
             controller,
+            flushes,
+            again,
             watch,
             leases,
             rules,
@@ -201,30 +233,68 @@ impl Daemon {
             config,
             store,
             held,
+            netlink,
+            settler: Arc::new(Mutex::new(settler)),
         };
         daemon.advertise();
         Ok(Some(daemon))
     }
 
-    /// Looks again at what is dirty. Returns what must be tried again.
-    pub async fn settle(&mut self, dirty: Dirty) -> Dirty {
+    /// Begins to look again at what is dirty.
+    pub fn begin(&mut self, dirty: Dirty) -> Work {
+        if !dirty.underlay && !dirty.resync {
+            return self.settle(dirty);
+        }
+        if dirty.resync {
+            self.controller.begin_dump();
+        }
+        Work::look(
+            dirty,
+            self.netlink.clone(),
+            self.options.interface.iface_can_reach,
+        )
+    }
+
+    /// Takes over what a look at the host has shown. Returns what is to be settled, and what has to be
+    /// tried again.
+    pub fn take_seen(&mut self, mut dirty: Dirty, seen: Seen) -> (Dirty, Dirty) {
         let mut again = Dirty::default();
-        let mut dirty = dirty;
-        if dirty.underlay {
-            let (more, problem) = self.follow_underlay().await;
+        if let Some(links) = seen.links {
+            again |= report_unseen(links.as_ref().err());
+            dirty |= self.controller.end_dump(links.ok());
+        }
+        if let Some(host) = seen.host {
+            let (more, problem) = match host {
+                Ok(host) => self.follow_underlay(&host),
+                Err(error) => (Dirty::default(), Some(error)),
+            };
             dirty |= more;
             again.underlay = problem.is_some();
             self.report_underlay(problem);
         }
-        again |= self.controller.settle(dirty).await;
+        (dirty, again)
+    }
+
+    /// Begins to bring both tiers to the desired state. Only one such work is under way.
+    pub fn settle(&mut self, dirty: Dirty) -> Work {
         if let Some(per_packet) = &self.per_packet {
-            per_packet.see_from(self.controller.sides());
+            per_packet.see_from(self.controller.desired());
         }
+        let job = Job {
+            dirty,
+            desired: self.controller.desired().clone(),
+            pods: self.controller.pods(),
+        };
+        Work::settle(Arc::clone(&self.settler), job)
+    }
+
+    /// Takes over what came of it.
+    pub fn take_settled(&mut self, settled: &Settled, dirty: Dirty) {
+        self.controller.take_devices(settled.devices);
         if dirty.vtep {
             // The device may be another one, which takes other packets.
             self.advertise();
         }
-        again
     }
 
     fn report_underlay(&self, problem: Option<anyhow::Error>) {
@@ -242,24 +312,20 @@ impl Daemon {
 
     /// The underlay's interface, address or MTU may have changed: the lease and both tiers follow.
     /// What is missing is the problem returned.
-    async fn follow_underlay(&mut self) -> (Dirty, Option<anyhow::Error>) {
+    fn follow_underlay(&mut self, host: &HostSnapshot) -> (Dirty, Option<anyhow::Error>) {
         let interface = &self.options.interface;
-        let host = match underlay::snapshot(interface.iface_can_reach).await {
-            Ok(host) => host,
-            Err(error) => return (Dirty::default(), Some(error.into())),
-        };
         let families = Families::of(&self.config);
-        let (selection, missing) = underlay::select_again(&host, interface, families, &self.held);
+        let (selection, missing) = underlay::select_again(host, interface, families, &self.held);
         let missing = missing.map(anyhow::Error::from);
         let Some(selection) = selection else {
             return (Dirty::default(), missing);
         };
-        let mut desired = self.controller.desired();
+        let mut desired = self.controller.desired().clone();
         let followed = follow(&mut desired.ipv4, selection.ipv4())
             .and_then(|ipv4| Ok(ipv4 | follow(&mut desired.ipv6, selection.ipv6())?));
         match followed {
             Ok(changed) => {
-                self.held.note(&host, &selection);
+                self.held.note(host, &selection);
                 let dirty = if changed {
                     self.take_local(desired)
                 } else {
@@ -281,7 +347,7 @@ impl Daemon {
 
     /// Has the lease say what this node is.
     fn advertise(&mut self) {
-        let attrs = convert::attrs_of(&self.config.backend, &self.controller.desired());
+        let attrs = convert::attrs_of(&self.config.backend, self.controller.desired());
         if attrs != self.advertised {
             self.advertised = attrs.clone();
             self.leases.publish(attrs);
@@ -324,7 +390,7 @@ impl Daemon {
         for warning in warnings {
             warn!("network config: {warning}");
         }
-        let mut desired = self.controller.desired();
+        let mut desired = self.controller.desired().clone();
         let merged = reload::merge(&self.config, &config, &self.lease);
         if merged.applied.is_empty() && merged.postponed.is_empty() {
             info!("the network config is the one in force");
@@ -363,5 +429,16 @@ fn read_previous(options: &DaemonOptions) -> Previous {
             warn!(%error, "the previous subnet is unknown");
             Previous::default()
         }
+    }
+}
+
+/// Links that could not be listed have to be looked at again.
+fn report_unseen(error: Option<&NetlinkError>) -> Dirty {
+    if let Some(error) = error {
+        warn!(%error, "cannot read the host's interfaces");
+    }
+    Dirty {
+        resync: error.is_some(),
+        ..Dirty::default()
     }
 }

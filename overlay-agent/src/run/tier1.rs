@@ -10,12 +10,12 @@ use std::{
 use overlay_common::outcome::Hook;
 use tracing::{debug, info, level_filters::LevelFilter, warn};
 
-use super::{controller::Sides, side::Side};
+use super::{settler::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{
-        self, Absence, Attachment, Datapath, DatapathError, HostFacts, PinDir, Serves, SlowFlows,
-        XdpMode,
+        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PinDir, Serves,
+        SlowFlows, XdpMode,
     },
     lifecycle::Supervisor,
     model::{Backend, Family, V6},
@@ -34,6 +34,8 @@ pub enum Tier1 {
         xdp: Xdp,
         /// Subnets of peers that found no room in the maps, by family.
         left_to_kernel: BTreeMap<&'static str, usize>,
+        /// What was last complained about, so that each problem is logged once.
+        complaints: Vec<String>,
     },
     Absent {
         /// Held while this agent owns the pin directory, if there can be one.
@@ -69,6 +71,7 @@ impl Tier1 {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
                     left_to_kernel: BTreeMap::new(),
+                    complaints: Vec::new(),
                 })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
@@ -145,21 +148,23 @@ impl Tier1 {
     }
 
     /// Attaches the programs to the underlay, the VTEPs and every pod interface, and to nothing else.
-    /// Returns whether every attachment is in place.
-    pub fn attach(
-        &mut self,
-        sides: &Sides,
-        pods: &BTreeMap<u32, PodLink>,
-    ) -> Result<bool, DatapathError> {
-        let Self::Active { datapath, xdp, .. } = self else {
-            return Ok(true);
+    /// Returns what is not as it should be; nothing of that keeps the rest from being done.
+    pub fn attach(&mut self, sides: &Sides, pods: &BTreeMap<u32, PodLink>) -> Vec<String> {
+        let Self::Active {
+            datapath,
+            xdp,
+            complaints,
+            ..
+        } = self
+        else {
+            return Vec::new();
         };
         let gateways = pods
             .values()
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
-        datapath.set_gateways(&gateways)?;
-        let summary = datapath.sync_links(&attachments(sides, pods, *xdp))?;
+        let written = datapath.set_gateways(&gateways);
+        let summary = datapath.sync_links(&attachments(sides, pods, *xdp));
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,
@@ -169,7 +174,17 @@ impl Tier1 {
                 "programs attached"
             );
         }
-        Ok(summary.failed.is_empty())
+        let failed = summary.failed.into_iter().map(|(_, error)| error);
+        let errors = written.err().into_iter().chain(failed).chain(summary.left);
+        let problems: Vec<_> = errors.map(|error| error.to_string()).collect();
+        for problem in problems
+            .iter()
+            .filter(|problem| !complaints.contains(problem))
+        {
+            warn!("{problem}");
+        }
+        complaints.clone_from(&problems);
+        problems
     }
 
     /// The writing side of which flows are left to the kernel, if there is an eBPF tier.
@@ -180,11 +195,11 @@ impl Tier1 {
         }
     }
 
-    /// Makes every flow earn its lease again.
-    pub fn flush(&mut self) -> Result<(), DatapathError> {
+    /// A handle for flushes, which does not wait for what is done here.
+    pub fn flusher(&self) -> Result<Option<Flusher>, DatapathError> {
         match self {
-            Self::Active { datapath, .. } => datapath.flush().map(drop),
-            Self::Absent { .. } => Ok(()),
+            Self::Active { datapath, .. } => datapath.flusher().map(Some),
+            Self::Absent { .. } => Ok(None),
         }
     }
 

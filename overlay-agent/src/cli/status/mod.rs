@@ -107,9 +107,11 @@ impl Host {
     /// What cannot be read is left out, with a warning.
     pub async fn read() -> Self {
         let mut host = Self::default();
-        let links = async { Netlink::connect()?.refresh(&mut host.links).await };
-        if let Err(error) = links.await {
-            let _ = writeln!(io::stderr(), "pods without programs are left out: {error}");
+        match async { Netlink::connect()?.dump_links().await }.await {
+            Ok(links) => host.links.replace(links),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "pods without programs are left out: {error}");
+            }
         }
         match underlay::snapshot(None).await {
             Ok(addresses) => host.addresses = addresses,

@@ -261,22 +261,26 @@ fn a_fresh_look_keeps_what_is_still_the_same_device() {
     let before = ipv4_pods(&table);
     let bridge = link(BRIDGE, LinkKind::Bridge, None);
     let ipv4 = || Addressing::new(&[address_of(BRIDGE, "10.5.1.1/24")], &[]);
-    let ipv6 = Addressing::default;
+    let dump = |links: &[Link], ipv4| LinkDump {
+        links: links.to_vec(),
+        ipv4,
+        ipv6: Addressing::default(),
+    };
 
     let same = link(POD, LinkKind::Veth, Some(BRIDGE));
-    table.replace(&[bridge.clone(), same.clone()], ipv4(), ipv6());
+    table.replace(dump(&[bridge.clone(), same.clone()], ipv4()));
     assert_eq!(ipv4_pods(&table), before);
 
     let successor = Link {
         mac: Some(mac(77)),
         ..same
     };
-    table.replace(&[bridge, successor], ipv4(), ipv6());
+    table.replace(dump(&[bridge, successor], ipv4()));
     assert_ne!(
         ipv4_pods(&table)[&POD].incarnation,
         before[&POD].incarnation
     );
-    table.replace(&[], Addressing::default(), ipv6());
+    table.replace(dump(&[], Addressing::default()));
     assert_eq!(found(&table), NONE);
 }
 

@@ -1,0 +1,142 @@
+//! When what is dirty is settled: the first event at once, what comes while something is being settled
+//! as one batch afterwards. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::changes::Dirty;
+
+/// While events keep coming, batches wait this long for more, and each twice as long as the last,
+const FIRST_GAP: Duration = Duration::from_millis(2);
+/// up to this.
+const LONGEST_GAP: Duration = Duration::from_millis(40);
+/// After this long without an event the next one is a first one.
+const CALM: Duration = Duration::from_millis(20);
+
+/// What is dirty, and when it is due.
+#[derive(Default)]
+pub struct Pending {
+    dirty: Dirty,
+    due: Option<Instant>,
+    gap: Duration,
+    /// When the last batch was done.
+    done: Option<Instant>,
+}
+
+impl Pending {
+    /// Has what is dirty settled soon.
+    pub fn mark(&mut self, dirty: Dirty, now: Instant) {
+        self.mark_for(dirty, now);
+    }
+
+    /// Has what failed tried again at `due`, or with what is settled sooner.
+    pub fn mark_for(&mut self, dirty: Dirty, due: Instant) {
+        if dirty.any() {
+            self.dirty |= dirty;
+            self.due = Some(self.due.map_or(due, |before| before.min(due)));
+        }
+    }
+
+    /// When the next batch is due.
+    pub fn due(&self) -> Option<Instant> {
+        let due = self.due?;
+        Some(self.done.map_or(due, |done| due.max(done + self.gap)))
+    }
+
+    /// Hands out the batch.
+    pub fn take(&mut self, now: Instant) -> Dirty {
+        let calm = |done: Instant| now >= done + self.gap + CALM;
+        self.gap = if self.done.is_none_or(calm) {
+            Duration::ZERO
+        } else {
+            (self.gap * 2).clamp(FIRST_GAP, LONGEST_GAP)
+        };
+        self.due = None;
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// The batch is done.
+    pub fn done(&mut self, now: Instant) {
+        self.done = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn peers() -> Dirty {
+        Dirty {
+            tiers: true,
+            ..Dirty::default()
+        }
+    }
+
+    #[test]
+    fn a_first_event_is_settled_at_once_again_and_again() {
+        let mut pending = Pending::default();
+        let mut now = Instant::now();
+        for _ in 0..3 {
+            pending.mark(peers(), now);
+            assert_eq!(pending.due(), Some(now));
+            assert_eq!(pending.take(now), peers());
+            pending.done(now + MILLISECOND);
+            now += MILLISECOND + CALM;
+        }
+    }
+
+    #[test]
+    fn what_comes_meanwhile_is_one_batch_at_once_afterwards() {
+        let mut pending = Pending::default();
+        let now = Instant::now();
+        pending.mark(peers(), now);
+        pending.take(now);
+        pending.mark(peers(), now);
+        pending.mark(
+            Dirty {
+                pods: true,
+                ..Dirty::default()
+            },
+            now,
+        );
+        pending.done(now + MILLISECOND);
+        assert_eq!(pending.due(), Some(now + MILLISECOND));
+        let batch = pending.take(now + MILLISECOND);
+        assert!(batch.pods && batch.tiers);
+        assert_eq!(pending.due(), None);
+    }
+
+    #[test]
+    fn an_endless_burst_is_settled_in_few_batches() {
+        let mut pending = Pending::default();
+        let start = Instant::now();
+        let (mut now, mut batches) = (start, 0);
+        while now < start + Duration::from_secs(1) {
+            pending.mark(peers(), now);
+            if pending.due().is_some_and(|due| due <= now) {
+                pending.take(now);
+                batches += 1;
+                now += MILLISECOND;
+                pending.done(now);
+            }
+            now += MILLISECOND / 4;
+        }
+        assert!((20..=35).contains(&batches), "{batches}");
+    }
+
+    #[test]
+    fn what_failed_waits_unless_something_is_settled_sooner() {
+        let mut pending = Pending::default();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        pending.mark_for(peers(), later);
+        assert_eq!(pending.due(), Some(later));
+        pending.mark(Dirty::default(), now);
+        assert_eq!(pending.due(), Some(later));
+        pending.mark(peers(), now);
+        assert_eq!(pending.due(), Some(now));
+    }
+}

@@ -1,0 +1,223 @@
+//! Brings both tiers to the desired state, in a task of its own: the main loop goes on meanwhile.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use tokio::{task::block_in_place, time::timeout};
+use tracing::{debug, warn};
+
+use super::{changes::Dirty, controller::Devices, side::Side, tier1::Tier1};
+use crate::{
+    datapath::Serves,
+    health::{Condition, Readiness},
+    model::{DesiredNode, Family, V6},
+    netlink::{Netlink, PodLink},
+};
+
+/// A whole job is cut off after this long, and tried again. A single request to the kernel may take
+/// [`netlink::TIMEOUT`](crate::netlink::TIMEOUT).
+pub const BOUND: Duration = Duration::from_mins(1);
+
+/// Both tiers, and what was last known of them.
+pub struct Settler {
+    netlink: Netlink,
+    tier1: Tier1,
+    sides: Sides,
+    readiness: Readiness,
+}
+
+/// The families this node serves.
+pub struct Sides {
+    pub ipv4: Option<Side>,
+    pub ipv6: Option<Side<V6>>,
+}
+
+/// What is to be looked at, and what is wanted of it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub dirty: Dirty,
+    pub desired: DesiredNode,
+    pub pods: BTreeMap<u32, PodLink>,
+}
+
+/// What came of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Settled {
+    /// What has to be tried again.
+    pub again: Dirty,
+    pub devices: Devices,
+}
+
+impl Sides {
+    pub fn serves(&self) -> Serves {
+        Serves {
+            ipv4: self.ipv4.is_some(),
+            ipv6: self.ipv6.is_some(),
+        }
+    }
+
+    pub fn desired(&self) -> DesiredNode {
+        DesiredNode {
+            ipv4: self.ipv4.as_ref().map(|side| side.desired.clone()),
+            ipv6: self.ipv6.as_ref().map(|side| side.desired.clone()),
+        }
+    }
+
+    pub fn devices(&self) -> Devices {
+        Devices {
+            ipv4: self
+                .ipv4
+                .as_ref()
+                .and_then(|side| side.vtep.as_ref())
+                .map(Into::into),
+            ipv6: self
+                .ipv6
+                .as_ref()
+                .and_then(|side| side.vtep.as_ref())
+                .map(Into::into),
+        }
+    }
+
+    fn want(&mut self, desired: DesiredNode) {
+        if let Some((side, desired)) = self.ipv4.as_mut().zip(desired.ipv4) {
+            side.desired = desired;
+        }
+        if let Some((side, desired)) = self.ipv6.as_mut().zip(desired.ipv6) {
+            side.desired = desired;
+        }
+    }
+}
+
+/// How much of the kernel tier is looked at.
+#[derive(Clone, Copy)]
+enum Look {
+    Whole,
+    /// What changed about peers is changed, the rest taken to be as it was left.
+    Peers,
+}
+
+impl Look {
+    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
+        match self {
+            Self::Whole => side.reconcile(netlink).await,
+            Self::Peers => side.follow(netlink).await,
+        }
+    }
+}
+
+impl Settler {
+    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
+        Self {
+            netlink,
+            tier1,
+            sides,
+            readiness,
+        }
+    }
+
+    /// Does a job. What fails stays reported as not ready. Ends within [`BOUND`], unless a system call
+    /// does not return.
+    pub async fn settle(&mut self, job: Job) -> Settled {
+        let started = Instant::now();
+        let dirty = job.dirty;
+        let again = timeout(BOUND, self.work(job)).await;
+        let again = again.unwrap_or_else(|_| {
+            let problem = format!(
+                "the kernel is busy: not everything was looked at within {} s",
+                BOUND.as_secs()
+            );
+            warn!("{problem}; trying on");
+            self.readiness.fail(Condition::PeersInSync, problem);
+            dirty
+        });
+        debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");
+        Settled {
+            again,
+            devices: self.sides.devices(),
+        }
+    }
+
+    async fn work(&mut self, job: Job) -> Dirty {
+        let Job {
+            dirty,
+            desired,
+            pods,
+        } = job;
+        let mut again = Dirty::default();
+        self.sides.want(desired);
+        if dirty.resync {
+            self.tier1.distrust();
+        }
+        if dirty.vtep && !self.restore_vteps().await {
+            again.vtep = true;
+            again.tiers = true;
+        }
+        if dirty.tiers || dirty.vtep {
+            again.tiers |= !self.reconcile(Look::Whole).await;
+        } else if dirty.peers {
+            again.tiers |= !self.reconcile(Look::Peers).await;
+        }
+        if dirty.pods || dirty.vtep || dirty.underlay {
+            again.pods |= !self.attach(&pods);
+        }
+        again
+    }
+
+    async fn restore_vteps(&mut self) -> bool {
+        let mut problems = Vec::new();
+        if let Some(side) = &mut self.sides.ipv4 {
+            problems.extend(side.restore_vtep(&self.netlink).await.err());
+        }
+        if let Some(side) = &mut self.sides.ipv6 {
+            problems.extend(side.restore_vtep(&self.netlink).await.err());
+        }
+        self.is_in_sync(problems.first())
+    }
+
+    async fn reconcile(&mut self, look: Look) -> bool {
+        let mut problems = Vec::new();
+        let tier1 = &mut self.tier1;
+        if let Some(side) = &mut self.sides.ipv4 {
+            problems.extend(look.at(side, &self.netlink).await.err());
+            let applied = block_in_place(|| tier1.apply(side));
+            problems.extend(applied.err().map(|error| error.to_string()));
+        }
+        if let Some(side) = &mut self.sides.ipv6 {
+            problems.extend(look.at(side, &self.netlink).await.err());
+            let applied = block_in_place(|| tier1.apply6(side));
+            problems.extend(applied.err().map(|error| error.to_string()));
+        }
+        let in_sync = self.is_in_sync(problems.first());
+        if in_sync {
+            self.readiness.satisfy(Condition::PeersInSync);
+        }
+        in_sync
+    }
+
+    /// Reports a problem, if there is one. Returns whether there is none.
+    fn is_in_sync(&self, problem: Option<&String>) -> bool {
+        if let Some(problem) = problem {
+            self.readiness.fail(Condition::PeersInSync, problem.clone());
+        }
+        problem.is_none()
+    }
+
+    fn attach(&mut self, pods: &BTreeMap<u32, PodLink>) -> bool {
+        let (tier1, sides) = (&mut self.tier1, &self.sides);
+        let problems = block_in_place(|| tier1.attach(sides, pods));
+        match problems.first() {
+            None => self.readiness.satisfy(Condition::DatapathAttached),
+            Some(problem) => {
+                let others = match problems.len() {
+                    1 => String::new(),
+                    count => format!(" (and {} more, see the log)", count - 1),
+                };
+                self.readiness
+                    .fail(Condition::DatapathAttached, format!("{problem}{others}"));
+            }
+        }
+        problems.is_empty()
+    }
+}
