@@ -34,6 +34,9 @@ pub enum Input {
     Publish(LeaseAttrs),
     /// The daemon runs with this config.
     InForce(ConfigText),
+    /// The machine slept for so long. The time given with this and with every later input counts it,
+    /// and the watch may be dead without knowing.
+    Slept(Duration),
     Tick,
 }
 
@@ -193,6 +196,7 @@ impl<R: RngCore> Core<R> {
                 self.changed(changes);
             }
             Input::InForce(config) => self.in_force = config,
+            Input::Slept(_) => self.lose_watch(now),
             Input::Tick => {
                 let changes = self.peers.expire(now);
                 self.changed(changes);
@@ -291,15 +295,18 @@ impl<R: RngCore> Core<R> {
                 }
             }
             WatchEvent::Progress { revision } => self.revision = self.revision.max(revision),
-            WatchEvent::Compacted { .. } => {
-                self.unwatched = true;
-                self.blind.get_or_insert(now);
-                self.list(now);
-            }
+            WatchEvent::Compacted { .. } => self.lose_watch(now),
             WatchEvent::Disconnected(_) => {
                 self.blind.get_or_insert(now);
             }
         }
+    }
+
+    /// There is no watch to go on with: the list tells what it would have told.
+    fn lose_watch(&mut self, now: Instant) {
+        self.unwatched = true;
+        self.blind.get_or_insert(now);
+        self.list(now);
     }
 
     fn deleted(&mut self, now: Instant, key: LeaseKey, revision: i64) {

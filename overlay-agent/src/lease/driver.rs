@@ -44,6 +44,11 @@ impl LeaseHandle {
         self.order(Input::InForce(config));
     }
 
+    /// Tells that the machine slept: leases have aged, and connections may be dead.
+    pub fn slept(&self, time: Duration) {
+        self.order(Input::Slept(time));
+    }
+
     fn order(&self, input: Input) {
         // The task has ended only if it was cancelled; then nobody needs the order.
         let _ = self.orders.send(input);
@@ -79,6 +84,7 @@ pub fn spawn<S: LeaseStore>(
         request: None,
         listing: None,
         link: Link::Down,
+        slept: Duration::ZERO,
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         rng: StdRng::from_os_rng(),
         reported: Vec::new(),
@@ -103,6 +109,8 @@ struct Driver<S> {
     request: Option<Pending<Input>>,
     listing: Option<Pending<Result<Snapshot, StoreError>>>,
     link: Link,
+    /// Time that the machine slept, which timers do not count and leases do.
+    slept: Duration,
     pause: Backoff,
     rng: StdRng,
     /// Errors reported since etcd worked last.
@@ -155,7 +163,8 @@ impl<S: LeaseStore> Driver<S> {
 
     /// Waits for whatever comes first. Cancel-safe: every future lives in `self`.
     async fn wake(&mut self) -> Wake {
-        let deadline = Instant::from_std(self.core.deadline());
+        let deadline = self.core.deadline().checked_sub(self.slept);
+        let deadline = deadline.map_or_else(Instant::now, Instant::from_std);
         tokio::select! {
             Some(input) = self.inbox.recv() => Wake::Input(input),
             input = poll_option(&mut self.request) => {
@@ -175,6 +184,10 @@ impl<S: LeaseStore> Driver<S> {
                 info!("the watch fell behind etcd's compaction; listing all leases");
                 self.link = Link::Down;
             }
+            Input::Slept(time) => {
+                self.slept += *time;
+                self.link = Link::Down;
+            }
             Input::Watch(WatchEvent::Disconnected(error)) => {
                 self.disconnected(error);
                 let pause = self.pause.failed(&mut self.rng);
@@ -190,7 +203,8 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn handle(&mut self, input: Input) {
-        let outputs = self.core.handle(Instant::now().into_std(), input);
+        let now = Instant::now().into_std() + self.slept;
+        let outputs = self.core.handle(now, input);
         let revision = self.core.revision();
         let mut changes = Vec::new();
         for output in outputs {

@@ -2,10 +2,12 @@
 
 mod notify;
 mod signals;
+mod sleep;
 mod supervisor;
 
 pub use self::{
     notify::{Progress, ServiceManager},
     signals::{Request, Signals},
+    sleep::SleepWatch,
     supervisor::{Supervisor, TaskState, TaskStatus},
 };

@@ -38,7 +38,7 @@ use crate::{
     config::DaemonOptions,
     core::OwnState,
     health::{Condition, HealthServer, Readiness},
-    lifecycle::{Progress, Request, ServiceManager, Signals, Supervisor},
+    lifecycle::{Progress, Request, ServiceManager, Signals, SleepWatch, Supervisor},
     netlink::Netlink,
 };
 
@@ -64,6 +64,7 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     let readiness = Readiness::default();
     let progress = Progress::default();
     let manager = ServiceManager::new(progress.clone());
+    let sleep = SleepWatch::start();
 
     if let Some(port) = options.health.port {
         let host = options.health.host.clone();
@@ -101,7 +102,7 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
         }
     };
     let result = match started {
-        Ok(Some(daemon)) => serve(daemon, &mut signals, &manager, &progress).await,
+        Ok(Some(daemon)) => serve(daemon, &mut signals, &manager, &progress, sleep).await,
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
@@ -140,6 +141,7 @@ async fn serve(
     signals: &mut Signals,
     manager: &ServiceManager,
     progress: &Progress,
+    mut sleep: SleepWatch,
 ) -> anyhow::Result<()> {
     let mut pending = Pending::default();
     pending.mark_for(daemon.again, Instant::now() + RETRY);
@@ -244,7 +246,15 @@ async fn serve(
                 if !work.as_ref().is_some_and(Work::is_stuck) {
                     progress.beat();
                 }
-                Dirty::default()
+                match sleep.slept() {
+                    Some(time) => {
+                        info!(?time, "the machine slept; looking at everything afresh");
+                        daemon.leases.slept(time);
+                        daemon.subnet_file.keep();
+                        Dirty::ALL
+                    }
+                    None => Dirty::default(),
+                }
             }
         };
         if dirty.flush {

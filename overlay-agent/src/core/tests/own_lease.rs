@@ -31,6 +31,39 @@ fn a_margin_as_long_as_the_lease_does_not_renew_without_pause() {
 }
 
 #[test]
+fn a_machine_that_slept_past_its_lease_writes_it_again_at_once_and_suspects_nobody() {
+    let mut sim = Sim::with(two_peers);
+    // Neither the clock of the machine nor its watch notice anything of this.
+    let slept = 30 * HOUR;
+    sim.store.advance(sim.now + slept);
+    sim.store.force(
+        key("10.3.3.0-24"),
+        LeaseAttrs::alloc(OTHER),
+        Some(RENEWAL.ttl),
+    );
+    assert_eq!(sim.stored(), None, "it ran out");
+    sim.now += slept;
+    sim.give(Input::Slept(slept));
+    sim.deliver();
+    assert_eq!(sim.stored(), Some(attrs()));
+    assert_eq!(sim.state(), OwnState::Held);
+    assert_eq!(sim.lists, 1);
+    assert!(sim.peer("10.3.3.0/24").is_some(), "what came is known");
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
+fn a_machine_that_slept_past_the_moment_of_renewal_renews_at_once() {
+    let mut sim = Sim::new();
+    let slept = 23 * HOUR + HOUR / 2;
+    sim.now += slept;
+    sim.store.advance(sim.now);
+    sim.give(Input::Slept(slept));
+    assert_eq!(sim.store.puts, 2);
+    assert_eq!(sim.alarms, []);
+}
+
+#[test]
 fn a_renewal_that_fails_is_repeated_until_etcd_is_back() {
     let mut sim = Sim::new();
     sim.disconnect();
