@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod conntrack;
 pub mod core;
 pub mod datapath;
 pub mod docker_opts;

@@ -49,6 +49,7 @@ const FACTS: HostFacts = HostFacts {
     ttl: 64,
     local_port_range: (32_768, 60_999),
     route_mtus: BTreeMap::new(),
+    leases: LeaseTimes::LONGEST,
 };
 
 /// Runs `body` in a network and mount namespace of its own, with a BPF file system that goes with
@@ -98,7 +99,6 @@ fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
         },
         fastpath: Fastpath::Strict,
         slow_mark: None,
-        lease: LeaseTimes::LONGEST,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::DatapathError;
+use super::{DatapathError, LeaseTimes};
 use crate::model::{Family, V4};
 
 /// For both families.
@@ -19,14 +19,17 @@ pub struct HostFacts<F: Family = V4> {
     pub local_port_range: (u16, u16),
     /// MTUs of the kernel's routes to VTEP addresses, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
+    /// How long leases last, which conntrack's timeouts decide.
+    pub leases: LeaseTimes,
 }
 
 impl<F: Family> HostFacts<F> {
-    /// Reads the settings of the network namespace of the calling thread; the routes are the kernel
-    /// tier's to read.
+    /// Reads the settings of the network namespace of the calling thread; the routes and the timeouts of
+    /// conntrack are others' to read.
     pub fn read(
         underlay: &str,
         route_mtus: BTreeMap<F::Address, u32>,
+        leases: LeaseTimes,
     ) -> Result<Self, DatapathError> {
         Ok(Self {
             ttl: read(&F::ttl_setting(underlay), "a TTL", |text| {
@@ -34,6 +37,7 @@ impl<F: Family> HostFacts<F> {
             })?,
             local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
             route_mtus,
+            leases,
         })
     }
 }

@@ -101,7 +101,6 @@ pub struct Options<'a> {
     pub fastpath: Fastpath,
     /// Keeps the flows of packets with this mark off the fast path.
     pub slow_mark: Option<SlowMark>,
-    pub lease: LeaseTimes,
 }
 
 /// The families a node has pods of.
@@ -123,7 +122,6 @@ pub struct Datapath {
     flush_owed: FlushOwed,
     fastpath: Fastpath,
     slow_mark: Option<SlowMark>,
-    lease: LeaseTimes,
     /// Held while this agent owns the pin directory.
     _lock: File,
 }
@@ -159,7 +157,6 @@ impl Datapath {
             flush_owed: FlushOwed::default(),
             fastpath: options.fastpath,
             slow_mark: options.slow_mark,
-            lease: options.lease,
             _lock: lock,
         };
         datapath.ipv4().adopt_config()?;
@@ -201,7 +198,6 @@ impl Datapath {
             flush_owed: &mut self.flush_owed.ipv4,
             fastpath: self.fastpath,
             slow_mark: self.slow_mark,
-            lease: self.lease,
         }
     }
 
@@ -213,7 +209,6 @@ impl Datapath {
             flush_owed: &mut self.flush_owed.ipv6,
             fastpath: self.fastpath,
             slow_mark: self.slow_mark,
-            lease: self.lease,
         }
     }
 

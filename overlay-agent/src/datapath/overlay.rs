@@ -6,7 +6,7 @@ use overlay_common::config::Config;
 use tracing::debug;
 
 use super::{
-    DatapathError, Fastpath, HostFacts, LeaseTimes, SlowMark, Vtep,
+    DatapathError, Fastpath, HostFacts, SlowMark, Vtep,
     config_lock::ConfigLock,
     config_map::next_generation,
     overlay_maps::OverlayMaps,
@@ -29,7 +29,6 @@ pub struct Writer<'a, F: Family> {
     pub flush_owed: &'a mut bool,
     pub fastpath: Fastpath,
     pub slow_mark: Option<SlowMark>,
-    pub lease: LeaseTimes,
 }
 
 /// What [`Datapath::apply`](super::Datapath::apply) did.
@@ -72,7 +71,7 @@ impl<F: Family> Writer<'_, F> {
         vtep: Option<Vtep>,
         facts: &HostFacts<F>,
     ) -> Result<Summary<F>, DatapathError> {
-        let mut wanted = wanted::wanted(desired, vtep, facts, self.fastpath, self.lease);
+        let mut wanted = wanted::wanted(desired, vtep, facts, self.fastpath);
         if let Some(SlowMark { value, mask }) = self.slow_mark {
             (wanted.config.slow_mark, wanted.config.slow_mask) = (value, mask);
         }

@@ -9,7 +9,7 @@ use overlay_common::{
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
-use super::{HostFacts, LeaseTimes};
+use super::HostFacts;
 use crate::{
     config::Fastpath,
     model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
@@ -77,9 +77,8 @@ pub fn wanted<F: Family>(
     vtep: Option<Vtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
-    lease: LeaseTimes,
 ) -> Wanted<F> {
-    let config = config(&desired.local, vtep, facts, fastpath, lease);
+    let config = config(&desired.local, vtep, facts, fastpath);
     let mut nodes = BTreeMap::new();
     let mut unusable = Vec::new();
     for peer in desired.peers.values() {
@@ -102,7 +101,6 @@ fn config<F: Family>(
     vtep: Option<Vtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
-    lease: LeaseTimes,
 ) -> Config<F> {
     let vxlan = match &local.backend {
         Backend::Vxlan(vxlan) => Some(vxlan),
@@ -120,9 +118,9 @@ fn config<F: Family>(
     let [_, vni @ ..] = vxlan.map_or(0, |vxlan| vxlan.vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
     Config {
-        tcp_lease_ns: nanoseconds(lease.tcp),
-        udp_lease_ns: nanoseconds(lease.udp),
-        icmp_lease_ns: nanoseconds(lease.icmp),
+        tcp_lease_ns: nanoseconds(facts.leases.tcp),
+        udp_lease_ns: nanoseconds(facts.leases.udp),
+        icmp_lease_ns: nanoseconds(facts.leases.icmp),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
         network: F::first(local.network).into(),
@@ -214,12 +212,13 @@ mod tests {
     use ipnetwork::Ipv4Network;
 
     use super::*;
-    use crate::model::Underlay;
+    use crate::{datapath::LeaseTimes, model::Underlay};
 
     const FACTS: HostFacts = HostFacts {
         ttl: 64,
         local_port_range: (32_768, 60_999),
         route_mtus: BTreeMap::new(),
+        leases: LeaseTimes::LONGEST,
     };
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
 
@@ -269,7 +268,7 @@ mod tests {
     }
 
     fn build(desired: &Desired) -> Wanted {
-        wanted(desired, None, &FACTS, Fastpath::Strict, LeaseTimes::LONGEST)
+        wanted(desired, None, &FACTS, Fastpath::Strict)
     }
 
     #[test]
@@ -313,8 +312,7 @@ mod tests {
             route_mtus: [(Ipv4Addr::new(192, 168, 0, 1), 1400)].into(),
             ..FACTS
         };
-        let lease = LeaseTimes::LONGEST;
-        let wanted = wanted(&desired, None, &facts, Fastpath::Strict, lease);
+        let wanted = wanted(&desired, None, &facts, Fastpath::Strict);
         let mtus: Vec<_> = wanted.nodes.values().map(|node| node.route_mtu).collect();
         assert_eq!(mtus, [1400, 0]);
     }

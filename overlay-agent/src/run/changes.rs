@@ -23,7 +23,7 @@ const JOURNAL: usize = 10_000;
 pub struct Dirty {
     /// Pod interfaces and gateways.
     pub pods: bool,
-    /// Leases of peers.
+    /// What the leases of peers say, and the maps.
     pub peers: bool,
     /// Addresses, neighbours, forwarding entries and routes of the kernel tier.
     pub tiers: bool,
@@ -47,6 +47,17 @@ impl Dirty {
         underlay: true,
         flush: true,
         resync: true,
+    };
+
+    /// What the maps say, and nothing that the kernel tier depends on.
+    pub const MAPS: Self = Self {
+        pods: false,
+        peers: true,
+        tiers: false,
+        vtep: false,
+        underlay: false,
+        flush: false,
+        resync: false,
     };
 
     /// Nothing but flows.

@@ -191,6 +191,10 @@ async fn serve(
                 daemon.rules.ruleset.mark_unchanged();
                 Dirty::FLUSH
             }
+            Ok(()) = daemon.timeouts.changed() => {
+                daemon.timeouts.mark_unchanged();
+                Dirty::MAPS
+            }
             () = daemon.subnet_file.disturbed() => {
                 daemon.subnet_file.keep();
                 Dirty::default()

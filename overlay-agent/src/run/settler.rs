@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::{changes::Dirty, controller::Devices, side::Side, tier1::Tier1};
 use crate::{
+    conntrack::Shortest,
     datapath::Serves,
     health::{Condition, Readiness},
     model::{DesiredNode, Family, V6},
@@ -40,6 +41,7 @@ pub struct Job {
     pub dirty: Dirty,
     pub desired: DesiredNode,
     pub pods: BTreeMap<u32, PodLink>,
+    pub timeouts: Shortest,
 }
 
 /// What came of a job.
@@ -144,6 +146,7 @@ impl Settler {
             dirty,
             desired,
             pods,
+            timeouts,
         } = job;
         let mut again = Dirty::default();
         self.sides.want(desired);
@@ -155,9 +158,9 @@ impl Settler {
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole).await;
+            again.tiers |= !self.reconcile(Look::Whole, &timeouts).await;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers).await;
+            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             again.pods |= !self.attach(&pods);
@@ -176,17 +179,17 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look) -> bool {
+    async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
         let mut problems = Vec::new();
         let tier1 = &mut self.tier1;
         if let Some(side) = &mut self.sides.ipv4 {
             problems.extend(look.at(side, &self.netlink).await.err());
-            let applied = block_in_place(|| tier1.apply(side));
+            let applied = block_in_place(|| tier1.apply(side, timeouts.leases4()));
             problems.extend(applied.err().map(|error| error.to_string()));
         }
         if let Some(side) = &mut self.sides.ipv6 {
             problems.extend(look.at(side, &self.netlink).await.err());
-            let applied = block_in_place(|| tier1.apply6(side));
+            let applied = block_in_place(|| tier1.apply6(side, timeouts.leases6()));
             problems.extend(applied.err().map(|error| error.to_string()));
         }
         let in_sync = self.is_in_sync(problems.first());

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
+    conntrack::{TimeoutWatch, Timeouts},
     core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
     lease::{
@@ -51,6 +52,7 @@ pub struct Daemon {
     pub leases: LeaseHandle,
     pub rules: Rules,
     per_packet: Option<PerPacket>,
+    pub timeouts: Timeouts,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
     lease: LeaseKey,
@@ -184,6 +186,7 @@ impl Daemon {
         .await?;
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
+        let mut timeouts = TimeoutWatch::spawn(supervisor, rules.ruleset.clone()).await;
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
         let per_packet = PerPacket::spawn(
             &options.datapath,
@@ -205,6 +208,7 @@ impl Daemon {
                 dirty: Dirty::ALL,
                 desired: controller.desired().clone(),
                 pods: controller.pods(),
+                timeouts: timeouts.borrow_and_update().clone(),
             })
             .await;
         controller.take_devices(settled.devices);
@@ -227,6 +231,7 @@ impl Daemon {
             leases,
             rules,
             per_packet,
+            timeouts,
             readiness: readiness.clone(),
             subnet_file,
             options: options.clone(),
@@ -284,6 +289,7 @@ impl Daemon {
             dirty,
             desired: self.controller.desired().clone(),
             pods: self.controller.pods(),
+            timeouts: self.timeouts.borrow().clone(),
         };
         Work::settle(Arc::clone(&self.settler), job)
     }

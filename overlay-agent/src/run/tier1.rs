@@ -14,8 +14,8 @@ use super::{settler::Sides, side::Side};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{
-        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PinDir, Serves,
-        SlowFlows, XdpMode,
+        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, LeaseTimes, PinDir,
+        Serves, SlowFlows, XdpMode,
     },
     lifecycle::Supervisor,
     model::{Backend, Family, V6},
@@ -103,22 +103,24 @@ impl Tier1 {
     }
 
     /// Brings the maps of IPv4 to the desired state.
-    pub fn apply(&mut self, side: &Side) -> Result<(), DatapathError> {
+    pub fn apply(&mut self, side: &Side, leases: LeaseTimes) -> Result<(), DatapathError> {
         let Self::Active { datapath, .. } = self else {
             return Ok(());
         };
-        let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
+        let underlay = &side.desired.local.underlay.name;
+        let facts = HostFacts::read(underlay, side.route_mtus.clone(), leases)?;
         let summary = datapath.apply(&side.desired, device(side), &facts)?;
         self.note(&summary);
         Ok(())
     }
 
     /// As [`Self::apply`], for IPv6.
-    pub fn apply6(&mut self, side: &Side<V6>) -> Result<(), DatapathError> {
+    pub fn apply6(&mut self, side: &Side<V6>, leases: LeaseTimes) -> Result<(), DatapathError> {
         let Self::Active { datapath, .. } = self else {
             return Ok(());
         };
-        let facts = HostFacts::read(&side.desired.local.underlay.name, side.route_mtus.clone())?;
+        let underlay = &side.desired.local.underlay.name;
+        let facts = HostFacts::read(underlay, side.route_mtus.clone(), leases)?;
         let summary = datapath.apply6(&side.desired, device(side), &facts)?;
         self.note(&summary);
         Ok(())
@@ -222,7 +224,6 @@ fn load(options: &DatapathOptions, serves: Serves) -> Result<Datapath, DatapathE
         serves,
         fastpath: options.fastpath,
         slow_mark: options.slow_mark,
-        lease: datapath::LeaseTimes::LONGEST,
     };
     if options.log == LevelFilter::OFF {
         return Datapath::open(&quiet);

@@ -89,11 +89,19 @@ impl LeaseSeconds {
 impl fmt::Display for LeaseSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tcp, udp, icmp } = *self;
+        let time = |seconds: f64| {
+            if seconds > 0.0 {
+                format!("{seconds} s")
+            } else {
+                "never".to_owned()
+            }
+        };
         let same = (tcp - udp).abs() < f64::EPSILON && (tcp - icmp).abs() < f64::EPSILON;
         if same {
-            write!(f, "{tcp} s")
+            f.write_str(&time(tcp))
         } else {
-            write!(f, "tcp {tcp} s, udp {udp} s, icmp {icmp} s")
+            let [tcp, udp, icmp] = [tcp, udp, icmp].map(time);
+            write!(f, "tcp {tcp}, udp {udp}, icmp {icmp}")
         }
     }
 }
