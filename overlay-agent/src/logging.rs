@@ -59,6 +59,55 @@ fn directives(verbosity: i64) -> &'static str {
 }
 
 #[cfg(test)]
+pub mod capture {
+    use std::{
+        io::Write,
+        sync::{Arc, Mutex},
+    };
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    /// Collects what is logged on this thread.
+    #[derive(Clone, Default)]
+    pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        pub fn capture(&self) -> tracing::subscriber::DefaultGuard {
+            let subscriber = tracing_subscriber::fmt()
+                .with_writer(self.clone())
+                .with_ansi(false)
+                .without_time()
+                .finish();
+            tracing::subscriber::set_default(subscriber)
+        }
+
+        pub fn lines(&self) -> Vec<String> {
+            let bytes = self.0.lock().unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

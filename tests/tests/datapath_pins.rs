@@ -87,6 +87,10 @@ fn try_open(pin_dir: &Path, object: &[u8]) -> Result<Datapath, DatapathError> {
     Datapath::open(&options(pin_dir, object))
 }
 
+fn pinned(pin_dir: &Path) -> Maps {
+    Maps::open(&PinDir::new(pin_dir)).expect("the pinned maps")
+}
+
 fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
     Options {
         pin_dir: pin_dir.to_owned(),
@@ -219,15 +223,15 @@ fn a_restarted_agent_takes_over_the_maps() {
         apply(&mut first, &[(1, 1), (2, 2), (3, 3)]);
         apply(&mut first, &[(2, 2), (3, 3)]);
         let before = (
-            routed(first.maps()),
-            first.maps().ipv4.config().expect("config"),
+            routed(&pinned(pins)),
+            pinned(pins).ipv4.config().expect("config"),
         );
         drop(first);
 
         let mut second = open(pins);
-        let adopted = second.maps().ipv4.config().expect("config");
+        let adopted = pinned(pins).ipv4.config().expect("config");
         assert_eq!(
-            routed(second.maps()),
+            routed(&pinned(pins)),
             before.0,
             "forwarding state is as the first agent left it"
         );
@@ -241,7 +245,7 @@ fn a_restarted_agent_takes_over_the_maps() {
 
         let summary = apply(&mut second, &[(2, 2), (3, 3)]);
         assert!(!summary.flushed && summary.added + summary.updated + summary.removed == 0);
-        assert_eq!(routed(second.maps()), before.0);
+        assert_eq!(routed(&pinned(pins)), before.0);
     });
 }
 
@@ -251,7 +255,7 @@ fn no_packet_meets_an_interface_without_a_program_while_agents_change() {
         let lo = BTreeSet::from([at(Hook::Ingress, "lo")]);
         let mut agent = open(pins);
         assert_eq!(agent.sync_links(&lo).created, 1);
-        let counted = packets_at(agent.maps(), Hook::Ingress);
+        let counted = packets_at(&pinned(pins), Hook::Ingress);
 
         let done = AtomicBool::new(false);
         let receiver = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -415,16 +419,16 @@ fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flush
     sandbox(|pins| {
         let mut agent = open(pins);
         let start = apply(&mut agent, &[(1, 1), (2, 2)]);
-        let node = routed(agent.maps())[&subnet(1)].0;
+        let node = routed(&pinned(pins))[&subnet(1)].0;
 
         let moved = apply(&mut agent, &[(1, 7), (2, 2)]);
         assert_eq!((moved.updated, moved.flushed), (1, false));
-        assert_eq!(routed(agent.maps())[&subnet(1)], (node, [192, 168, 0, 7]));
-        let entry = agent.maps().ipv4.nodes().expect("nodes")[&node];
+        assert_eq!(routed(&pinned(pins))[&subnet(1)], (node, [192, 168, 0, 7]));
+        let entry = pinned(pins).ipv4.nodes().expect("nodes")[&node];
         assert_eq!(entry.encap.ipv4.dst.octets, [192, 168, 0, 7]);
         assert_eq!(entry.encap.inner_eth.dst, MacAddr::new([2, 0, 0, 0, 0, 7]));
         assert_eq!(
-            agent.maps().ipv4.config().expect("config").generation,
+            pinned(pins).ipv4.config().expect("config").generation,
             start.generation
         );
 
@@ -432,7 +436,7 @@ fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flush
         assert_eq!((gone.removed, gone.flushed), (1, true));
         assert_eq!(gone.generation, start.generation + 1);
         assert_eq!(
-            routed(agent.maps()).keys().copied().collect::<Vec<_>>(),
+            routed(&pinned(pins)).keys().copied().collect::<Vec<_>>(),
             [subnet(2)]
         );
     });
@@ -443,14 +447,14 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
     sandbox(|pins| {
         let mut agent = open(pins);
         apply(&mut agent, &[(1, 1), (2, 2)]);
-        let right = routed(agent.maps());
+        let right = routed(&pinned(pins));
         let mut meddler = Maps::open(&PinDir::new(pins)).expect("maps");
         meddler.ipv4.remove_route(subnet(1)).expect("removed");
         meddler.ipv4.put_route(subnet(77), 2).expect("added");
 
         agent.distrust_tables();
         apply(&mut agent, &[(1, 1), (2, 2)]);
-        assert_eq!(routed(agent.maps()), right);
+        assert_eq!(routed(&pinned(pins)), right);
     });
 }
 
@@ -472,22 +476,22 @@ fn an_operators_flush_counts_while_the_agent_runs() {
 fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
     sandbox(|pins| {
         let mut agent = open(pins);
-        let generation = |agent: &Datapath| agent.maps().ipv4.config().expect("config").generation;
-        let start = generation(&agent);
+        let generation = || pinned(pins).ipv4.config().expect("config").generation;
+        let start = generation();
         let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
         assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
         assert!(!agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
-        assert_eq!(generation(&agent), start, "a gateway more concerns no flow");
+        assert_eq!(generation(), start, "a gateway more concerns no flow");
         assert!(
             agent
                 .set_gateways(&[(7, mac(2)), (8, mac(3))].into())
                 .expect("set")
         );
-        assert_eq!(generation(&agent), start + 1);
+        assert_eq!(generation(), start + 1);
         assert!(agent.set_gateways(&[(8, mac(3))].into()).expect("set"));
-        assert_eq!(generation(&agent), start + 2);
+        assert_eq!(generation(), start + 2);
         assert_eq!(
-            agent.maps().gateways().expect("gateways"),
+            pinned(pins).gateways().expect("gateways"),
             [(8, mac(3))].into()
         );
     });
@@ -534,15 +538,15 @@ fn another_capacity_gives_another_flow_table_and_keeps_the_rest() {
     sandbox(|pins| {
         let mut first = open(pins);
         apply(&mut first, &[(1, 1)]);
-        let before = routed(first.maps());
+        let before = routed(&pinned(pins));
         drop(first);
-        let second = Datapath::open(&Options {
+        let _second = Datapath::open(&Options {
             max_flows: 8_192,
             ..options(pins, OBJECT)
         })
         .expect("opened");
-        assert!(second.maps().ipv4.max_flows() >= 8_192);
-        assert_eq!(routed(second.maps()), before);
+        assert!(pinned(pins).ipv4.max_flows() >= 8_192);
+        assert_eq!(routed(&pinned(pins)), before);
     });
 }
 
@@ -550,7 +554,7 @@ fn another_capacity_gives_another_flow_table_and_keeps_the_rest() {
 fn every_entry_of_a_large_flow_table_is_read_once() {
     sandbox(|pins| {
         const ENTRIES: u32 = 10_000;
-        let agent = Datapath::open(&Options {
+        let _agent = Datapath::open(&Options {
             max_flows: 8 * ENTRIES,
             ..options(pins, OBJECT)
         })
@@ -571,7 +575,7 @@ fn every_entry_of_a_large_flow_table_is_read_once() {
             };
             table.insert(key, flow, 0).expect("room");
         }
-        let flows = agent.maps().ipv4.flows().expect("flows");
+        let flows = pinned(pins).ipv4.flows().expect("flows");
         let numbers: BTreeSet<u32> = flows.iter().map(|(_, flow)| flow.node).collect();
         assert_eq!(flows.len(), ENTRIES as usize);
         assert_eq!(numbers, (0..ENTRIES).collect());

@@ -291,11 +291,6 @@ impl Datapath {
         }
         summary
     }
-
-    /// The same maps, for metrics and tests.
-    pub fn maps(&self) -> &Maps {
-        &self.maps
-    }
 }
 
 /// Flushes that belong to changes of which a part was made: the next attempt, which finds less to

@@ -111,10 +111,6 @@ impl Readiness {
         })
     }
 
-    pub fn is_ready(&self) -> bool {
-        self.0.borrow().is_empty()
-    }
-
     /// What does not hold, in the order of [`Condition`].
     pub fn unmet(&self) -> Vec<Unmet> {
         self.0
@@ -152,7 +148,6 @@ mod tests {
     #[test]
     fn nothing_holds_at_first() {
         let readiness = Readiness::default();
-        assert!(!readiness.is_ready());
         assert_eq!(readiness.unmet().len(), Condition::ALL.len());
     }
 
@@ -160,13 +155,12 @@ mod tests {
     fn ready_when_every_condition_holds_and_not_after_one_fails() {
         let readiness = Readiness::default();
         hold_all(&readiness);
-        assert!(readiness.is_ready());
+        assert_eq!(readiness.unmet(), []);
         readiness.fail(Condition::LeaseHeld, "etcd says it is gone");
-        assert!(!readiness.is_ready());
         let unmet: Vec<String> = readiness.unmet().iter().map(Unmet::to_string).collect();
         assert_eq!(unmet, ["lease: etcd says it is gone"]);
         readiness.satisfy(Condition::LeaseHeld);
-        assert!(readiness.is_ready());
+        assert_eq!(readiness.unmet(), []);
     }
 
     #[tokio::test]

@@ -2,7 +2,6 @@
 //! runs as fast as it can.
 
 use std::{
-    io::Write,
     net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,7 +11,6 @@ use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
     AcquireError, Acquired, ConfigText, LeaseAttrs, LeaseHandle, LeaseKey, acquire, await_config,
@@ -21,6 +19,7 @@ use super::{
 use crate::{
     config::network::Ipv4Pool,
     core::{Allocation, LeaseView, OwnState, Renewal, Wish},
+    logging::capture::Log,
 };
 
 const RENEWAL: Renewal = Renewal {
@@ -70,45 +69,6 @@ async fn until(handle: &LeaseHandle, condition: impl FnMut(&LeaseView) -> bool) 
     let mut view = handle.view.clone();
     let found = timeout(Duration::from_mins(10), view.wait_for(condition)).await;
     found.expect("in time").expect("the task runs").clone()
-}
-
-/// Collects what is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn capture(&self) -> tracing::subscriber::DefaultGuard {
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(self.clone())
-            .with_ansi(false)
-            .without_time()
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let bytes = self.0.lock().unwrap();
-        let text = String::from_utf8_lossy(&bytes);
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
 }
 
 #[tokio::test(start_paused = true)]

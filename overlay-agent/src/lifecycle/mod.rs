@@ -9,5 +9,5 @@ pub use self::{
     notify::{Progress, ServiceManager},
     signals::{Request, Signals},
     sleep::SleepWatch,
-    supervisor::{Supervisor, TaskState, TaskStatus},
+    supervisor::Supervisor,
 };

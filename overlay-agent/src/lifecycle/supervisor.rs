@@ -1,11 +1,11 @@
 //! Keeps the daemon's tasks running: a task that fails or panics is started again after a pause
-//! that grows and varies, and what became of each task is visible.
+//! that grows and varies.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fmt::Display,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,33 +24,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A task that ran this long before it failed starts over with the first pause.
 const STABLE_AFTER: Duration = Duration::from_mins(1);
 
-/// Where a task stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TaskState {
-    Running,
-    /// Failed; starts again after the pause.
-    BackingOff {
-        error: String,
-        pause: Duration,
-    },
-    /// Came to its end, or was stopped.
-    Ended,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskStatus {
-    pub name: &'static str,
-    pub state: TaskState,
-    /// How often it was started again.
-    pub restarts: u64,
-}
-
 /// The tasks of the daemon. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     stop: CancellationToken,
     tracker: TaskTracker,
-    tasks: Arc<Mutex<BTreeMap<&'static str, TaskStatus>>>,
+    /// The names of those that have not ended.
+    unfinished: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl Supervisor {
@@ -59,7 +39,7 @@ impl Supervisor {
         Self {
             stop,
             tracker: TaskTracker::new(),
-            tasks: Arc::default(),
+            unfinished: Arc::default(),
         }
     }
 
@@ -72,7 +52,7 @@ impl Supervisor {
         E: Display + Send + 'static,
     {
         let this = self.clone();
-        this.set(name, TaskState::Running);
+        this.lock().insert(name);
         self.tracker.spawn(async move {
             let mut pauses = pauses();
             loop {
@@ -96,21 +76,14 @@ impl Supervisor {
                     ?pause,
                     "task failed, it will be started again"
                 );
-                this.set(name, TaskState::BackingOff { error, pause });
                 tokio::select! {
                     () = sleep(pause) => {}
                     () = this.stop.cancelled() => break,
                 }
-                this.restart(name);
                 info!(task = name, "task started again");
             }
-            this.set(name, TaskState::Ended);
+            this.lock().remove(name);
         });
-    }
-
-    /// All tasks, by name.
-    pub fn tasks(&self) -> Vec<TaskStatus> {
-        self.lock().values().cloned().collect()
     }
 
     /// Tells every task to stop and waits for `grace`. Returns the tasks that had not ended then;
@@ -121,40 +94,13 @@ impl Supervisor {
         if timeout(grace, self.tracker.wait()).await.is_ok() {
             return Vec::new();
         }
-        let unfinished = |task: &TaskStatus| task.state != TaskState::Ended;
-        self.lock()
-            .values()
-            .filter(|task| unfinished(task))
-            .map(|task| task.name)
-            .collect()
+        self.lock().iter().copied().collect()
     }
 
-    fn set(&self, name: &'static str, state: TaskState) {
-        self.lock()
-            .entry(name)
-            .or_insert_with(|| TaskStatus::new(name))
-            .state = state;
-    }
-
-    fn restart(&self, name: &'static str) {
-        let mut tasks = self.lock();
-        let task = tasks.entry(name).or_insert_with(|| TaskStatus::new(name));
-        task.restarts += 1;
-        task.state = TaskState::Running;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, TaskStatus>> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl TaskStatus {
-    fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            state: TaskState::Running,
-            restarts: 0,
-        }
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,10 +118,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-
-    fn status(supervisor: &Supervisor) -> TaskStatus {
-        supervisor.tasks().remove(0)
-    }
+    use crate::logging::capture::Log;
 
     #[tokio::test(start_paused = true)]
     async fn a_failing_task_is_started_again_with_growing_pauses() {
@@ -195,48 +138,51 @@ mod tests {
                 }
             }
         });
-        assert!(supervisor.tasks()[0].state == TaskState::Running);
-        while status(&supervisor).state != TaskState::Ended {
+        assert_eq!(*supervisor.lock(), ["task"].into());
+        while !supervisor.lock().is_empty() {
             sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(status(&supervisor).restarts, 5);
+        assert_eq!(runs.load(Ordering::Relaxed), 6);
         let took = began.elapsed();
         let least = FIRST_PAUSE * (1 + 2 + 4 + 8 + 16);
         assert!(took >= least && took < least * 3, "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failed_task_tells_its_error_while_it_waits() {
+    async fn the_error_of_a_failed_task_is_logged_while_it_waits() {
+        let log = Log::default();
+        let _guard = log.capture();
         let supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("task", |_| async { Err("etcd is away") });
         sleep(Duration::from_millis(1)).await;
-        let TaskState::BackingOff { error, .. } = status(&supervisor).state else {
-            panic!("{:?}", supervisor.tasks())
+        let lines = log.lines();
+        let [line] = lines.as_slice() else {
+            panic!("{lines:#?}")
         };
-        assert_eq!(error, "etcd is away");
+        assert!(
+            line.contains("task=\"task\"") && line.contains("etcd is away"),
+            "{line}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_is_a_failure_like_any_other() {
         let supervisor = Supervisor::new(CancellationToken::new());
-        let mut first = true;
-        supervisor.spawn("task", move |stop| {
-            let panics = std::mem::take(&mut first);
-            async move {
-                assert!(!panics, "on the first run");
-                stop.cancelled().await;
-                Ok::<_, &str>(())
+        let runs = Arc::new(AtomicU32::new(0));
+        supervisor.spawn("task", {
+            let runs = Arc::clone(&runs);
+            move |stop| {
+                let run = runs.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    assert!(run > 0, "on the first run");
+                    stop.cancelled().await;
+                    Ok::<_, &str>(())
+                }
             }
         });
         sleep(Duration::from_secs(2)).await;
-        assert_eq!(
-            status(&supervisor),
-            TaskStatus {
-                name: "task",
-                state: TaskState::Running,
-                restarts: 1
-            }
-        );
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+        assert_eq!(*supervisor.lock(), ["task"].into());
         assert!(supervisor.stop(Duration::from_secs(1)).await.is_empty());
     }
 

@@ -66,13 +66,6 @@ pub struct Standing<F: Family = V4> {
 /// The interfaces of peer addresses that the kernel reaches without a gateway.
 type OnLink<F> = BTreeMap<<F as Family>::Address, Option<u32>>;
 
-impl<F: Family> Summary<F> {
-    /// Nothing had to be done and nothing is amiss.
-    pub fn is_unchanged(&self) -> bool {
-        self.added == 0 && self.removed == 0 && self.failed.is_empty()
-    }
-}
-
 impl<F: Family> fmt::Display for Failure<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}: {}", self.change, self.error)
@@ -182,17 +175,9 @@ impl Netlink {
         Ok(summary)
     }
 
-    /// The interface through which the kernel reaches an address without a gateway, if it does.
-    pub async fn on_link<F: Family>(
-        &self,
-        address: F::Address,
-    ) -> Result<Option<u32>, NetlinkError> {
-        let addresses = [address].into();
-        Ok(self.on_link_all::<F>(addresses).await?.remove(&address))
-    }
-
-    /// [`Netlink::on_link`] of many addresses at once.
-    pub async fn on_link_all<F: Family>(
+    /// The interface through which the kernel reaches each of the addresses without a gateway, of those
+    /// that it does.
+    async fn on_link<F: Family>(
         &self,
         addresses: BTreeSet<F::Address>,
     ) -> Result<BTreeMap<F::Address, u32>, NetlinkError> {
@@ -274,7 +259,7 @@ impl Netlink {
         known.retain(|address, _| peers.contains(address));
         let is_new = |address: &F::Address| !known.contains_key(address);
         let new: BTreeSet<_> = peers.into_iter().filter(is_new).collect();
-        let mut found = self.on_link_all::<F>(new.clone()).await?;
+        let mut found = self.on_link::<F>(new.clone()).await?;
         found.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
         known.extend(
             new.into_iter()

@@ -21,8 +21,6 @@ use super::{
     Netlink, NetlinkError,
     groups::GroupSocket,
     object::{Address, FdbEntry, Link, Neighbour, Route},
-    plan::ROUTE_PROTOCOL,
-    vtep::Vtep,
 };
 use crate::model::{Family, V4, V6};
 
@@ -93,39 +91,7 @@ impl<F: Family> IpEvent<F> {
     }
 }
 
-impl<F: Family> IpEvent<F> {
-    /// Whether the event can make the kernel tier of the family differ from what is desired. Our
-    /// own additions are no reason; entries of the device are, because only a comparison tells ours
-    /// from altered ones.
-    fn concerns(&self, ours: impl Fn(u32) -> bool, is_vtep: impl Fn(u32) -> bool) -> bool {
-        match self {
-            Self::Address(address) | Self::AddressRemoved(address) => ours(address.ifindex),
-            // Any route can decide whether a peer is on-link.
-            Self::Route(route) => route.protocol != ROUTE_PROTOCOL,
-            Self::RouteRemoved(_) => true,
-            Self::Neighbour(entry) | Self::NeighbourRemoved(entry) => is_vtep(entry.ifindex),
-        }
-    }
-}
-
 impl KernelEvent {
-    /// Whether the event can make the kernel tier differ from what is desired, so that
-    /// [`Netlink::ensure_vtep`] and [`Netlink::reconcile`] are due.
-    pub fn concerns(&self, underlay_ifindex: u32, vtep: Option<&Vtep>) -> bool {
-        let is_vtep = |ifindex| vtep.is_some_and(|vtep| vtep.ifindex == ifindex);
-        let ours = |ifindex| ifindex == underlay_ifindex || is_vtep(ifindex);
-        let named = |name: &str| vtep.is_some_and(|vtep| vtep.name == name);
-        match self {
-            Self::Link(link) => ours(link.ifindex) || named(&link.name),
-            Self::LinkRemoved { ifindex, name } => ours(*ifindex) || named(name),
-            Self::Ipv4(event) => event.concerns(ours, is_vtep),
-            Self::Ipv6(event) => event.concerns(ours, is_vtep),
-            Self::Fdb(entry) | Self::FdbRemoved(entry) => is_vtep(entry.ifindex),
-            Self::PolicyRule | Self::Resync => true,
-            Self::Ipsec => false,
-        }
-    }
-
     fn decode(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Self> {
         use RouteNetlinkMessage as Message;
         let NetlinkPayload::InnerMessage(message) = payload else {
@@ -229,9 +195,6 @@ fn events(datagram: &[u8]) -> Vec<KernelEvent> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use overlay_common::addr::MacAddr;
     use rtnetlink::packet_route::{
         AddressFamily,
         link::{LinkAttribute, LinkMessage},
@@ -265,42 +228,6 @@ mod tests {
         assert_eq!(indexes, [5, 6]);
         for end in 0..datagram.len() {
             events(&datagram[..end]);
-        }
-    }
-
-    #[test]
-    fn only_events_about_the_tier_concern_it() {
-        let vtep = Vtep {
-            ifindex: 7,
-            name: "flannel.1".to_owned(),
-            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-            mtu: 1450,
-            port: 8472,
-            zero_checksum: false,
-        };
-        let entry = |ifindex| Neighbour {
-            ifindex,
-            address: Ipv4Addr::new(10, 5, 2, 0),
-            mac: None,
-            permanent: true,
-        };
-        let removed = |ifindex, name: &str| KernelEvent::LinkRemoved {
-            ifindex,
-            name: name.to_owned(),
-        };
-        for (event, expected) in [
-            (KernelEvent::Resync, true),
-            (KernelEvent::Ipv4(IpEvent::Neighbour(entry(7))), true),
-            (
-                KernelEvent::Ipv4(IpEvent::NeighbourRemoved(entry(2))),
-                false,
-            ),
-            (removed(7, "renamed"), true),
-            (removed(2, "eth0"), true),
-            (removed(9, "flannel.1"), true),
-            (removed(9, "veth9"), false),
-        ] {
-            assert_eq!(event.concerns(2, Some(&vtep)), expected, "{event:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 use overlay_agent::{
-    model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
+    model::{Backend, Desired, Family, LocalNode, Peer, Underlay, VxlanBackend},
     netlink::{Netlink, Summary, Vtep, VtepSpec},
 };
 use overlay_common::addr::MacAddr;
@@ -100,6 +100,11 @@ pub fn underlay() -> Underlay {
         address: Ipv4Addr::new(192, 168, 0, 1),
         public_ip: Ipv4Addr::new(192, 168, 0, 1),
     }
+}
+
+/// Nothing had to be done and nothing is amiss.
+pub fn is_unchanged<F: Family>(summary: &Summary<F>) -> bool {
+    summary.added == 0 && summary.removed == 0 && summary.failed.is_empty()
 }
 
 /// Index of a link.
