@@ -207,7 +207,8 @@ mod flavour {
                 | Outcome::Generation
                 | Outcome::NotGateway
                 | Outcome::Handshake
-                | Outcome::Stamped,
+                | Outcome::Stamped
+                | Outcome::Leaving,
             ) => Level::Debug,
             (Kind::Decline, _) => Level::Info,
         }
