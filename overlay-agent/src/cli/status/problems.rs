@@ -42,6 +42,9 @@ pub fn problems(
     if at(observed, Hook::Ingress).is_empty() && observed.bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
+    for underlay in at(observed, Hook::Ingress).difference(&at(observed, Hook::Confirm)) {
+        problems.push(no_leases(Hook::Confirm, &label(*underlay)));
+    }
     let devices = [
         ipv4.as_ref().map(|overlay| overlay.config.vtep_ifindex),
         ipv6.as_ref().map(|overlay| overlay.config.vtep_ifindex),
@@ -49,11 +52,7 @@ pub fn problems(
     for device in devices.into_iter().flatten().filter(|&device| device != 0) {
         for hook in [Hook::Confirm, Hook::Arrive] {
             if !at(observed, hook).contains(&device) {
-                problems.push(format!(
-                    "no {} program on {}: no leases are granted",
-                    hook.name(),
-                    label(device)
-                ));
+                problems.push(no_leases(hook, &label(device)));
             }
         }
     }
@@ -66,6 +65,13 @@ pub fn problems(
     problems.extend(ipv4.iter().flat_map(without_node));
     problems.extend(ipv6.iter().flat_map(without_node));
     problems
+}
+
+fn no_leases(hook: Hook, interface: &str) -> String {
+    format!(
+        "no {} program on {interface}: no leases are granted",
+        hook.name()
+    )
 }
 
 /// The interfaces that have a link of the hook.

@@ -105,7 +105,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
         packets,
         bytes: packets * 100,
     };
-    let mut links = vec![(Hook::Ingress, 2)];
+    let mut links = vec![(Hook::Confirm, 2), (Hook::Ingress, 2)];
     if ipv4.is_some() {
         links.extend([(Hook::Confirm, 5), (Hook::Arrive, 5)]);
     }
@@ -271,6 +271,18 @@ fn every_defect_is_named_with_what_follows_from_it() {
     let report = report(&observed);
     assert_eq!(report.health, Health::Degraded);
     insta::assert_snapshot!(text(&report, Format::Table));
+}
+
+#[test]
+fn an_underlay_without_the_program_that_grants_leases_is_a_defect() {
+    let mut observed = healthy(Some(ipv4()), None);
+    observed
+        .links
+        .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 2));
+    assert_eq!(
+        report(&observed).problems,
+        ["no confirm program on eth0: no leases are granted"]
+    );
 }
 
 #[test]
