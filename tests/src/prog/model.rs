@@ -148,6 +148,7 @@ impl<'a, F: Reading> Model<'a, F> {
         let nexthop = self.fixture.nexthops.get(&flow.node)?;
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
+            && is_station(&frame[6..12])
             && flow.vtep == node.vtep.tag()
             && flow.path_changes == nexthop.path_changes
             && self.fits(&packet, flow.path_mtu);
@@ -284,6 +285,11 @@ impl<'a, F: Reading> Model<'a, F> {
         };
         packet.header.len == len && on_wire <= usize::from(mtu)
     }
+}
+
+/// Whether a frame can come from the MAC address.
+fn is_station(mac: &[u8]) -> bool {
+    mac[0] & 1 == 0 && mac.iter().any(|&octet| octet != 0)
 }
 
 fn takes_tunnel_packets<F: Cluster>(node: &Node<F>) -> bool {
