@@ -55,7 +55,7 @@ fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
 #[inline(always)]
 fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let seen = observe::<F>(skb, Local::Source)?;
-    seen.may_earn(skb)?;
+    let generation = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (_, node) = node_of::<F>(&seen.flow)?;
     if node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
@@ -67,7 +67,7 @@ fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         return Err(Outcome::OtherPath);
     }
     let leaving = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?;
-    leaving.note(seen.flow.words.id(), gateway, seen.config.generation);
+    leaving.note(seen.flow.words.id(), gateway, generation);
     skb.mark_leaving();
     Ok(Outcome::Leaving)
 }
@@ -81,7 +81,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Out
     let flow = Flow::parse(packet, inner, Local::Source, config).map_err(|_| Outcome::OtherPath)?;
     // A packet of another flow overtook this one, or the flow table was flushed meanwhile. Of this very
     // packet the mark says that it passed unchanged; of which packet of the flow the note is, is all one.
-    if left.flow != flow.words.id() || left.generation != config.generation {
+    if left.flow != flow.words.id() || left.generation != maps::generation(config) {
         return Err(Outcome::OtherPath);
     }
     let (index, node) = node_of::<F>(&flow)?;
@@ -110,7 +110,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Out
         skb,
         config,
         &flow,
-        (index, node),
+        (left.generation, index, node),
         &lookup,
         (MODE_TUNNEL, left.gateway, tunnel.source_port),
         narrow,
@@ -142,7 +142,7 @@ fn sent_tunnel<F: Ip>(
 #[inline(always)]
 fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let seen = observe::<F>(skb, Local::Source)?;
-    seen.may_earn(skb)?;
+    let generation = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (index, node) = node_of::<F>(&seen.flow)?;
     if node.flags & NODE_DIRECT == 0 {
@@ -163,7 +163,7 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         skb,
         seen.config,
         &seen.flow,
-        (index, node),
+        (generation, index, node),
         &lookup,
         (MODE_DIRECT, gateway, 0),
         |mtu| mtu,
@@ -178,13 +178,13 @@ fn node_of<F: Ip>(flow: &Flow<F>) -> Result<(u32, &'static Node<F>), Outcome> {
 
 /// Grants the lease to the flow of a packet that leaves by the underlay. Interface, addresses, mark and
 /// priority are the packet's own; the kernel's routes are asked only for the MTU of its way, and
-/// have to tell of the same way.
+/// have to tell of the same way. The lease is of the generation in which the packet was let pass.
 #[inline(always)]
 fn grant<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
     flow: &Flow<F>,
-    (index, node): (u32, &Node<F>),
+    (generation, index, node): (u32, u32, &Node<F>),
     lookup: &Lookup<F>,
     (mode, gateway, source_port): (u8, Mac, u16),
     narrow: impl Fn(u16) -> u16,
@@ -213,7 +213,7 @@ fn grant<F: Ip>(
     nexthop.show(&way);
     flows::grant_egress(
         flow.words,
-        config.generation,
+        generation,
         index,
         until,
         (gateway, source_port),

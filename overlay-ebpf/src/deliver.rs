@@ -28,7 +28,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if seen.dst.is_multicast() {
         return Err(Outcome::NotGateway);
     }
-    seen.may_earn(skb)?;
+    let generation = seen.may_earn(skb)?;
     let until = seen.lease_until()?;
     let Observed {
         config,
@@ -52,6 +52,6 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         ifindex: skb.ifindex(),
         moves,
     };
-    flows::grant_ingress(flow.words, config.generation, index, until, &delivery)?;
+    flows::grant_ingress(flow.words, generation, index, until, &delivery)?;
     Ok(Outcome::LeaseGranted)
 }

@@ -207,6 +207,14 @@ pub fn slow() -> Option<&'static Slow> {
     SLOW.get(0)
 }
 
+/// The generation there is now. What is decided by it must read it once: the agent may increment it at
+/// any time.
+#[inline(always)]
+pub fn generation<F: Family>(config: &Config<F>) -> u32 {
+    // SAFETY: the reference is to a live, aligned value of the array map, which is read once, whole.
+    unsafe { (&raw const config.generation).read_volatile() }
+}
+
 /// Adds one packet to the counter of `outcome` at `hook`.
 #[inline(always)]
 pub fn count(hook: Hook, outcome: Outcome, bytes: u32) {

@@ -11,6 +11,7 @@ use crate::{
     helpers::{Skb, now},
     ip::Ip,
     mac::Mac,
+    maps,
     parse::{Control, ETH_LEN, Flow, Local, why_off},
     slow,
 };
@@ -54,18 +55,21 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
 impl<F: Ip> Observed<F> {
     /// Whether the packet, routed by now, may earn a lease: it left as it came, neither opens nor
     /// closes a connection, which ends the leases there are, and what was decided about it holds for the
-    /// next.
+    /// next. Returns the generation in which that is so, the one of its stamp.
     #[inline(always)]
-    pub fn may_earn(&self, skb: &Skb) -> Result<(), Outcome> {
+    pub fn may_earn(&self, skb: &Skb) -> Result<u32, Outcome> {
+        let generation = maps::generation(self.config);
         let header = Header {
             tos: self.flow.tos,
             ttl: self.flow.ttl,
         };
-        if skb.hash() != self.flow.stamp(header, self.config) {
+        if skb.hash() != self.flow.stamp(header, self.config, generation) {
             return Err(Outcome::Translated);
         }
         match self.flow.control {
-            Control::None => slow::check(skb, self.config, &self.flow, self.local),
+            Control::None => {
+                slow::check(skb, self.config, &self.flow, self.local).map(|()| generation)
+            }
             Control::Open => {
                 flows::forget(self.flow.words);
                 Err(Outcome::Handshake)
@@ -77,6 +81,7 @@ impl<F: Ip> Observed<F> {
             Control::Stray => Err(Outcome::TcpControl),
         }
     }
+
     /// When a lease that the packet earns now runs out.
     #[inline(always)]
     pub fn lease_until(&self) -> Result<u64, Outcome> {

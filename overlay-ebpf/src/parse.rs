@@ -11,6 +11,7 @@ use overlay_common::{
 
 use crate::{
     ip::{Header as _, Ip},
+    maps,
     packet::Packet,
 };
 
@@ -126,14 +127,15 @@ impl<F: Ip> Flow<F> {
 
     /// What a packet with this header carries as its hash if it leaves the host as it is here.
     #[inline(always)]
-    pub fn stamp(&self, header: Stamped, config: &Config<F>) -> u32 {
-        stamp::stamp(self.words, header, &config.stamp_key, config.generation)
+    pub fn stamp(&self, header: Stamped, config: &Config<F>, generation: u32) -> u32 {
+        stamp::stamp(self.words, header, &config.stamp_key, generation)
     }
 
     /// The stamp of a packet that the host has yet to route.
     #[inline(always)]
     pub fn stamp_before_hop(&self, config: &Config<F>) -> u32 {
-        self.stamp(Stamped::before_hop(self.tos, self.ttl), config)
+        let header = Stamped::before_hop(self.tos, self.ttl);
+        self.stamp(header, config, maps::generation(config))
     }
 
     /// Whether every packet on the wire fits `mtu`. `frame_len` includes the bytes before the IP

@@ -383,7 +383,7 @@ fn a_flush_waits_for_nobody_and_never_repeats_a_generation() {
     sandbox(|pins| {
         let agent = open(pins);
         let mut flusher = agent.flusher().expect("a flusher");
-        let generation = || agent.maps().ipv4.config().expect("config").generation;
+        let generation = || pinned(pins).ipv4.config().expect("config").generation;
         let before = generation();
         let first = flusher.flush().expect("flushed");
         assert!(first.contested.is_none(), "{first:?}");
