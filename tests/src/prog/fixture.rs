@@ -228,13 +228,6 @@ impl<F: Cluster> Remote<F> {
         }
     }
 
-    fn nexthop(&self) -> Nexthop {
-        Nexthop {
-            path_changes: PATH_CHANGES,
-            ..Nexthop::default()
-        }
-    }
-
     /// What an entry remembers of the way to it.
     pub fn way(&self, interfaces: &Interfaces) -> Flow {
         Flow {
@@ -263,6 +256,14 @@ impl<F: Cluster> Remote<F> {
 
     fn peer(&self) -> (F::Be, Peer) {
         (F::be(self.vtep), Peer { node: self.index })
+    }
+}
+
+/// What is noted of a node to which nobody has learned a way.
+fn nexthop() -> Nexthop {
+    Nexthop {
+        path_changes: PATH_CHANGES,
+        ..Nexthop::default()
     }
 }
 
@@ -326,9 +327,7 @@ impl<F: Cluster> Fixture<F> {
                 ..Config::default()
             },
             nodes: remotes.map(|remote| (remote.index, remote.node())).into(),
-            nexthops: remotes
-                .map(|remote| (remote.index, remote.nexthop()))
-                .into(),
+            nexthops: remotes.map(|remote| (remote.index, nexthop())).into(),
             routes: remotes.map(|remote| remote.route()).into(),
             peers: remotes.map(|remote| remote.peer()).into(),
             gateways: [(interfaces.gateway, gateway)].into(),
@@ -360,7 +359,7 @@ impl<F: Cluster> Fixture<F> {
         Self {
             config,
             nodes: [(here.index, here.node())].into(),
-            nexthops: [(here.index, here.nexthop())].into(),
+            nexthops: [(here.index, nexthop())].into(),
             routes: [here.route()].into(),
             peers: [here.peer()].into(),
             ..near
