@@ -16,6 +16,7 @@ pub mod docker;
 pub mod document;
 pub mod etcd;
 pub mod http;
+pub mod kernel;
 pub mod lab;
 pub mod lease_node;
 pub mod netns;

@@ -465,8 +465,8 @@ fn an_operators_flush_counts_while_the_agent_runs() {
         let before = apply(&mut agent, &[(1, 1), (2, 2)]).generation;
         let dir = PinDir::new(pins);
         let mut flusher = Flusher::open(&dir).expect("a flusher");
-        let flushed = flusher.flush().expect("flushed");
-        assert_eq!(flushed.generations.ipv4, before + 1);
+        let outcome = flusher.flush().expect("flushed");
+        assert_eq!(outcome.generations.ipv4, before + 1);
         assert_eq!(apply(&mut agent, &[(1, 1)]).generation, before + 2);
         assert_eq!(agent.flush().expect("flushed").ipv4, before + 3);
     });

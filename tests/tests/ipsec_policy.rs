@@ -78,8 +78,8 @@ fn with_connection(arguments: &[&str], test: impl FnOnce(&Lab, &mut Connection) 
         lab.wait_converged()?;
         let pods = lab.pods();
         let [client, server] = [0, 1].map(|index| pods[index].1.endpoint());
-        let served = Server::start(&server, Protocol::Udp, PORT)?;
-        let mut connection = Connection::open(&client, Protocol::Udp, served.address, 0)?;
+        let listening = Server::start(&server, Protocol::Udp, PORT)?;
+        let mut connection = Connection::open(&client, Protocol::Udp, listening.address, 0)?;
         connection.exchange(2_000, 100)?;
         test(lab, &mut connection)
     });

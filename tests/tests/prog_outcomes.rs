@@ -30,6 +30,17 @@ use overlay_tests::{
     },
 };
 
+/// A name, and how the entries of a flow, its node and the node's next hop differ.
+type Entries<F> = (
+    &'static str,
+    fn(&mut Flow),
+    fn(&mut Node<F>),
+    fn(&mut Nexthop),
+);
+
+/// A name, and how a packet differs.
+type Alteration<F> = (&'static str, fn(&mut Packet<F>));
+
 /// Data of an established connection, with the timestamp option.
 const TCP: Transport = Transport::Tcp {
     src: 40_000,
@@ -512,7 +523,7 @@ fn egress_nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<
             fixture.grant(key, &F::TUNNELLED).node = u32::try_from(MAX_NODES).expect("fits");
         },
     );
-    let changes: [(&str, fn(&mut Flow), fn(&mut Node<F>), fn(&mut Nexthop)); 5] = [
+    let changes: [Entries<F>; 5] = [
         (
             "a node that moved since the lease was granted",
             |_| {},
@@ -1173,7 +1184,7 @@ fn stamp_rows<F: Oddities>(table: &mut Table<F>, packet: &Packet<F>, local: Loca
             fixture.grant(key, &F::TUNNELLED);
         });
     }
-    let changes: [(&str, fn(&mut Packet<F>)); 4] = [
+    let changes: [Alteration<F>; 4] = [
         ("another TOS than it is stamped with", |p| p.tos = 0xb8),
         ("another ECN mark", |p| p.tos = 1),
         ("no hop since it was stamped", |p| p.ttl += 1),
@@ -1458,7 +1469,7 @@ fn confirm_sent<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     sent(Outcome::NotOverlay, "by somebody else", &|_, around| {
-        around.tc_index = 0
+        around.tc_index = 0;
     });
     table.rows
 }

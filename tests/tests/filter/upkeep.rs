@@ -305,10 +305,10 @@ fn a_slow_look_at_legacy_rules_delays_no_notification_and_is_not_repeated_soon()
             })
             .await
             .expect("no look at the legacy rules");
-            let changed = Instant::now();
+            let altered = Instant::now();
             host.run("nft add table ip somebody");
             version(&mut changes, |version| version.foreign == 2).await;
-            assert!(changed.elapsed() < LOOK / 2, "{:?}", changed.elapsed());
+            assert!(altered.elapsed() < LOOK / 2, "{:?}", altered.elapsed());
             // One process for the two tables, and then a pause of nine times what it took.
             tokio::time::sleep(3 * LOOK).await;
             assert_eq!(count(), 1);

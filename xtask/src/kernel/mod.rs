@@ -70,11 +70,18 @@ struct Selection {
     seconds: u32,
 }
 
-const SELECTIONS: &[Selection] = &[Selection {
-    file: "kernel_smoke",
-    extent: Extent::Smoke,
-    seconds: 600,
-}];
+const SELECTIONS: &[Selection] = &[
+    Selection {
+        file: "kernel_smoke",
+        extent: Extent::Smoke,
+        seconds: 900,
+    },
+    Selection {
+        file: "kernel_devices",
+        extent: Extent::Lab,
+        seconds: 1800,
+    },
+];
 
 /// The test programs by the file they are made of.
 pub type Programs = BTreeMap<String, PathBuf>;
@@ -162,7 +169,7 @@ fn tasks(programs: &Programs, extent: Extent, filter: Option<&str>) -> Result<Ve
         let program = programs.get(selection.file);
         let program = program.with_context(|| format!("no test program {}", selection.file))?;
         let program = program.to_str().context("a path that is not UTF-8")?;
-        let words = [program, "--color=never", "--test-threads=2"]
+        let words = [program, "--color=never", "--nocapture", "--test-threads=2"]
             .into_iter()
             .chain(filter);
         Ok(Task {
