@@ -25,8 +25,8 @@ use nix::{
 use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
     datapath::{
-        Attached, Attachment, Datapath, DatapathError, Fastpath, Flusher, HostFacts, LeaseTimes,
-        Maps, Options, PinDir, Serves, Summary, XdpMode, link_states,
+        Attachment, Datapath, DatapathError, Fastpath, Flusher, HostFacts, LeaseTimes, Maps,
+        Options, PinDir, Serves, Summary, XdpMode, link_states,
     },
     model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
     object::OBJECT,
@@ -300,7 +300,6 @@ fn links_follow_the_wanted_set_and_defunct_ones_go() {
         let (a, b) = (veth("pod-a"), veth("pod-b"));
         let both = BTreeSet::from([a.clone(), b.clone()]);
         assert_eq!(agent.sync_links(&both).created, 2);
-        assert_eq!(agent.attach(&a).expect("attached"), Attached::Unchanged);
         let summary = agent.sync_links(&both);
         assert_eq!(
             (summary.created, summary.adopted, summary.removed),
@@ -332,9 +331,11 @@ fn links_follow_the_wanted_set_and_defunct_ones_go() {
         let summary = agent.sync_links(&BTreeSet::new());
         assert_eq!(summary.removed, 1, "{summary:?}");
         assert_eq!(link_states(&PinDir::new(pins)).expect("links"), []);
-        agent
-            .detach(c.hook, c.ifindex)
-            .expect("nothing to detach is fine");
+        let summary = agent.sync_links(&BTreeSet::new());
+        assert!(
+            summary.removed == 0 && summary.left.is_empty(),
+            "{summary:?}"
+        );
     });
 }
 
@@ -698,7 +699,8 @@ fn removing_the_pins_detaches_everything_but_not_under_a_running_agent() {
     sandbox(|pins| {
         let dir = PinDir::new(pins);
         let mut agent = open(pins);
-        agent.attach(&veth("pod-a")).expect("attached");
+        let attached = agent.sync_links(&BTreeSet::from([veth("pod-a")]));
+        assert_eq!(attached.created, 1, "{attached:?}");
         assert!(matches!(dir.remove_all(), Err(DatapathError::InUse { .. })));
         drop(agent);
         assert_eq!(programs_at("pod-a").len(), 1);

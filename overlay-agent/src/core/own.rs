@@ -148,10 +148,6 @@ impl Own {
         self.key
     }
 
-    pub fn node_ip(&self) -> IpAddr {
-        self.wanted.node_ip()
-    }
-
     /// Whether the own record cannot be written.
     pub fn is_failing(&self) -> bool {
         self.failing

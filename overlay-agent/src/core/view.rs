@@ -63,9 +63,3 @@ pub struct EtcdState {
     /// Everything up to here is in the view.
     pub revision: i64,
 }
-
-impl OwnLease {
-    pub fn subnet(&self) -> IpNetwork {
-        self.key.subnet()
-    }
-}

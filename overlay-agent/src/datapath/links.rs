@@ -81,12 +81,6 @@ pub struct LinkSummary {
     pub left: Vec<DatapathError>,
 }
 
-impl LinkSummary {
-    pub fn is_complete(&self) -> bool {
-        self.failed.is_empty() && self.left.is_empty()
-    }
-}
-
 /// A pinned link as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkState {

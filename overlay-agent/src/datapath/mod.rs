@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use overlay_common::{addr::MacAddr, outcome::Hook};
+use overlay_common::addr::MacAddr;
 use tracing::level_filters::LevelFilter;
 
 pub use self::{
@@ -128,7 +128,7 @@ pub struct Datapath {
 
 impl Datapath {
     /// Loads the programs on the maps pinned in `options.pin_dir`, creating what is missing.
-    /// Programs of an earlier agent stay attached until [`Self::attach`] or [`Self::sync_links`].
+    /// Programs of an earlier agent stay attached until [`Self::sync_links`].
     pub fn open(options: &Options<'_>) -> Result<Self, DatapathError> {
         let pins = PinDir::new(&options.pin_dir);
         load::require_capabilities()?;
@@ -269,16 +269,6 @@ impl Datapath {
     /// The writing side of what the packet filter judges packet by packet.
     pub fn slow_flows(&self) -> Result<SlowFlows, DatapathError> {
         SlowFlows::open(&self.pins)
-    }
-
-    /// Runs this agent's program at `attachment`, taking over a pinned link.
-    pub fn attach(&mut self, attachment: &Attachment) -> Result<Attached, DatapathError> {
-        links::attach(&self.pins, &self.programs, attachment)
-    }
-
-    /// Detaches `hook` from the interface; nothing attached is fine.
-    pub fn detach(&mut self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
-        links::detach(&self.pins, hook, ifindex)
     }
 
     /// Attaches to exactly `wanted`: takes over pinned links, creates missing ones, removes the

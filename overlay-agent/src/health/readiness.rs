@@ -123,12 +123,6 @@ impl Readiness {
             .collect()
     }
 
-    /// Waits until every condition holds.
-    pub async fn ready(&self) {
-        // The sender lives as long as `self`, so waiting cannot fail.
-        _ = self.0.subscribe().wait_for(BTreeMap::is_empty).await;
-    }
-
     /// Wakes at every change of any condition.
     pub fn changes(&self) -> watch::Receiver<BTreeMap<Condition, String>> {
         self.0.subscribe()
@@ -168,9 +162,15 @@ mod tests {
         let readiness = Readiness::default();
         let waiting = tokio::spawn({
             let readiness = readiness.clone();
-            async move { readiness.ready().await }
+            async move {
+                readiness
+                    .changes()
+                    .wait_for(BTreeMap::is_empty)
+                    .await
+                    .map(drop)
+            }
         });
         hold_all(&readiness);
-        waiting.await.unwrap();
+        waiting.await.unwrap().unwrap();
     }
 }

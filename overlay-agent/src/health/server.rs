@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz`, worded as flannel words them.
 
-use std::{future::Future, io, net::SocketAddr};
+use std::{future::Future, io};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use thiserror::Error;
@@ -45,11 +45,6 @@ impl HealthServer {
         })
     }
 
-    /// Where it listens.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
     /// Serves until `stop` completes. Connections still open are dropped then: a health check is
     /// answered at once or not worth waiting for.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), HealthError> {
@@ -88,6 +83,8 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
@@ -113,7 +110,7 @@ mod tests {
         let server = HealthServer::bind("127.0.0.1", 0, readiness.clone())
             .await
             .unwrap();
-        let address = server.local_addr().unwrap();
+        let address = server.listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(server.serve(stop.clone().cancelled_owned()));
         (address, readiness, stop)
@@ -181,7 +178,7 @@ mod tests {
             let server = HealthServer::bind(host, 0, Readiness::default())
                 .await
                 .unwrap();
-            let port = server.local_addr().unwrap().port();
+            let port = server.listener.local_addr().unwrap().port();
             TcpStream::connect(("localhost", port)).await.unwrap();
         }
     }
@@ -190,7 +187,7 @@ mod tests {
     async fn stopping_does_not_wait_for_an_idle_connection() {
         let readiness = Readiness::default();
         let server = HealthServer::bind("127.0.0.1", 0, readiness).await.unwrap();
-        let address = server.local_addr().unwrap();
+        let address = server.listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(server.serve(stop.clone().cancelled_owned()));
         let _idle = TcpStream::connect(address).await.unwrap();

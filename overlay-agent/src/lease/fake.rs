@@ -168,7 +168,7 @@ impl State {
         {
             let winner = LeaseAttrs::alloc([192, 168, 2, self.overlaps].into());
             self.overlaps -= 1;
-            self.force(LeaseKey::v4(part), winner, put.ttl);
+            self.force(LeaseKey::V4(part, None), winner, put.ttl);
         }
         let current = self.records.get(&put.key).map(Entry::unchanged);
         if current.unwrap_or(Expect::Absent) != put.expect {

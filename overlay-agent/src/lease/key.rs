@@ -22,10 +22,6 @@ pub enum LeaseKey {
 }
 
 impl LeaseKey {
-    pub const fn v4(subnet: Ipv4Network) -> Self {
-        Self::V4(subnet, None)
-    }
-
     /// `None` without any subnet.
     pub fn new(ipv4: Option<Ipv4Network>, ipv6: Option<Ipv6Network>) -> Option<Self> {
         match (ipv4, ipv6) {

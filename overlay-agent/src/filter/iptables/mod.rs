@@ -114,10 +114,6 @@ impl Installed {
         Self(found)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// The variant the rest of the host uses: the default one, unless only the other holds rules
     /// of others.
     pub async fn in_use(&self, own: &[ChainSpec]) -> Option<Iptables> {
