@@ -58,7 +58,7 @@ macro_rules! hooks {
         impl Hook {
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name used in the CLI, the metrics and the docs.
+            /// The name used in the CLI, the log and the docs.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)+
@@ -106,7 +106,7 @@ macro_rules! outcomes {
         impl Outcome {
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name used in the CLI, the metrics and the docs.
+            /// The name used in the CLI, the log and the docs.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)+

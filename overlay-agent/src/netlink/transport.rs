@@ -25,8 +25,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::NetlinkError;
 
-/// Requests per datagram. An acknowledgement occupies about 800 bytes of the receive buffer, whose
-/// default is 208 KiB.
+/// Requests per datagram. An acknowledgement occupies about 800 bytes of the receive buffer, which has
+/// 208 KiB where the kernel does not grant more.
 const BATCH: usize = 64;
 
 /// The kernel answers in microseconds, unless others hold its RTNL lock: network namespaces with
@@ -37,7 +37,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(25);
 /// A dump that other changes keep interrupting is repeated this often, then taken as it is.
 const DUMP_ATTEMPTS: u32 = 8;
 
-/// Receive buffer asked for, in bytes: a burst of events must not overrun the socket.
+/// Receive buffer asked for, in bytes: neither a burst of events nor a large dump must overrun a socket.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// A message and its flags, beyond "request" and "acknowledge".
