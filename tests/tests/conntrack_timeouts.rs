@@ -34,7 +34,7 @@ fn set_timeouts(node: &Node, seconds: &str) -> Result<()> {
 fn wait_for_lease(node: &Node, protocol: &str, seconds: f64) -> Result<()> {
     wait_for("leases to follow the timeouts", DEADLINE, || {
         let status = node.operator_json(&["status"])?;
-        let lease = status["lease_seconds"][protocol].as_f64();
+        let lease = status["datapath"]["lease_seconds"][protocol].as_f64();
         ensure!(lease == Some(seconds), "{protocol}: {lease:?}");
         Ok(())
     })

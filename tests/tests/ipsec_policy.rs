@@ -23,7 +23,9 @@ const SILENCE: Duration = Duration::from_millis(400);
 
 fn generation(node: &Node) -> Result<u64> {
     let status = node.operator_json(&["status"])?;
-    Ok(status["generation"].as_u64().unwrap_or_default())
+    Ok(status["datapath"]["generation"]
+        .as_u64()
+        .unwrap_or_default())
 }
 
 /// Sets the policy, or takes it away.

@@ -29,8 +29,9 @@ impl SlowFlows {
         }
         self.flush_owed = true;
         self.maps.put_slow(slow)?;
-        let flushed = self.flusher.flush()?;
-        self.flush_owed = flushed.contested.is_some();
+        // The caller tries again what is an error.
+        self.flusher.flush()?.contested.map_or(Ok(()), Err)?;
+        self.flush_owed = false;
         Ok(true)
     }
 }

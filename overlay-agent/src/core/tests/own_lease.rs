@@ -47,7 +47,6 @@ fn a_machine_that_slept_past_its_lease_writes_it_again_at_once_and_suspects_nobo
     sim.deliver();
     assert_eq!(sim.stored(), Some(attrs()));
     assert_eq!(sim.state(), OwnState::Held);
-    assert_eq!(sim.lists, 1);
     assert!(sim.peer("10.3.3.0/24").is_some(), "what came is known");
     assert_eq!(sim.alarms, []);
 }
