@@ -174,7 +174,8 @@ impl<F: Family> FlowWords<F> {
         Self { ports: 0, ..self }
     }
 
-    /// A number that differs between the flows a table entry may be passed on among.
+    /// A number by which a reader tells the flows apart that a table entry may be passed on among: a hash
+    /// of the key, which two of them share by chance only.
     #[inline(always)]
     pub fn id(self) -> u64 {
         self.addresses.id() ^ self.ports.wrapping_mul(SPREAD)

@@ -93,6 +93,50 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
     });
 }
 
+/// Leaves the pins as an agent does whose maps have the layouts of version 1: in a directory of that name, and
+/// with nothing that grants leases on the underlay. Its programs go on with their maps.
+fn leave_pins_of_version_1(node: &Node) -> Result<()> {
+    let maps = node.map_pin("OVL_CONFIG");
+    let maps = maps.parent().context("the directory of the maps")?;
+    fs::rename(maps, node.pin_dir.join("v1"))?;
+    let underlay = node.namespace.ifindex(NODE_INTERFACE)?;
+    fs::remove_file(node.pin_dir.join(format!("links/{underlay}-confirm")))?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        lab.bring_up(1)?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let transfer = thread::spawn({
+            let (from, to) = (pod(node), pod(peer));
+            move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
+        });
+        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        for upgraded in [node, peer] {
+            upgraded.wait_fast()?;
+            upgraded.kill_agent()?;
+            leave_pins_of_version_1(upgraded)?;
+            lab.start_agent(upgraded, &[])?;
+            wait_for("the other maps alone", DEADLINE, || {
+                upgraded.check_running()?;
+                let old = upgraded.pin_dir.join("v1");
+                ensure!(!old.exists(), "{} is still there", old.display());
+                lab.check_converged(upgraded)
+            })?;
+            upgraded.wait_fast()?;
+            let hooks: Vec<_> = upgraded.attached(NODE_INTERFACE)?.into_keys().collect();
+            ensure!(hooks == ["confirm", "ingress"], "{hooks:?}");
+        }
+        flow.stop()?.datagrams.ensure_lossless()?;
+        transfer
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map(drop)
+    });
+}
+
 #[test]
 fn killing_and_restarting_the_agent_under_traffic_loses_no_packet() {
     scenario(Lab::builder().nodes(2), |lab| {

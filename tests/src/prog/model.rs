@@ -77,7 +77,7 @@ pub struct Model<'a, F: Cluster = V4> {
 struct FlowPacket<'a, F: Cluster> {
     key: FlowKey<F>,
     header: Header<F>,
-    /// TCP SYN, FIN or RST.
+    /// TCP SYN, FIN or RST, or no ACK.
     control: bool,
     /// From the IP header to the end of the frame.
     ip: &'a [u8],
@@ -331,7 +331,7 @@ fn flow<F: Reading>(ip: &[u8], local: Local) -> Option<FlowPacket<'_, F>> {
                 word(0)?,
                 word(2)?,
                 usize::from(offset >> 4) * 4,
-                flags & 0b111 != 0,
+                flags & 0b111 != 0 || flags & 0b1_0000 == 0,
             )
         }
         17 => (word(0)?, word(2)?, 8, false),

@@ -1,0 +1,133 @@
+//! What rules write into the headers of pods' packets arrives with every packet.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::{
+    capture::{Capture, Direction},
+    differ::{Mode, in_both_modes, raw::POD_INTERFACE},
+    lab::Lab,
+    traffic::{Endpoint, flow::SteadyFlow},
+    wait::wait_for,
+};
+
+use crate::family::{BOUND, DEADLINE, Family, pods, two_nodes};
+
+const INTERVAL: Duration = Duration::from_millis(5);
+/// Packets to look at, in each direction.
+const PACKETS: usize = 60;
+
+/// What a pod finds in the headers of the other's packets: TOS and TTL.
+type Headers = BTreeSet<(u8, u8)>;
+
+/// What arrives at either pod with a rule.
+#[derive(Debug, PartialEq, Eq)]
+struct Arrived {
+    rule: String,
+    /// At the pod that answers, and at the pod that asks.
+    at: [Headers; 2],
+}
+
+/// Looks at what arrives at both pods.
+fn look<A: Family>(pods: &[Endpoint<A>; 2], flow: &SteadyFlow) -> Result<[Headers; 2]> {
+    let [asks, answers] = pods;
+    let captures = [answers, asks].map(|pod| Capture::start(&pod.namespace, POD_INTERFACE));
+    let before = flow.sent();
+    wait_for("packets", DEADLINE, || {
+        let sent = flow.sent() - before;
+        ensure!(sent as usize >= PACKETS, "{sent} datagrams");
+        Ok(())
+    })?;
+    let mut found = [Headers::new(), Headers::new()];
+    for ((capture, from), headers) in captures.into_iter().zip(pods).zip(&mut found) {
+        let frames = capture?.stop()?;
+        let received = frames
+            .iter()
+            .filter(|frame| frame.direction == Direction::Received);
+        let packets = received.filter_map(|frame| A::read(&frame.bytes));
+        let of_flow: Vec<_> = packets
+            .map(|(seen, _)| seen)
+            .filter(|seen| seen.source == from.address)
+            .collect();
+        ensure!(of_flow.len() >= PACKETS / 2, "{} packets", of_flow.len());
+        headers.extend(of_flow.iter().map(|seen| (seen.tos, seen.ttl)));
+    }
+    Ok(found)
+}
+
+fn arrive<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Arrived>> {
+    let pods = pods::<A>(lab)?;
+    let [asks, answers] = &pods;
+    let dscp = ["-j", "DSCP", "--set-dscp", "46"];
+    let mut arrived = Vec::new();
+    for node in lab.nodes() {
+        for target in [dscp, A::SET_TTL] {
+            let set = |action| {
+                let rule = [&["-t", "mangle", action, "FORWARD"], &target[..]].concat();
+                node.cmd(A::IPTABLES, rule).map(drop)
+            };
+            let rule = format!("{} at {}", target.join(" "), node.name);
+            let flow = SteadyFlow::start(asks, answers, INTERVAL)?;
+            if mode == Mode::Fast {
+                lab.node(0).wait_fast().context("before the rule")?;
+            }
+            set("-A")?;
+            thread::sleep(BOUND);
+            let at = look(&pods, &flow)?;
+            arrived.push(Arrived {
+                rule: format!("{rule}, of a flow that was there"),
+                at,
+            });
+            flow.stop()?.datagrams.ensure_lossless()?;
+            let flow = SteadyFlow::start(asks, answers, INTERVAL)?;
+            let at = look(&pods, &flow)?;
+            arrived.push(Arrived {
+                rule: format!("{rule}, of a new flow"),
+                at,
+            });
+            set("-D")?;
+            if mode == Mode::Fast {
+                lab.node(0).wait_fast().context("after the rule")?;
+            }
+            flow.stop()?.datagrams.ensure_lossless()?;
+        }
+    }
+    Ok(arrived)
+}
+
+fn what_rules_write_into_headers_arrives_with_every_packet<A: Family>() -> Result<()> {
+    let [fast, off] = in_both_modes(&two_nodes(), &[], arrive::<A>);
+    ensure!(
+        fast == off,
+        "with the fast path {fast:#?}\nwithout {off:#?}"
+    );
+    // Both directions pass the rule; a TTL is one less behind the other node.
+    let expected = |rule: &str, (tos, ttl): (u8, u8)| {
+        if rule.contains("DSCP") {
+            tos == 184
+        } else {
+            tos == 0 && (ttl == 33 || ttl == 32)
+        }
+    };
+    for Arrived { rule, at } in &fast {
+        let all = at.iter().flatten().all(|&headers| expected(rule, headers));
+        let one = at.iter().all(|headers| headers.len() == 1);
+        ensure!(all && one, "{rule}: {at:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_rules_write_into_ipv4_headers_arrives_with_every_packet() -> Result<()> {
+    what_rules_write_into_headers_arrives_with_every_packet::<Ipv4Addr>()
+}
+
+#[test]
+fn what_rules_write_into_ipv6_headers_arrives_with_every_packet() -> Result<()> {
+    what_rules_write_into_headers_arrives_with_every_packet::<Ipv6Addr>()
+}

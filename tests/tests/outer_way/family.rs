@@ -1,0 +1,203 @@
+//! What the tests have to know of an address family, and the flows they look at.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::{Ipv4Header, Ipv6Header, UdpHeader};
+use overlay_common::{addr::MacAddr, outcome::Hook};
+use overlay_tests::{
+    capture::{Direction, Frame},
+    decode::decode_ipv4,
+    decode6::decode_ipv6,
+    differ::Mode,
+    lab::{Builder, Lab, Node},
+    services::Connection,
+    traffic::{Address, Endpoint, ping, ping6},
+    wait::wait_for,
+};
+
+pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
+/// What a change may take to count for a flow that the fast path carries.
+pub const BOUND: Duration = Duration::from_secs(1);
+pub const DEADLINE: Duration = Duration::from_secs(15);
+pub const VXLAN_PORT: u16 = 8472;
+
+/// What a packet's own header says.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<A> {
+    pub source: A,
+    pub tos: u8,
+    pub ttl: u8,
+}
+
+/// A tunnel packet.
+#[derive(Clone, Debug)]
+pub struct Tunnelled<A> {
+    pub next_hop: MacAddr,
+    pub inner: Seen<A>,
+}
+
+pub trait Family: Address + Eq + Ord {
+    const IPTABLES: &str;
+    /// How `ip` is told of the family.
+    const IP: &str;
+    /// What sets a TTL or hop limit, with a value.
+    const SET_TTL: [&str; 4];
+
+    /// The node on the underlay.
+    fn of(node: &Node) -> Self;
+
+    /// Adds pods with these names to a node.
+    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint<Self>>>;
+
+    fn ping(from: &Endpoint<Self>, to: Self) -> Result<()>;
+
+    /// The IP header behind an Ethernet header, and what follows it.
+    fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)>;
+}
+
+impl Family for Ipv4Addr {
+    const IPTABLES: &str = "iptables-nft";
+    const IP: &str = "-4";
+    const SET_TTL: [&str; 4] = ["-j", "TTL", "--ttl-set", "33"];
+
+    fn of(node: &Node) -> Self {
+        node.address
+    }
+
+    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint>> {
+        let add = |name: &char| {
+            let pod = node.add_pod(&name.to_string(), overlay_tests::lab::Attachment::Bridge)?;
+            ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
+            Ok(pod.endpoint())
+        };
+        names.iter().map(add).collect()
+    }
+
+    fn ping(from: &Endpoint, to: Self) -> Result<()> {
+        ping::once(from, to).map(drop)
+    }
+
+    fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)> {
+        let packet = decode_ipv4(frame).ok()?;
+        let Ipv4Header {
+            source,
+            time_to_live,
+            dscp,
+            ecn,
+            ..
+        } = packet.ip;
+        let seen = Seen {
+            source: source.into(),
+            tos: dscp.value() << 2 | ecn.value(),
+            ttl: time_to_live,
+        };
+        Some((seen, packet.payload))
+    }
+}
+
+impl Family for Ipv6Addr {
+    const IPTABLES: &str = "ip6tables-nft";
+    const IP: &str = "-6";
+    const SET_TTL: [&str; 4] = ["-j", "HL", "--hl-set", "33"];
+
+    fn of(node: &Node) -> Self {
+        node.address6()
+    }
+
+    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint<Self>>> {
+        names.iter().map(|&name| node.add_pod6(name)).collect()
+    }
+
+    fn ping(from: &Endpoint<Self>, to: Self) -> Result<()> {
+        ping6::once(from, to)
+    }
+
+    fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)> {
+        let packet = decode_ipv6(frame).ok()?;
+        let Ipv6Header {
+            source,
+            traffic_class,
+            hop_limit,
+            ..
+        } = packet.ip;
+        let seen = Seen {
+            source: source.into(),
+            tos: traffic_class,
+            ttl: hop_limit,
+        };
+        Some((seen, packet.payload))
+    }
+}
+
+/// The tunnel packet in clear that `frame` is, if it is one.
+pub fn tunnelled<A: Family>(frame: &[u8]) -> Option<Tunnelled<A>> {
+    let (_, payload) = A::read(frame)?;
+    let (udp, rest) = UdpHeader::from_slice(&payload).ok()?;
+    if udp.destination_port != VXLAN_PORT {
+        return None;
+    }
+    let (inner, _) = A::read(rest.get(8..)?)?;
+    Some(Tunnelled {
+        next_hop: MacAddr::new(frame.first_chunk().copied()?),
+        inner,
+    })
+}
+
+/// The tunnel packets among what passed the hub's end of a node's wire, on their way from the node.
+pub fn sent<A: Family>(frames: &[Frame]) -> Vec<Tunnelled<A>> {
+    let from_node = frames
+        .iter()
+        .filter(|frame| frame.direction == Direction::Received);
+    from_node
+        .filter_map(|frame| tunnelled(&frame.bytes))
+        .collect()
+}
+
+pub fn two_nodes() -> Builder {
+    Lab::builder().nodes(2).config(CONFIG)
+}
+
+/// Pod `a` of the first node and pod `a` of the second, which can talk.
+pub fn pods<A: Family>(lab: &Lab) -> Result<[Endpoint<A>; 2]> {
+    let mut ends = Vec::new();
+    for node in lab.nodes() {
+        ends.extend(A::add_pods(node, &['a'])?);
+    }
+    for node in lab.nodes() {
+        node.wait_attached("vetha")?;
+    }
+    let [from, to] = ends.try_into().ok().context("two nodes with a pod each")?;
+    A::ping(&from, to.address)?;
+    Ok([from, to])
+}
+
+/// Uses the connections until the fast path carries them, if there is one: at both nodes and in both
+/// directions.
+pub fn warm(lab: &Lab, mode: Mode, connections: &mut [Connection]) -> Result<()> {
+    let count = || -> Result<Vec<u64>> {
+        let mut counts = Vec::new();
+        for node in lab.nodes() {
+            let counters = node.counters()?;
+            counts.extend([Hook::Egress, Hook::Ingress].map(|hook| counters.fast(hook)));
+        }
+        Ok(counts)
+    };
+    for connection in connections {
+        wait_for("the fast path to carry a connection", DEADLINE, || {
+            let before = count()?;
+            connection.exchange(2_000, 100)?;
+            let after = count()?;
+            let added: Vec<_> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+            ensure!(
+                mode == Mode::Off || added.iter().all(|&packets| packets >= 15),
+                "fast packets of 20 exchanges: {added:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Marks and priorities that rules give packets are on fast packets when they leave the underlay.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_common::outcome::Hook;
+use overlay_tests::{
+    differ::{Mode, in_both_modes},
+    lab::{Lab, Node, underlay::NODE_INTERFACE},
+    traffic::udp,
+};
+
+use crate::family::{Family, pods, two_nodes};
+
+/// Datagrams of one look, each with an answer.
+const COUNT: u32 = 100;
+/// The class of the queueing discipline that packets are sorted into, and the mark that sorts them.
+const CLASS: &str = "1:20";
+const MARK: u32 = 42;
+
+/// A queueing discipline with a class that only packets of a priority or a mark get into.
+fn set_up(node: &Node) -> Result<()> {
+    // Load the mark (`SKF_AD_MARK`), compare it, and return -1, for the class that the filter names, or 0.
+    let filter = format!("4,32 0 0 4294963220,21 0 1 {MARK},6 0 0 4294967295,6 0 0 0");
+    let tc = |object: &str, words: &[&str]| {
+        let place = [object, "add", "dev", NODE_INTERFACE];
+        node.cmd("tc", [&place, words].concat()).map(drop)
+    };
+    tc("qdisc", &["root", "handle", "1:", "htb", "default", "30"])?;
+    for class in [CLASS, "1:30"] {
+        let rate = ["htb", "rate", "10gbit", "quantum", "60000"];
+        tc(
+            "class",
+            &[&["parent", "1:", "classid", class][..], &rate].concat(),
+        )?;
+    }
+    let parent = ["parent", "1:", "protocol", "all", "bpf", "bytecode"];
+    tc(
+        "filter",
+        &[&parent[..], &[&filter, "flowid", CLASS]].concat(),
+    )
+}
+
+/// Packets that were sorted into the class.
+fn classed(node: &Node) -> Result<u64> {
+    let text = node.cmd("tc", ["-s", "class", "show", "dev", NODE_INTERFACE])?;
+    let class = text.split(&format!("class htb {CLASS} ")).nth(1);
+    let before = class.and_then(|class| class.split(" pkt").next());
+    let digits = before.and_then(|before| before.rsplit(' ').next());
+    let digits = digits.with_context(|| text.clone())?;
+    digits.parse().with_context(|| text.clone())
+}
+
+/// How many of the tunnel packets had what each rule gives them.
+fn counts<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
+    let [from, to] = pods::<A>(lab)?;
+    let node = lab.node(0);
+    set_up(node)?;
+    let source = from.address.to_string();
+    let class = ["-j", "CLASSIFY", "--set-class", CLASS];
+    let mark = MARK.to_string();
+    let mark = ["-j", "MARK", "--set-mark", &mark];
+    // Of pods' packets, and of the tunnel packets.
+    let inner = ["-s", &source];
+    let outer = ["-p", "udp", "--dport", "8472"];
+    let rules: [(&str, &[&str], [&str; 4]); 5] = [
+        ("FORWARD", &inner, class),
+        ("POSTROUTING", &outer, class),
+        ("PREROUTING", &inner, mark),
+        ("OUTPUT", &outer, mark),
+        ("POSTROUTING", &outer, mark),
+    ];
+    let mut found = Vec::new();
+    for (chain, which, target) in rules {
+        let rule = |action| {
+            let rule = [&["-t", "mangle", action, chain], which, &target[..]].concat();
+            node.cmd(A::IPTABLES, rule).map(drop)
+        };
+        rule("-A")?;
+        let (before, counters) = (classed(node)?, node.counters()?);
+        udp::echo_each(&from, &to, &[100], COUNT)?.ensure_lossless()?;
+        let counted = node.counters()?.since(&counters);
+        let fast = counted.fast(Hook::Egress);
+        // The first packet is the kernel's, and again after a flush.
+        ensure!(
+            mode == Mode::Off || fast >= u64::from(COUNT) * 9 / 10,
+            "{chain} {target:?}: counted\n{counted}"
+        );
+        found.push((format!("{} in {chain}", target[1]), classed(node)? - before));
+        rule("-D")?;
+    }
+    Ok(found)
+}
+
+fn fast_packets_are_marked_and_classed_as_the_kernels<A: Family>() -> Result<()> {
+    let [fast, off] = in_both_modes(&two_nodes(), &[], counts::<A>);
+    ensure!(
+        fast == off && fast.iter().all(|&(_, count)| count == u64::from(COUNT)),
+        "with the fast path {fast:#?}\nwithout {off:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn fast_ipv4_packets_are_marked_and_classed_as_the_kernels() -> Result<()> {
+    fast_packets_are_marked_and_classed_as_the_kernels::<Ipv4Addr>()
+}
+
+#[test]
+fn fast_ipv6_packets_are_marked_and_classed_as_the_kernels() -> Result<()> {
+    fast_packets_are_marked_and_classed_as_the_kernels::<Ipv6Addr>()
+}
