@@ -39,13 +39,18 @@ async fn nodes_see_each_other_come_change_and_go() -> Result<()> {
     let etcd = etcd_with_config()?;
     let first = Node::new(&etcd, 1).start().await?;
     let second = Node::new(&etcd, 2).start().await?;
-    let subnet = second.view().own.subnet();
+    let subnet = second.view().own.key.subnet();
     first
         .until("the second node is a peer", |view| {
             view.peers.contains_key(&subnet)
         })
         .await?;
-    assert!(second.view().peers.contains_key(&first.view().own.subnet()));
+    assert!(
+        second
+            .view()
+            .peers
+            .contains_key(&first.view().own.key.subnet())
+    );
 
     let moved = LeaseAttrs::host_gw([192, 168, 0, 22].into());
     second.handle.publish(moved.clone());
@@ -164,10 +169,10 @@ async fn a_dual_stack_node_has_a_subnet_of_each_family_in_one_key() -> Result<()
 async fn a_restarted_node_finds_its_subnet_again() -> Result<()> {
     let etcd = etcd_with_config()?;
     let node = Node::new(&etcd, 1).start().await?;
-    let subnet = node.view().own.subnet();
+    let subnet = node.view().own.key.subnet();
     node.stop().await;
     let again = Node::new(&etcd, 1).start().await?;
-    assert_eq!(again.view().own.subnet(), subnet);
+    assert_eq!(again.view().own.key.subnet(), subnet);
     Ok(())
 }
 
@@ -181,8 +186,10 @@ async fn many_nodes_starting_at_once_get_subnets_of_their_own() -> Result<()> {
     )?;
     let starts = (1..=12).map(|n| Node::new(&etcd, n).subnets(1, 12).start());
     let nodes = futures::future::try_join_all(starts).await?;
-    let subnets: std::collections::BTreeSet<_> =
-        nodes.iter().map(|node| node.view().own.subnet()).collect();
+    let subnets: std::collections::BTreeSet<_> = nodes
+        .iter()
+        .map(|node| node.view().own.key.subnet())
+        .collect();
     assert_eq!(subnets.len(), 12, "{subnets:?}");
     Ok(())
 }

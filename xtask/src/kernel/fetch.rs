@@ -137,7 +137,7 @@ impl Apt {
         println!("Downloading {image}");
         process::run(self.command("apt-get").args(["-qq", "download", image]))?;
         // Newer suites split the package.
-        for part in ["linux-binary", "linux-modules"] {
+        for part in ["linux-base", "linux-binary", "linux-modules"] {
             let package = format!("{part}-{release}");
             let exists = process::output(self.command("apt-cache").args(["show", &package]));
             if exists.is_ok() {
