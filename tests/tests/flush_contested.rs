@@ -33,8 +33,8 @@ fn a_rule_ends_fast_flows_although_the_configuration_stays_locked() {
         lab.wait_attached()?;
         let pods = lab.pods();
         let [client, server] = [0, 1].map(|index| pods[index].1.endpoint());
-        let served = Server::start(&server, Protocol::Udp, PORT)?;
-        let mut connection = Connection::open(&client, Protocol::Udp, served.address, 0)?;
+        let listening = Server::start(&server, Protocol::Udp, PORT)?;
+        let mut connection = Connection::open(&client, Protocol::Udp, listening.address, 0)?;
         let node = lab.node(0);
         wait_for("the flow to be fast", DEADLINE, || {
             let before = node.counters()?;
