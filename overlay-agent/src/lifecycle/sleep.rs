@@ -6,44 +6,59 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
-/// The clocks are read one after the other, and corrected; neither makes a difference like this.
+/// Clocks are corrected while they run; that makes no difference like this.
 const LEAST: Duration = Duration::from_millis(200);
 
 /// Compares the clock that counts sleep with the one that does not.
 #[derive(Debug)]
 pub struct SleepWatch {
-    slept: Option<Duration>,
+    /// How long the machine has slept since it was started, at the most.
+    at_most: Option<Duration>,
+}
+
+/// How long the machine has slept since it was started: between the readings of two clocks this thread
+/// may have waited for a CPU.
+#[derive(Clone, Copy, Debug)]
+struct Slept {
+    at_least: Duration,
+    at_most: Duration,
 }
 
 impl SleepWatch {
     /// Sleep from here on is noticed.
     pub fn start() -> Self {
         Self {
-            slept: slept_since_boot(),
+            at_most: read().map(|slept| slept.at_most),
         }
     }
 
     /// How long the machine has slept since the last call, if it has.
     pub fn slept(&mut self) -> Option<Duration> {
-        self.observe(slept_since_boot()?)
+        self.observe(read()?)
     }
 
-    fn observe(&mut self, now: Duration) -> Option<Duration> {
-        let before = *self.slept.get_or_insert(now);
-        let slept = now.checked_sub(before).filter(|slept| *slept >= LEAST)?;
-        self.slept = Some(now);
-        Some(slept)
+    fn observe(&mut self, now: Slept) -> Option<Duration> {
+        let before = self.at_most.unwrap_or(now.at_most);
+        let slept = now.at_least.checked_sub(before);
+        let slept = slept.filter(|slept| *slept >= LEAST);
+        self.at_most = Some(match slept {
+            Some(_) => now.at_most,
+            None => before.min(now.at_most),
+        });
+        slept
     }
 }
 
-fn slept_since_boot() -> Option<Duration> {
+fn read() -> Option<Slept> {
     let read = |clock| clock_gettime(clock).map(Duration::from);
-    match (
-        read(ClockId::CLOCK_MONOTONIC),
-        read(ClockId::CLOCK_BOOTTIME),
-    ) {
-        (Ok(awake), Ok(since_boot)) => Some(since_boot.saturating_sub(awake)),
-        (Err(error), _) | (_, Err(error)) => {
+    let awake = read(ClockId::CLOCK_MONOTONIC);
+    let since_start = read(ClockId::CLOCK_BOOTTIME);
+    match (awake, since_start, read(ClockId::CLOCK_MONOTONIC)) {
+        (Ok(before), Ok(since_start), Ok(after)) => Some(Slept {
+            at_least: since_start.saturating_sub(after),
+            at_most: since_start.saturating_sub(before),
+        }),
+        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
             debug!(%error, "cannot read the clocks");
             None
         }
@@ -54,30 +69,47 @@ fn slept_since_boot() -> Option<Duration> {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
+    fn between(at_least: u64, at_most: u64) -> Slept {
+        Slept {
+            at_least: Duration::from_millis(at_least),
+            at_most: Duration::from_millis(at_most),
+        }
+    }
 
-    #[test]
-    fn each_sleep_is_noticed_once_with_its_length() {
-        let mut watch = SleepWatch {
-            slept: Some(5 * SECOND),
-        };
-        assert_eq!(watch.observe(5 * SECOND), None);
-        assert_eq!(watch.observe(3_605 * SECOND), Some(3_600 * SECOND));
-        assert_eq!(watch.observe(3_605 * SECOND), None);
-        assert_eq!(watch.observe(3_606 * SECOND), Some(SECOND));
+    fn watch_since(first: Slept) -> SleepWatch {
+        SleepWatch {
+            at_most: Some(first.at_most),
+        }
     }
 
     #[test]
-    fn what_is_only_read_inexactly_is_no_sleep_and_does_not_add_up_to_a_wrong_one() {
-        let mut watch = SleepWatch { slept: None };
-        let jitter = [40, 0, 90, 20].map(Duration::from_micros);
-        for inexact in jitter {
-            assert_eq!(watch.observe(SECOND + inexact), None);
+    fn each_sleep_is_noticed_once_with_its_length() {
+        let mut watch = watch_since(between(5_000, 5_000));
+        let mut slept = |millis| watch.observe(between(millis, millis));
+        assert_eq!(slept(5_000), None);
+        assert_eq!(slept(3_605_000), Some(Duration::from_hours(1)));
+        assert_eq!(slept(3_605_000), None);
+        assert_eq!(slept(3_606_000), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_a_cpu_between_the_clocks_has_not_slept() {
+        for first in [
+            between(1_000, 1_000),
+            between(400, 1_000),
+            between(1_000, 9_000),
+        ] {
+            let mut watch = watch_since(first);
+            for look in [
+                between(300, 1_000),
+                between(1_000, 9_000),
+                between(1_000, 1_000),
+            ] {
+                assert_eq!(watch.observe(look), None, "{first:?} {look:?}");
+            }
+            let real = watch.observe(between(3_000, 3_000));
+            assert_eq!(real, Some(Duration::from_secs(2)), "{first:?}");
         }
-        let short = Duration::from_millis(150);
-        assert_eq!(watch.observe(SECOND + short), None);
-        let slept = watch.observe(SECOND + 2 * short);
-        assert!(slept.is_some_and(|slept| slept >= LEAST), "{slept:?}");
     }
 
     #[test]
