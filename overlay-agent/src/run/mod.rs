@@ -24,7 +24,7 @@ mod work;
 use std::{pin::Pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -145,7 +145,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut pending = Pending::default();
     pending.mark_for(daemon.again, Instant::now() + RETRY);
-    let mut work = None;
+    let mut work: Option<Work> = None;
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     period.reset();
@@ -158,6 +158,8 @@ async fn serve(
             request = signals.next() => match request {
                 Request::Stop(name) => {
                     info!(signal = name, "stopping; forwarding goes on");
+                    // What is half written is written to its end, if that does not take long.
+                    let _ = timeout(GRACE, Work::done(&mut work)).await;
                     return Ok(());
                 }
                 Request::Reload => {
