@@ -64,16 +64,10 @@ fn main() -> Result<()> {
         println!("{} peers known after {took:.1?}", args.peers);
     }
     let first = args.peers;
-    let mut samples = one_by_one(&lab, &routes, first, &args)?;
-    samples.sort();
-    println!(
-        "from the write to the route, {} leases: p50 {:.2?}, p90 {:.2?}, p99 {:.2?}, most {:.2?}",
-        samples.len(),
-        quantile(&samples, 0.5),
-        quantile(&samples, 0.9),
-        quantile(&samples, 0.99),
-        quantile(&samples, 1.0),
-    );
+    let (routed, answered) = one_by_one(&lab, &routes, first, &args)?;
+    println!("{} leases, from the write", args.rounds);
+    print("to etcd's answer", answered);
+    print("to the route", routed);
     let before = batches(&lab)?;
     let first = first + args.rounds;
     let took = burst(&lab, &routes, first..first + args.burst)?;
@@ -87,25 +81,31 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Writes leases one at a time; how long each took to become a route.
-fn one_by_one(lab: &Lab, routes: &Routes, first: u32, args: &Args) -> Result<Vec<Duration>> {
+/// Writes leases one at a time; how long each took to become a route, and to be acknowledged.
+fn one_by_one(
+    lab: &Lab,
+    routes: &Routes,
+    first: u32,
+    args: &Args,
+) -> Result<(Vec<Duration>, Vec<Duration>)> {
     let endpoints = lab.store().endpoints();
     lab.underlay().router().enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let mut client = runtime.block_on(Client::connect([endpoints], None))?;
-        let mut samples = Vec::new();
+        let (mut routed, mut answered) = (Vec::new(), Vec::new());
         for index in first..first + args.rounds {
             std::thread::sleep(Duration::from_millis(args.pause));
             let (key, value) = record(index);
             let key = format!("{PREFIX}/subnets/{key}");
             let written = Instant::now();
             runtime.block_on(client.put(key, value, None))?;
+            answered.push(written.elapsed());
             routes.wait_for(&mut [subnet(index)].into())?;
-            samples.push(written.elapsed());
+            routed.push(written.elapsed());
         }
-        Ok(samples)
+        Ok((routed, answered))
     })
 }
 
@@ -138,6 +138,12 @@ fn record(index: u32) -> (String, String) {
         mac[0], mac[1], mac[2], mac[3]
     );
     (format!("{}-24", subnet(index)), value)
+}
+
+fn print(what: &str, mut samples: Vec<Duration>) {
+    samples.sort();
+    let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| quantile(&samples, share));
+    println!("{what}: p50 {p50:.2?}, p90 {p90:.2?}, p99 {p99:.2?}, most {most:.2?}");
 }
 
 fn quantile(sorted: &[Duration], share: f64) -> Duration {
