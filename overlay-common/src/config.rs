@@ -60,6 +60,14 @@ impl<F: Family> Config<F> {
         self.subnet_mask != F::Be::default()
     }
 
+    /// The bits of [`Flow::egress_mode`](crate::flow::Flow::egress_mode) and the TTL above that a lease
+    /// remembers of a packet's header: none in trusted mode. Without a branch, of which the verifier would
+    /// walk both ways.
+    #[inline(always)]
+    pub fn header_mask(&self) -> u16 {
+        ((self.fastpath & FASTPATH_STRICT) as u16).wrapping_neg()
+    }
+
     /// How long a lease of a flow of `protocol` lasts; in trusted mode, where a flow is all that goes
     /// between two pods, the shortest of all.
     #[inline(always)]

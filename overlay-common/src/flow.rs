@@ -56,10 +56,11 @@ pub struct Flow {
     pub pod_mtu: u16,
     /// Source MAC of delivered frames, as the kernel chose it.
     pub deliver_mac: MacAddr,
-    /// How the kernel received ingress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
+    /// How the kernel received ingress packets: `MODE_TUNNEL` or `MODE_DIRECT`, `MODE_NONE` before, in
+    /// the bits of [`MODE_BITS`]; their DSCP in the others, where a TOS byte has it.
     pub ingress_mode: u8,
-    #[doc(hidden)]
-    pub _pad: u8,
+    /// TTL or hop limit of ingress packets behind this host's hop.
+    pub ingress_ttl: u8,
     /// Host side of the local pod's veth, where ingress packets are redirected.
     pub pod_ifindex: u32,
     /// What `OVL_MOVES` said of `pod_mac` when the ingress lease was granted; it counts while that is
@@ -77,10 +78,10 @@ pub struct Flow {
     pub path_mtu: u16,
     /// Source MAC on the underlay.
     pub underlay_mac: MacAddr,
-    /// How the kernel sent egress packets: `MODE_TUNNEL` or `MODE_DIRECT`; `MODE_NONE` before.
+    /// As `ingress_mode`, of how the kernel sent egress packets.
     pub egress_mode: u8,
-    #[doc(hidden)]
-    pub _pad2: u8,
+    /// As `ingress_ttl`, of egress packets.
+    pub egress_ttl: u8,
     /// The VTEP address the way leads to, as [`Address::tag`](crate::addr::Address::tag) tells
     /// addresses apart. It counts while it is the node's.
     pub vtep: [u8; 4],
@@ -89,8 +90,14 @@ pub struct Flow {
     /// `skb->priority` with which packets leave.
     pub priority: u32,
     #[doc(hidden)]
-    pub _pad3: u32,
+    pub _pad: u32,
 }
+
+/// The bits of [`Flow::egress_mode`] and [`Flow::ingress_mode`] that hold the mode. With the DSCP and the TTL
+/// beside it they make up the top 16 bits of a word of the entry. A packet with another DSCP or TTL than
+/// the one that earned the lease has to earn its own: rules may treat it differently. In trusted mode,
+/// where a lease is the pair of pods', both are 0.
+pub const MODE_BITS: u16 = 0b11;
 
 /// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.
 pub type FlowImage = [u64; size_of::<Flow>() / 8];
@@ -110,7 +117,7 @@ pub mod word {
     pub const GATEWAY_PORT: usize = offset_of!(Flow, gateway_mac) / 8;
     /// `pod_mac`, then `pod_mtu` in the top 16 bits.
     pub const POD_MTU: usize = offset_of!(Flow, pod_mac) / 8;
-    /// `deliver_mac`, then `ingress_mode` in bits 48 to 55.
+    /// `deliver_mac`, then `ingress_mode` in bits 48 to 55, `ingress_ttl` above.
     pub const DELIVER_MODE: usize = offset_of!(Flow, deliver_mac) / 8;
     /// `pod_ifindex` in the low half, `moves` in the high half.
     pub const POD_IFINDEX: usize = offset_of!(Flow, pod_ifindex) / 8;
@@ -118,7 +125,7 @@ pub mod word {
     pub const UNDERLAY: usize = offset_of!(Flow, underlay_ifindex) / 8;
     /// `next_hop_mac`, then `path_mtu` in the top 16 bits.
     pub const NEXT_HOP_MTU: usize = offset_of!(Flow, next_hop_mac) / 8;
-    /// `underlay_mac`, then `egress_mode` in bits 48 to 55.
+    /// `underlay_mac`, then `egress_mode` in bits 48 to 55, `egress_ttl` above.
     pub const UNDERLAY_MODE: usize = offset_of!(Flow, underlay_mac) / 8;
     /// `vtep` in the low half, `mark` in the high half.
     pub const VTEP_MARK: usize = offset_of!(Flow, vtep) / 8;
@@ -282,6 +289,7 @@ mod tests {
             prop_assert_eq!((image[word::POD_MTU] >> 48) as u16, flow.pod_mtu);
             prop_assert_eq!(low_mac(image[word::DELIVER_MODE]), flow.deliver_mac);
             prop_assert_eq!((image[word::DELIVER_MODE] >> 48) as u8, flow.ingress_mode);
+            prop_assert_eq!((image[word::DELIVER_MODE] >> 56) as u8, flow.ingress_ttl);
             prop_assert_eq!(image[word::POD_IFINDEX] as u32, flow.pod_ifindex);
             prop_assert_eq!((image[word::POD_IFINDEX] >> 32) as u32, flow.moves);
             prop_assert_eq!(image[word::UNDERLAY] as u32, flow.underlay_ifindex);
@@ -290,6 +298,7 @@ mod tests {
             prop_assert_eq!((image[word::NEXT_HOP_MTU] >> 48) as u16, flow.path_mtu);
             prop_assert_eq!(low_mac(image[word::UNDERLAY_MODE]), flow.underlay_mac);
             prop_assert_eq!((image[word::UNDERLAY_MODE] >> 48) as u8, flow.egress_mode);
+            prop_assert_eq!((image[word::UNDERLAY_MODE] >> 56) as u8, flow.egress_ttl);
             prop_assert_eq!((image[word::VTEP_MARK] as u32).to_ne_bytes(), flow.vtep);
             prop_assert_eq!((image[word::VTEP_MARK] >> 32) as u32, flow.mark);
             prop_assert_eq!(image[word::PRIORITY] as u32, flow.priority);

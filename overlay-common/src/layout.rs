@@ -58,8 +58,8 @@ layout!(
     Flow, size 104, align 8,
     id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
     gateway_mac at 32, source_port at 38, pod_mac at 40, pod_mtu at 46, deliver_mac at 48,
-    ingress_mode at 54, pod_ifindex at 56, moves at 60, underlay_ifindex at 64, path_changes at 68,
-    next_hop_mac at 72, path_mtu at 78, underlay_mac at 80, egress_mode at 86, vtep at 88,
+    ingress_mode at 54, ingress_ttl at 55, pod_ifindex at 56, moves at 60, underlay_ifindex at 64, path_changes at 68,
+    next_hop_mac at 72, path_mtu at 78, underlay_mac at 80, egress_mode at 86, egress_ttl at 87, vtep at 88,
     mark at 92, priority at 96,
 );
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);

@@ -234,6 +234,8 @@ outcomes! {
     PerPacketRule = 56, Decline, "per_packet_rule";
     /// Carries the mark of `--slow-mark`: its flow is to stay on the kernel path.
     SlowMark = 57, Decline, "slow_mark";
+    /// Another DSCP or TTL than the packet that earned the lease: rules may treat it differently.
+    OtherHeader = 58, Decline, "other_header";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

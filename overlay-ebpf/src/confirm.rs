@@ -206,6 +206,7 @@ fn grant<F: Ip>(
         source,
         mtu: narrow(route.mtu),
         mode,
+        header: flow.header_bits(0),
         path_changes,
         mark: skb.mark(),
         priority: skb.priority(),

@@ -46,6 +46,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let mtu = skb.device_mtu();
     let delivery = Delivery {
         mode: if by_tunnel { MODE_TUNNEL } else { MODE_DIRECT },
+        header: flow.header_bits(0),
         pod: dst,
         mtu: if mtu > 0xffff { 0xffff } else { mtu as u16 },
         from: src,

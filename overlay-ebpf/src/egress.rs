@@ -128,6 +128,9 @@ fn forward<F: Ip>(
     if flow.ttl <= 1 {
         return Err(Outcome::Ttl);
     }
+    if flow.header_bits(1) != way.header {
+        return Err(Outcome::OtherHeader);
+    }
     let node = F::node(index).ok_or(Outcome::Nexthop)?;
     let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
     if way.vtep != u32::from_ne_bytes(node.vtep.tag()) || way.path_changes != nexthop.path_changes()

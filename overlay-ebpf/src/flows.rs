@@ -1,7 +1,7 @@
 //! The flow table: what is fast, and who says so.
 
 use overlay_common::{
-    flow::{Flow, FlowImage, FlowWords, word},
+    flow::{Flow, FlowImage, FlowWords, MODE_BITS, word},
     outcome::Outcome,
 };
 
@@ -24,6 +24,8 @@ pub struct Way {
     pub mtu: u16,
     /// `MODE_TUNNEL` or `MODE_DIRECT`.
     pub mode: u8,
+    /// [`Flow::header_bits`](crate::parse::Flow::header_bits) behind the host's hop.
+    pub header: u16,
     /// Of the node's next hop.
     pub path_changes: u32,
     /// `skb->mark` and `skb->priority`.
@@ -73,7 +75,8 @@ impl FlowEntry {
             next_hop: Mac::from_low_bits(next_hop),
             source: Mac::from_low_bits(source),
             mtu: (next_hop >> 48) as u16,
-            mode: (source >> 48) as u8,
+            mode: ((source >> 48) as u16 & MODE_BITS) as u8,
+            header: (source >> 48) as u16 & !MODE_BITS,
             path_changes: (underlay >> 32) as u32,
             mark: (vtep >> 32) as u32,
             priority: self.0.get::<{ word::PRIORITY }>() as u32,
@@ -87,11 +90,13 @@ impl FlowEntry {
         (Mac::from_low_bits(word), (word >> 48) as u32)
     }
 
-    /// Source MAC of delivered frames, and the mode of the ingress lease.
+    /// Source MAC of delivered frames, and mode and header bits of the ingress lease.
     #[inline(always)]
-    pub fn deliver_and_mode(self) -> (Mac, u8) {
+    pub fn deliver_and_mode(self) -> (Mac, u8, u16) {
         let word = self.0.get::<{ word::DELIVER_MODE }>();
-        (Mac::from_low_bits(word), (word >> 48) as u8)
+        let bits = (word >> 48) as u16;
+        let mode = (bits & MODE_BITS) as u8;
+        (Mac::from_low_bits(word), mode, bits & !MODE_BITS)
     }
 
     /// The pod's interface, and how often its MAC had moved when the lease was granted.
@@ -117,6 +122,8 @@ pub fn forget<F: Tables>(words: FlowWords<F>) {
 /// What an ingress lease remembers.
 pub struct Delivery {
     pub mode: u8,
+    /// [`Flow::header_bits`](crate::parse::Flow::header_bits) behind the host's hop.
+    pub header: u16,
     pub pod: Mac,
     pub mtu: u16,
     pub from: Mac,
@@ -156,7 +163,7 @@ pub fn grant_egress<F: Tables>(
     image[word::GATEWAY_PORT] = gateway.bits() | u64::from(source_port) << 48;
     image[word::UNDERLAY] = u64::from(way.ifindex) | u64::from(way.path_changes) << 32;
     image[word::NEXT_HOP_MTU] = way.next_hop.bits() | u64::from(way.mtu) << 48;
-    image[word::UNDERLAY_MODE] = way.source.bits() | u64::from(way.mode) << 48;
+    image[word::UNDERLAY_MODE] = way.source.bits() | bits_of(way.mode, way.header);
     image[word::VTEP_MARK] = u64::from(way.vtep) | u64::from(way.mark) << 32;
     image[word::PRIORITY] = u64::from(way.priority);
     put(words, generation, index, image, &EGRESS, &INGRESS)
@@ -174,9 +181,14 @@ pub fn grant_ingress<F: Tables>(
     let mut image: FlowImage = [0; FLOW_WORDS];
     image[word::INGRESS_UNTIL] = until;
     image[word::POD_MTU] = to.pod.bits() | u64::from(to.mtu) << 48;
-    image[word::DELIVER_MODE] = to.from.bits() | u64::from(to.mode) << 48;
+    image[word::DELIVER_MODE] = to.from.bits() | bits_of(to.mode, to.header);
     image[word::POD_IFINDEX] = u64::from(to.ifindex) | u64::from(to.moves) << 32;
     put(words, generation, index, image, &INGRESS, &EGRESS)
+}
+
+#[inline(always)]
+fn bits_of(mode: u8, header: u16) -> u64 {
+    u64::from(u16::from(mode) | header) << 48
 }
 
 /// Puts what `image` says of one direction, in its words `granted`, into the entry of the flow, and

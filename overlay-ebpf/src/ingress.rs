@@ -116,7 +116,7 @@ fn lease<F: Ip>(
     let until = entry.ingress_until();
     let (generation, index) = entry.generation_and_node();
     let (dst, mtu) = entry.pod_and_mtu();
-    let (src, mode) = entry.deliver_and_mode();
+    let (src, mode, header) = entry.deliver_and_mode();
     let (ifindex, moves) = entry.pod_ifindex_and_moves();
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
@@ -137,6 +137,9 @@ fn lease<F: Ip>(
     }
     if flow.ttl <= 1 {
         return Err(Outcome::Ttl);
+    }
+    if flow.header_bits(1) != header {
+        return Err(Outcome::OtherHeader);
     }
     let frame_len = skb.len();
     if !flow.is_whole(frame_len, offset as u32) {

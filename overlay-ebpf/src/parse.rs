@@ -17,6 +17,9 @@ use crate::{
 
 pub const ETH_LEN: usize = 14;
 
+/// The DSCP in a TOS byte or traffic class; the rest is ECN, which changes from packet to packet.
+const DSCP: u8 = 0xfc;
+
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
@@ -56,6 +59,8 @@ pub struct Flow<F: Ip> {
     pub check: u16,
     /// Length of the IP and transport headers, bytes.
     pub headers_len: u32,
+    /// The bits of [`Self::header_bits`] that count.
+    header_mask: u16,
 }
 
 impl<F: Ip> Flow<F> {
@@ -122,7 +127,16 @@ impl<F: Ip> Flow<F> {
             total_len: ip.total_len,
             check: ip.check,
             headers_len,
+            header_mask: config.header_mask(),
         })
+    }
+
+    /// What a lease remembers of the IP header beside the flow, as the top bits of an entry's word
+    /// beside the mode. `hops` are still to be taken.
+    #[inline(always)]
+    pub fn header_bits(&self, hops: u8) -> u16 {
+        let ttl = self.ttl.wrapping_sub(hops);
+        (u16::from(self.tos & DSCP) | u16::from(ttl) << 8) & self.header_mask
     }
 
     /// What a packet with this header carries as its hash if it leaves the host as it is here.

@@ -99,9 +99,9 @@ fn layouts() -> BTreeMap<String, Layout> {
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
         Flow {
             id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
-            pod_mtu, deliver_mac, ingress_mode, _pad, pod_ifindex, moves, underlay_ifindex,
-            path_changes, next_hop_mac, path_mtu, underlay_mac, egress_mode, _pad2, vtep, mark,
-            priority, _pad3,
+            pod_mtu, deliver_mac, ingress_mode, ingress_ttl, pod_ifindex, moves, underlay_ifindex,
+            path_changes, next_hop_mac, path_mtu, underlay_mac, egress_mode, egress_ttl, vtep, mark,
+            priority, _pad,
         }
         Counter { packets, bytes }
         Match<V4> {

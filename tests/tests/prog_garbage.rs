@@ -56,7 +56,7 @@ fn transports(flow: u16) -> [Transport; 4] {
 /// trusted mode the pairs of pods are, handshakes included.
 fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture<F>) {
     /// Leases that do not count, each for its own reason.
-    const BROKEN: [fn(&mut Flow); 12] = [
+    const BROKEN: [fn(&mut Flow); 16] = [
         |flow| flow.egress_until = 1,
         |flow| flow.ingress_until = 1,
         |flow| flow.generation -= 1,
@@ -69,6 +69,10 @@ fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<C
         |flow| flow.path_mtu = 100,
         |flow| flow.path_changes -= 1,
         |flow| flow.vtep[0] ^= 1,
+        |flow| flow.egress_mode |= 46 << 2,
+        |flow| flow.ingress_mode |= 46 << 2,
+        |flow| flow.egress_ttl -= 1,
+        |flow| flow.ingress_ttl -= 1,
     ];
 
     let mut fixture = Fixture::new(interfaces);
@@ -95,7 +99,11 @@ fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<C
             let back = remote.to_pod(transport).with(|p| p.payload = pattern(90));
             for key in [out.flow(Local::Source), back.flow(Local::Destination)] {
                 let key = if trusted { pair(key) } else { key };
-                adjust(fixture.grant(key, &remote));
+                let flow = fixture.grant(key, &remote);
+                if trusted {
+                    (flow.egress_ttl, flow.ingress_ttl) = (0, 0);
+                }
+                adjust(flow);
             }
             cases.extend(journey(&fixture, &remote, &out, &back));
         }
@@ -310,8 +318,10 @@ fn damage<F: Reading>(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
 /// The frame, or the frame in it, with other values in a valid IP header.
 fn reheadered<F: Reading>(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
     let mut edit = |frame: &[u8]| {
-        let frame = F::with_ttl(frame, rng.random_range(0..4));
-        F::varied(&F::with_tos(&frame, rng.random()), rng.random())
+        let ttl = *[0, 1, 2, 63, 64, 64, 64, 64].choose(rng).unwrap_or(&64);
+        let dscp = if rng.random_ratio(1, 4) { rng.random_range(0..64) } else { 0 };
+        let tos = dscp << 2 | rng.random_range(0..4);
+        F::varied(&F::with_tos(&F::with_ttl(frame, ttl), tos), rng.random())
     };
     let port = ETH_LEN + F::IP_LEN + 2;
     let inner_frame = usize::from(F::OVERHEAD);

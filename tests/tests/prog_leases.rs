@@ -21,7 +21,7 @@ use overlay_tests::{
         Bench,
         Step::{Hop, Program},
         Surroundings, Verdict,
-        fixture::{Cluster, Fixture, LEAVING, PATH_CHANGES, POD_MAC, delivered},
+        fixture::{Cluster, Fixture, HEADER, LEAVING, PATH_CHANGES, POD_MAC, delivered},
         node::{GATEWAY_MAC, POD_VETH_MTU, UNDERLAY_MAC, on_node},
         oddities::Oddities,
         packet::{Local, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, with_macs},
@@ -120,6 +120,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
                     path_mtu: mtu,
                     underlay_mac: UNDERLAY_MAC,
                     egress_mode: remote.mode,
+                    egress_ttl: HEADER.ttl,
                     vtep: F::be(remote.vtep).tag(),
                     ..Flow::default()
                 };
@@ -244,6 +245,7 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
                     deliver_mac: GATEWAY_MAC,
                     egress_mode: MODE_NONE,
                     ingress_mode: remote.mode,
+                    ingress_ttl: HEADER.ttl,
                     pod_ifindex: interfaces.pod,
                     ..Flow::default()
                 };
@@ -308,6 +310,7 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
             pod_mtu: POD_VETH_MTU,
             deliver_mac: GATEWAY_MAC,
             ingress_mode: MODE_TUNNEL,
+            ingress_ttl: HEADER.ttl,
             pod_ifindex: interfaces.pod,
             ..egress
         };

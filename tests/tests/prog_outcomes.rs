@@ -23,6 +23,7 @@ use overlay_tests::{
         Bench, Expected, Row, Surroundings, check_rows,
         fixture::{
             Fixture, LEAVING, POD_MAC, Remote, SOURCE_PORT, VTEP_MAC, VXLAN_PORT, delivered,
+            remember,
         },
         node::{GATEWAY_MAC, Interfaces, POD_VETH_MTU, UNDERLAY_MAC, on_node},
         oddities::Oddities,
@@ -52,6 +53,13 @@ const UDP: Transport = Transport::Udp {
     src: 5_353,
     dst: 53,
 };
+/// TOS and TTL with which packets do not fall under the lease of the others.
+const OTHER_HEADERS: [(&str, (u8, u8)); 4] = [
+    ("another DSCP than the lease was earned with", (46 << 2, 64)),
+    ("the smallest other DSCP", (4, 64)),
+    ("a smaller TTL than the lease was earned with", (0, 63)),
+    ("a larger TTL than the lease was earned with", (0, 65)),
+];
 const OTHER_MAC: MacAddr = MacAddr::new([0x02, 0x77, 0, 0, 0, 7]);
 const fn tcp(flags: u8) -> Transport {
     Transport::Tcp {
@@ -196,7 +204,7 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             F::TUNNELLED.encapsulated(&packet.clone().with(|p| p.ttl = 2).bytes(), SOURCE_PORT),
         ),
         |fixture, _| {
-            fixture.grant(key, &F::TUNNELLED);
+            fixture.grant(key, &F::TUNNELLED).egress_ttl = 1;
         },
     );
 
@@ -352,6 +360,22 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             |fixture, _| {
                 fixture.grant(key, &F::TUNNELLED);
             },
+        );
+    }
+    for (name, change) in OTHER_HEADERS {
+        let mut other = packet.clone();
+        (other.tos, other.ttl) = change;
+        table.pass(Outcome::OtherHeader, name, other.bytes(), |fixture, _| {
+            fixture.grant(key, &F::TUNNELLED);
+        });
+        table.row(
+            name,
+            other.bytes(),
+            Expected::Redirect(
+                Outcome::FastTunnel,
+                F::TUNNELLED.encapsulated(&other.bytes(), SOURCE_PORT),
+            ),
+            |fixture, _| remember(fixture.grant(key, &F::TUNNELLED), &other),
         );
     }
     for ttl in [0, 1] {
@@ -836,7 +860,7 @@ fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             "congestion on the way of a sender that does not know of it",
             outer.around(&inner),
             |fixture, _| {
-                fixture.grant(key, &F::TUNNELLED);
+                fixture.grant(key, &F::TUNNELLED).ingress_mode |= inner_tos;
             },
         );
     }
@@ -978,6 +1002,15 @@ fn ingress_leases<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<
             .outer()
             .around(&F::TUNNELLED.to_pod(tcp(flags)).bytes());
         table.pass(Outcome::TcpControl, name, frame, |fixture, _| {
+            fixture.grant(key, &F::TUNNELLED);
+        });
+    }
+    for (name, change) in OTHER_HEADERS {
+        let mut inner = F::TUNNELLED.to_pod(TCP);
+        (inner.tos, inner.ttl) = change;
+        let inner = inner.bytes();
+        let frame = F::TUNNELLED.outer().around(&inner);
+        table.pass(Outcome::OtherHeader, name, frame, |fixture, _| {
             fixture.grant(key, &F::TUNNELLED);
         });
     }

@@ -11,6 +11,7 @@ use overlay_tests::{
         Bench, Expected, Hex, Row, Surroundings, Verdict, check_rows,
         fixture::{
             Cluster, Fixture, OUTER_TTL, Remote, SOURCE_PORT, VNI, VTEP_MAC, VXLAN_PORT, delivered,
+            remember,
         },
         node::{UNDERLAY_MAC, on_node},
         packet::{ETH_LEN, Local, Outer, Packet, TCP_ACK, Transport},
@@ -47,6 +48,8 @@ fn variants<F: Cluster>(packet: impl Fn(Transport) -> Packet<F>) -> Vec<Packet<F
     let mut packets = Vec::new();
     for transport in TRANSPORTS {
         for tos in 0..=255 {
+            // A lease is of one DSCP.
+            let transport = transport.of_flow(1000 + u16::from(tos >> 2));
             packets.push(packet(transport).with(|p| p.tos = tos));
         }
         for value in [0xffff_fffe, 0xffff_ffff] {
@@ -77,7 +80,7 @@ fn rows<F: Cluster>(
         Local::Destination
     };
     for packet in packets {
-        fixture.grant(packet.flow(local), remote);
+        remember(fixture.grant(packet.flow(local), remote), packet);
     }
     packets
         .iter()
@@ -179,7 +182,10 @@ fn an_independent_decoder_finds_the_pods_packet_in_the_tunnel_packet<F: Cluster>
         let mut fixture = Fixture::new(interfaces);
         let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         for packet in &packets {
-            fixture.grant(packet.flow(Local::Source), &F::TUNNELLED);
+            remember(
+                fixture.grant(packet.flow(Local::Source), &F::TUNNELLED),
+                packet,
+            );
         }
         bench.set(&fixture)?;
         for packet in &packets {
@@ -348,10 +354,12 @@ fn the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets<F: Cluster
         let mut cases = Vec::new();
         for remote in [F::TUNNELLED, F::DIRECT] {
             for transport in TRANSPORTS {
-                let packet = remote.to_pod(transport);
-                fixture.grant(packet.flow(Local::Destination), &remote);
-                for (tos, ttl) in [(0xfe, 64), (0xb9, 2), (0x02, 255), (0xff, 3), (0x01, 129)] {
-                    let inner = packet.clone().with(|p| (p.tos, p.ttl) = (tos, ttl)).bytes();
+                let headers = [(0xfe, 64), (0xb9, 2), (0x02, 255), (0xff, 3), (0x01, 129)];
+                for (number, (tos, ttl)) in (2000..).zip(headers) {
+                    let packet = remote.to_pod(transport.of_flow(number));
+                    let packet = packet.with(|p| (p.tos, p.ttl) = (tos, ttl));
+                    remember(fixture.grant(packet.flow(Local::Destination), &remote), &packet);
+                    let inner = packet.bytes();
                     if remote == F::DIRECT {
                         cases.push(inner);
                         continue;
@@ -395,8 +403,9 @@ fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet<F: Cluster
         let mut far_fixture = Fixture::far_end(interfaces);
         let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         for packet in &packets {
-            near_fixture.grant(packet.flow(Local::Source), &F::TUNNELLED);
-            far_fixture.grant(packet.flow(Local::Destination), &F::HERE);
+            remember(near_fixture.grant(packet.flow(Local::Source), &F::TUNNELLED), packet);
+            let arriving = packet.clone().with(|p| p.ttl -= 1);
+            remember(far_fixture.grant(packet.flow(Local::Destination), &F::HERE), &arriving);
         }
         near.set(&near_fixture)?;
         far.set(&far_fixture)?;

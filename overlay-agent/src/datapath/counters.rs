@@ -86,6 +86,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::TableFull
         | Outcome::Length
         | Outcome::OtherMode
+        | Outcome::OtherHeader
         | Outcome::UnknownPod
         | Outcome::PodMoved
         | Outcome::PerPacketRule

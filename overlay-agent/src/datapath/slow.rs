@@ -21,6 +21,11 @@ impl SlowFlows {
         })
     }
 
+    /// Whether an agent has put anything since the map was made: it never puts an empty report.
+    pub fn is_known(&self) -> Result<bool, DatapathError> {
+        Ok(self.maps.slow()?.report_len != 0)
+    }
+
     /// Leaves these flows to the kernel and no others. Returns whether that is news; then it is in the map
     /// before every flow has to earn its lease again, so none goes on by what was there before.
     pub fn put(&mut self, slow: &Slow) -> Result<bool, DatapathError> {

@@ -20,8 +20,9 @@ pub struct PerPacket {
 }
 
 impl PerPacket {
-    /// From here on flows that such rules can match are left to the kernel; all of them until the rule
-    /// set has been read for the first time. `None` if there is nothing to be heeded.
+    /// From here on flows that such rules can match are left to the kernel. Until the rule set has been
+    /// read, what an earlier agent read of it holds, as it did while no agent was there; if none has, all
+    /// flows are left to the kernel. `None` if there is nothing to be heeded.
     pub fn spawn(
         options: &DatapathOptions,
         tier1: &Tier1,
@@ -36,7 +37,9 @@ impl PerPacket {
             slow.put(&ignored())?;
             return Ok(None);
         }
-        slow.put(&everything("the rule set has not been read yet"))?;
+        if !slow.is_known()? {
+            slow.put(&everything("the rule set has not been read yet"))?;
+        }
         let trusted = options.fastpath == Fastpath::Trusted;
         let (scope, seen_from) = watch::channel(scope(desired, trusted));
         let slow = Arc::new(Mutex::new(slow));

@@ -241,6 +241,7 @@ impl<F: Cluster> Remote<F> {
             },
             underlay_mac: UNDERLAY_MAC,
             egress_mode: self.mode,
+            egress_ttl: HEADER.ttl,
             vtep: F::be(self.vtep).tag(),
             ..Flow::default()
         }
@@ -402,11 +403,23 @@ impl<F: Cluster> Fixture<F> {
             pod_mtu: POD_VETH_MTU,
             deliver_mac: GATEWAY_MAC,
             ingress_mode: remote.mode,
+            ingress_ttl: HEADER.ttl,
             pod_ifindex: self.interfaces.pod,
             ..remote.way(&self.interfaces)
         };
         let entry = self.flows.entry(key).or_default();
         *entry = flow;
         entry
+    }
+}
+
+/// Makes a lease that of packets with this one's DSCP and TTL.
+pub fn remember<F: Cluster>(flow: &mut Flow, packet: &Packet<F>) {
+    for (mode, ttl) in [
+        (&mut flow.egress_mode, &mut flow.egress_ttl),
+        (&mut flow.ingress_mode, &mut flow.ingress_ttl),
+    ] {
+        *mode = *mode & 0b11 | packet.tos & !0b11;
+        *ttl = packet.ttl.wrapping_sub(1);
     }
 }

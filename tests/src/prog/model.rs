@@ -149,6 +149,7 @@ impl<'a, F: Reading> Model<'a, F> {
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
             && is_station(&frame[6..12])
+            && self.is_headed(&packet, flow.egress_mode, flow.egress_ttl)
             && flow.vtep == node.vtep.tag()
             && flow.path_changes == nexthop.path_changes
             && self.fits(&packet, flow.path_mtu);
@@ -156,7 +157,7 @@ impl<'a, F: Reading> Model<'a, F> {
             return None;
         }
         let inner = F::forwarded(packet.ip);
-        match flow.egress_mode {
+        match mode(flow.egress_mode) {
             MODE_TUNNEL if self.surroundings.gso_size == 0 && takes_tunnel_packets(node) => {
                 let ecn = packet.header.tos & 3;
                 Some(self.encapsulated(node, flow, ecn, &inner))
@@ -198,7 +199,7 @@ impl<'a, F: Reading> Model<'a, F> {
         }
         let packet = flow(ip, Local::Destination)?;
         let flow = self.lease(&packet)?;
-        let allowed = flow.ingress_mode == MODE_DIRECT && self.may_deliver(&packet, flow);
+        let allowed = mode(flow.ingress_mode) == MODE_DIRECT && self.may_deliver(&packet, flow);
         allowed.then(|| framed::<F>(flow.pod_mac, flow.deliver_mac, &F::forwarded(packet.ip)))
     }
 
@@ -221,7 +222,7 @@ impl<'a, F: Reading> Model<'a, F> {
         }
         let packet = flow(packet::<F>(&carried[8..])?, Local::Destination)?;
         let flow = self.lease(&packet)?;
-        let allowed = flow.ingress_mode == MODE_TUNNEL
+        let allowed = mode(flow.ingress_mode) == MODE_TUNNEL
             && self.node(flow)?.vtep == outer.src
             && self.may_deliver(&packet, flow)
             && self.surroundings.gso_size == 0;
@@ -239,9 +240,18 @@ impl<'a, F: Reading> Model<'a, F> {
         Some(framed::<F>(flow.pod_mac, flow.deliver_mac, &inner))
     }
 
+    /// Whether the packet has the DSCP and the TTL that its lease was earned with.
+    fn is_headed(&self, packet: &FlowPacket<'_, F>, mode: u8, ttl: u8) -> bool {
+        let header = &packet.header;
+        self.config().fastpath == FASTPATH_TRUSTED
+            || (header.tos >> 2, header.ttl.wrapping_sub(1)) == (mode >> 2, ttl)
+    }
+
     /// What both ways in ask for.
     fn may_deliver(&self, packet: &FlowPacket<'_, F>, flow: &Flow) -> bool {
-        flow.ingress_until == u64::MAX && self.fits(packet, flow.pod_mtu)
+        flow.ingress_until == u64::MAX
+            && self.is_headed(packet, flow.ingress_mode, flow.ingress_ttl)
+            && self.fits(packet, flow.pod_mtu)
     }
 
     /// The entry of the packet's flow, if it counts and the packet is one that may be fast.
@@ -365,4 +375,9 @@ fn flow<F: Reading>(ip: &[u8], local: Local) -> Option<FlowPacket<'_, F>> {
 
 fn framed<F: Cluster>(dst: MacAddr, src: MacAddr, ip: &[u8]) -> Vec<u8> {
     [&dst.octets[..], &src.octets, &F::ETHERTYPE, ip].concat()
+}
+
+/// The mode in a byte that has the DSCP beside it.
+const fn mode(byte: u8) -> u8 {
+    byte & 0b11
 }

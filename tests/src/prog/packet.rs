@@ -119,6 +119,19 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_PSH: u8 = 0x08;
 pub const TCP_ACK: u8 = 0x10;
 
+impl Transport {
+    /// The same of another flow, which is told by this port or identifier of its client.
+    #[must_use]
+    pub const fn of_flow(mut self, number: u16) -> Self {
+        match &mut self {
+            Self::Tcp { src, .. } | Self::Udp { src, .. } => *src = number,
+            Self::EchoRequest { id } | Self::EchoReply { id } => *id = number,
+            Self::Icmp | Self::Other(_) => {}
+        }
+        self
+    }
+}
+
 /// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug)]
 pub struct Packet<F: Wire = V4> {

@@ -8,11 +8,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_common::outcome::Hook;
 use overlay_tests::{
     capture::{Capture, Direction},
     differ::{Mode, in_both_modes, raw::POD_INTERFACE},
-    lab::Lab,
-    traffic::{Endpoint, flow::SteadyFlow},
+    lab::{Lab, Node},
+    traffic::{
+        Endpoint,
+        flow::SteadyFlow,
+        udp::{EchoServer, bind, fill},
+    },
     wait::wait_for,
 };
 
@@ -120,6 +125,83 @@ fn what_rules_write_into_headers_arrives_with_every_packet<A: Family>() -> Resul
         ensure!(all && one, "{rule}: {at:?}");
     }
     Ok(())
+}
+
+/// What arrives of one flow that every second packet of has by itself, in TOS or TTL, what the rule writes
+/// into all of them.
+fn arrive_of_mixed<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
+    let [asks, answers] = pods::<A>(lab)?;
+    let mut arrived = Vec::new();
+    for (target, own) in [
+        (["-j", "DSCP", "--set-dscp", "46"], [(184, 64), (0, 64)]),
+        (A::SET_TTL, [(0, 34), (0, 64)]),
+    ] {
+        let set = |node: &Node, action| {
+            let rule = [&["-t", "mangle", action, "FORWARD"], &target[..]].concat();
+            node.cmd(A::IPTABLES, rule).map(drop)
+        };
+        lab.nodes().iter().try_for_each(|node| set(node, "-A"))?;
+        thread::sleep(BOUND);
+        let server = EchoServer::start(&answers)?;
+        let socket = bind(&asks)?;
+        socket.connect(server.address)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        let mut exchange = |number: u32, (tos, ttl)| -> Result<()> {
+            A::set_header(&socket, tos, ttl)?;
+            socket.send(&fill(number, 100))?;
+            let mut reply = [0; 100];
+            socket.recv(&mut reply).context("no reply")?;
+            Ok(())
+        };
+        let mut numbers = 0..;
+        if mode == Mode::Fast {
+            // The packets that look as if the rule had done nothing to them are fast by themselves.
+            let node = lab.node(0);
+            let before = node.counters()?;
+            wait_for("a fast packet", DEADLINE, || {
+                exchange(numbers.next().unwrap_or_default(), own[0])?;
+                let counted = node.counters()?.since(&before);
+                ensure!(counted.fast(Hook::Egress) > 0, "counted\n{counted}");
+                Ok(())
+            })?;
+        }
+        let capture = Capture::start(&answers.namespace, POD_INTERFACE)?;
+        for own in own.into_iter().cycle().take(PACKETS) {
+            exchange(numbers.next().unwrap_or_default(), own)?;
+        }
+        let frames = capture.stop()?;
+        let seen: Vec<_> = frames
+            .iter()
+            .filter(|frame| frame.direction == Direction::Received)
+            .filter_map(|frame| A::read(&frame.bytes))
+            .map(|(seen, _)| seen)
+            .filter(|seen| seen.source == asks.address)
+            .collect();
+        ensure!(seen.len() >= PACKETS, "{} packets", seen.len());
+        arrived.push(seen.iter().map(|seen| (seen.tos, seen.ttl)).collect());
+        lab.nodes().iter().try_for_each(|node| set(node, "-D"))?;
+    }
+    Ok(arrived)
+}
+
+fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Family>() -> Result<()> {
+    let [fast, off] = in_both_modes(&two_nodes(), &[], arrive_of_mixed::<A>);
+    ensure!(
+        fast == off,
+        "with the fast path {fast:?}\nwithout {off:?}"
+    );
+    ensure!(fast.iter().all(|headers| headers.len() == 1), "{fast:?}");
+    Ok(())
+}
+
+#[test]
+fn a_rule_holds_for_ipv4_packets_that_a_fast_one_of_their_flow_makes_look_alike() -> Result<()> {
+    a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike::<Ipv4Addr>()
+}
+
+#[test]
+fn a_rule_holds_for_ipv6_packets_that_a_fast_one_of_their_flow_makes_look_alike() -> Result<()> {
+    a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike::<Ipv6Addr>()
 }
 
 #[test]

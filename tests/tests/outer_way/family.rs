@@ -1,12 +1,13 @@
 //! What the tests have to know of an address family, and the flows they look at.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{Ipv4Header, Ipv6Header, UdpHeader};
+use nix::sys::socket::{setsockopt, sockopt};
 use overlay_common::{addr::MacAddr, outcome::Hook};
 use overlay_tests::{
     capture::{Direction, Frame},
@@ -55,6 +56,9 @@ pub trait Family: Address + Eq + Ord {
 
     fn ping(from: &Endpoint<Self>, to: Self) -> Result<()>;
 
+    /// Sets TOS and TTL of what the socket sends from here on.
+    fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()>;
+
     /// The IP header behind an Ethernet header, and what follows it.
     fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)>;
 }
@@ -79,6 +83,11 @@ impl Family for Ipv4Addr {
 
     fn ping(from: &Endpoint, to: Self) -> Result<()> {
         ping::once(from, to).map(drop)
+    }
+
+    fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
+        setsockopt(socket, sockopt::Ipv4Tos, &tos.into())?;
+        setsockopt(socket, sockopt::Ipv4Ttl, &ttl.into())
     }
 
     fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)> {
@@ -114,6 +123,11 @@ impl Family for Ipv6Addr {
 
     fn ping(from: &Endpoint<Self>, to: Self) -> Result<()> {
         ping6::once(from, to)
+    }
+
+    fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
+        setsockopt(socket, sockopt::Ipv6TClass, &tos.into())?;
+        setsockopt(socket, sockopt::Ipv6Ttl, &ttl.into())
     }
 
     fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)> {
