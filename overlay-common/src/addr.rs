@@ -9,7 +9,7 @@ use core::{
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::family::{SPREAD, SPREAD_2};
+use crate::spread::{SPREAD, SPREAD_2};
 
 /// An address as the maps hold it.
 pub trait Address:
@@ -28,6 +28,12 @@ pub trait Address:
     /// Four bytes by which two addresses of one node are told apart: all of an IPv4 address, a hash
     /// of an IPv6 one. Not zero, which no next hop is for, but for 0.0.0.0.
     fn tag(self) -> [u8; 4];
+
+    /// The bytes, and zeros behind those of an IPv4 address, as two integers in native order.
+    fn wide(self) -> [u64; 2];
+
+    /// From [`Self::wide`].
+    fn from_wide(words: [u64; 2]) -> Self;
 }
 
 /// An IPv4 address in network order.
@@ -57,6 +63,18 @@ impl Address for Ipv4Be {
     #[inline(always)]
     fn tag(self) -> [u8; 4] {
         self.octets
+    }
+
+    #[inline(always)]
+    fn wide(self) -> [u64; 2] {
+        [u64::from(u32::from_ne_bytes(self.octets)), 0]
+    }
+
+    #[inline(always)]
+    fn from_wide([low, _]: [u64; 2]) -> Self {
+        Self {
+            octets: (low as u32).to_ne_bytes(),
+        }
     }
 }
 
@@ -123,6 +141,16 @@ impl Address for Ipv6Be {
         hash = (hash ^ (hash >> 32) ^ b).wrapping_mul(SPREAD_2);
         let tag = (hash >> 32) as u32;
         if tag == 0 { 1 } else { tag }.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn wide(self) -> [u64; 2] {
+        self.words()
+    }
+
+    #[inline(always)]
+    fn from_wide(words: [u64; 2]) -> Self {
+        Self::from_words(words)
     }
 }
 

@@ -12,9 +12,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    addr::MacAddr,
+    addr::{Ipv4Be, MacAddr},
     checksum,
-    family::{Family, V4},
     wire::{
         ETHERTYPE_IPV4, EthHeader, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader, VxlanHeader,
     },
@@ -38,10 +37,10 @@ const DF: [u8; 2] = [0x40, 0x00];
 
 /// What the headers for one remote node are made of.
 #[derive(Clone, Copy, Debug)]
-pub struct EncapParams<F: Family = V4> {
+pub struct EncapParams<A = Ipv4Be> {
     /// This node's VTEP address.
-    pub local: F::Be,
-    pub remote: F::Be,
+    pub local: A,
+    pub remote: A,
     pub vni: u32,
     /// UDP destination port, host order.
     pub port: u16,
@@ -147,7 +146,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::addr::Ipv4Be;
 
     proptest! {
         #[test]

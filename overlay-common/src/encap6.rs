@@ -8,9 +8,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
+    addr::Ipv6Be,
     ecn,
     encap::{EncapParams, word_at},
-    family::V6,
     wire::{ETHERTYPE_IPV6, EthHeader, IPPROTO_UDP, Ipv6Header, UdpHeader, VxlanHeader},
 };
 
@@ -29,7 +29,7 @@ pub const ENCAP6_LEN: u32 = size_of::<EncapHeader6>() as u32;
 
 impl EncapHeader6 {
     /// The template; per packet are filled in: lengths, traffic class and source port.
-    pub const fn template(params: &EncapParams<V6>) -> Self {
+    pub const fn template(params: &EncapParams<Ipv6Be>) -> Self {
         let [a, b] = Ipv6Header::start(0);
         Self {
             ipv6: Ipv6Header {
@@ -94,7 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::addr::{Ipv6Be, MacAddr};
+    use crate::addr::MacAddr;
 
     proptest! {
         #[test]

@@ -9,6 +9,7 @@ use crate::{
     addr::{Address, Ipv4Be, Ipv6Be},
     encap::{EncapHeader, EncapParams},
     encap6::EncapHeader6,
+    spread::{SPREAD, SPREAD_2},
 };
 
 /// An address family, of pods and of the underlay that carries their packets alike.
@@ -22,14 +23,14 @@ pub trait Family:
     /// What encapsulation puts between the outer Ethernet header and the inner IP header.
     type Encap: Pod + Debug + Default + Eq + Send + Sync;
 
-    /// [`NODE_*`](crate::node) flags without which no tunnel packet may be sent to a node.
-    const TUNNEL_FLAGS: u32;
+    /// Whether only nodes that say so take tunnel packets without a UDP checksum.
+    const ASKS_FOR_ZERO_CHECKSUM: bool;
 
     /// TTL or hop limit of the outer header.
     fn encap_ttl(encap: &Self::Encap) -> u8;
 
     /// The tunnel headers to one node.
-    fn encap(params: &EncapParams<Self>) -> Self::Encap;
+    fn encap(params: &EncapParams<Self::Be>) -> Self::Encap;
 
     /// What [`Node::ipv4_sum`](crate::node::Node::ipv4_sum) wants to know of them.
     fn encap_sum(encap: &Self::Encap) -> u32;
@@ -48,14 +49,14 @@ impl Family for V4 {
     type Pair = u64;
     type Encap = EncapHeader;
 
-    const TUNNEL_FLAGS: u32 = 0;
+    const ASKS_FOR_ZERO_CHECKSUM: bool = false;
 
     #[inline(always)]
     fn encap_ttl(encap: &EncapHeader) -> u8 {
         encap.ipv4.ttl
     }
 
-    fn encap(params: &EncapParams<Self>) -> EncapHeader {
+    fn encap(params: &EncapParams<Ipv4Be>) -> EncapHeader {
         EncapHeader::template(params)
     }
 
@@ -69,14 +70,14 @@ impl Family for V6 {
     type Pair = [u64; 4];
     type Encap = EncapHeader6;
 
-    const TUNNEL_FLAGS: u32 = crate::node::NODE_ZERO_CHECKSUM;
+    const ASKS_FOR_ZERO_CHECKSUM: bool = true;
 
     #[inline(always)]
     fn encap_ttl(encap: &EncapHeader6) -> u8 {
         encap.ipv6.hop_limit
     }
 
-    fn encap(params: &EncapParams<Self>) -> EncapHeader6 {
+    fn encap(params: &EncapParams<Ipv6Be>) -> EncapHeader6 {
         EncapHeader6::template(params)
     }
 
@@ -97,10 +98,6 @@ pub trait Pair<A>: Pod + Debug + Eq {
     /// The first step of a keyed hash.
     fn mix(self, secret: u64) -> u64;
 }
-
-/// Odd multipliers that spread every bit of a word over the upper half of the product.
-pub(crate) const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-pub(crate) const SPREAD_2: u64 = 0xd6e8_feb8_6659_fd93;
 
 impl Pair<Ipv4Be> for u64 {
     #[inline(always)]

@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::MacAddr,
-    family::{Family, Pair as _, SPREAD, V4, V6},
+    family::{Family, Pair as _, V4, V6},
+    spread::SPREAD,
 };
 
 /// A flow between a local pod and a remote one, the same key for both directions.
@@ -45,7 +46,11 @@ pub struct Flow {
     /// Counts only while equal to the generation in `OVL_CONFIG`.
     pub generation: u32,
     /// Index into `OVL_NODES` of the remote pod's node.
-    pub node: u32,
+    pub node: u16,
+    /// What is rewritten in each packet: one of the `REWRITE_*` values.
+    pub rewrite: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
     /// Destination MAC that egress frames must carry: the gateway's.
     pub gateway_mac: MacAddr,
     /// UDP source port of the tunnel packets of this flow, network order.
@@ -90,6 +95,34 @@ pub struct Flow {
     /// `skb->priority` with which packets leave.
     pub priority: u32,
     #[doc(hidden)]
+    pub _pad2: u32,
+    /// What the remote end's address becomes where packets are rewritten, network order. An IPv4 address
+    /// is in the first four bytes.
+    pub rewrite_address: [u8; 16],
+    /// What its port becomes, network order.
+    pub rewrite_port: [u8; 2],
+    #[doc(hidden)]
+    pub _pad3: [u8; 6],
+}
+
+/// Packets of the flow leave the host with the addresses and ports with which they enter it.
+pub const REWRITE_NONE: u8 = 0;
+/// Netfilter translates their destination, as of a service: the entry is of the pod and that service, in
+/// the direction out of the pod.
+pub const REWRITE_DESTINATION: u8 = 1;
+/// Netfilter translates their source back: the entry is of the pods, in the direction into the local one.
+pub const REWRITE_SOURCE: u8 = 2;
+/// A lease of a translated UDP flow lasts no longer, ns: who takes an endpoint out of a service deletes
+/// what conntrack knows of its UDP flows, and no one is told.
+pub const TRANSLATED_UDP_LEASE_NS: u64 = 2_000_000_000;
+
+/// Value of `OVL_ENTERED` and `OVL_ENTERED6`, per CPU: with which tuple the packet of a stamp entered.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entered<F: Family = V4> {
+    pub words: FlowWords<F>,
+    pub stamp: u32,
+    #[doc(hidden)]
     pub _pad: u32,
 }
 
@@ -111,7 +144,7 @@ pub mod word {
     pub const ID: usize = offset_of!(Flow, id) / 8;
     pub const EGRESS_UNTIL: usize = offset_of!(Flow, egress_until) / 8;
     pub const INGRESS_UNTIL: usize = offset_of!(Flow, ingress_until) / 8;
-    /// `generation` in the low half, `node` in the high half.
+    /// `generation` in the low half, then `node`, then `rewrite` in bits 48 to 55.
     pub const GENERATION_NODE: usize = offset_of!(Flow, generation) / 8;
     /// `gateway_mac`, then `source_port` in the top 16 bits.
     pub const GATEWAY_PORT: usize = offset_of!(Flow, gateway_mac) / 8;
@@ -131,6 +164,11 @@ pub mod word {
     pub const VTEP_MARK: usize = offset_of!(Flow, vtep) / 8;
     /// `priority` in the low half.
     pub const PRIORITY: usize = offset_of!(Flow, priority) / 8;
+    /// `rewrite_address`, two words.
+    pub const REWRITE_ADDRESS: usize = offset_of!(Flow, rewrite_address) / 8;
+    pub const REWRITE_ADDRESS_2: usize = REWRITE_ADDRESS + 1;
+    /// `rewrite_port` in the low 16 bits.
+    pub const REWRITE_PORT: usize = offset_of!(Flow, rewrite_port) / 8;
 }
 
 /// A [`FlowKey`] as integers, the form in which programs hold, compare and hash it: bytes of the key
@@ -172,6 +210,25 @@ impl<F: Family> FlowWords<F> {
     #[inline(always)]
     pub fn remote(self) -> F::Be {
         self.addresses.remote()
+    }
+
+    /// As it stands in the packet, read as a native integer.
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        (self.ports >> 16) as u16
+    }
+
+    /// 0 for the pair of pods.
+    #[inline(always)]
+    pub fn protocol(self) -> u8 {
+        (self.ports >> 32) as u8
+    }
+
+    /// Whether the flow has the same protocol and local end as `other`.
+    #[inline(always)]
+    pub fn is_beside(self, other: Self) -> bool {
+        const REMOTE_PORT: u64 = 0xffff_0000;
+        self.local() == other.local() && (self.ports ^ other.ports) & !REMOTE_PORT == 0
     }
 
     /// The pair of pods alone: what all their flows share.
@@ -280,7 +337,8 @@ mod tests {
             prop_assert_eq!(image[word::EGRESS_UNTIL], flow.egress_until);
             prop_assert_eq!(image[word::INGRESS_UNTIL], flow.ingress_until);
             prop_assert_eq!(image[word::GENERATION_NODE] as u32, flow.generation);
-            prop_assert_eq!((image[word::GENERATION_NODE] >> 32) as u32, flow.node);
+            prop_assert_eq!((image[word::GENERATION_NODE] >> 32) as u16, flow.node);
+            prop_assert_eq!((image[word::GENERATION_NODE] >> 48) as u8, flow.rewrite);
             prop_assert_eq!(low_mac(image[word::GATEWAY_PORT]), flow.gateway_mac);
             prop_assert_eq!(
                 ((image[word::GATEWAY_PORT] >> 48) as u16).to_ne_bytes(), flow.source_port
@@ -302,6 +360,10 @@ mod tests {
             prop_assert_eq!((image[word::VTEP_MARK] as u32).to_ne_bytes(), flow.vtep);
             prop_assert_eq!((image[word::VTEP_MARK] >> 32) as u32, flow.mark);
             prop_assert_eq!(image[word::PRIORITY] as u32, flow.priority);
+            let address = [image[word::REWRITE_ADDRESS], image[word::REWRITE_ADDRESS_2]];
+            prop_assert_eq!(bytemuck::cast::<_, [u8; 16]>(address), flow.rewrite_address);
+            let port = image[word::REWRITE_PORT] as u16;
+            prop_assert_eq!(port.to_ne_bytes(), flow.rewrite_port);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     encap::EncapHeader,
     encap6::EncapHeader6,
     family::{V4, V6},
-    flow::{Flow, FlowKey4, FlowKey6},
+    flow::{Entered, Flow, FlowKey4, FlowKey6},
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::Route,
@@ -38,7 +38,7 @@ layout!(
     Nexthop, size 32, align 8,
     vtep at 0, ifindex at 4, dst_mac at 8, mtu at 14, src_mac at 16, mode at 22, path_changes at 24,
 );
-layout!(Leaving, size 24, align 8, flow at 0, gateway_mac at 8, generation at 16);
+layout!(Leaving, size 24, align 8, flow at 0, gateway_mac at 8, generation at 16, stamp at 20);
 layout!(Peer, size 4, align 4, node at 0);
 layout!(Gateway, size 8, align 8, mac at 0);
 layout!(PodKey, size 8, align 8, mac at 0);
@@ -55,13 +55,15 @@ layout!(
     local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12,
 );
 layout!(
-    Flow, size 104, align 8,
-    id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28,
+    Flow, size 128, align 8,
+    id at 0, egress_until at 8, ingress_until at 16, generation at 24, node at 28, rewrite at 30,
     gateway_mac at 32, source_port at 38, pod_mac at 40, pod_mtu at 46, deliver_mac at 48,
-    ingress_mode at 54, ingress_ttl at 55, pod_ifindex at 56, moves at 60, underlay_ifindex at 64, path_changes at 68,
-    next_hop_mac at 72, path_mtu at 78, underlay_mac at 80, egress_mode at 86, egress_ttl at 87, vtep at 88,
-    mark at 92, priority at 96,
+    ingress_mode at 54, ingress_ttl at 55, pod_ifindex at 56, moves at 60,
+    underlay_ifindex at 64, path_changes at 68, next_hop_mac at 72, path_mtu at 78,
+    underlay_mac at 80, egress_mode at 86, egress_ttl at 87, vtep at 88,
+    mark at 92, priority at 96, rewrite_address at 104, rewrite_port at 120,
 );
+layout!(Entered<V4>, size 24, align 8, words at 0, stamp at 16);
 layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(
     Match<V4>, size 32, align 2,
@@ -91,6 +93,7 @@ layout!(
     FlowKey6, size 40, align 8,
     local at 0, remote at 16, local_port at 32, remote_port at 34, protocol at 36,
 );
+layout!(Entered<V6>, size 48, align 8, words at 0, stamp at 40);
 layout!(EncapHeader6, size 70, align 1, ipv6 at 0, udp at 40, vxlan at 48, inner_eth at 56);
 layout!(
     Match<V6>, size 80, align 2,

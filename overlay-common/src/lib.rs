@@ -36,6 +36,7 @@ pub mod pod;
 pub mod record;
 pub mod route;
 pub mod slow;
+mod spread;
 pub mod stamp;
 pub mod wire;
 

@@ -12,6 +12,9 @@ pub const PODS: &str = "OVL_PODS";
 pub const LEARNED: &str = "OVL_LEARNED";
 pub const MOVES: &str = "OVL_MOVES";
 pub const LEAVING: &str = "OVL_LEAVING";
+pub const ENTERED: &str = "OVL_ENTERED";
+pub const ENTERED6: &str = "OVL_ENTERED6";
+pub const DRAFT: &str = "OVL_DRAFT";
 pub const SLOW: &str = "OVL_SLOW";
 pub const ROUTES6: &str = "OVL_ROUTES6";
 pub const NODES6: &str = "OVL_NODES6";
@@ -21,9 +24,9 @@ pub const FLOWS6: &str = "OVL_FLOWS6";
 pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 22] = [
     ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, SLOW, STATS,
+    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, ENTERED, ENTERED6, DRAFT, SLOW, STATS,
 ];
 
 /// The maps of one address family.
@@ -67,6 +70,9 @@ pub const MAX_PODS: usize = 16_384;
 /// New MAC addresses that count per interface in a period of 2^[`LEARN_PERIOD_BITS`] ns, 17 s.
 pub const LEARN_BUDGET: u64 = 64;
 pub const LEARN_PERIOD_BITS: u32 = 34;
+
+/// Packets on their way through the host that each CPU remembers the tuples of.
+pub const ENTERED_SLOTS: usize = 64;
 
 /// The kernel cuts BPF object names to 15 bytes.
 const NAME_MAX: usize = 15;

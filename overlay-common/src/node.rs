@@ -35,6 +35,21 @@ pub struct Node<F: Family = V4> {
     pub _pad2: F::Be,
 }
 
+impl<F: Family> Node<F> {
+    /// Flags without which no tunnel packet may be sent to a node.
+    pub const TUNNEL_FLAGS: u32 = if F::ASKS_FOR_ZERO_CHECKSUM {
+        NODE_ZERO_CHECKSUM
+    } else {
+        0
+    };
+
+    /// Whether tunnel packets may be sent to the node.
+    #[inline(always)]
+    pub const fn takes_tunnel_packets(&self) -> bool {
+        self.flags & Self::TUNNEL_FLAGS == Self::TUNNEL_FLAGS
+    }
+}
+
 /// The entry describes a node.
 pub const NODE_VALID: u32 = 1 << 0;
 /// Packets to this node go without encapsulation while its VTEP address is on-link
@@ -111,8 +126,8 @@ pub struct Leaving {
     pub _pad: [u8; 2],
     /// Generation that the packet's stamp was of.
     pub generation: u32,
-    #[doc(hidden)]
-    pub _pad2: u32,
+    /// The stamp, if netfilter translated the packet; else 0.
+    pub stamp: u32,
 }
 
 /// Value of `OVL_PEERS4` and `OVL_PEERS6`; the key is the outer source address of tunnel packets.
@@ -151,7 +166,7 @@ pub const MOVE_SLOTS: usize = 4_096;
 #[inline(always)]
 pub const fn move_slot(mac: u64) -> u32 {
     const BITS: u32 = MOVE_SLOTS.trailing_zeros();
-    (mac.wrapping_mul(crate::family::SPREAD) >> (64 - BITS)) as u32
+    (mac.wrapping_mul(crate::spread::SPREAD) >> (64 - BITS)) as u32
 }
 
 /// Value of `OVL_PODS`, written by `overlay_egress` from what pods send, as a bridge learns. A bridge

@@ -135,6 +135,9 @@ outcomes! {
     /// Routed without encapsulation by the program.
     FastDirect = 1, Fast, "fast_direct";
 
+    /// As one of the two above, with the remote end rewritten as netfilter translates it: a service's.
+    FastTranslated = 3, Fast, "fast_translated";
+
     /// Sent by `overlay_egress`; nothing to confirm.
     Forwarded = 2, Fast, "forwarded";
 

@@ -18,7 +18,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     config::Config,
     family::{Family, V4, V6},
-    flow::{FlowKey, FlowWords},
+    flow::{Entered, FlowKey, FlowWords},
     node::Node,
     slow::Match,
 };
@@ -110,6 +110,7 @@ no_padding!(Match {
     _pad,
 });
 no_padding!(FlowWords { addresses, ports });
+no_padding!(Entered { words, stamp, _pad });
 
 /// Marks map keys and values as plain old data for aya. Without the feature `user` it only checks
 /// that they are.
@@ -158,4 +159,4 @@ macro_rules! family_map_types {
     )+};
 }
 
-family_map_types!(Config, FlowKey, Node);
+family_map_types!(Config, Entered, FlowKey, Node);

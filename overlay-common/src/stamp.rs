@@ -11,8 +11,9 @@
 //! source port whatever its packets' TOS, and across flushes (up to the rounding of one port).
 
 use crate::{
-    family::{Family, Pair as _, SPREAD_2},
+    family::{Family, Pair as _},
     flow::FlowWords,
+    spread::SPREAD_2,
 };
 
 /// What rules rewrite of a packet's IP header beside the addresses.

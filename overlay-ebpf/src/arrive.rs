@@ -5,11 +5,12 @@ use overlay_common::outcome::Outcome;
 
 use crate::{
     Handled,
+    flow_packet::Local,
     helpers::Skb,
     injection,
     ip::Ip,
-    observe::observe,
-    parse::{ETH_LEN, Local},
+    observe::{enter, observe},
+    packet::ETH_LEN,
 };
 
 #[inline(always)]
@@ -20,6 +21,9 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     let seen = observe::<F>(skb, Local::Destination)?;
-    skb.set_hash(seen.flow.stamp_before_hop(seen.config));
+    if !seen.config.is_remote_pod(seen.flow.words.remote()) {
+        return Err(Outcome::NotOverlay);
+    }
+    enter(skb, &seen.flow, seen.config);
     Err(Outcome::Stamped)
 }

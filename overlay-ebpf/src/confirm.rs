@@ -15,39 +15,60 @@ use overlay_common::{
 };
 
 use crate::{
+    earn::{self, Passage},
     fib::{self, Lookup},
-    flows::{self, Way},
+    flow_packet::{FlowPacket, Local},
+    flows::Way,
     helpers::{Mark, Skb},
     ip::{Header as _, Ip},
-    leaving::Leaving,
+    leaving::{Leaving, Left},
     mac::Mac,
     maps,
     nexthop::NexthopEntry,
-    observe::{lease_until, observe},
-    packet::Packet,
-    parse::{ETH_LEN, Flow, Local, Tunnel},
+    observe::{lease_until, observe, passage},
+    packet::{ETH_LEN, Packet},
+    parse::Tunnel,
 };
 
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Outcome {
-    match confirm::<F>(skb) {
-        Ok(outcome) | Err(outcome) => outcome,
+    let mark = skb.take_mark();
+    if mark == Mark::Forwarded {
+        return Outcome::Forwarded;
+    }
+    let Some(config) = F::config() else {
+        return Outcome::Disabled;
+    };
+    if skb.ifindex() == config.vtep_ifindex {
+        at_tunnel::<F>(*skb)
+    } else if mark == Mark::Leaving {
+        at_underlay::<F>(*skb)
+    } else {
+        at_underlay_directly::<F>(*skb)
     }
 }
 
+// Functions of their own: what each needs of the stack, the others share.
+
+#[inline(never)]
+fn at_tunnel<F: Ip>(skb: Skb) -> Outcome {
+    told(enters_tunnel::<F>(&skb))
+}
+
+#[inline(never)]
+fn at_underlay<F: Ip>(skb: Skb) -> Outcome {
+    told(leaves_in_tunnel::<F>(&skb))
+}
+
+#[inline(never)]
+fn at_underlay_directly<F: Ip>(skb: Skb) -> Outcome {
+    told(leaves_directly::<F>(&skb))
+}
+
 #[inline(always)]
-fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    let mark = skb.take_mark();
-    if mark == Mark::Forwarded {
-        return Ok(Outcome::Forwarded);
-    }
-    let config = F::config().ok_or(Outcome::Disabled)?;
-    if skb.ifindex() == config.vtep_ifindex {
-        enters_tunnel::<F>(skb)
-    } else if mark == Mark::Leaving {
-        leaves_in_tunnel(skb, config)
-    } else {
-        leaves_directly::<F>(skb)
+fn told(result: Result<Outcome, Outcome>) -> Outcome {
+    match result {
+        Ok(outcome) | Err(outcome) => outcome,
     }
 }
 
@@ -55,10 +76,10 @@ fn confirm<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
 #[inline(always)]
 fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let seen = observe::<F>(skb, Local::Source)?;
-    let generation = seen.may_earn(skb)?;
+    let passage = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (_, node) = node_of::<F>(&seen.flow)?;
-    if node.flags & F::TUNNEL_FLAGS != F::TUNNEL_FLAGS {
+    if !node.takes_tunnel_packets() {
         return Err(Outcome::PeerChecksum);
     }
     // Whoever else changes the kernel's tables, stock flanneld for one, is followed by that even if
@@ -67,23 +88,35 @@ fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         return Err(Outcome::OtherPath);
     }
     let leaving = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?;
-    leaving.note(seen.flow.words.id(), gateway, generation);
+    leaving.note(&Left {
+        flow: seen.flow.words.id(),
+        gateway,
+        generation: passage.generation,
+        stamp: if passage.is_translated { skb.hash() } else { 0 },
+    });
     skb.mark_leaving();
     Ok(Outcome::Leaving)
 }
 
 /// The same packet at the underlay, in whatever form it got there.
 #[inline(always)]
-fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Outcome> {
+fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
+    let config = F::config().ok_or(Outcome::Disabled)?;
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
     let left = Leaving::on_this_cpu().ok_or(Outcome::Disabled)?.last();
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
-    let flow = Flow::parse(packet, inner, Local::Source, config).map_err(|_| Outcome::OtherPath)?;
+    let flow =
+        FlowPacket::parse(packet, inner, Local::Source, config).map_err(|_| Outcome::OtherPath)?;
     // A packet of another flow overtook this one, or the flow table was flushed meanwhile. Of this very
     // packet the mark says that it passed unchanged; of which packet of the flow the note is, is all one.
-    if left.flow != flow.words.id() || left.generation != maps::generation(config) {
+    let generation = maps::generation(config);
+    if left.flow != flow.words.id() || left.generation != generation {
         return Err(Outcome::OtherPath);
     }
+    let passage = match left.stamp {
+        0 => Passage::unchanged(&flow.words, generation),
+        stamp => passage(stamp, config, &flow, generation).ok_or(Outcome::OtherPath)?,
+    };
     let (index, node) = node_of::<F>(&flow)?;
     let tunnel = sent_tunnel(packet, config, node, &flow).ok_or(Outcome::OtherPath)?;
     let lookup = Lookup::<F> {
@@ -110,7 +143,8 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Outcome, Out
         skb,
         config,
         &flow,
-        (left.generation, index, node),
+        &passage,
+        (index, node),
         &lookup,
         (MODE_TUNNEL, left.gateway, tunnel.source_port),
         narrow,
@@ -124,7 +158,7 @@ fn sent_tunnel<F: Ip>(
     packet: Packet,
     config: &Config<F>,
     node: &Node<F>,
-    flow: &Flow<F>,
+    flow: &FlowPacket<F>,
 ) -> Option<Tunnel<F>> {
     let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
     if packet.read(12) != Some(F::ETHERTYPE)
@@ -142,7 +176,7 @@ fn sent_tunnel<F: Ip>(
 #[inline(always)]
 fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let seen = observe::<F>(skb, Local::Source)?;
-    let generation = seen.may_earn(skb)?;
+    let passage = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (index, node) = node_of::<F>(&seen.flow)?;
     if node.flags & NODE_DIRECT == 0 {
@@ -163,7 +197,8 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         skb,
         seen.config,
         &seen.flow,
-        (generation, index, node),
+        &passage,
+        (index, node),
         &lookup,
         (MODE_DIRECT, gateway, 0),
         |mtu| mtu,
@@ -171,7 +206,7 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
 }
 
 #[inline(always)]
-fn node_of<F: Ip>(flow: &Flow<F>) -> Result<(u32, &'static Node<F>), Outcome> {
+fn node_of<F: Ip>(flow: &FlowPacket<F>) -> Result<(u32, &'static Node<F>), Outcome> {
     let index = F::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
     Ok((index, F::node(index).ok_or(Outcome::Nexthop)?))
 }
@@ -183,13 +218,14 @@ fn node_of<F: Ip>(flow: &Flow<F>) -> Result<(u32, &'static Node<F>), Outcome> {
 fn grant<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
-    flow: &Flow<F>,
-    (generation, index, node): (u32, u32, &Node<F>),
+    flow: &FlowPacket<F>,
+    passage: &Passage<'_, F>,
+    (index, node): (u32, &Node<F>),
     lookup: &Lookup<F>,
     (mode, gateway, source_port): (u8, Mac, u16),
     narrow: impl Fn(u16) -> u16,
 ) -> Result<Outcome, Outcome> {
-    let until = lease_until(config, flow)?;
+    let until = lease_until(config, flow, passage.is_translated)?;
     let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
     let path_changes = nexthop.path_changes();
     let packet = skb.packet();
@@ -212,13 +248,6 @@ fn grant<F: Ip>(
         priority: skb.priority(),
     };
     nexthop.show(&way);
-    flows::grant_egress(
-        flow.words,
-        generation,
-        index,
-        until,
-        (gateway, source_port),
-        &way,
-    )?;
+    earn::egress(passage, index, until, (gateway, source_port), &way)?;
     Ok(Outcome::LeaseGranted)
 }

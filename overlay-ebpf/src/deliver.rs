@@ -7,12 +7,12 @@ use overlay_common::{
 };
 
 use crate::{
-    flows::{self, Delivery},
+    earn::{self, Delivery},
+    flow_packet::Local,
     helpers::Skb,
     ip::Ip,
     maps,
-    observe::{Observed, observe},
-    parse::Local,
+    observe::{lease_until, observe},
 };
 
 #[inline(always)]
@@ -28,20 +28,14 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if seen.dst.is_multicast() {
         return Err(Outcome::NotGateway);
     }
-    let generation = seen.may_earn(skb)?;
-    let until = seen.lease_until()?;
-    let Observed {
-        config,
-        dst,
-        src,
-        flow,
-        ..
-    } = seen;
+    let passage = seen.may_earn(skb)?;
+    let (dst, config, flow) = (seen.dst, seen.config, &seen.flow);
+    let until = lease_until(config, flow, passage.is_translated)?;
     let moves = maps::moves(dst);
     if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
     }
-    let index = F::node_of(flow.words.remote()).ok_or(Outcome::UnknownPeer)?;
+    let index = F::node_of(passage.entered.remote()).ok_or(Outcome::UnknownPeer)?;
     let by_tunnel = skb.ingress_ifindex() == config.vtep_ifindex;
     let mtu = skb.device_mtu();
     let delivery = Delivery {
@@ -49,10 +43,10 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         header: flow.header_bits(0),
         pod: dst,
         mtu: if mtu > 0xffff { 0xffff } else { mtu as u16 },
-        from: src,
+        from: seen.src,
         ifindex: skb.ifindex(),
         moves,
     };
-    flows::grant_ingress(flow.words, generation, index, until, &delivery)?;
+    earn::ingress(&passage, index, until, &delivery)?;
     Ok(Outcome::LeaseGranted)
 }

@@ -1,30 +1,30 @@
-//! From a pod to another node: encapsulate, or route directly, whatever has an egress lease.
+//! From a pod to another node: sends whatever has an egress lease.
 
 use core::mem::offset_of;
 
 use overlay_common::{
     addr::Address as _,
     config::{Config, FASTPATH_OFF},
-    node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
+    flow::REWRITE_NONE,
     outcome::Outcome,
     wire::{ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthHeader, VLAN_ID_MASK},
 };
 
 use crate::{
     Handled,
-    flows::{FlowEntry, Way},
-    helpers::{Skb, now, redirect},
+    act::{self, Departure},
+    flow_packet::{Control, FlowPacket, Local},
+    flows::FlowEntry,
+    helpers::{Skb, now},
     injection,
     ip::Ip,
-    mac::{Mac, write_pair},
+    mac::Mac,
     maps,
     nexthop::NexthopEntry,
-    packet::Packet,
-    parse::{Control, ETH_LEN, Flow, Local, why_off},
+    observe::enter,
+    packet::{ETH_LEN, Packet},
+    parse::why_off,
 };
-
-/// Largest value of the outer headers' length fields: IPv4's counts its own header, IPv6's does not.
-const LEN_MAX: u32 = 0xffff;
 
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
@@ -54,14 +54,35 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
     }
-    let flow = match Flow::parse(packet, ETH_LEN, Local::Source, config) {
-        Ok(flow) if config.is_remote_pod(flow.words.remote()) => flow,
-        other => return guard_tunnel(skb, packet, config, other.err()),
+    let parsed = FlowPacket::parse(packet, ETH_LEN, Local::Source, config);
+    let to_pod = matches!(&parsed, Ok(flow) if config.is_remote_pod(flow.words.remote()));
+    if !to_pod {
+        if injection::is_sent(skb, packet, config) {
+            return Ok(Handled::drop(Outcome::PodTunnel));
+        }
+        if let Ok(flow) = &parsed
+            && !may_be_translated(flow, config)
+        {
+            return Err(Outcome::NotOverlay);
+        }
+    }
+    let flow = parsed?;
+    let macs = [frame_dst, Mac::from_low_bits(source_and_type)];
+    let entry = FlowEntry::find(flow.words);
+    let result = match entry {
+        Some(entry) => forward(skb, config, macs, &flow, entry),
+        None if to_pod => Err(Outcome::NoLease),
+        None => Err(Outcome::NotOverlay),
     };
-    let source = Mac::from_low_bits(source_and_type);
-    forward(skb, config, packet, [frame_dst, source], &flow).inspect_err(|_| {
-        skb.set_hash(flow.stamp_before_hop(config));
-    })
+    result.inspect_err(|_| enter(skb, &flow, config))
+}
+
+/// Whether netfilter may make a packet of one for another pod, as of one for a service.
+#[inline(always)]
+fn may_be_translated<F: Ip>(flow: &FlowPacket<F>, config: &Config<F>) -> bool {
+    flow.has_ports()
+        && config.is_local_pod(flow.words.local())
+        && !config.is_local_pod(flow.words.remote())
 }
 
 /// Stops tunnel packets of a pod. Anything else that is no pod-to-pod packet goes on.
@@ -104,18 +125,18 @@ fn guard_tagged<F: Ip>(
 fn forward<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
-    packet: Packet,
     [frame_dst, frame_src]: [Mac; 2],
-    flow: &Flow<F>,
+    flow: &FlowPacket<F>,
+    entry: FlowEntry,
 ) -> Result<Handled, Outcome> {
-    let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoLease)?;
     if flow.control != Control::None {
         return Err(Outcome::TcpControl);
     }
     let until = entry.egress_until();
-    let (generation, index) = entry.generation_and_node();
+    let (generation, index, rewrite) = entry.owner();
     let (gateway, source_port) = entry.gateway_and_port();
     let way = entry.way();
+    let to = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
     }
@@ -144,67 +165,10 @@ fn forward<F: Ip>(
     if !flow.fits(frame_len, ETH_LEN as u32, skb.gso_size(), way.mtu.into()) {
         return Err(Outcome::Mtu);
     }
-    // The node's flags may have changed since the lease was granted.
-    match way.mode {
-        MODE_TUNNEL if node.flags & F::TUNNEL_FLAGS == F::TUNNEL_FLAGS => {
-            encapsulate(skb, flow, node, &way, frame_len, source_port)
-        }
-        MODE_DIRECT if node.flags & NODE_DIRECT != 0 => route(skb, packet, flow, &way),
-        MODE_TUNNEL | MODE_DIRECT => Err(Outcome::Nexthop),
-        _ => Err(Outcome::NoLease),
-    }
-}
-
-#[inline(always)]
-fn encapsulate<F: Ip>(
-    skb: &Skb,
-    flow: &Flow<F>,
-    node: &Node<F>,
-    way: &Way,
-    frame_len: u32,
-    source_port: u16,
-) -> Result<Handled, Outcome> {
-    let outer_len = frame_len - ETH_LEN as u32 + F::ENCAP_LEN;
-    if outer_len > LEN_MAX {
-        return Err(Outcome::Mtu);
-    }
-    skb.grow_for_encap::<F>()
-        .map_err(|()| Outcome::AdjustRoom)?;
-    match write_encap(skb.packet(), flow, node, way, outer_len, source_port) {
-        Some(()) => Ok(send(skb, Outcome::FastTunnel, way)),
-        None => Ok(Handled::drop(Outcome::Rewrite)),
-    }
-}
-
-/// Writes everything before the inner packet, and the inner hop.
-#[inline(always)]
-fn write_encap<F: Ip>(
-    packet: Packet,
-    flow: &Flow<F>,
-    node: &Node<F>,
-    way: &Way,
-    outer_len: u32,
-    source_port: u16,
-) -> Option<()> {
-    F::write_hop(packet, ETH_LEN + F::ENCAP_LEN as usize, flow)?;
-    F::write_encap(packet, flow, node, outer_len, source_port)?;
-    write_pair(packet, way.next_hop, way.source)
-}
-
-#[inline(always)]
-fn route<F: Ip>(skb: &Skb, packet: Packet, flow: &Flow<F>, way: &Way) -> Result<Handled, Outcome> {
-    let written = F::write_hop(packet, ETH_LEN, flow)
-        .and_then(|()| write_pair(packet, way.next_hop, way.source));
-    match written {
-        Some(()) => Ok(send(skb, Outcome::FastDirect, way)),
-        None => Ok(Handled::drop(Outcome::Rewrite)),
-    }
-}
-
-/// Sends the finished packet, marked so that `overlay_confirm` on the underlay lets it be.
-#[inline(always)]
-fn send(skb: &Skb, outcome: Outcome, way: &Way) -> Handled {
-    skb.mark_forwarded();
-    skb.set_mark_and_priority(way.mark, way.priority);
-    Handled::redirect(outcome, redirect(way.ifindex))
+    let departure = Departure {
+        way: &way,
+        node,
+        source_port,
+    };
+    act::send(skb, flow, to, &departure, frame_len)
 }

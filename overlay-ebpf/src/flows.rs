@@ -1,17 +1,30 @@
-//! The flow table: what is fast, and who says so.
+//! The flow table: what is fast, and what is done to it.
 
 use overlay_common::{
-    flow::{Flow, FlowImage, FlowWords, MODE_BITS, word},
+    addr::Address as _,
+    family::Family,
+    flow::{FlowImage, FlowWords, MODE_BITS, word},
     outcome::Outcome,
 };
 
-use crate::{mac::Mac, maps::Tables, words::Words};
+use crate::{
+    mac::Mac,
+    maps::{self, Tables},
+    words::Words,
+};
 
 /// An entry of the flow table.
 #[derive(Clone, Copy)]
 pub struct FlowEntry(Words<{ FLOW_WORDS }>);
 
 const FLOW_WORDS: usize = size_of::<FlowImage>() / 8;
+
+/// An end of a flow: an address, and a port as it stands in the packet.
+#[derive(Clone, Copy)]
+pub struct End<F: Family> {
+    pub address: F::Be,
+    pub port: u16,
+}
 
 /// How packets leave the underlay, as the kernel's own packet did.
 pub struct Way {
@@ -24,7 +37,7 @@ pub struct Way {
     pub mtu: u16,
     /// `MODE_TUNNEL` or `MODE_DIRECT`.
     pub mode: u8,
-    /// [`Flow::header_bits`](crate::parse::Flow::header_bits) behind the host's hop.
+    /// [`FlowPacket::header_bits`](crate::flow_packet::FlowPacket::header_bits) behind the host's hop.
     pub header: u16,
     /// Of the node's next hop.
     pub path_changes: u32,
@@ -49,11 +62,25 @@ impl FlowEntry {
         self.0.get::<{ word::INGRESS_UNTIL }>()
     }
 
-    /// Generation, and the index of the remote pod's node.
+    /// Generation, the index of the remote pod's node, and one of the `REWRITE_*` values.
     #[inline(always)]
-    pub fn generation_and_node(self) -> (u32, u32) {
+    pub fn owner(self) -> (u32, u32, u8) {
         let word = self.0.get::<{ word::GENERATION_NODE }>();
-        (word as u32, (word >> 32) as u32)
+        let node = (word >> 32) as u16;
+        (word as u32, node.into(), (word >> 48) as u8)
+    }
+
+    /// What the remote end is rewritten to.
+    #[inline(always)]
+    pub fn rewrite<F: Family>(self) -> End<F> {
+        let words = [
+            self.0.get::<{ word::REWRITE_ADDRESS }>(),
+            self.0.get::<{ word::REWRITE_ADDRESS_2 }>(),
+        ];
+        End {
+            address: F::Be::from_wide(words),
+            port: self.0.get::<{ word::REWRITE_PORT }>() as u16,
+        }
     }
 
     /// The gateway's MAC, and the UDP source port as it goes into the packet.
@@ -119,20 +146,8 @@ pub fn forget<F: Tables>(words: FlowWords<F>) {
     F::remove_flow(&words.key());
 }
 
-/// What an ingress lease remembers.
-pub struct Delivery {
-    pub mode: u8,
-    /// [`Flow::header_bits`](crate::parse::Flow::header_bits) behind the host's hop.
-    pub header: u16,
-    pub pod: Mac,
-    pub mtu: u16,
-    pub from: Mac,
-    pub ifindex: u32,
-    pub moves: u32,
-}
-
 /// The words of one direction: the deadline first.
-const EGRESS: [usize; 7] = [
+pub const EGRESS: [usize; 7] = [
     word::EGRESS_UNTIL,
     word::GATEWAY_PORT,
     word::UNDERLAY,
@@ -141,104 +156,97 @@ const EGRESS: [usize; 7] = [
     word::VTEP_MARK,
     word::PRIORITY,
 ];
-const INGRESS: [usize; 4] = [
+pub const INGRESS: [usize; 4] = [
     word::INGRESS_UNTIL,
     word::POD_MTU,
     word::DELIVER_MODE,
     word::POD_IFINDEX,
 ];
 
-/// Grants an egress lease of flow `words` with node `index` until the time `until`.
-#[inline(always)]
-pub fn grant_egress<F: Tables>(
-    words: FlowWords<F>,
-    generation: u32,
-    index: u32,
-    until: u64,
-    (gateway, source_port): (Mac, u16),
-    way: &Way,
-) -> Result<(), Outcome> {
-    let mut image: FlowImage = [0; FLOW_WORDS];
-    image[word::EGRESS_UNTIL] = until;
-    image[word::GATEWAY_PORT] = gateway.bits() | u64::from(source_port) << 48;
-    image[word::UNDERLAY] = u64::from(way.ifindex) | u64::from(way.path_changes) << 32;
-    image[word::NEXT_HOP_MTU] = way.next_hop.bits() | u64::from(way.mtu) << 48;
-    image[word::UNDERLAY_MODE] = way.source.bits() | bits_of(way.mode, way.header);
-    image[word::VTEP_MARK] = u64::from(way.vtep) | u64::from(way.mark) << 32;
-    image[word::PRIORITY] = u64::from(way.priority);
-    put(words, generation, index, image, &EGRESS, &INGRESS)
+/// The words that both directions share beside [`word::GENERATION_NODE`].
+const REWRITE: [usize; 3] = [
+    word::REWRITE_ADDRESS,
+    word::REWRITE_ADDRESS_2,
+    word::REWRITE_PORT,
+];
+
+/// An entry in the making, in this CPU's own memory: on the stack there is no room for it.
+#[derive(Clone, Copy)]
+pub struct Draft {
+    image: *mut FlowImage,
+    words: Words<{ FLOW_WORDS }>,
 }
 
-/// Grants an ingress lease of flow `words` with node `index` until the time `until`.
-#[inline(always)]
-pub fn grant_ingress<F: Tables>(
-    words: FlowWords<F>,
-    generation: u32,
-    index: u32,
-    until: u64,
-    to: &Delivery,
-) -> Result<(), Outcome> {
-    let mut image: FlowImage = [0; FLOW_WORDS];
-    image[word::INGRESS_UNTIL] = until;
-    image[word::POD_MTU] = to.pod.bits() | u64::from(to.mtu) << 48;
-    image[word::DELIVER_MODE] = to.from.bits() | bits_of(to.mode, to.header);
-    image[word::POD_IFINDEX] = u64::from(to.ifindex) | u64::from(to.moves) << 32;
-    put(words, generation, index, image, &INGRESS, &EGRESS)
-}
-
-#[inline(always)]
-fn bits_of(mode: u8, header: u16) -> u64 {
-    u64::from(u16::from(mode) | header) << 48
-}
-
-/// Puts what `image` says of one direction, in its words `granted`, into the entry of the flow, and
-/// keeps the `other` direction. An entry in which only the deadline changes is updated in place, any
-/// other is replaced whole, so that no reader sees a mixture.
-#[inline(always)]
-fn put<F: Tables, const N: usize, const M: usize>(
-    words: FlowWords<F>,
-    generation: u32,
-    index: u32,
-    mut image: FlowImage,
-    granted: &[usize; N],
-    other: &[usize; M],
-) -> Result<(), Outcome> {
-    let key = words.key();
-    let owner = u64::from(generation) | u64::from(index) << 32;
-    image[word::ID] = words.id();
-    image[word::GENERATION_NODE] = owner;
-    if let Some(value) = F::flow(&key) {
-        let entry = Words::<FLOW_WORDS>::of(value);
-        // Word by word: a comparison of arrays becomes a call that the verifier cannot follow.
-        let mut is_renewal = true;
-        let mut at = 1;
-        while at < N {
-            is_renewal &= entry.at(granted[at]) == image[granted[at]];
+impl Draft {
+    /// All zeros.
+    #[inline(always)]
+    pub fn blank() -> Option<Self> {
+        let image = maps::draft()?;
+        let words = Words::of(image);
+        let mut at = 0;
+        while at < FLOW_WORDS {
+            words.put_at(at, 0);
             at += 1;
         }
-        let mut kept = [0; M];
-        at = 0;
-        while at < M {
-            kept[at] = entry.at(other[at]);
-            at += 1;
-        }
-        // Last, as a reader of the fast path does: the kernel may have given the entry to another flow
-        // while it was copied.
-        let is_ours = entry.get::<{ word::GENERATION_NODE }>() == owner
-            && entry.get::<{ word::ID }>() == words.id();
-        if is_ours {
-            if is_renewal {
-                return renew(entry, words, granted[0], image[granted[0]]);
+        Some(Self { image, words })
+    }
+
+    #[inline(always)]
+    pub fn set<const INDEX: usize>(self, word: u64) {
+        self.words.set::<INDEX>(word);
+    }
+
+    /// Puts what the draft says of one direction, in its words `granted`, into the entry of the flow, and
+    /// keeps the `other` direction if it has the same owner and is rewritten to the same. An entry in
+    /// which only the deadline changes is updated in place, any other is replaced whole, so that no
+    /// reader sees a mixture.
+    #[inline(always)]
+    pub fn put<F: Tables, const N: usize, const M: usize>(
+        self,
+        words: FlowWords<F>,
+        granted: &[usize; N],
+        other: &[usize; M],
+    ) -> Result<(), Outcome> {
+        let key = words.key();
+        let draft = self.words;
+        self.set::<{ word::ID }>(words.id());
+        if let Some(value) = F::flow(&key) {
+            let entry = Words::<FLOW_WORDS>::of(value);
+            // Word by word: a comparison of arrays becomes a call that the verifier cannot follow.
+            let mut differing =
+                entry.get::<{ word::GENERATION_NODE }>() ^ draft.get::<{ word::GENERATION_NODE }>();
+            let mut at = 0;
+            while at < REWRITE.len() {
+                differing |= entry.at(REWRITE[at]) ^ draft.at(REWRITE[at]);
+                at += 1;
+            }
+            let mut news = 0;
+            at = 1;
+            while at < N {
+                news |= entry.at(granted[at]) ^ draft.at(granted[at]);
+                at += 1;
             }
             at = 0;
             while at < M {
-                image[other[at]] = kept[at];
+                draft.put_at(other[at], entry.at(other[at]));
                 at += 1;
             }
+            // Last, as a reader of the fast path does: the kernel may have given the entry to another
+            // flow while it was copied.
+            if differing | (entry.get::<{ word::ID }>() ^ words.id()) == 0 {
+                if news == 0 {
+                    return renew(entry, words, granted[0], draft.at(granted[0]));
+                }
+            } else {
+                at = 0;
+                while at < M {
+                    draft.put_at(other[at], 0);
+                    at += 1;
+                }
+            }
         }
+        F::put_flow(&key, self.image)
     }
-    let flow: Flow = bytemuck::cast(image);
-    F::put_flow(&key, &flow)
 }
 
 /// Prolongs a lease in place. Should the kernel just have given the entry to another flow, that one

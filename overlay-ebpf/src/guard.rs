@@ -26,8 +26,7 @@ use crate::{
     ipv4::IS_FRAGMENT,
     mac::Mac,
     maps::Tables as _,
-    packet::Packet,
-    parse::ETH_LEN,
+    packet::{ETH_LEN, Packet},
 };
 
 /// `Ok` lets the packet pass, `Err` drops it.

@@ -3,20 +3,20 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_MARK_MANGLED_0,
+        BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
         bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_ktime_get_coarse_ns,
-        bpf_redirect, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_load_bytes,
-        bpf_skb_pull_data,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room,
+        bpf_skb_load_bytes, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 use bytemuck::Pod;
 
-use crate::{ip::Ip, packet::Packet};
+use crate::packet::Packet;
 
 /// `PACKET_HOST`: the frame is addressed to the interface's own MAC.
 const PACKET_HOST: u32 = 0;
@@ -179,40 +179,41 @@ impl Skb {
         unsafe { bpf_set_hash(self.raw, hash) };
     }
 
-    /// Makes room for vxlan encapsulation behind the Ethernet header.
+    /// Makes room for `len` bytes of vxlan encapsulation behind the Ethernet header; `ip_flag` tells what
+    /// the outer header is.
     ///
     /// `FIXED_GSO` keeps the segment size: pods' packets already leave room for the headers, and
     /// without the flag UDP segmentation offload would be refused. The encapsulation flags set the
     /// inner offsets that segmentation and checksum offload need; `L2_ETH` marks the inner
     /// protocol as Ethernet, as vxlan is.
     #[inline(always)]
-    pub fn grow_for_encap<F: Ip>(&self) -> Result<(), ()> {
+    pub fn grow_for_encap(&self, len: u32, ip_flag: u32) -> Result<(), ()> {
         let flags = u64::from(
             BPF_F_ADJ_ROOM_FIXED_GSO
-                | F::ENCAP_FLAG
+                | ip_flag
                 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
                 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         ) | bpf_f_adj_room_encap_l2(14);
-        let by = F::ENCAP_LEN as i32;
+        let by = len as i32;
         // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
         let result = unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) };
         if result == 0 { Ok(()) } else { Err(()) }
     }
 
-    /// Removes the vxlan encapsulation behind the Ethernet header.
+    /// Removes `len` bytes of vxlan encapsulation behind the Ethernet header.
     ///
     /// `FIXED_GSO` again keeps the segment size; shrinking would otherwise enlarge it past what a
     /// short GRO packet holds. `NO_CSUM_RESET` keeps the receive checksum state, which with a zero
     /// outer UDP checksum describes the inner packet; `outer_checksum` says that one level of it
     /// belongs to the outer UDP header and goes with it.
     #[inline(always)]
-    pub fn shrink_for_decap<F: Ip>(&self, outer_checksum: bool) -> Result<(), ()> {
+    pub fn shrink_for_decap(&self, len: u32, outer_checksum: bool) -> Result<(), ()> {
         const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
         if outer_checksum {
             // SAFETY: `raw` is this program's context; the helper changes only checksum state.
             unsafe { bpf_csum_level(self.raw, BPF_CSUM_LEVEL_DEC as u64) };
         }
-        let by = -(F::ENCAP_LEN as i32);
+        let by = -(len as i32);
         // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
         let result = unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, FLAGS) };
         if result == 0 { Ok(()) } else { Err(()) }
@@ -223,9 +224,41 @@ impl Skb {
     /// it forwards (`skb_forward_csum`).
     #[inline(always)]
     pub fn replace_in_checksum(&self, old: u16, new: u16) {
-        let difference = u32::from(new) + u32::from(!old);
+        self.add_to_checksum(u32::from(new) + u32::from(!old));
+    }
+
+    /// As [`Self::replace_in_checksum`], of words whose one's-complement sum changed by `difference`.
+    #[inline(always)]
+    pub fn add_to_checksum(&self, difference: u32) {
         // SAFETY: `raw` is this program's context; the helper changes only checksum state.
         unsafe { bpf_csum_update(self.raw, difference) };
+    }
+
+    /// Updates the transport checksum at `check` for addresses of the pseudo header whose sum changed by
+    /// `difference`, whether it is complete or left to the device. Packet pointers have to be taken again
+    /// afterwards.
+    #[inline(always)]
+    pub fn add_address_to_checksum(&self, check: u32, is_udp: bool, difference: u32) -> Option<()> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled(is_udp);
+        // SAFETY: `raw` is this program's context; the helper checks the offset.
+        let result = unsafe { bpf_l4_csum_replace(self.raw, check, 0, difference.into(), flags) };
+        (result == 0).then_some(())
+    }
+
+    /// Updates the transport checksum at `check` for a port that was replaced; both as they stand in the
+    /// packet. Packet pointers have to be taken again afterwards.
+    #[inline(always)]
+    pub fn replace_port_in_checksum(
+        &self,
+        check: u32,
+        is_udp: bool,
+        old: u16,
+        new: u16,
+    ) -> Option<()> {
+        let flags = size_of::<u16>() as u64 | mangled(is_udp);
+        // SAFETY: as in `add_address_to_checksum`.
+        let result = unsafe { bpf_l4_csum_replace(self.raw, check, old.into(), new.into(), flags) };
+        (result == 0).then_some(())
     }
 
     /// Asks the kernel's routing tables; `question` becomes the answer. Returns what the helper does.
@@ -249,6 +282,16 @@ impl Skb {
         // SAFETY: `raw` is this program's context; the helper writes the MTU to the one u32.
         unsafe { bpf_check_mtu(self.raw.cast(), 0, &raw mut mtu, 0, 0) };
         mtu
+    }
+}
+
+/// A UDP checksum of 0 means that there is none, and stays so; none that is computed becomes 0.
+#[inline(always)]
+const fn mangled(is_udp: bool) -> u64 {
+    if is_udp {
+        BPF_F_MARK_MANGLED_0 as u64
+    } else {
+        0
     }
 }
 

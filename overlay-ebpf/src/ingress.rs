@@ -6,6 +6,7 @@
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
     ecn,
+    flow::REWRITE_NONE,
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::Outcome,
     wire::IPPROTO_UDP,
@@ -13,25 +14,20 @@ use overlay_common::{
 
 use crate::{
     Handled,
+    act::{self, Delivery},
+    flow_packet::{Control, FlowPacket, Local},
     flows::FlowEntry,
-    helpers::{Skb, now, redirect_peer},
+    helpers::{Skb, now},
     injection,
     ip::{Header as _, Ip},
-    mac::{Mac, write_pair},
     maps,
     nexthop::NexthopEntry,
-    packet::Packet,
-    parse::{Control, ETH_LEN, Flow, Local, Tunnel, why_off},
+    observe::enter,
+    packet::ETH_LEN,
+    parse::{Tunnel, why_off},
 };
 
 const ICMP_LEN: usize = 8;
-
-/// What the flow's entry says about delivery.
-struct Delivery {
-    ifindex: u32,
-    dst: Mac,
-    src: Mac,
-}
 
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
@@ -104,20 +100,21 @@ fn heed_too_big<F: Ip>(skb: &Skb) {
 fn lease<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
-    flow: &Flow<F>,
+    flow: &FlowPacket<F>,
     offset: usize,
     by: u8,
     outer_source: Option<F::Be>,
-) -> Result<Delivery, Outcome> {
+) -> Result<Delivery<F>, Outcome> {
     let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoLease)?;
     if flow.control != Control::None {
         return Err(Outcome::TcpControl);
     }
     let until = entry.ingress_until();
-    let (generation, index) = entry.generation_and_node();
+    let (generation, index, rewrite) = entry.owner();
     let (dst, mtu) = entry.pod_and_mtu();
     let (src, mode, header) = entry.deliver_and_mode();
     let (ifindex, moves) = entry.pod_ifindex_and_moves();
+    let from = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
     if now() >= until || !entry.is_still(flow.words) {
         return Err(Outcome::NoLease);
     }
@@ -148,7 +145,12 @@ fn lease<F: Ip>(
     if !flow.fits(frame_len, offset as u32, skb.gso_size(), mtu) {
         return Err(Outcome::Mtu);
     }
-    Ok(Delivery { ifindex, dst, src })
+    Ok(Delivery {
+        ifindex,
+        dst,
+        src,
+        from,
+    })
 }
 
 #[inline(always)]
@@ -156,7 +158,7 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
     let tunnel = Tunnel::read(packet, config, config.vtep_mac)?;
-    let flow = Flow::parse(packet, inner, Local::Destination, config)?;
+    let flow = FlowPacket::parse(packet, inner, Local::Destination, config)?;
     let source = tunnel.source;
     let delivery = match lease(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {
         Ok(delivery) => delivery,
@@ -174,53 +176,32 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     if flow.protocol == IPPROTO_UDP && skb.gso_size() != 0 {
         return Err(Outcome::UdpGso);
     }
-    skb.shrink_for_decap::<F>(tunnel.checksum)
+    skb.shrink_for_decap(F::ENCAP_LEN, tunnel.checksum)
         .map_err(|()| Outcome::AdjustRoom)?;
-    deliver(skb, &flow, tos, &delivery, Outcome::FastTunnel)
+    Ok(act::deliver(
+        skb,
+        &flow,
+        tos,
+        &delivery,
+        Outcome::FastTunnel,
+    ))
 }
 
 #[inline(always)]
 fn from_direct<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome> {
     let packet = skb.packet();
-    let flow = Flow::parse(packet, ETH_LEN, Local::Destination, config)?;
+    let flow = FlowPacket::parse(packet, ETH_LEN, Local::Destination, config)?;
     match lease(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
-        Ok(delivery) => deliver(skb, &flow, flow.tos, &delivery, Outcome::FastDirect),
+        Ok(delivery) => Ok(act::deliver(
+            skb,
+            &flow,
+            flow.tos,
+            &delivery,
+            Outcome::FastDirect,
+        )),
         Err(outcome) => {
-            skb.set_hash(flow.stamp_before_hop(config));
+            enter(skb, &flow, config);
             Err(outcome)
         }
     }
-}
-
-/// Takes the packet, bare of any encapsulation, one hop further: into the pod.
-#[inline(always)]
-fn deliver<F: Ip>(
-    skb: &Skb,
-    flow: &Flow<F>,
-    tos: u8,
-    delivery: &Delivery,
-    outcome: Outcome,
-) -> Result<Handled, Outcome> {
-    match write_delivery(skb.packet(), flow, tos, delivery) {
-        Some(()) => {
-            F::heed_checksum(skb, flow, tos);
-            Ok(Handled::redirect(outcome, redirect_peer(delivery.ifindex)))
-        }
-        None => Ok(Handled::drop(Outcome::Rewrite)),
-    }
-}
-
-#[inline(always)]
-fn write_delivery<F: Ip>(
-    packet: Packet,
-    flow: &Flow<F>,
-    tos: u8,
-    delivery: &Delivery,
-) -> Option<()> {
-    write_pair(packet, delivery.dst, delivery.src)?;
-    F::write_hop(packet, ETH_LEN, flow)?;
-    if tos != flow.tos {
-        F::write_tos(packet, flow, tos)?;
-    }
-    Some(())
 }

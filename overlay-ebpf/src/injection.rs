@@ -12,8 +12,7 @@ use crate::{
     fib,
     helpers::Skb,
     ip::{Header as _, Ip},
-    packet::Packet,
-    parse::ETH_LEN,
+    packet::{ETH_LEN, Packet},
 };
 
 /// Whether a frame from a pod begins a tunnel packet to a node.

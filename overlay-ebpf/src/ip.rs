@@ -4,7 +4,12 @@
 use bytemuck::Pod;
 use overlay_common::{node::Node, outcome::Outcome};
 
-use crate::{helpers::Skb, maps::Tables, packet::Packet, parse::Flow};
+use crate::{
+    flow_packet::{FlowPacket, Local},
+    helpers::Skb,
+    maps::Tables,
+    packet::Packet,
+};
 
 /// An address family as the programs handle it.
 pub trait Ip: Tables {
@@ -28,7 +33,7 @@ pub trait Ip: Tables {
 
     /// Bytes of the IP header.
     const LEN: usize = size_of::<Self::Header>();
-    /// Bytes from the start of an IP header that [`Flow::parse`] may look at: IP and TCP headers.
+    /// Bytes from the start of an IP header that [`FlowPacket::parse`] may look at: IP and TCP headers.
     const FLOW_LEN: u32 = Self::LEN as u32 + 20;
 
     /// Destination of a UDP datagram to `port`, of which the frame carries the beginning, whatever
@@ -39,23 +44,43 @@ pub trait Ip: Tables {
     /// Writes the IP header at `offset` as it is one hop further. The caller has seen more than one
     /// hop left.
     #[must_use]
-    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()>;
+    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()>;
+
+    /// Replaces the address of the remote end, `old` so far, in the IP header at `offset`, whose own checksum
+    /// is right.
+    #[must_use]
+    fn write_address(
+        packet: Packet,
+        offset: usize,
+        local: Local,
+        old: Self::Be,
+        new: Self::Be,
+    ) -> Option<()>;
+
+    /// Tells the transport checksum at `check` that an address of the IP header was replaced.
+    #[must_use]
+    fn replace_in_l4_checksum(
+        skb: &Skb,
+        check: u32,
+        is_udp: bool,
+        replaced: (Self::Be, Self::Be),
+    ) -> Option<()>;
 
     /// Replaces the ECN field of the header behind the Ethernet header, which [`Self::write_hop`] has
     /// written.
     #[must_use]
-    fn write_tos(packet: Packet, flow: &Flow<Self>, tos: u8) -> Option<()>;
+    fn write_tos(packet: Packet, flow: &FlowPacket<Self>, tos: u8) -> Option<()>;
 
     /// Tells the packet's checksum state, if it covers the IP header, what [`Self::write_hop`] and
     /// [`Self::write_tos`] have changed. An IPv4 header's own checksum makes up for every change.
-    fn heed_checksum(skb: &Skb, flow: &Flow<Self>, tos: u8);
+    fn heed_checksum(skb: &Skb, flow: &FlowPacket<Self>, tos: u8);
 
     /// Writes all headers between the outer Ethernet header and the inner IP header, the same bytes
     /// as `EncapHeader::finish`. `outer_len` is the length of the outer IP packet.
     #[must_use]
     fn write_encap(
         packet: Packet,
-        flow: &Flow<Self>,
+        flow: &FlowPacket<Self>,
         node: &Node<Self>,
         outer_len: u32,
         source_port: u16,

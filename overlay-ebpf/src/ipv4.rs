@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
 use overlay_common::{
     addr::Ipv4Be,
-    checksum::replace_word,
+    checksum::{finish, replace_word},
     ecn,
     encap::{ENCAP_LEN, EncapHeader, outer_ipv4_check},
     family::V4,
@@ -15,16 +15,26 @@ use overlay_common::{
 };
 
 use crate::{
+    flow_packet::{FlowPacket, Local},
     helpers::Skb,
     ip::{Fields, Header, Ip},
-    packet::Packet,
-    parse::{ETH_LEN, Flow},
+    packet::{ETH_LEN, Packet},
 };
 
 /// Mask of the fragment field: more fragments follow, or an offset. Don't-fragment may be set or not.
 pub const IS_FRAGMENT: u16 = 0x3fff;
 /// Mask of the fragment field: the offset.
 const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// What a sum over 16-bit words in native order changes by when an address in it is replaced.
+#[inline(always)]
+fn difference(old: Ipv4Be, new: Ipv4Be) -> u32 {
+    let [a, b, c, d] = old.octets;
+    let [e, f, g, h] = new.octets;
+    let word = |a, b| u32::from(u16::from_ne_bytes([a, b]));
+    let gone = |a, b| u32::from(!u16::from_ne_bytes([a, b]));
+    gone(a, b) + gone(c, d) + word(e, f) + word(g, h)
+}
 
 impl Header<Ipv4Be> for Ipv4Header {
     #[inline(always)]
@@ -90,7 +100,7 @@ impl Ip for V4 {
 
     /// The arithmetic of the kernel's `ip_decrease_ttl`.
     #[inline(always)]
-    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()> {
+    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()> {
         let check = u32::from(flow.check) + 0x0100;
         let check = check + u32::from(check >= 0xffff);
         packet.write(offset + 10, (check as u16).to_be_bytes())?;
@@ -98,7 +108,36 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn write_tos(packet: Packet, flow: &Flow<Self>, tos: u8) -> Option<()> {
+    fn write_address(
+        packet: Packet,
+        offset: usize,
+        local: Local,
+        old: Ipv4Be,
+        new: Ipv4Be,
+    ) -> Option<()> {
+        let at = match local {
+            Local::Source => offset + offset_of!(Ipv4Header, dst),
+            Local::Destination => offset + offset_of!(Ipv4Header, src),
+        };
+        let check_at = offset + offset_of!(Ipv4Header, check);
+        let check: u16 = packet.read(check_at)?;
+        let sum = u32::from(!check) + difference(old, new);
+        packet.write(check_at, finish(sum))?;
+        packet.write(at, new.octets)
+    }
+
+    #[inline(always)]
+    fn replace_in_l4_checksum(
+        skb: &Skb,
+        check: u32,
+        is_udp: bool,
+        (old, new): (Ipv4Be, Ipv4Be),
+    ) -> Option<()> {
+        skb.add_address_to_checksum(check, is_udp, difference(old, new))
+    }
+
+    #[inline(always)]
+    fn write_tos(packet: Packet, flow: &FlowPacket<Self>, tos: u8) -> Option<()> {
         let at = ETH_LEN + offset_of!(Ipv4Header, check);
         let check = u16::from_be_bytes(packet.read(at)?);
         let old = u16::from_be_bytes([IPV4_NO_OPTIONS, flow.tos]);
@@ -108,12 +147,12 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn heed_checksum(_: &Skb, _: &Flow<Self>, _: u8) {}
+    fn heed_checksum(_: &Skb, _: &FlowPacket<Self>, _: u8) {}
 
     #[inline(always)]
     fn write_encap(
         packet: Packet,
-        flow: &Flow<Self>,
+        flow: &FlowPacket<Self>,
         node: &Node,
         outer_len: u32,
         source_port: u16,

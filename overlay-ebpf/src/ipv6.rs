@@ -17,10 +17,10 @@ use overlay_common::{
 };
 
 use crate::{
+    flow_packet::{FlowPacket, Local},
     helpers::Skb,
     ip::{Fields, Header, Ip},
-    packet::Packet,
-    parse::{ETH_LEN, Flow},
+    packet::{ETH_LEN, Packet},
 };
 
 /// Extension headers that are followed to the transport header. The kernel follows more, but nobody
@@ -34,6 +34,16 @@ const fn is_extension(next_header: u8) -> bool {
         next_header,
         IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_FRAGMENT | IPPROTO_AH | IPPROTO_DSTOPTS
     )
+}
+
+/// What a sum over 16-bit words in native order changes by when an address in it is replaced.
+#[inline(always)]
+fn difference(old: Ipv6Be, new: Ipv6Be) -> u32 {
+    let ([a, b], [c, d]) = (old.words(), new.words());
+    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
+    let sum = halves(!a) + halves(!b) + halves(c) + halves(d);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum as u32).wrapping_add((sum >> 32) as u32)
 }
 
 impl Header<Ipv6Be> for Ipv6Header {
@@ -124,19 +134,51 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn write_hop(packet: Packet, offset: usize, flow: &Flow<Self>) -> Option<()> {
+    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()> {
         packet.write(offset + offset_of!(Ipv6Header, hop_limit), flow.ttl - 1)
     }
 
     #[inline(always)]
-    fn write_tos(packet: Packet, _: &Flow<Self>, tos: u8) -> Option<()> {
+    fn write_address(
+        packet: Packet,
+        offset: usize,
+        local: Local,
+        _: Ipv6Be,
+        new: Ipv6Be,
+    ) -> Option<()> {
+        let at = match local {
+            Local::Source => offset + offset_of!(Ipv6Header, dst),
+            Local::Destination => offset + offset_of!(Ipv6Header, src),
+        };
+        let [a, b] = new.words();
+        packet.write(at, a)?;
+        packet.write(at + 8, b)
+    }
+
+    /// The helper takes the address for a part of what the packet's checksum covers no more, as it is with
+    /// IPv4, where the header's own checksum makes up for it. Here nothing does.
+    #[inline(always)]
+    fn replace_in_l4_checksum(
+        skb: &Skb,
+        check: u32,
+        is_udp: bool,
+        (old, new): (Ipv6Be, Ipv6Be),
+    ) -> Option<()> {
+        let difference = difference(old, new);
+        skb.add_address_to_checksum(check, is_udp, difference)?;
+        skb.add_to_checksum(difference);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_tos(packet: Packet, _: &FlowPacket<Self>, tos: u8) -> Option<()> {
         let [_, second]: [u8; 2] = packet.read(ETH_LEN)?;
         let [first, class] = Ipv6Header::start(tos);
         packet.write(ETH_LEN, [first, class | second & 0x0f])
     }
 
     #[inline(always)]
-    fn heed_checksum(skb: &Skb, flow: &Flow<Self>, tos: u8) {
+    fn heed_checksum(skb: &Skb, flow: &FlowPacket<Self>, tos: u8) {
         let word = |ttl| u16::from_ne_bytes([flow.protocol, ttl]);
         skb.replace_in_checksum(word(flow.ttl), word(flow.ttl - 1));
         if tos != flow.tos {
@@ -148,7 +190,7 @@ impl Ip for V6 {
     #[inline(always)]
     fn write_encap(
         packet: Packet,
-        flow: &Flow<Self>,
+        flow: &FlowPacket<Self>,
         node: &Node<Self>,
         outer_len: u32,
         source_port: u16,

@@ -13,6 +13,8 @@ pub struct Left {
     pub flow: u64,
     pub gateway: Mac,
     pub generation: u32,
+    /// The stamp of a translated packet, else 0.
+    pub stamp: u32,
 }
 
 impl Leaving {
@@ -22,14 +24,15 @@ impl Leaving {
     }
 
     #[inline(always)]
-    pub fn note(&self, flow: u64, gateway: Mac, generation: u32) {
+    pub fn note(&self, left: &Left) {
         let at = self.0.cast::<u64>();
         // SAFETY: the entry is this CPU's own, three words long and aligned as such; the MAC address
         // is its second word.
         unsafe {
-            at.write(flow);
-            at.add(1).write(gateway.bits());
-            at.add(2).write(u64::from(generation));
+            at.write(left.flow);
+            at.add(1).write(left.gateway.bits());
+            at.add(2)
+                .write(u64::from(left.generation) | u64::from(left.stamp) << 32);
         }
     }
 
@@ -43,6 +46,7 @@ impl Leaving {
             flow,
             gateway: Mac::from_low_bits(gateway),
             generation: generation as u32,
+            stamp: (generation >> 32) as u32,
         }
     }
 }

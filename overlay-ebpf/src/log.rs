@@ -38,8 +38,7 @@ mod flavour {
     use crate::{
         helpers::Skb,
         ip::{Fields, Header as _, Ip},
-        packet::Packet,
-        parse::ETH_LEN,
+        packet::{ETH_LEN, Packet},
     };
 
     /// A packet of a TC program.

@@ -12,11 +12,15 @@
 #![no_std]
 #![no_main]
 
+mod act;
 mod arrive;
 mod confirm;
 mod deliver;
+mod earn;
 mod egress;
+mod entered;
 mod fib;
+mod flow_packet;
 mod flows;
 mod guard;
 mod helpers;
@@ -117,9 +121,10 @@ fn conclude(hook: Hook, skb: Skb, bytes: u32, conclusion: impl Into<Conclusion>)
 
 /// A TC program. Each is written once for both families, and compiled to a function for each, so that
 /// neither takes registers or stack from the other: the verifier limits the sum of the stack that
-/// functions in a row of calls use.
+/// functions in a row of calls use. Those of a program whose work is in functions of its own already are
+/// no further step in the row.
 macro_rules! program {
-    ($program:ident, $ipv4:ident, $ipv6:ident, $hook:ident, $($run:ident)::+) => {
+    ($program:ident, $ipv4:ident, $ipv6:ident, $inline:ident, $hook:ident, $($run:ident)::+) => {
         #[classifier]
         pub fn $program(ctx: TcContext) -> i32 {
             let skb = Skb::new(&ctx);
@@ -130,13 +135,13 @@ macro_rules! program {
             }
         }
 
-        #[inline(never)]
+        #[inline($inline)]
         fn $ipv4(skb: Skb) -> i32 {
             let bytes = skb.len();
             conclude(Hook::$hook, skb, bytes, $($run)::+::<V4>(&skb))
         }
 
-        #[inline(never)]
+        #[inline($inline)]
         fn $ipv6(skb: Skb) -> i32 {
             let bytes = skb.len();
             conclude(Hook::$hook, skb, bytes, $($run)::+::<V6>(&skb))
@@ -148,6 +153,7 @@ program!(
     overlay_egress,
     egress_ipv4,
     egress_ipv6,
+    never,
     Egress,
     egress::run
 );
@@ -155,6 +161,7 @@ program!(
     overlay_confirm,
     confirm_ipv4,
     confirm_ipv6,
+    always,
     Confirm,
     confirm::run
 );
@@ -162,6 +169,7 @@ program!(
     overlay_ingress,
     ingress_ipv4,
     ingress_ipv6,
+    never,
     Ingress,
     ingress::run
 );
@@ -169,6 +177,7 @@ program!(
     overlay_arrive,
     arrive_ipv4,
     arrive_ipv6,
+    never,
     Arrive,
     arrive::run
 );
@@ -176,6 +185,7 @@ program!(
     overlay_deliver,
     deliver_ipv4,
     deliver_ipv6,
+    never,
     Deliver,
     deliver::run
 );

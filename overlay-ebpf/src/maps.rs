@@ -9,9 +9,10 @@ use overlay_common::{
     addr::{Ipv4Be, Ipv6Be},
     config::Config,
     family::{Family, V4, V6},
-    flow::{Flow, FlowKey},
+    flow::{Entered, Flow, FlowImage, FlowKey},
     maps::{
-        LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES, MAX_PODS, MAX_ROUTES,
+        ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES,
+        MAX_PODS, MAX_ROUTES,
     },
     node::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
@@ -77,6 +78,15 @@ static MOVES: Array<u32, MOVE_SLOTS> = Array::new();
 #[btf_map(name = "OVL_LEAVING")]
 static LEAVING: PerCpuArray<Leaving, 1> = PerCpuArray::new();
 
+#[btf_map(name = "OVL_ENTERED")]
+static ENTERED: PerCpuArray<Entered, ENTERED_SLOTS> = PerCpuArray::new();
+
+#[btf_map(name = "OVL_ENTERED6")]
+static ENTERED6: PerCpuArray<Entered<V6>, ENTERED_SLOTS> = PerCpuArray::new();
+
+#[btf_map(name = "OVL_DRAFT")]
+static DRAFT: PerCpuArray<FlowImage, 1> = PerCpuArray::new();
+
 #[btf_map(name = "OVL_SLOW")]
 static SLOW: Array<Slow, 1> = Array::new();
 
@@ -98,9 +108,12 @@ pub trait Tables: Family {
 
     fn flow(key: &FlowKey<Self>) -> Option<*mut Flow>;
 
-    fn put_flow(key: &FlowKey<Self>, flow: &Flow) -> Result<(), Outcome>;
+    fn put_flow(key: &FlowKey<Self>, flow: *const FlowImage) -> Result<(), Outcome>;
 
     fn remove_flow(key: &FlowKey<Self>);
+
+    /// This CPU's note of the packets with such a stamp.
+    fn entered(slot: u32) -> Option<*mut Entered<Self>>;
 
     /// How many matches of flows count that the packet filter judges packet by packet, and the
     /// matches.
@@ -124,7 +137,7 @@ pub trait Tables: Family {
 macro_rules! tables {
     (
         $family:ty, $node_of:ident:
-        $config:ident, $nodes:ident, $nexthops:ident, $peers:ident, $flows:ident,
+        $config:ident, $nodes:ident, $nexthops:ident, $peers:ident, $flows:ident, $entered:ident,
         $slow_count:ident, $slow:ident
     ) => {
         impl Tables for $family {
@@ -160,7 +173,10 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn put_flow(key: &FlowKey<Self>, flow: &Flow) -> Result<(), Outcome> {
+            fn put_flow(key: &FlowKey<Self>, flow: *const FlowImage) -> Result<(), Outcome> {
+                // SAFETY: `flow` is this CPU's draft, which nothing else writes meanwhile; its words are
+                // those of a `Flow`.
+                let flow = unsafe { &*flow.cast::<Flow>() };
                 $flows.insert(key, flow, 0).map_err(|_| Outcome::TableFull)
             }
 
@@ -171,6 +187,11 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn entered(slot: u32) -> Option<*mut Entered<Self>> {
+                $entered.get_ptr_mut(slot)
+            }
+
+            #[inline(always)]
             fn slow(slow: &'static Slow) -> (u32, &'static [Match<Self>; MAX_MATCHES]) {
                 (slow.$slow_count, &slow.$slow)
             }
@@ -178,8 +199,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, PEERS4, FLOWS4, ipv4_count, ipv4);
-tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, PEERS6, FLOWS6, ipv6_count, ipv6);
+tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, PEERS4, FLOWS4, ENTERED, ipv4_count, ipv4);
+tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, PEERS6, FLOWS6, ENTERED6, ipv6_count, ipv6);
 
 #[inline(always)]
 fn ipv4_node_of(address: Ipv4Be) -> Option<u32> {
@@ -232,6 +253,12 @@ pub fn count(hook: Hook, outcome: Outcome, bytes: u32) {
 #[inline(always)]
 pub fn leaving() -> Option<*mut Leaving> {
     LEAVING.get_ptr_mut(0)
+}
+
+/// This CPU's memory for an entry in the making.
+#[inline(always)]
+pub fn draft() -> Option<*mut FlowImage> {
+    DRAFT.get_ptr_mut(0)
 }
 
 /// MAC address of the gateway whose IP layer received a pod's packet.

@@ -2,27 +2,33 @@
 
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
+    flow::TRANSLATED_UDP_LEASE_NS,
     outcome::Outcome,
-    stamp::Header,
+    stamp::{self, Header},
+    wire::IPPROTO_UDP,
 };
 
 use crate::{
+    earn::Passage,
+    entered,
+    flow_packet::{Control, FlowPacket, Local},
     flows,
     helpers::{Skb, now},
     ip::Ip,
     mac::Mac,
     maps,
-    parse::{Control, ETH_LEN, Flow, Local, why_off},
+    packet::ETH_LEN,
+    parse::why_off,
     slow,
 };
 
-/// A packet between a pod of this node and one of another, on the kernel path.
+/// A packet from or to a pod of this node, on the kernel path.
 pub struct Observed<F: Ip> {
     pub config: &'static Config<F>,
     /// The addresses of its Ethernet header.
     pub dst: Mac,
     pub src: Mac,
-    pub flow: Flow<F>,
+    pub flow: FlowPacket<F>,
     local: Local,
 }
 
@@ -39,8 +45,8 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
     }
-    let flow = Flow::parse(packet, ETH_LEN, local, config)?;
-    if !config.is_local_pod(flow.words.local()) || !config.is_remote_pod(flow.words.remote()) {
+    let flow = FlowPacket::parse(packet, ETH_LEN, local, config)?;
+    if !config.is_local_pod(flow.words.local()) {
         return Err(Outcome::NotOverlay);
     }
     Ok(Observed {
@@ -53,47 +59,111 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
 }
 
 impl<F: Ip> Observed<F> {
-    /// Whether the packet, routed by now, may earn a lease: it left as it came, neither opens nor
-    /// closes a connection, which ends the leases there are, and what was decided about it holds for the
-    /// next. Returns the generation in which that is so, the one of its stamp.
+    /// Whether the packet, routed by now, may earn a lease: it left as it came but for what netfilter
+    /// translates of its remote end, neither opens nor closes a connection, which ends the leases there
+    /// are, and what was decided about it holds for the next.
     #[inline(always)]
-    pub fn may_earn(&self, skb: &Skb) -> Result<u32, Outcome> {
+    pub fn may_earn(&self, skb: &Skb) -> Result<Passage<'_, F>, Outcome> {
         let generation = maps::generation(self.config);
-        let header = Header {
-            tos: self.flow.tos,
-            ttl: self.flow.ttl,
+        let config = self.config;
+        let Some(passage) = passage(skb.hash(), config, &self.flow, generation) else {
+            return Err(if config.is_remote_pod(self.flow.words.remote()) {
+                Outcome::Translated
+            } else {
+                Outcome::NotOverlay
+            });
         };
-        if skb.hash() != self.flow.stamp(header, self.config, generation) {
-            return Err(Outcome::Translated);
+        let overlay = match self.local {
+            Local::Source => passage.left,
+            Local::Destination => passage.entered,
+        };
+        if !config.is_remote_pod(overlay.remote()) {
+            return Err(Outcome::NotOverlay);
         }
         match self.flow.control {
             Control::None => {
-                slow::check(skb, self.config, &self.flow, self.local).map(|()| generation)
+                slow::check(skb, config)?;
+                // Rules judge a translated packet by either of its tuples, depending on where they stand.
+                slow::judge(&self.flow, passage.left, self.local)?;
+                if passage.is_translated {
+                    slow::judge(&self.flow, passage.entered, self.local)?;
+                }
+                Ok(passage)
             }
             Control::Open => {
-                flows::forget(self.flow.words);
+                forget(&passage);
                 Err(Outcome::Handshake)
             }
             Control::Close => {
-                flows::forget(self.flow.words);
+                forget(&passage);
                 Err(Outcome::FlowClosed)
             }
             Control::Stray => Err(Outcome::TcpControl),
         }
     }
+}
 
-    /// When a lease that the packet earns now runs out.
-    #[inline(always)]
-    pub fn lease_until(&self) -> Result<u64, Outcome> {
-        lease_until(self.config, &self.flow)
+#[inline(always)]
+fn forget<F: Ip>(passage: &Passage<'_, F>) {
+    flows::forget(*passage.entered);
+    if passage.is_translated {
+        flows::forget(*passage.left);
     }
+}
+
+/// Stamps a packet that the host has yet to route, and notes the flow with which it enters.
+#[inline(always)]
+pub fn enter<F: Ip>(skb: &Skb, flow: &FlowPacket<F>, config: &Config<F>) {
+    let stamp = flow.stamp_before_hop(config);
+    skb.set_hash(stamp);
+    entered::note(stamp, flow.words);
+}
+
+/// The way through the host of a packet that leaves as `flow`: the `stamp` it carries is proof. `None` if it
+/// did not come from a pod or a peer, or was changed in anything but its remote end.
+#[inline(always)]
+pub fn passage<'a, F: Ip>(
+    stamp: u32,
+    config: &Config<F>,
+    flow: &'a FlowPacket<F>,
+    generation: u32,
+) -> Option<Passage<'a, F>> {
+    let header = Header {
+        tos: flow.tos,
+        ttl: flow.ttl,
+    };
+    let left = &flow.words;
+    let passage = Passage::unchanged(left, generation);
+    if stamp == flow.stamp(header, config, generation) {
+        return Some(passage);
+    }
+    let entered = entered::find::<F>(stamp)?;
+    let is_its = flow.has_ports()
+        && entered.is_beside(*left)
+        && stamp == stamp::stamp(*entered, header, &config.stamp_key, generation);
+    is_its.then_some(Passage {
+        entered,
+        is_translated: true,
+        ..passage
+    })
 }
 
 /// When a lease of `flow` that is granted now runs out.
 #[inline(always)]
-pub fn lease_until<F: Ip>(config: &Config<F>, flow: &Flow<F>) -> Result<u64, Outcome> {
-    match config.lease_ns(flow.protocol) {
-        0 => Err(Outcome::NoLease),
-        lease => Ok(now() + lease),
-    }
+pub fn lease_until<F: Ip>(
+    config: &Config<F>,
+    flow: &FlowPacket<F>,
+    is_translated: bool,
+) -> Result<u64, Outcome> {
+    let lease = match config.lease_ns(flow.protocol) {
+        0 => return Err(Outcome::NoLease),
+        lease => lease,
+    };
+    let is_short = is_translated && flow.protocol == IPPROTO_UDP && lease > TRANSLATED_UDP_LEASE_NS;
+    Ok(now()
+        + if is_short {
+            TRANSLATED_UDP_LEASE_NS
+        } else {
+            lease
+        })
 }

@@ -5,6 +5,9 @@
 
 use bytemuck::Pod;
 
+/// Bytes of an Ethernet header.
+pub const ETH_LEN: usize = 14;
+
 /// The linear part of a packet.
 #[derive(Clone, Copy)]
 pub struct Packet {

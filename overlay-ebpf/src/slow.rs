@@ -4,74 +4,91 @@
 
 use overlay_common::{
     config::Config,
+    flow::FlowWords,
     outcome::Outcome,
     slow::{self, EVERY_FLOW, Packet},
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 
 use crate::{
+    flow_packet::{FlowPacket, Local},
     helpers::Skb,
     ip::Ip,
     maps,
-    parse::{Flow, Local},
 };
 
+/// Whether an administrator's rule has marked the packet's flow.
 #[inline(always)]
-pub fn check<F: Ip>(
-    skb: &Skb,
-    config: &Config<F>,
-    flow: &Flow<F>,
-    local: Local,
-) -> Result<(), Outcome> {
+pub fn check<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<(), Outcome> {
     if config.slow_mask != 0 && skb.mark() & config.slow_mask == config.slow_mark {
         return Err(Outcome::SlowMark);
     }
+    Ok(())
+}
+
+/// Whether the packet filter judges each packet of the flow `words`, as which `flow` enters or leaves.
+#[inline(always)]
+pub fn judge<F: Ip>(
+    flow: &FlowPacket<F>,
+    words: &FlowWords<F>,
+    local: Local,
+) -> Result<(), Outcome> {
     // The map always has its entry.
-    let (count, matches) = F::slow(maps::slow().ok_or(Outcome::PerPacketRule)?);
-    if count == 0 {
-        return Ok(());
-    }
-    if count == EVERY_FLOW {
+    let (count, _) = F::slow(maps::slow().ok_or(Outcome::PerPacketRule)?);
+    if count != 0 && is_judged::<F>(flow.protocol, words, local == Local::Source) {
         return Err(Outcome::PerPacketRule);
     }
-    let packet = packet(flow, local);
+    Ok(())
+}
+
+/// A function of its own: what it needs of the stack, the paths to it share.
+#[inline(never)]
+fn is_judged<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> bool {
+    let Some(slow) = maps::slow() else {
+        return true;
+    };
+    let (count, matches) = F::slow(slow);
+    if count == EVERY_FLOW {
+        return true;
+    }
+    let packet = packet::<F>(protocol, words, is_source);
     for (index, slow) in matches.iter().enumerate() {
         if index as u32 >= count {
             break;
         }
         if slow.contains(&packet) {
-            return Err(Outcome::PerPacketRule);
+            return true;
         }
     }
-    Ok(())
+    false
 }
 
 #[inline(always)]
-fn packet<F: Ip>(flow: &Flow<F>, local: Local) -> Packet<F> {
-    let words = flow.words;
+fn packet<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> Packet<F> {
     let local_port = (words.ports as u16).to_be();
     let remote_port = ((words.ports >> 16) as u16).to_be();
-    let protocol = match flow.protocol {
+    let protocol = match protocol {
         IPPROTO_TCP => slow::TCP,
         IPPROTO_UDP => slow::UDP,
         _ => slow::ICMP,
     };
-    match local {
-        Local::Source => Packet {
+    if is_source {
+        Packet {
             src: words.local(),
             dst: words.remote(),
             src_port: local_port,
             dst_port: remote_port,
             protocol,
             direction: slow::EGRESS,
-        },
-        Local::Destination => Packet {
+        }
+    } else {
+        Packet {
             src: words.remote(),
             dst: words.local(),
             src_port: remote_port,
             dst_port: local_port,
             protocol,
             direction: slow::INGRESS,
-        },
+        }
     }
 }

@@ -265,6 +265,15 @@ impl Connection {
         Ok(())
     }
 
+    /// Who answers a datagram now.
+    pub fn ask(&mut self) -> Result<Served> {
+        let Stream::Udp(socket) = &self.stream else {
+            bail!("a TCP connection is answered by one server");
+        };
+        self.offset += DATAGRAM as u64;
+        echo_datagram(socket, self.offset, DATAGRAM)
+    }
+
     /// Whether data that is sent on the connection gets no echo within `patience`. What TCP was
     /// given it delivers when it can: [`Self::recover`] takes it.
     pub fn is_cut(&mut self, patience: Duration) -> Result<bool> {

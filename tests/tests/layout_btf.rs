@@ -16,8 +16,8 @@ use overlay_common::{
     encap::EncapHeader,
     encap6::EncapHeader6,
     family::{V4, V6},
-    flow::{Flow, FlowKey},
-    maps,
+    flow::{Entered, Flow, FlowKey, FlowWords},
+    maps::{self, ENTERED_SLOTS},
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
@@ -80,7 +80,7 @@ fn layouts() -> BTreeMap<String, Layout> {
         VxlanHeader { flags, reserved, vni, reserved2 }
         EthHeader { dst, src, ethertype }
         Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad, path_changes, _pad2 }
-        Leaving { flow, gateway_mac, _pad, generation, _pad2 }
+        Leaving { flow, gateway_mac, _pad, generation, stamp }
         Peer { node }
         Gateway { mac, _pad }
         PodKey { mac, _pad }
@@ -98,11 +98,15 @@ fn layouts() -> BTreeMap<String, Layout> {
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
         Flow {
-            id, egress_until, ingress_until, generation, node, gateway_mac, source_port, pod_mac,
-            pod_mtu, deliver_mac, ingress_mode, ingress_ttl, pod_ifindex, moves, underlay_ifindex,
+            id, egress_until, ingress_until, generation, node, rewrite, _pad, gateway_mac,
+            source_port, pod_mac, pod_mtu, deliver_mac, ingress_mode, ingress_ttl, pod_ifindex, moves, underlay_ifindex,
             path_changes, next_hop_mac, path_mtu, underlay_mac, egress_mode, egress_ttl, vtep, mark,
-            priority, _pad,
+            priority, _pad2, rewrite_address, rewrite_port, _pad3,
         }
+        FlowWords<V4> { addresses, ports }
+        FlowWords<V6> { addresses, ports }
+        Entered<V4> { words, stamp, _pad }
+        Entered<V6> { words, stamp, _pad }
         Counter { packets, bytes }
         Match<V4> {
             src, src_mask, dst, dst_mask, src_ports, dst_ports, protocols, directions, _pad,
@@ -174,7 +178,7 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 19] = [
+    let wanted: [(&str, &str, &str, usize); 22] = [
         (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
@@ -193,6 +197,9 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
         (maps::MOVES, "u32", "u32", MOVE_SLOTS),
         (maps::SLOW, "u32", "Slow", 1),
         (maps::LEAVING, "u32", "Leaving", 1),
+        (maps::ENTERED, "u32", "Entered", ENTERED_SLOTS),
+        (maps::ENTERED6, "u32", "Entered<V6>", ENTERED_SLOTS),
+        (maps::DRAFT, "u32", "u1024", 1),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];
     assert_eq!(

@@ -319,7 +319,11 @@ fn damage<F: Reading>(rng: &mut StdRng, case: &mut Case, others: &[Case]) {
 fn reheadered<F: Reading>(rng: &mut StdRng, frame: &[u8]) -> Vec<u8> {
     let mut edit = |frame: &[u8]| {
         let ttl = *[0, 1, 2, 63, 64, 64, 64, 64].choose(rng).unwrap_or(&64);
-        let dscp = if rng.random_ratio(1, 4) { rng.random_range(0..64) } else { 0 };
+        let dscp = if rng.random_ratio(1, 4) {
+            rng.random_range(0..64)
+        } else {
+            0
+        };
         let tos = dscp << 2 | rng.random_range(0..4);
         F::varied(&F::with_tos(&F::with_ttl(frame, ttl), tos), rng.random())
     };

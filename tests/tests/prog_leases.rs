@@ -110,7 +110,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
                     id: FlowWords::from(key).id(),
                     egress_until: got.egress_until,
                     generation: fixture.config.generation,
-                    node: remote.index,
+                    node: remote.node_index(),
                     gateway_mac: GATEWAY_MAC,
                     source_port: source_port.to_be_bytes(),
                     ingress_mode: MODE_NONE,
@@ -239,7 +239,7 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
                     id: FlowWords::from(key).id(),
                     ingress_until: got.ingress_until,
                     generation: fixture.config.generation,
-                    node: remote.index,
+                    node: remote.node_index(),
                     pod_mac: POD_MAC,
                     pod_mtu: POD_VETH_MTU,
                     deliver_mac: GATEWAY_MAC,
@@ -400,7 +400,7 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
                 "{flow:?}"
             );
             ensure!(
-                flow.node == node.index && flow.generation == fixture.config.generation,
+                flow.node == node.node_index() && flow.generation == fixture.config.generation,
                 "{flow:?}"
             );
         }

@@ -7,7 +7,7 @@ use overlay_common::{
     addr::{Address as _, MacAddr},
     config::{Config, FASTPATH_OFF, FASTPATH_STRICT},
     family::{V4, V6},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, REWRITE_DESTINATION},
     maps::MAX_NODES,
     node::{
         Leaving, MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_DIRECT, NODE_ZERO_CHECKSUM, Nexthop,
@@ -68,6 +68,14 @@ const fn tcp(flags: u8) -> Transport {
         flags,
         options: 0,
     }
+}
+
+/// Has the entry rewrite the remote end's address to this one; its port stays.
+fn rewrite<F: Oddities>(flow: &mut Flow, address: F::Address) {
+    let address: F::Be = address.into();
+    flow.rewrite = REWRITE_DESTINATION;
+    flow.rewrite_address = bytemuck::cast(address.wide());
+    flow.rewrite_port = 80_u16.to_be_bytes();
 }
 
 /// The rows of one program.
@@ -195,6 +203,17 @@ fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         |fixture, _| {
             fixture.grant(direct_key, &F::DIRECT);
         },
+    );
+    let asked = packet.clone().with(|p| p.dst = F::ELSEWHERE.into());
+    let asked_key = asked.flow(Local::Source);
+    table.row(
+        "a leased flow to a service",
+        asked.bytes(),
+        Expected::Redirect(
+            Outcome::FastTranslated,
+            F::TUNNELLED.encapsulated(&packet.bytes(), SOURCE_PORT),
+        ),
+        |fixture, _| rewrite::<F>(fixture.grant(asked_key, &F::TUNNELLED), packet.dst),
     );
     table.row(
         "a TTL that is enough for one hop",
@@ -544,7 +563,7 @@ fn egress_nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<
         "a node index beyond the table",
         frame.to_vec(),
         |fixture, _| {
-            fixture.grant(key, &F::TUNNELLED).node = u32::try_from(MAX_NODES).expect("fits");
+            fixture.grant(key, &F::TUNNELLED).node = u16::try_from(MAX_NODES).expect("fits");
         },
     );
     let changes: [Entries<F>; 5] = [
@@ -844,6 +863,16 @@ fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             fixture.grant(key, remote).ingress_mode = by;
         });
     }
+    let received = inner.clone().with(|p| {
+        p.src = F::ELSEWHERE.into();
+        p.transport = p.transport.with_ports(|(_, dst)| (80, dst));
+    });
+    table.row(
+        "a leased flow from a service",
+        frame.clone(),
+        Expected::Redirect(Outcome::FastTranslated, delivered::<F>(&received.bytes())),
+        |fixture, _| rewrite::<F>(fixture.grant(key, &F::TUNNELLED), received.src),
+    );
     table.pass(
         Outcome::NoLease,
         "a direct packet without a lease",

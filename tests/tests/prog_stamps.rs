@@ -43,7 +43,8 @@ const fn tcp(flags: u8) -> Transport {
     }
 }
 
-fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod<F: Oddities>() -> Result<()> {
+fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod_or_a_service<F: Oddities>()
+-> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
@@ -65,6 +66,11 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod<F: Oddities>() -> R
             let packet = F::DIRECT.from_pod(TRANSPORTS[1]);
             stamped.push(packet.with(|p| (p.tos, p.ttl) = (tos, ttl)));
         }
+        // What netfilter may translate.
+        for transport in [TRANSPORTS[0], TRANSPORTS[1]] {
+            let packet = F::TUNNELLED.from_pod(transport);
+            stamped.push(packet.with(|p| p.dst = F::INTERNET.into()));
+        }
         for packet in stamped {
             let stale = Surroundings {
                 hash: 0x5555_aaaa,
@@ -75,12 +81,18 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod<F: Oddities>() -> R
             let want = fixture.stamp_of(packet.flow(Local::Source), header);
             ensure!(hash == want, "{hash:#x} instead of {want:#x}: {packet:?}");
         }
-        let to_internet = F::TUNNELLED
-            .from_pod(TRANSPORTS[0])
-            .with(|p| p.dst = F::INTERNET.into());
+        let elsewhere = [
+            (TRANSPORTS[2], F::POD, F::INTERNET),
+            (TRANSPORTS[0], F::POD, F::OTHER_POD),
+            (TRANSPORTS[0], F::STRANGER, F::INTERNET),
+        ];
+        let elsewhere = elsewhere.map(|(transport, src, dst)| {
+            let packet = F::TUNNELLED.from_pod(transport);
+            packet.with(|p| (p.src, p.dst) = (src.into(), dst.into()))
+        });
         let odd = F::without_flow(&F::TUNNELLED.from_pod(TRANSPORTS[0]));
         let odd = odd.into_iter().map(|(_, _, packet)| packet);
-        for packet in odd.chain([to_internet]) {
+        for packet in odd.chain(elsewhere) {
             let none = Surroundings::default();
             let hash = bench.left_by(Hook::Egress, &packet.bytes(), &none)?.hash;
             ensure!(hash == 0, "{hash:#x}: {packet:?}");
@@ -260,7 +272,7 @@ fn a_packet_whose_tos_or_ttl_was_changed_earns_nothing<F: Oddities>() -> Result<
 }
 
 in_both_families! {
-    what_egress_declines_is_stamped_if_it_is_for_a_remote_pod,
+    what_egress_declines_is_stamped_if_it_is_for_a_remote_pod_or_a_service,
     what_comes_from_a_peer_by_the_kernel_is_stamped,
     a_translated_packet_earns_nothing,
     a_packet_whose_tos_or_ttl_was_changed_earns_nothing,

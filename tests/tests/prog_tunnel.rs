@@ -358,7 +358,10 @@ fn the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets<F: Cluster
                 for (number, (tos, ttl)) in (2000..).zip(headers) {
                     let packet = remote.to_pod(transport.of_flow(number));
                     let packet = packet.with(|p| (p.tos, p.ttl) = (tos, ttl));
-                    remember(fixture.grant(packet.flow(Local::Destination), &remote), &packet);
+                    remember(
+                        fixture.grant(packet.flow(Local::Destination), &remote),
+                        &packet,
+                    );
                     let inner = packet.bytes();
                     if remote == F::DIRECT {
                         cases.push(inner);
@@ -403,9 +406,15 @@ fn what_one_node_encapsulates_another_decapsulates_to_the_same_packet<F: Cluster
         let mut far_fixture = Fixture::far_end(interfaces);
         let packets = variants::<F>(|transport| F::TUNNELLED.from_pod(transport));
         for packet in &packets {
-            remember(near_fixture.grant(packet.flow(Local::Source), &F::TUNNELLED), packet);
+            remember(
+                near_fixture.grant(packet.flow(Local::Source), &F::TUNNELLED),
+                packet,
+            );
             let arriving = packet.clone().with(|p| p.ttl -= 1);
-            remember(far_fixture.grant(packet.flow(Local::Destination), &F::HERE), &arriving);
+            remember(
+                far_fixture.grant(packet.flow(Local::Destination), &F::HERE),
+                &arriving,
+            );
         }
         near.set(&near_fixture)?;
         far.set(&far_fixture)?;

@@ -22,6 +22,8 @@ use aya_obj::{
     },
 };
 
+/// `BPF_REG_SIZE` in the kernel.
+const SLOT: u64 = 8;
 /// `round_up(max_t(u32, stack_depth, 1), 32)` in the kernel's `check_max_stack_depth`.
 const ROUNDING: u64 = 32;
 /// `MAX_CALL_FRAMES` in the kernel.
@@ -140,7 +142,7 @@ fn is_call(instruction: bpf_insn) -> bool {
 }
 
 /// How far below the frame pointer a function reaches. The compiler makes an address on the stack by
-/// copying the frame pointer and adding to the copy in the next instruction.
+/// copying the frame pointer and adding to the copy in the next instruction. The verifier counts whole slots.
 fn frame(function: &[bpf_insn]) -> u64 {
     let mut depth = 0;
     let mut copy = None;
@@ -159,7 +161,7 @@ fn frame(function: &[bpf_insn]) -> u64 {
         let copies = operation(instruction) == COPY && instruction.src_reg() == FRAME_POINTER;
         copy = copies.then(|| instruction.dst_reg());
     }
-    depth
+    depth.next_multiple_of(SLOT)
 }
 
 /// The frames of the deepest chain that begins with the function at `start`.

@@ -148,6 +148,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::Command("conntrack"),
+        "conntrack",
+        "deletes what conntrack knows of flows, as kube-proxy does",
+    ),
+    prereq(
+        Group::Lab,
         Need::Command("etcd"),
         "etcd-server",
         "the lab's lease store",

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use overlay_common::flow::{Flow, FlowKey, MODE_BITS};
+use overlay_common::{
+    addr::Address as _,
+    flow::{Flow, FlowKey, MODE_BITS, REWRITE_DESTINATION, REWRITE_SOURCE},
+};
 use serde::Serialize;
 
 use super::{
@@ -59,6 +62,8 @@ pub struct Row {
     pub local_port: u16,
     pub remote: IpAddr,
     pub remote_port: u16,
+    /// What the remote end becomes in packets that netfilter translates.
+    pub translation: Option<Translation>,
     pub egress: Option<Lease>,
     pub ingress: Option<Lease>,
     /// `live`, `expired`, or `stale`: of a generation before the last flush.
@@ -69,6 +74,23 @@ pub struct Row {
     pub pod_ifname: Option<String>,
     /// UDP source port of the flow's tunnel packets.
     pub tunnel_source_port: u16,
+}
+
+/// What is written into the packets of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Translation {
+    pub rewritten: Rewritten,
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rewritten {
+    /// A service's address and port become a backend's, in what the pod sends.
+    Destination,
+    /// A backend's become the service's, in what the pod receives.
+    Source,
 }
 
 /// What is left of a lease.
@@ -191,6 +213,7 @@ impl Report {
             local_port: u16::from_be_bytes(key.local_port),
             remote: address(key.remote),
             remote_port: u16::from_be_bytes(key.remote_port),
+            translation: translation::<F>(flow),
             egress: Lease::new(flow.egress_until, flow.egress_mode, now),
             ingress: Lease::new(flow.ingress_until, flow.ingress_mode, now),
             state: state(flow, generation, now),
@@ -204,6 +227,40 @@ impl Report {
             .unwrap_or(usize::MAX)
             .saturating_sub(self.flows.len());
         self.flows.extend(flows.iter().take(room).map(row));
+    }
+}
+
+fn translation<F: Family>(flow: &Flow) -> Option<Translation> {
+    let rewritten = match flow.rewrite {
+        REWRITE_DESTINATION => Rewritten::Destination,
+        REWRITE_SOURCE => Rewritten::Source,
+        _ => return None,
+    };
+    let address = F::Be::from_wide(bytemuck::cast(flow.rewrite_address));
+    Some(Translation {
+        rewritten,
+        address: F::Address::from(address).into(),
+        port: u16::from_be_bytes(flow.rewrite_port),
+    })
+}
+
+impl Row {
+    /// The remote end; of a translated flow the service's address first, and an arrow the way its packets go.
+    fn remote_text(&self) -> String {
+        let remote = SocketAddr::new(self.remote, self.remote_port);
+        let Some(Translation {
+            rewritten,
+            address,
+            port,
+        }) = self.translation
+        else {
+            return remote.to_string();
+        };
+        let other = SocketAddr::new(address, port);
+        match rewritten {
+            Rewritten::Destination => format!("{remote} → {other}"),
+            Rewritten::Source => format!("{other} ← {remote}"),
+        }
     }
 }
 
@@ -239,7 +296,7 @@ impl output::Report for Report {
                 table.row([
                     row.protocol.clone(),
                     SocketAddr::new(row.local, row.local_port).to_string(),
-                    SocketAddr::new(row.remote, row.remote_port).to_string(),
+                    row.remote_text(),
                     mode(row.egress),
                     left(row.egress),
                     mode(row.ingress),
@@ -304,6 +361,17 @@ mod tests {
         }
     }
 
+    fn translated(rewrite: u8) -> Flow {
+        let mut rewrite_address = [0; 16];
+        rewrite_address[..4].copy_from_slice(&[10, 96, 0, 10]);
+        Flow {
+            rewrite,
+            rewrite_address,
+            rewrite_port: 53u16.to_be_bytes(),
+            ..flow(101 * SECOND, 0, 5)
+        }
+    }
+
     fn ipv4() -> FlowTable<V4> {
         let key = |last: u8, protocol| FlowKey4 {
             local: Ipv4Addr::new(10, 1, 1, last).into(),
@@ -318,6 +386,8 @@ mod tests {
                 (key(4, 17), flow(101 * SECOND, 102 * SECOND, 4)),
                 (key(3, 1), flow(99 * SECOND, 0, 5)),
                 (key(2, 6), flow(112 * SECOND + SECOND / 2, 0, 5)),
+                (key(5, 6), translated(REWRITE_DESTINATION)),
+                (key(6, 6), translated(REWRITE_SOURCE)),
             ],
             generation: 5,
         }

@@ -146,7 +146,7 @@ impl<F: Family> Peers<F> {
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Row {
         let node = self.nodes.get(&index);
-        let takes_tunnel = |node: &Node<F>| node.flags & F::TUNNEL_FLAGS == F::TUNNEL_FLAGS;
+        let takes_tunnel = Node::<F>::takes_tunnel_packets;
         let tunnel_allowed = self.has_tunnel && node.is_some_and(takes_tunnel);
         // The entry of a node that takes tunnel packets no more stays, and counts for nothing.
         let counts = |node: &Node<F>, nexthop: &Nexthop| {

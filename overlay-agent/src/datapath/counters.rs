@@ -64,6 +64,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::GuardTruncated => false,
         Outcome::FastTunnel
         | Outcome::FastDirect
+        | Outcome::FastTranslated
         | Outcome::Forwarded
         | Outcome::LeaseGranted
         | Outcome::FlowClosed

@@ -104,10 +104,10 @@ impl Tool {
     }
 }
 
-/// Whether foreign tools say anything about a variant: what has a crowd or a translated port is a
+/// Whether foreign tools say anything about a variant: what has a crowd, a service or an altered port is a
 /// comparison within this project.
 pub fn applies_to(variant: &Variant) -> bool {
-    !variant.crowded && !variant.translated
+    !variant.crowded && !variant.altered && !variant.service
 }
 
 /// Runs one tool between the ends of a site, in the `round`-th round.

@@ -108,7 +108,7 @@ pub fn fill_flows(node: &Node) -> Result<()> {
             egress_until: u64::MAX,
             ingress_until: u64::MAX,
             generation: config.generation,
-            node: 1 + index % NODES,
+            node: u16::try_from(1 + index % NODES)?,
             egress_mode: MODE_TUNNEL,
             ingress_mode: MODE_TUNNEL,
             ..Flow::default()

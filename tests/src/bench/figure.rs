@@ -42,9 +42,10 @@ impl Metric {
     /// Whether it is measured for `variant`.
     pub fn applies_to(self, variant: &Variant) -> bool {
         match self {
-            Self::Programs => variant.is_agent() && !variant.translated,
+            Self::Programs => variant.is_agent() && !variant.altered && !variant.service,
             Self::Udp => true,
-            _ => !variant.translated,
+            Self::Ping | Self::Connect | Self::Question => !variant.altered,
+            _ => !variant.altered && !variant.service,
         }
     }
 

@@ -1,14 +1,23 @@
-//! Packet filter rules: flannel's own, as `flanneld --ip-masq` installs them in iptables mode, and a
-//! translation that keeps a flow off the fast path.
+//! Packet filter rules: flannel's own, as `flanneld --ip-masq` installs them in iptables mode, a service,
+//! and an alteration that keeps a flow off the fast path.
+
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 
-use crate::lab::Node;
+use crate::{
+    lab::Node,
+    rules::{Flavour, Protocol, Service},
+};
 
-/// Port that clients of a translated flow address. The first node makes it the next number, the
+/// Port that clients of an altered flow address. The first node makes it the next number, the
 /// second node the one after that.
-pub const TRANSLATED_PORT: u16 = 7_100;
+pub const ALTERED_PORT: u16 = 7_100;
+/// Port that servers listen on, and the service's.
+pub const SERVICE_PORT: u16 = 7_000;
+/// The service's address.
+pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
 /// flannel's rules for a node with `subnet` of `network`.
 pub fn install(node: &Node, network: Ipv4Network, subnet: Ipv4Network) -> Result<()> {
@@ -52,15 +61,30 @@ pub fn check(node: &Node, wanted: bool) -> Result<()> {
     Ok(())
 }
 
-/// Adds one to the port of datagrams to `port`, without connection tracking.
-pub fn translate(node: &Node, port: u16) -> Result<()> {
+/// Makes a service of the server, for clients on `node`.
+pub fn serve(node: &Node, network: Ipv4Network, server: Ipv4Addr) -> Result<()> {
+    let services = [("BENCH-T", Protocol::Tcp), ("BENCH-U", Protocol::Udp)];
+    let services = services.map(|(name, protocol)| Service {
+        name,
+        protocol,
+        address: SocketAddr::new(SERVICE.into(), SERVICE_PORT),
+        node_port: None,
+        affinity: false,
+        backends: vec![SocketAddr::new(server.into(), SERVICE_PORT)],
+    });
+    crate::rules::install(node, Flavour::Iptables, network.into(), &services)
+}
+
+/// Adds one to the port of datagrams to `port`, and takes another source port for them, without connection
+/// tracking: at either node the pod's own end is altered.
+pub fn alter(node: &Node, port: u16) -> Result<()> {
     let next = port + 1;
     let script = format!(
         "nft -f - <<'RULES'
 table ip benchmark {{
-    chain translate {{
+    chain alter {{
         type filter hook forward priority mangle
-        udp dport {port} udp dport set {next}
+        udp dport {port} udp sport set 999 udp dport set {next}
     }}
 }}
 RULES

@@ -1,7 +1,7 @@
 //! One measurement, and whether it may be believed: the machine did nothing else, the packets went
 //! the way they should.
 
-use std::{path::PathBuf, process::Command};
+use std::{net::SocketAddrV4, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::{encap::ENCAP_LEN, outcome::Hook};
@@ -12,7 +12,7 @@ use super::{
     load::{Kind, Outcome},
     machine::{FOREIGN_LIMIT, ProgramStatistics, STEAL_LIMIT, share},
     programs::RunTime,
-    rules::TRANSLATED_PORT,
+    rules::{ALTERED_PORT, SERVICE, SERVICE_PORT},
     site::Site,
     variant::Variant,
     wire::{self, Sent},
@@ -259,11 +259,18 @@ fn run_load(site: &Site, kind: Kind, settings: &Settings) -> Result<Outcome> {
         .args(["--sender-cpu", &settings.sender_cpu.to_string()])
         .args(["--seconds", &settings.seconds.to_string()])
         .args(["--warm-up", &settings.warm_up.to_string()]);
-    if site.variant.translated {
-        let arrives = TRANSLATED_PORT + 2;
+    if site.variant.altered {
+        let target = SocketAddrV4::new(server.address, ALTERED_PORT);
+        let arrives = ALTERED_PORT + 2;
         command
-            .args(["--send-port", &TRANSLATED_PORT.to_string()])
+            .args(["--target", &target.to_string()])
             .args(["--port", &arrives.to_string()]);
+    }
+    if site.variant.service {
+        let target = SocketAddrV4::new(SERVICE, SERVICE_PORT);
+        command
+            .args(["--target", &target.to_string()])
+            .args(["--port", &SERVICE_PORT.to_string()]);
     }
     let printed = checked(&mut command)?;
     Outcome::from_json(&serde_json::from_str(&printed)?)

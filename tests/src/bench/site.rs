@@ -112,7 +112,7 @@ impl Site {
         Ok(())
     }
 
-    /// Rules, translation and crowd; and the check that the rules are what they should be.
+    /// Rules, service, alteration and crowd; and the check that the rules are what they should be.
     fn finish(&self, node: &Node, index: usize) -> Result<()> {
         if self.variant.is_agent() {
             wait_for("flannel's rules", RULES_DEADLINE, || {
@@ -123,8 +123,12 @@ impl Site {
             rules::install(node, env.network, env.subnet()?)?;
         }
         rules::check(node, self.variant.rules)?;
-        if self.variant.translated {
-            rules::translate(node, rules::TRANSLATED_PORT + u16::try_from(index)?)?;
+        if self.variant.altered {
+            rules::alter(node, rules::ALTERED_PORT + u16::try_from(index)?)?;
+        }
+        if self.variant.service && index == 0 {
+            let (_, server) = self.ends()?;
+            rules::serve(node, NETWORK.parse()?, server.address)?;
         }
         if self.variant.crowded {
             crowd::fill_flows(node).context("prefill flows")?;

@@ -3,8 +3,9 @@
 use super::{
     figure::Figure,
     variant::{
-        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, NODE, OFF, OFF_TRANSLATED, STRICT,
-        STRICT_TRANSLATED, TRUSTED, VXLAN, VXLAN_RULES, Variant,
+        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
+        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_SERVICE, TRUSTED, VXLAN, VXLAN_RULES,
+        VXLAN_SERVICE, Variant,
     },
 };
 
@@ -72,7 +73,7 @@ use Figure::{
     UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 26] = [
+pub const ALL: [Target; 36] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -84,8 +85,8 @@ pub const ALL: [Target; 26] = [
     ratio(PingP50, STRICT, VXLAN_RULES, AtMost(0.48)),
     ratio(PingP50, STRICT, HOST_GW, AtMost(0.80)),
     reported(PingP99, STRICT, VXLAN_RULES),
-    ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.20)),
-    reported(Questions, STRICT, VXLAN_RULES),
+    ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.30)),
+    ratio(Questions, STRICT, VXLAN_RULES, AtLeast(1.30)),
     reported(Questions, STRICT, OFF),
     ratio(BulkCpu, STRICT, VXLAN, AtMost(0.75)),
     ratio(SegmentedCpu, STRICT, VXLAN, AtMost(0.90)),
@@ -98,7 +99,17 @@ pub const ALL: [Target; 26] = [
     ratio(SegmentedCpu, CROWDED, STRICT, AtMost(1.03)),
     ratio(EgressTime, CROWDED, STRICT, AtMost(1.03)),
     ratio(IngressTime, CROWDED, STRICT, AtMost(1.03)),
-    ratio(UdpCpu, STRICT_TRANSLATED, OFF_TRANSLATED, AtMost(1.08)),
+    ratio(UdpCpu, STRICT_SERVICE, STRICT, AtMost(1.10)),
+    ratio(UdpCpu, STRICT_SERVICE, VXLAN_SERVICE, AtMost(0.45)),
+    reported(UdpCpu, STRICT_SERVICE, HOST_GW_SERVICE),
+    ratio(PingP50, STRICT_SERVICE, STRICT, AtMost(1.10)),
+    ratio(PingP50, STRICT_SERVICE, VXLAN_SERVICE, AtMost(0.60)),
+    reported(PingP50, STRICT_SERVICE, OFF_SERVICE),
+    ratio(Connections, STRICT_SERVICE, VXLAN_SERVICE, AtLeast(1.30)),
+    reported(Connections, STRICT_SERVICE, OFF_SERVICE),
+    ratio(Questions, STRICT_SERVICE, VXLAN_SERVICE, AtLeast(1.30)),
+    reported(Questions, STRICT_SERVICE, OFF_SERVICE),
+    ratio(UdpCpu, STRICT_ALTERED, OFF_ALTERED, AtMost(1.03)),
 ];
 
 #[cfg(test)]

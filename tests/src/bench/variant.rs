@@ -29,9 +29,10 @@ pub struct Variant {
     pub between_nodes: bool,
     /// A thousand nodes, 250 pods on each of the two, 100 000 flows.
     pub crowded: bool,
-    /// A rule on each node changes the port of the measured flow, as a service would: no lease is
-    /// ever granted.
-    pub translated: bool,
+    /// A rule on each node changes the pod's own port of the measured flow: no lease is ever granted.
+    pub altered: bool,
+    /// The client asks a service, as kube-proxy's iptables rules on its node make one.
+    pub service: bool,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -41,7 +42,8 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         rules,
         between_nodes: false,
         crowded: false,
-        translated: false,
+        altered: false,
+        service: false,
     }
 }
 
@@ -76,17 +78,33 @@ pub const CROWDED: &Variant = &Variant {
     crowded: true,
     ..agent("overlay strict, 1000 nodes", "strict")
 };
-pub const STRICT_TRANSLATED: &Variant = &Variant {
-    translated: true,
-    ..agent("overlay strict, translated flow", "strict")
+pub const STRICT_ALTERED: &Variant = &Variant {
+    altered: true,
+    ..agent("overlay strict, altered flow", "strict")
 };
-pub const OFF_TRANSLATED: &Variant = &Variant {
-    translated: true,
-    ..agent("overlay off, translated flow", "off")
+pub const OFF_ALTERED: &Variant = &Variant {
+    altered: true,
+    ..agent("overlay off, altered flow", "off")
+};
+pub const VXLAN_SERVICE: &Variant = &Variant {
+    service: true,
+    ..variant("vxlan, as deployed, service", Overlay::StockVxlan, true)
+};
+pub const HOST_GW_SERVICE: &Variant = &Variant {
+    service: true,
+    ..variant("host-gw, as deployed, service", Overlay::StockHostGw, true)
+};
+pub const STRICT_SERVICE: &Variant = &Variant {
+    service: true,
+    ..agent("overlay strict, service", "strict")
+};
+pub const OFF_SERVICE: &Variant = &Variant {
+    service: true,
+    ..agent("overlay off, service", "off")
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 12] = [
+pub const ALL: [&Variant; 16] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -97,8 +115,12 @@ pub const ALL: [&Variant; 12] = [
     DIRECT,
     OFF,
     CROWDED,
-    STRICT_TRANSLATED,
-    OFF_TRANSLATED,
+    VXLAN_SERVICE,
+    HOST_GW_SERVICE,
+    STRICT_SERVICE,
+    OFF_SERVICE,
+    STRICT_ALTERED,
+    OFF_ALTERED,
 ];
 
 impl Variant {
@@ -118,7 +140,7 @@ impl Variant {
     /// Whether the fast path is to carry the measured flow.
     pub fn is_fast(&self) -> bool {
         match self.overlay {
-            Overlay::Agent { fastpath, .. } => fastpath != "off" && !self.translated,
+            Overlay::Agent { fastpath, .. } => fastpath != "off" && !self.altered,
             Overlay::StockVxlan | Overlay::StockHostGw => false,
         }
     }

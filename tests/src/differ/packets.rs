@@ -23,6 +23,7 @@ pub trait Header: Clone {
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: usize) -> Sum16BitWords;
     fn set_ttl(&mut self, ttl: u8);
+    fn set_dscp(&mut self, dscp: u8);
     /// An ICMP message of the family; `rest` is what follows type, code and checksum.
     fn icmp(&self, kind: u8, code: u8, rest: &[u8]) -> Vec<u8>;
 }
@@ -71,6 +72,10 @@ impl Header for Ip {
 
     fn set_ttl(&mut self, ttl: u8) {
         self.ttl = ttl;
+    }
+
+    fn set_dscp(&mut self, dscp: u8) {
+        self.tos = dscp << 2 | self.tos & 3;
     }
 
     fn icmp(&self, kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {

@@ -104,6 +104,10 @@ impl Header for Ip6 {
         self.hop_limit = ttl;
     }
 
+    fn set_dscp(&mut self, dscp: u8) {
+        self.class = dscp << 2 | self.class & 3;
+    }
+
     fn icmp(&self, kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
         let mut message = vec![kind, code, 0, 0];
         message.extend(rest);

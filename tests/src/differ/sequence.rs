@@ -163,8 +163,19 @@ impl<F: Family> Generator<F> {
             [F::PODS[flow.sender], flow.destination],
             flow.protocol,
         );
-        let ttls = [64, 64, 64, 255, 128, 4];
-        ip.set_ttl(*ttls.choose(&mut self.random).unwrap_or(&64));
+        // Packets of a flow have one TTL and one DSCP, mostly: to a lease others are another flow's.
+        let of_flow = usize::from(flow.ports[0]);
+        let mut pick = |values: &[u8]| {
+            let index = if self.random.random_ratio(1, 30) {
+                self.random.random_range(0..values.len())
+            } else {
+                of_flow % values.len()
+            };
+            values[index]
+        };
+        let (ttl, dscp) = (pick(&[64, 64, 64, 255, 128, 4]), pick(&[0, 0, 46, 63, 10]));
+        ip.set_ttl(ttl);
+        ip.set_dscp(dscp);
         ip
     }
 

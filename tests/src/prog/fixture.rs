@@ -228,6 +228,11 @@ impl<F: Cluster> Remote<F> {
         }
     }
 
+    /// Its index, as an entry holds it.
+    pub fn node_index(&self) -> u16 {
+        u16::try_from(self.index).expect("a small index")
+    }
+
     /// What an entry remembers of the way to it.
     pub fn way(&self, interfaces: &Interfaces) -> Flow {
         Flow {
@@ -396,7 +401,7 @@ impl<F: Cluster> Fixture<F> {
             egress_until: u64::MAX,
             ingress_until: u64::MAX,
             generation: self.config.generation,
-            node: remote.index,
+            node: remote.node_index(),
             gateway_mac: GATEWAY_MAC,
             source_port: SOURCE_PORT.to_be_bytes(),
             pod_mac: POD_MAC,

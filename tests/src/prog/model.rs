@@ -145,7 +145,7 @@ impl<'a, F: Reading> Model<'a, F> {
         let packet = flow::<F>(packet::<F>(frame)?, Local::Source)?;
         let flow = self.lease(&packet)?;
         let node = self.node(flow)?;
-        let nexthop = self.fixture.nexthops.get(&flow.node)?;
+        let nexthop = self.fixture.nexthops.get(&flow.node.into())?;
         let allowed = flow.egress_until == u64::MAX
             && frame.starts_with(&flow.gateway_mac.octets)
             && is_station(&frame[6..12])
@@ -282,7 +282,7 @@ impl<'a, F: Reading> Model<'a, F> {
     }
 
     fn node(&self, flow: &Flow) -> Option<&Node<F>> {
-        let node = self.fixture.nodes.get(&flow.node)?;
+        let node = self.fixture.nodes.get(&flow.node.into())?;
         (node.flags & NODE_VALID != 0).then_some(node)
     }
 

@@ -130,6 +130,15 @@ impl Transport {
         }
         self
     }
+
+    /// The same with other ports, given its source and destination.
+    #[must_use]
+    pub fn with_ports(mut self, change: impl FnOnce((u16, u16)) -> (u16, u16)) -> Self {
+        if let Self::Tcp { src, dst, .. } | Self::Udp { src, dst } = &mut self {
+            (*src, *dst) = change((*src, *dst));
+        }
+        self
+    }
 }
 
 /// An IP packet in an Ethernet frame.

@@ -184,12 +184,10 @@ fn arrive_of_mixed<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
     Ok(arrived)
 }
 
-fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Family>() -> Result<()> {
+fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Family>() -> Result<()>
+{
     let [fast, off] = in_both_modes(&two_nodes(), &[], arrive_of_mixed::<A>);
-    ensure!(
-        fast == off,
-        "with the fast path {fast:?}\nwithout {off:?}"
-    );
+    ensure!(fast == off, "with the fast path {fast:?}\nwithout {off:?}");
     ensure!(fast.iter().all(|headers| headers.len() == 1), "{fast:?}");
     Ok(())
 }

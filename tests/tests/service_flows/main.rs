@@ -8,6 +8,7 @@ mod apart;
 mod bench;
 mod endurance;
 mod family;
+mod moves;
 mod survey;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,9 +16,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_tests::rules::Flavour;
 
 use self::{
-    apart::{only_untranslated_flows_are_fast, shared_ports},
+    apart::{direct_and_service_flows_are_fast, shared_ports},
     bench::{Bench, Family, in_both_modes},
     endurance::endurance,
+    moves::endpoints_go,
     survey::{check_survey, survey},
 };
 
@@ -39,19 +41,29 @@ fn all_clients_reach_all_services_with_nftables_rules() {
 
 fn translated_flows_stay_apart<A: Family>(flavour: Flavour) {
     in_both_modes(flavour, |bench: &Bench<'_, A>| {
-        only_untranslated_flows_are_fast(bench)?;
+        direct_and_service_flows_are_fast(bench)?;
         shared_ports(bench)
     });
 }
 
 #[test]
-fn flows_that_share_ports_stay_apart_and_only_untranslated_ones_are_fast_with_iptables_rules() {
+fn flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules() {
     translated_flows_stay_apart::<Ipv4Addr>(Flavour::Iptables);
 }
 
 #[test]
-fn flows_that_share_ports_stay_apart_and_only_untranslated_ones_are_fast_with_nftables_rules() {
+fn flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules() {
     translated_flows_stay_apart::<Ipv4Addr>(Flavour::Nftables);
+}
+
+#[test]
+fn udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_iptables_rules() {
+    in_both_modes(Flavour::Iptables, endpoints_go::<Ipv4Addr>);
+}
+
+#[test]
+fn ipv6_udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_nftables_rules() {
+    in_both_modes(Flavour::Nftables, endpoints_go::<Ipv6Addr>);
 }
 
 #[test]
@@ -75,14 +87,12 @@ fn ipv6_all_clients_reach_all_services_with_nftables_rules() {
 }
 
 #[test]
-fn ipv6_flows_that_share_ports_stay_apart_and_only_untranslated_ones_are_fast_with_iptables_rules()
-{
+fn ipv6_flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules() {
     translated_flows_stay_apart::<Ipv6Addr>(Flavour::Iptables);
 }
 
 #[test]
-fn ipv6_flows_that_share_ports_stay_apart_and_only_untranslated_ones_are_fast_with_nftables_rules()
-{
+fn ipv6_flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules() {
     translated_flows_stay_apart::<Ipv6Addr>(Flavour::Nftables);
 }
 

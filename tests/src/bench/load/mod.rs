@@ -56,8 +56,8 @@ pub struct Plan {
     pub server: Endpoint,
     /// Port the server listens on.
     pub port: u16,
-    /// Port the client addresses, where something on the way translates it.
-    pub send_port: u16,
+    /// What the client addresses.
+    pub target: SocketAddrV4,
     /// The core that is measured.
     pub cpu: usize,
     /// Where [`Kind::Flood`] sends from.
@@ -170,7 +170,7 @@ pub fn pin_to(cpu: usize) -> Result<()> {
 impl Plan {
     /// What the client addresses.
     fn target(&self) -> SocketAddr {
-        SocketAddrV4::new(self.server.address, self.send_port).into()
+        self.target.into()
     }
 
     fn listen(&self) -> Result<TcpListener> {

@@ -1,7 +1,10 @@
 //! The load generator of the benchmark as a program: runs one load between two network namespaces
 //! and prints what it cost as a line of JSON.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -24,9 +27,9 @@ struct Args {
     /// Port the server listens on
     #[arg(long, default_value_t = 7_000)]
     port: u16,
-    /// Port the client addresses, where something on the way translates it
+    /// What the client addresses, where something on the way translates it: ADDRESS:PORT
     #[arg(long)]
-    send_port: Option<u16>,
+    target: Option<SocketAddrV4>,
     /// The core that is measured
     #[arg(long, default_value_t = 0)]
     cpu: usize,
@@ -51,11 +54,12 @@ fn endpoint(text: &str) -> Result<Endpoint> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    let server = SocketAddrV4::new(args.server.address, args.port);
     let plan = Plan {
         client: args.client,
         server: args.server,
         port: args.port,
-        send_port: args.send_port.unwrap_or(args.port),
+        target: args.target.unwrap_or(server),
         cpu: args.cpu,
         sender_cpu: args.sender_cpu,
         warm_up: Duration::try_from_secs_f64(args.warm_up)?,

@@ -1,0 +1,428 @@
+//! Flows that netfilter translates, as of a service: what of them is remembered, and what is not.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::{
+    addr::Address as _,
+    flow::{
+        Flow, FlowWords, REWRITE_DESTINATION, REWRITE_NONE, REWRITE_SOURCE, TRANSLATED_UDP_LEASE_NS,
+    },
+    outcome::{Hook, Outcome},
+};
+use overlay_tests::{
+    in_both_families,
+    prog::{
+        Bench, Hex, Surroundings, Verdict,
+        fixture::{Fixture, LEAVING, Remote, SOURCE_PORT, delivered, remember},
+        node::{Interfaces, on_node},
+        oddities::Oddities,
+        packet::{Local, Packet, TCP_ACK, TCP_FIN, TCP_SYN, Transport},
+        passage::{as_delivered, inward, outward, sent_frame},
+    },
+};
+
+const SERVICE_PORT: u16 = 80;
+const PORT: u16 = 8080;
+const TRANSPORTS: [Transport; 2] = [tcp(TCP_ACK), udp(40_000)];
+
+const fn tcp(flags: u8) -> Transport {
+    Transport::Tcp {
+        src: 40_000,
+        dst: PORT,
+        flags,
+        options: 12,
+    }
+}
+
+const fn udp(src: u16) -> Transport {
+    Transport::Udp { src, dst: PORT }
+}
+
+/// A flow to a service whose backend is the pod on `remote`.
+struct Translated<F: Oddities> {
+    remote: Remote<F>,
+    transport: Transport,
+}
+
+impl<F: Oddities> Translated<F> {
+    /// What the pod sends.
+    fn asked(&self) -> Packet<F> {
+        self.remote.from_pod(self.transport).with(|packet| {
+            packet.dst = F::ELSEWHERE.into();
+            packet.transport = self.transport.with_ports(|(src, _)| (src, SERVICE_PORT));
+        })
+    }
+
+    /// What netfilter makes of it.
+    fn sent(&self) -> Packet<F> {
+        self.remote.from_pod(self.transport)
+    }
+
+    /// What the backend answers.
+    fn answer(&self) -> Packet<F> {
+        self.remote.to_pod(self.back())
+    }
+
+    fn back(&self) -> Transport {
+        self.transport.with_ports(|(src, dst)| (dst, src))
+    }
+
+    /// What netfilter makes of that, on the last hop to the pod.
+    fn received(&self) -> Packet<F> {
+        as_delivered(&self.remote, self.back()).with(|packet| {
+            packet.src = F::ELSEWHERE.into();
+            packet.transport = self.answer_transport();
+        })
+    }
+
+    fn answer_transport(&self) -> Transport {
+        let answer = self.answer().transport;
+        answer.with_ports(|(_, dst)| (SERVICE_PORT, dst))
+    }
+
+    /// Sends what the pod asks by the kernel, translated to `sent`; what came of it at the end.
+    fn send(
+        &self,
+        bench: &mut Bench<F>,
+        interfaces: &Interfaces,
+        sent: &Packet<F>,
+    ) -> Result<Outcome> {
+        let out = outward(interfaces, &self.remote);
+        let asked = self.asked().bytes();
+        let entering = Surroundings {
+            ifindex: interfaces.pod,
+            ..Surroundings::default()
+        };
+        let hash = bench.left_by(Hook::Egress, &asked, &entering)?.hash;
+        let surroundings = Surroundings { hash, ..out };
+        let frame = F::hop(&self.remote.addressed(sent).bytes());
+        let first = bench.run(Hook::Confirm, &frame, &surroundings)?;
+        let outcome = first.outcome(Hook::Confirm, frame.len())?;
+        if outcome != Outcome::Leaving {
+            return Ok(outcome);
+        }
+        let left = Surroundings {
+            ifindex: interfaces.underlay,
+            tc_index: LEAVING,
+            hash,
+            ..out
+        };
+        let frame = sent_frame(&self.remote, sent);
+        let run = bench.run(Hook::Confirm, &frame, &left)?;
+        run.outcome(Hook::Confirm, frame.len())
+    }
+
+    /// Takes in what the backend answers by the kernel, translated back to `received`.
+    fn receive(
+        &self,
+        bench: &mut Bench<F>,
+        interfaces: &Interfaces,
+        received: &Packet<F>,
+    ) -> Result<Outcome> {
+        let in_by = inward(interfaces, &self.remote);
+        let hook = if self.remote == F::DIRECT {
+            Hook::Ingress
+        } else {
+            Hook::Arrive
+        };
+        let arriving = Surroundings {
+            ifindex: in_by.ingress_ifindex,
+            ..in_by
+        };
+        let answer = self.answer().bytes();
+        let hash = bench.left_by(hook, &answer, &arriving)?.hash;
+        let frame = F::hop(&received.bytes());
+        let run = bench.run(Hook::Deliver, &frame, &Surroundings { hash, ..in_by })?;
+        run.outcome(Hook::Deliver, frame.len())
+    }
+}
+
+fn flows<F: Oddities>() -> impl Iterator<Item = Translated<F>> {
+    [F::TUNNELLED, F::DIRECT].into_iter().flat_map(|remote| {
+        TRANSPORTS.map(|transport| Translated {
+            remote: remote.clone(),
+            transport,
+        })
+    })
+}
+
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.into())
+}
+
+fn rewritten<F: Oddities>(address: F::Address) -> [u8; 16] {
+    let address: F::Be = address.into();
+    bytemuck::cast(address.wide())
+}
+
+fn both_directions_earn_leases_that_remember_the_translation<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        for flow in flows::<F>() {
+            let mut bench = Bench::<F>::load()?;
+            let fixture = Fixture::new(interfaces);
+            bench.set(&fixture)?;
+            let started = now()?;
+            let outcome = flow.send(&mut bench, &interfaces, &flow.sent())?;
+            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            let key = flow.asked().flow(Local::Source);
+            let entry = bench.entry(key)?;
+            let is_udp = matches!(flow.transport, Transport::Udp { .. });
+            let lease = if is_udp {
+                TRANSLATED_UDP_LEASE_NS
+            } else {
+                fixture.config.tcp_lease_ns
+            };
+            let granted = Duration::from_nanos(entry.egress_until - lease);
+            ensure!(
+                (started..=now()?).contains(&granted),
+                "{granted:?} is not since {started:?}"
+            );
+            let want = Flow {
+                id: FlowWords::from(key).id(),
+                egress_until: entry.egress_until,
+                rewrite: REWRITE_DESTINATION,
+                rewrite_address: rewritten::<F>(flow.sent().dst),
+                rewrite_port: PORT.to_be_bytes(),
+                ..entry
+            };
+            ensure!(
+                entry == want && entry.node == flow.remote.node_index() && entry.ingress_until == 0,
+                "{entry:?} instead of {want:?}"
+            );
+            ensure!(bench.flow(flow.sent().flow(Local::Source))?.is_none());
+
+            let outcome = flow.receive(&mut bench, &interfaces, &flow.received())?;
+            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            let entry = bench.entry(flow.answer().flow(Local::Destination))?;
+            let want = Flow {
+                rewrite: REWRITE_SOURCE,
+                rewrite_address: rewritten::<F>(flow.asked().dst),
+                rewrite_port: SERVICE_PORT.to_be_bytes(),
+                ..entry
+            };
+            ensure!(
+                entry == want && entry.node == flow.remote.node_index() && entry.egress_until == 0,
+                "{entry:?} instead of {want:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Fast packets are byte for byte what netfilter makes of them, checksums included.
+fn fast_packets_are_translated_as_by_netfilter<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        for flow in flows::<F>() {
+            let mut bench = Bench::<F>::load()?;
+            let mut fixture = Fixture::new(interfaces);
+            let out = fixture.grant(flow.asked().flow(Local::Source), &flow.remote);
+            out.ingress_until = 0;
+            out.rewrite = REWRITE_DESTINATION;
+            out.rewrite_address = rewritten::<F>(flow.sent().dst);
+            out.rewrite_port = PORT.to_be_bytes();
+            let back = fixture.grant(flow.answer().flow(Local::Destination), &flow.remote);
+            back.egress_until = 0;
+            back.rewrite = REWRITE_SOURCE;
+            back.rewrite_address = rewritten::<F>(flow.asked().dst);
+            back.rewrite_port = SERVICE_PORT.to_be_bytes();
+            bench.set(&fixture)?;
+            // All the carries of one's-complement arithmetic.
+            for payload in 0..600_u16 {
+                let payload = [payload.wrapping_mul(0x6d35).to_be_bytes(), [1, 2]].concat();
+                let asked = flow
+                    .asked()
+                    .with(|p| p.payload.clone_from(&payload))
+                    .bytes();
+                let sent = flow.sent().with(|p| p.payload.clone_from(&payload)).bytes();
+                let want = if flow.remote == F::DIRECT {
+                    flow.remote.routed(&sent)
+                } else {
+                    flow.remote.encapsulated(&sent, SOURCE_PORT)
+                };
+                let run = bench.run(Hook::Egress, &asked, &Surroundings::default())?;
+                let outcome = run.outcome(Hook::Egress, asked.len())?;
+                ensure!(
+                    outcome == Outcome::FastTranslated
+                        && run.verdict == Verdict::Redirect
+                        && run.frame == want,
+                    "{outcome:?}\n{}\ninstead of\n{}",
+                    Hex(&run.frame),
+                    Hex(&want)
+                );
+
+                let answer = flow
+                    .answer()
+                    .with(|p| p.payload.clone_from(&payload))
+                    .bytes();
+                let frame = if flow.remote == F::DIRECT {
+                    answer.clone()
+                } else {
+                    flow.remote.outer().around(&answer)
+                };
+                let received = flow.answer().with(|p| {
+                    p.src = F::ELSEWHERE.into();
+                    p.transport = flow.answer_transport();
+                    p.payload.clone_from(&payload);
+                });
+                let want = delivered::<F>(&received.bytes());
+                let wire = Surroundings {
+                    ifindex: interfaces.underlay,
+                    ..Surroundings::default()
+                };
+                let run = bench.run(Hook::Ingress, &frame, &wire)?;
+                let outcome = run.outcome(Hook::Ingress, frame.len())?;
+                ensure!(
+                    outcome == Outcome::FastTranslated
+                        && run.verdict == Verdict::Redirect
+                        && run.frame == want,
+                    "{outcome:?}\n{}\ninstead of\n{}",
+                    Hex(&run.frame),
+                    Hex(&want)
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What leaves with another local end, protocol or header, or by another stamp, is not remembered.
+fn what_is_changed_otherwise_earns_nothing<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        for flow in flows::<F>() {
+            let changes: [(&str, fn(&mut Packet<F>), Outcome); 5] = [
+                (
+                    "masqueraded as another pod",
+                    |p| p.src = F::OTHER_POD.into(),
+                    Outcome::Translated,
+                ),
+                (
+                    "from another port",
+                    |p| p.transport = p.transport.with_ports(|(_, dst)| (40_001, dst)),
+                    Outcome::Translated,
+                ),
+                (
+                    "with another DSCP",
+                    |p| p.tos = 46 << 2,
+                    Outcome::Translated,
+                ),
+                ("with another TTL", |p| p.ttl = 33, Outcome::Translated),
+                (
+                    "to no pod",
+                    |p| p.dst = F::INTERNET.into(),
+                    Outcome::NotOverlay,
+                ),
+            ];
+            for (name, change, want) in changes {
+                let mut bench = Bench::<F>::load()?;
+                bench.set(&Fixture::new(interfaces))?;
+                let outcome = flow.send(&mut bench, &interfaces, &flow.sent().with(change))?;
+                ensure!(outcome == want, "{name}: {outcome:?}");
+                ensure!(bench.flow(flow.asked().flow(Local::Source))?.is_none());
+            }
+            // Of another packet that entered meanwhile nothing is taken.
+            let mut bench = Bench::<F>::load()?;
+            let fixture = Fixture::new(interfaces);
+            bench.set(&fixture)?;
+            let hash = fixture.stamp(flow.asked().flow(Local::Source));
+            let surroundings = Surroundings {
+                hash,
+                ..outward(&interfaces, &flow.remote)
+            };
+            let frame = F::hop(&flow.remote.addressed(&flow.sent()).bytes());
+            let run = bench.run(Hook::Confirm, &frame, &surroundings)?;
+            let outcome = run.outcome(Hook::Confirm, frame.len())?;
+            ensure!(
+                outcome == Outcome::Translated,
+                "without a note: {outcome:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn a_handshake_and_an_end_forget_the_flow_by_both_of_its_names<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        for (flags, want) in [
+            (TCP_SYN, Outcome::Handshake),
+            (TCP_FIN | TCP_ACK, Outcome::FlowClosed),
+        ] {
+            let flow = Translated::<F> {
+                remote: F::TUNNELLED,
+                transport: tcp(flags),
+            };
+            let names = [flow.asked(), flow.sent()].map(|packet| packet.flow(Local::Source));
+            let mut bench = Bench::<F>::load()?;
+            let mut fixture = Fixture::new(interfaces);
+            for name in names {
+                fixture.grant(name, &flow.remote);
+            }
+            bench.set(&fixture)?;
+            let outcome = flow.send(&mut bench, &interfaces, &flow.sent())?;
+            ensure!(outcome == want, "{outcome:?}");
+            for name in names {
+                ensure!(bench.flow(name)?.is_none(), "{name:?} is still there");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A direct flow that has the name of a service's answers takes their entry over whole.
+fn a_direct_flow_does_not_keep_what_was_rewritten_before_it<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        // By the tunnel: what arrives directly would be fast by now.
+        for flow in flows::<F>().filter(|flow| flow.remote == F::TUNNELLED) {
+            let mut bench = Bench::<F>::load()?;
+            bench.set(&Fixture::new(interfaces))?;
+            flow.receive(&mut bench, &interfaces, &flow.received())?;
+            let direct = as_delivered(&flow.remote, flow.back());
+            let outcome = flow.receive(&mut bench, &interfaces, &direct)?;
+            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            let entry = bench.entry(flow.answer().flow(Local::Destination))?;
+            ensure!(
+                entry.rewrite == REWRITE_NONE && entry.rewrite_address == [0; 16],
+                "{entry:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// An answer is taken from the backend's own node alone.
+fn an_answer_from_another_node_is_not_translated<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        let flow = Translated::<F> {
+            remote: F::TUNNELLED,
+            transport: TRANSPORTS[0],
+        };
+        let mut bench = Bench::<F>::load()?;
+        let mut fixture = Fixture::new(interfaces);
+        let entry = fixture.grant(flow.answer().flow(Local::Destination), &flow.remote);
+        entry.rewrite = REWRITE_SOURCE;
+        entry.rewrite_address = rewritten::<F>(flow.asked().dst);
+        remember(entry, &flow.answer());
+        bench.set(&fixture)?;
+        let mut outer = flow.remote.outer();
+        outer.src = F::ROUTED.vtep.into();
+        let frame = outer.around(&flow.answer().bytes());
+        let wire = Surroundings {
+            ifindex: interfaces.underlay,
+            ..Surroundings::default()
+        };
+        let run = bench.run(Hook::Ingress, &frame, &wire)?;
+        let outcome = run.outcome(Hook::Ingress, frame.len())?;
+        ensure!(outcome == Outcome::WrongPeer, "{outcome:?}");
+        Ok(())
+    })
+}
+
+in_both_families! {
+    both_directions_earn_leases_that_remember_the_translation,
+    fast_packets_are_translated_as_by_netfilter,
+    what_is_changed_otherwise_earns_nothing,
+    a_handshake_and_an_end_forget_the_flow_by_both_of_its_names,
+    a_direct_flow_does_not_keep_what_was_rewritten_before_it,
+    an_answer_from_another_node_is_not_translated,
+}
