@@ -15,6 +15,7 @@ pub const LEAVING: &str = "OVL_LEAVING";
 pub const ENTERED: &str = "OVL_ENTERED";
 pub const ENTERED6: &str = "OVL_ENTERED6";
 pub const DRAFT: &str = "OVL_DRAFT";
+pub const SEEN: &str = "OVL_SEEN";
 pub const SLOW: &str = "OVL_SLOW";
 pub const ROUTES6: &str = "OVL_ROUTES6";
 pub const NODES6: &str = "OVL_NODES6";
@@ -24,9 +25,9 @@ pub const FLOWS6: &str = "OVL_FLOWS6";
 pub const CONFIG6: &str = "OVL_CONFIG6";
 
 /// Every map, in the order a person reads them.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 23] = [
     ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, ENTERED, ENTERED6, DRAFT, SLOW, STATS,
+    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, ENTERED, ENTERED6, DRAFT, SEEN, SLOW, STATS,
 ];
 
 /// The maps of one address family.
@@ -73,6 +74,8 @@ pub const LEARN_PERIOD_BITS: u32 = 34;
 
 /// Packets on their way through the host that each CPU remembers the tuples of.
 pub const ENTERED_SLOTS: usize = 64;
+/// Stamps of packets that may have been the only ones of their flows.
+pub const SEEN_SLOTS: usize = 65_536;
 
 /// The kernel cuts BPF object names to 15 bytes.
 const NAME_MAX: usize = 15;

@@ -239,6 +239,8 @@ outcomes! {
     SlowMark = 57, Decline, "slow_mark";
     /// Another DSCP or TTL than the packet that earned the lease: rules may treat it differently.
     OtherHeader = 58, Decline, "other_header";
+    /// May be the only packet of its flow in this direction: the next one earns the lease.
+    FirstPacket = 59, Decline, "first_packet";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

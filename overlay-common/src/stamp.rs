@@ -13,6 +13,7 @@
 use crate::{
     family::{Family, Pair as _},
     flow::FlowWords,
+    maps::SEEN_SLOTS,
     spread::SPREAD_2,
 };
 
@@ -59,6 +60,13 @@ pub fn stamp<F: Family>(
     let halves = (generation & 0xffff) ^ (generation >> 16) ^ header.fold();
     let stamp = (hash >> 32) as u32 ^ (halves << 16 | halves);
     if stamp == 0 { 1 } else { stamp }
+}
+
+/// The slot of `OVL_SEEN` for packets with a stamp, in one of the directions.
+#[inline(always)]
+pub const fn seen_slot(stamp: u32, is_inbound: bool) -> u32 {
+    const HALF: u32 = SEEN_SLOTS as u32 / 2;
+    stamp % HALF + if is_inbound { HALF } else { 0 }
 }
 
 /// The UDP source port, host order, that the kernel's `udp_flow_src_port` picks for a packet whose

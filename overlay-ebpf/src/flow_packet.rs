@@ -67,6 +67,12 @@ impl<F: Family> FlowPacket<F> {
         protocol == IPPROTO_TCP || protocol == IPPROTO_UDP
     }
 
+    /// TCP without data.
+    #[inline(always)]
+    pub fn is_acknowledgement(&self) -> bool {
+        self.protocol == IPPROTO_TCP && self.total_len == self.headers_len
+    }
+
     /// What a packet with this header carries as its hash if it leaves the host as it is here.
     #[inline(always)]
     pub fn stamp(&self, header: Stamped, config: &Config<F>, generation: u32) -> u32 {

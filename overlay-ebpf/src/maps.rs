@@ -12,7 +12,7 @@ use overlay_common::{
     flow::{Entered, Flow, FlowImage, FlowKey},
     maps::{
         ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES,
-        MAX_PODS, MAX_ROUTES,
+        MAX_PODS, MAX_ROUTES, SEEN_SLOTS,
     },
     node::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
@@ -20,6 +20,7 @@ use overlay_common::{
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     route::Route,
     slow::{MAX_MATCHES, Match, Slow},
+    stamp::seen_slot,
 };
 
 use crate::{helpers::now, mac::Mac};
@@ -86,6 +87,9 @@ static ENTERED6: PerCpuArray<Entered<V6>, ENTERED_SLOTS> = PerCpuArray::new();
 
 #[btf_map(name = "OVL_DRAFT")]
 static DRAFT: PerCpuArray<FlowImage, 1> = PerCpuArray::new();
+
+#[btf_map(name = "OVL_SEEN")]
+static SEEN: Array<u32, SEEN_SLOTS> = Array::new();
 
 #[btf_map(name = "OVL_SLOW")]
 static SLOW: Array<Slow, 1> = Array::new();
@@ -253,6 +257,23 @@ pub fn count(hook: Hook, outcome: Outcome, bytes: u32) {
 #[inline(always)]
 pub fn leaving() -> Option<*mut Leaving> {
     LEAVING.get_ptr_mut(0)
+}
+
+/// Whether a packet with this stamp was seen before in the direction; from here on it was. A slot that
+/// another stamp has taken meanwhile says no once more.
+#[inline(always)]
+pub fn was_seen(stamp: u32, is_inbound: bool) -> bool {
+    let Some(seen) = SEEN.get_ptr_mut(seen_slot(stamp, is_inbound)) else {
+        return true;
+    };
+    // SAFETY: the pointer is to the live, aligned value of the array map; each access is of the whole.
+    let before = unsafe { seen.read_volatile() };
+    if before == stamp {
+        return true;
+    }
+    // SAFETY: as above. Of two writers at the same time one counts.
+    unsafe { seen.write_volatile(stamp) };
+    false
 }
 
 /// This CPU's memory for an entry in the making.

@@ -88,6 +88,12 @@ impl<F: Ip> Observed<F> {
                 if passage.is_translated {
                     slow::judge(&self.flow, passage.entered, self.local)?;
                 }
+                // An entry in the flow table costs more than a packet on the kernel path. A bare
+                // acknowledgement announces packets.
+                let is_inbound = self.local == Local::Destination;
+                if !self.flow.is_acknowledgement() && !maps::was_seen(skb.hash(), is_inbound) {
+                    return Err(Outcome::FirstPacket);
+                }
                 Ok(passage)
             }
             Control::Open => {

@@ -43,6 +43,7 @@ use overlay_common::{
     outcome::{Counter, Hook, Kind, OUTCOMES_PER_HOOK, Outcome, slot},
     route::Route,
     slow::Slow,
+    stamp::seen_slot,
 };
 
 use self::{
@@ -113,11 +114,23 @@ pub struct Surroundings {
     pub priority: u32,
     /// What is noted of the packet that passed to the vxlan device last, if not what a program left.
     pub leaving: Option<Leaving>,
+    /// Whether packets with its stamp were seen before.
+    pub seen: Seen,
     /// Tag control information of a VLAN tag.
     pub vlan: Option<u16>,
     /// The device has computed a checksum over the packet, and the run fails unless it is right for
     /// what the packet has become. Not together with a stamp, a `tc_index`, a VLAN tag or a cut packet.
     pub checksum: bool,
+}
+
+/// Whether the programs saw packets with a stamp before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seen {
+    #[default]
+    Before,
+    Never,
+    /// As earlier runs left it.
+    AsItIs,
 }
 
 /// What came of one program and one packet.
@@ -320,6 +333,12 @@ impl<F: Cluster> Bench<F> {
         frame: &[u8],
         surroundings: &Surroundings,
     ) -> Result<Run> {
+        // Which stamp the first of several programs gives the packet shows another run.
+        if let [Step::Program(hook), _, ..] = steps
+            && let Ok(left) = self.left_by(*hook, frame, surroundings)
+        {
+            self.set_seen(left.hash, surroundings.seen)?;
+        }
         let (run, end) = self.script(steps, frame, surroundings, false)?;
         match end {
             End::Verdict(verdict) => Ok(Run {
@@ -414,6 +433,20 @@ impl<F: Cluster> Bench<F> {
         })
     }
 
+    /// Has packets with this stamp seen before or not, in both directions.
+    fn set_seen(&mut self, stamp: u32, seen: Seen) -> Result<()> {
+        let noted = match seen {
+            Seen::Before => stamp,
+            Seen::Never => 0,
+            Seen::AsItIs => return Ok(()),
+        };
+        let mut map: Array<_, u32> = self.map(maps::SEEN)?.try_into()?;
+        for is_inbound in [false, true] {
+            map.set(seen_slot(stamp, is_inbound), noted, 0)?;
+        }
+        Ok(())
+    }
+
     fn script(
         &mut self,
         steps: &[Step],
@@ -421,6 +454,9 @@ impl<F: Cluster> Bench<F> {
         surroundings: &Surroundings,
         report: bool,
     ) -> Result<(Run, End)> {
+        if surroundings.hash != 0 {
+            self.set_seen(surroundings.hash, surroundings.seen)?;
+        }
         if let Some(leaving) = surroundings.leaving {
             let cpus = self.cpus;
             let mut map: PerCpuArray<_, Leaving> = self.map(maps::LEAVING)?.try_into()?;

@@ -17,7 +17,7 @@ use overlay_common::{
     encap6::EncapHeader6,
     family::{V4, V6},
     flow::{Entered, Flow, FlowKey, FlowWords},
-    maps::{self, ENTERED_SLOTS},
+    maps::{self, ENTERED_SLOTS, SEEN_SLOTS},
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
@@ -178,7 +178,7 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 22] = [
+    let wanted: [(&str, &str, &str, usize); 23] = [
         (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
         (maps::NODES, "u32", "Node", maps::MAX_NODES),
         (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
@@ -199,6 +199,7 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
         (maps::LEAVING, "u32", "Leaving", 1),
         (maps::ENTERED, "u32", "Entered", ENTERED_SLOTS),
         (maps::ENTERED6, "u32", "Entered<V6>", ENTERED_SLOTS),
+        (maps::SEEN, "u32", "u32", SEEN_SLOTS),
         (maps::DRAFT, "u32", "u1024", 1),
         (maps::STATS, "u32", "Counter", COUNTERS),
     ];

@@ -18,13 +18,13 @@ use overlay_common::{
 use overlay_tests::{
     in_both_families,
     prog::{
-        Bench,
+        Bench, Seen,
         Step::{Hop, Program},
         Surroundings, Verdict,
         fixture::{Cluster, Fixture, HEADER, LEAVING, PATH_CHANGES, POD_MAC, delivered},
         node::{GATEWAY_MAC, POD_VETH_MTU, UNDERLAY_MAC, on_node},
         oddities::Oddities,
-        packet::{Local, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, with_macs},
+        packet::{Local, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, pattern, with_macs},
         passage::{
             as_delivered, at_underlay, earn, inward, kernel_source_port, outward, send, sent_frame,
         },
@@ -198,6 +198,44 @@ fn a_protocol_without_a_lease_time_earns_nothing<F: Oddities>() -> Result<()> {
                     let granted = bench.flow(packet.flow(Local::Destination))?.is_some();
                     ensure!(granted == (number != switched), "{transport:?}: {granted}");
                 }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Only an acknowledgement without data earns a lease as the first packet.
+fn a_first_packet_earns_nothing_and_the_second_does<F: Oddities>() -> Result<()> {
+    on_node(|interfaces| {
+        let mut bench = Bench::<F>::load()?;
+        let fixture = Fixture::new(interfaces);
+        for transport in TRANSPORTS {
+            for payload in [0, 33] {
+                let packet = as_delivered(&F::TUNNELLED, transport).with(|p| {
+                    p.payload = pattern(payload);
+                });
+                let mut outcomes = Vec::new();
+                for seen in [Seen::Never, Seen::AsItIs] {
+                    bench.set(&fixture)?;
+                    let surroundings = Surroundings {
+                        hash: fixture.stamp(packet.flow(Local::Destination)),
+                        seen,
+                        ..inward(&interfaces, &F::TUNNELLED)
+                    };
+                    let frame = F::hop(&packet.bytes());
+                    let run = bench.run(Hook::Deliver, &frame, &surroundings)?;
+                    outcomes.push(run.outcome(Hook::Deliver, frame.len())?);
+                }
+                let is_acknowledgement = matches!(transport, Transport::Tcp { .. }) && payload == 0;
+                let first = if is_acknowledgement {
+                    Outcome::LeaseGranted
+                } else {
+                    Outcome::FirstPacket
+                };
+                ensure!(
+                    outcomes == [first, Outcome::LeaseGranted],
+                    "{packet:?}: {outcomes:?}"
+                );
             }
         }
         Ok(())
@@ -537,6 +575,7 @@ fn a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone
 in_both_families! {
     a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on,
     a_protocol_without_a_lease_time_earns_nothing,
+    a_first_packet_earns_nothing_and_the_second_does,
     a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on,
     the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart,
     a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions,

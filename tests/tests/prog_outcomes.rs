@@ -20,7 +20,7 @@ use overlay_tests::{
     document::{document, rows, section},
     in_both_families,
     prog::{
-        Bench, Expected, Row, Surroundings, check_rows,
+        Bench, Expected, Row, Seen, Surroundings, check_rows,
         fixture::{
             Fixture, LEAVING, POD_MAC, Remote, SOURCE_PORT, VTEP_MAC, VXLAN_PORT, delivered,
             remember,
@@ -1272,6 +1272,15 @@ fn stamp_rows<F: Oddities>(table: &mut Table<F>, packet: &Packet<F>, local: Loca
             },
         );
     }
+    table.pass(
+        Outcome::FirstPacket,
+        "the first of its flow",
+        packet.bytes(),
+        |_, surroundings| {
+            surroundings.hash = stamp;
+            surroundings.seen = Seen::Never;
+        },
+    );
     table.pass(
         Outcome::PerPacketRule,
         "of a flow that the packet filter judges packet by packet",

@@ -88,6 +88,7 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::Length
         | Outcome::OtherMode
         | Outcome::OtherHeader
+        | Outcome::FirstPacket
         | Outcome::UnknownPod
         | Outcome::PodMoved
         | Outcome::PerPacketRule

@@ -8,7 +8,7 @@ use overlay_common::{
     config::Config,
     family::{V4, V6},
     flow::{Entered, Flow, FlowImage, FlowKey4, FlowKey6},
-    maps::{self, ENTERED_SLOTS},
+    maps::{self, ENTERED_SLOTS, SEEN_SLOTS},
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::Route,
@@ -26,7 +26,7 @@ pub struct MapSpec {
 }
 
 /// Every map of the object, [`maps::ALL`] with its layout.
-pub const MAPS: [MapSpec; 22] = [
+pub const MAPS: [MapSpec; 23] = [
     spec::<Key<Ipv4Be>, Route>(maps::ROUTES4, MapType::LpmTrie, maps::MAX_ROUTES),
     spec::<u32, Node<V4>>(maps::NODES, MapType::Array, maps::MAX_NODES),
     spec::<u32, Nexthop>(maps::NEXTHOPS, MapType::Array, maps::MAX_NODES),
@@ -47,6 +47,7 @@ pub const MAPS: [MapSpec; 22] = [
     spec::<u32, Entered>(maps::ENTERED, MapType::PerCpuArray, ENTERED_SLOTS),
     spec::<u32, Entered<V6>>(maps::ENTERED6, MapType::PerCpuArray, ENTERED_SLOTS),
     spec::<u32, FlowImage>(maps::DRAFT, MapType::PerCpuArray, 1),
+    spec::<u32, u32>(maps::SEEN, MapType::Array, SEEN_SLOTS),
     spec::<u32, Slow>(maps::SLOW, MapType::Array, 1),
     spec::<u32, Counter>(maps::STATS, MapType::PerCpuArray, COUNTERS),
 ];

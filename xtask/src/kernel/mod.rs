@@ -81,6 +81,11 @@ const SELECTIONS: &[Selection] = &[
         extent: Extent::Lab,
         seconds: 1800,
     },
+    Selection {
+        file: "kernel_ipsec",
+        extent: Extent::Lab,
+        seconds: 900,
+    },
 ];
 
 /// The test programs by the file they are made of.
