@@ -130,7 +130,7 @@ pub struct Entered<F: Family = V4> {
 /// beside it they make up the top 16 bits of a word of the entry. A packet with another DSCP or TTL than
 /// the one that earned the lease has to earn its own: rules may treat it differently. In trusted mode,
 /// where a lease is the pair of pods', both are 0.
-pub const MODE_BITS: u16 = 0b11;
+pub const MODE_BITS: u8 = 0b11;
 
 /// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.
 pub type FlowImage = [u64; size_of::<Flow>() / 8];

@@ -139,12 +139,12 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
             config.pod_mtu as u16
         }
     };
+    let until = lease_until(config, &flow, passage.is_translated)?;
     grant(
         skb,
-        config,
         &flow,
         &passage,
-        (index, node),
+        (until, index, node),
         &lookup,
         (MODE_TUNNEL, left.gateway, tunnel.source_port),
         narrow,
@@ -193,12 +193,12 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         dst_port: (ports >> 16) as u16,
         tos: seen.flow.tos,
     };
+    let until = lease_until(seen.config, &seen.flow, passage.is_translated)?;
     grant(
         skb,
-        seen.config,
         &seen.flow,
         &passage,
-        (index, node),
+        (until, index, node),
         &lookup,
         (MODE_DIRECT, gateway, 0),
         |mtu| mtu,
@@ -211,21 +211,19 @@ fn node_of<F: Ip>(flow: &FlowPacket<F>) -> Result<(u32, &'static Node<F>), Outco
     Ok((index, F::node(index).ok_or(Outcome::Nexthop)?))
 }
 
-/// Grants the lease to the flow of a packet that leaves by the underlay. Interface, addresses, mark and
+/// Grants the lease to the flow of a packet that leaves by the underlay, `until` a time. Interface, addresses, mark and
 /// priority are the packet's own; the kernel's routes are asked only for the MTU of its way, and
 /// have to tell of the same way. The lease is of the generation in which the packet was let pass.
 #[inline(always)]
 fn grant<F: Ip>(
     skb: &Skb,
-    config: &Config<F>,
     flow: &FlowPacket<F>,
     passage: &Passage<'_, F>,
-    (index, node): (u32, &Node<F>),
+    (until, index, node): (u64, u32, &Node<F>),
     lookup: &Lookup<F>,
     (mode, gateway, source_port): (u8, Mac, u16),
     narrow: impl Fn(u16) -> u16,
 ) -> Result<Outcome, Outcome> {
-    let until = lease_until(config, flow, passage.is_translated)?;
     let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
     let path_changes = nexthop.path_changes();
     let packet = skb.packet();

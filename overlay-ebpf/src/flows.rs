@@ -102,8 +102,8 @@ impl FlowEntry {
             next_hop: Mac::from_low_bits(next_hop),
             source: Mac::from_low_bits(source),
             mtu: (next_hop >> 48) as u16,
-            mode: ((source >> 48) as u16 & MODE_BITS) as u8,
-            header: (source >> 48) as u16 & !MODE_BITS,
+            mode: (source >> 48) as u8 & MODE_BITS,
+            header: header_of(source),
             path_changes: (underlay >> 32) as u32,
             mark: (vtep >> 32) as u32,
             priority: self.0.get::<{ word::PRIORITY }>() as u32,
@@ -121,9 +121,8 @@ impl FlowEntry {
     #[inline(always)]
     pub fn deliver_and_mode(self) -> (Mac, u8, u16) {
         let word = self.0.get::<{ word::DELIVER_MODE }>();
-        let bits = (word >> 48) as u16;
-        let mode = (bits & MODE_BITS) as u8;
-        (Mac::from_low_bits(word), mode, bits & !MODE_BITS)
+        let mode = (word >> 48) as u8 & MODE_BITS;
+        (Mac::from_low_bits(word), mode, header_of(word))
     }
 
     /// The pod's interface, and how often its MAC had moved when the lease was granted.
@@ -138,6 +137,12 @@ impl FlowEntry {
     pub fn is_still<F: Tables>(self, words: FlowWords<F>) -> bool {
         self.0.get::<{ word::ID }>() == words.id()
     }
+}
+
+/// What a lease remembers of packets' headers, beside the mode.
+#[inline(always)]
+const fn header_of(word: u64) -> u16 {
+    (word >> 48) as u16 & !(MODE_BITS as u16)
 }
 
 /// Removes the flow; the next packet of either direction takes the kernel path.

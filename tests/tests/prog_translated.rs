@@ -23,6 +23,9 @@ use overlay_tests::{
     },
 };
 
+/// A name, how a packet differs, and what comes of it.
+type Change<F> = (&'static str, fn(&mut Packet<F>), Outcome);
+
 const SERVICE_PORT: u16 = 80;
 const PORT: u16 = 8080;
 const TRANSPORTS: [Transport; 2] = [tcp(TCP_ACK), udp(40_000)];
@@ -140,12 +143,9 @@ impl<F: Oddities> Translated<F> {
 }
 
 fn flows<F: Oddities>() -> impl Iterator<Item = Translated<F>> {
-    [F::TUNNELLED, F::DIRECT].into_iter().flat_map(|remote| {
-        TRANSPORTS.map(|transport| Translated {
-            remote: remote.clone(),
-            transport,
-        })
-    })
+    [F::TUNNELLED, F::DIRECT]
+        .into_iter()
+        .flat_map(|remote| TRANSPORTS.map(|transport| Translated { remote, transport }))
 }
 
 fn now() -> Result<Duration> {
@@ -291,7 +291,7 @@ fn fast_packets_are_translated_as_by_netfilter<F: Oddities>() -> Result<()> {
 fn what_is_changed_otherwise_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         for flow in flows::<F>() {
-            let changes: [(&str, fn(&mut Packet<F>), Outcome); 5] = [
+            let changes: [Change<F>; 5] = [
                 (
                     "masqueraded as another pod",
                     |p| p.src = F::OTHER_POD.into(),

@@ -269,7 +269,7 @@ impl Lease {
         let left = left(until_ns, now)?;
         Some(Self {
             seconds_left: f64::from(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)) / 1e3,
-            mode: mode_name(mode & MODE_BITS as u8),
+            mode: mode_name(mode & MODE_BITS),
         })
     }
 }

@@ -64,10 +64,10 @@ fn main() -> Result<()> {
         println!("{} peers known after {took:.1?}", args.peers);
     }
     let first = args.peers;
-    let (routed, answered) = one_by_one(&lab, &routes, first, &args)?;
+    let (installed, answered) = one_by_one(&lab, &routes, first, &args)?;
     println!("{} leases, from the write", args.rounds);
     print("to etcd's answer", answered);
-    print("to the route", routed);
+    print("to the route", installed);
     let before = batches(&lab)?;
     let first = first + args.rounds;
     let took = burst(&lab, &routes, first..first + args.burst)?;
@@ -94,7 +94,7 @@ fn one_by_one(
             .enable_all()
             .build()?;
         let mut client = runtime.block_on(Client::connect([endpoints], None))?;
-        let (mut routed, mut answered) = (Vec::new(), Vec::new());
+        let (mut installed, mut answered) = (Vec::new(), Vec::new());
         for index in first..first + args.rounds {
             std::thread::sleep(Duration::from_millis(args.pause));
             let (key, value) = record(index);
@@ -103,9 +103,9 @@ fn one_by_one(
             runtime.block_on(client.put(key, value, None))?;
             answered.push(written.elapsed());
             routes.wait_for(&mut [subnet(index)].into())?;
-            routed.push(written.elapsed());
+            installed.push(written.elapsed());
         }
-        Ok((routed, answered))
+        Ok((installed, answered))
     })
 }
 

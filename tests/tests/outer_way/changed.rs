@@ -146,7 +146,7 @@ fn arrive_of_mixed<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
         let socket = bind(&asks)?;
         socket.connect(server.address)?;
         socket.set_read_timeout(Some(DEADLINE))?;
-        let mut exchange = |number: u32, (tos, ttl)| -> Result<()> {
+        let exchange = |number: u32, (tos, ttl)| -> Result<()> {
             A::set_header(&socket, tos, ttl)?;
             socket.send(&fill(number, 100))?;
             let mut reply = [0; 100];
