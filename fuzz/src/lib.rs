@@ -10,7 +10,7 @@ use overlay_agent::{
     config::{NetworkConfig, flags},
     docker_opts,
     filter::{iptables::diff::Listing, writers},
-    lease::{LeaseAttrs, LeaseKey},
+    model::{LeaseAttrs, LeaseKey},
     subnet_env::{Previous, dotenv::Dotenv},
 };
 use overlay_common::{

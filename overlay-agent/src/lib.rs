@@ -2,6 +2,7 @@
 //! same pieces and the same printers.
 #![deny(unsafe_code)]
 
+mod backoff;
 pub mod cli;
 pub mod config;
 pub mod conntrack;
@@ -9,10 +10,11 @@ pub mod core;
 pub mod datapath;
 pub mod docker_opts;
 pub mod filter;
+pub mod go;
 pub mod health;
-pub mod lease;
 pub mod lifecycle;
 pub mod logging;
+pub mod membership;
 pub mod model;
 pub mod names;
 pub mod netlink;

@@ -2,24 +2,23 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use overlay_agent::{
     config::{
         network::{Ipv4Pool, Ipv6Pool},
         options::{ClientIdentity, EtcdOptions},
     },
-    core::{Allocation, LeaseView, Renewal, Wish},
-    lease::{
-        ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseStore, StoreError, acquire,
-        spawn,
+    core::Renewal,
+    membership::{
+        Allocation, Member, Membership, Wish,
+        etcd::{self, Deadlines, EtcdError, EtcdStore},
     },
+    model::{ConfigText, LeaseAttrs, LeaseView},
 };
 use overlay_common::addr::MacAddr;
-use rand::{SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 
 use crate::{etcd::Etcd, wait::scaled};
@@ -82,7 +81,7 @@ pub struct Node {
 
 /// A running node.
 pub struct Running {
-    pub handle: LeaseHandle,
+    pub handle: Member,
     wish: Wish,
     cancel: CancellationToken,
 }
@@ -175,21 +174,20 @@ impl Node {
     }
 
     /// The store this node would use.
-    pub fn store(&self) -> Result<EtcdStore, StoreError> {
+    pub fn store(&self) -> Result<EtcdStore, EtcdError> {
         EtcdStore::new(self.options.clone(), self.deadlines)
     }
 
     pub async fn start(self) -> Result<Running> {
-        let store = Arc::new(self.store()?);
+        let etcd = etcd::Etcd::new(self.store()?, self.renewal);
         let cancel = CancellationToken::new();
-        let config = store.config().await?.unwrap_or(ConfigText {
+        let config = etcd.config().await?.unwrap_or(ConfigText {
             text: CONFIG.to_owned(),
             mod_revision: 0,
         });
-        let mut rng = StdRng::from_os_rng();
-        let acquired = acquire(&*store, &self.wish, self.renewal, &mut rng, &cancel).await?;
+        let joined = etcd.join(self.wish.clone(), config, cancel.clone()).await?;
         Ok(Running {
-            handle: spawn(store, acquired, self.renewal, config, cancel.clone()),
+            handle: joined.context("cancelled")?,
             wish: self.wish,
             cancel,
         })
@@ -222,8 +220,7 @@ impl Running {
 
     pub async fn stop(mut self) {
         self.cancel.cancel();
-        let ended = (&mut self.handle.task).await;
-        ended.expect("the lease task does not panic");
+        while self.handle.view.changed().await.is_ok() {}
     }
 }
 

@@ -4,10 +4,7 @@
 use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::Result;
-use overlay_agent::{
-    core::{Alarm, OwnState},
-    lease::LeaseAttrs,
-};
+use overlay_agent::model::{Alarm, LeaseAttrs, OwnState};
 use overlay_tests::lease_node::{
     CONFIG, Node, PREFIX, etcd_with_config, eventually, key, lease_of,
 };
@@ -225,15 +222,15 @@ async fn peers_stay_while_etcd_is_down_and_changes_arrive_after_it_is_back() -> 
     node.until("the peer is there", |view| view.peers.len() == 1)
         .await?;
     etcd.kill(0)?;
-    node.until("the loss is noticed", |view| !view.etcd.connected)
+    node.until("the loss is noticed", |view| !view.store.connected)
         .await?;
     let view = node.view();
     assert_eq!(view.peers.len(), 1);
-    assert!(view.etcd.last_error.is_some());
+    assert!(view.store.last_error.is_some());
     etcd.restart(0)?;
     etcd.put(&key("10.5.201.0-24"), r#"{"PublicIP":"192.168.0.3"}"#)?;
     node.until("the new peer is seen", |view| {
-        view.etcd.connected && view.peers.len() == 2
+        view.store.connected && view.peers.len() == 2
     })
     .await
 }
@@ -254,7 +251,7 @@ async fn an_etcd_that_lost_its_data_gets_the_own_lease_back_and_peers_stay() -> 
     etcd.restart(0)?;
     eventually("the own lease is back", || Ok(etcd.get(&own)?.is_some())).await?;
     node.until("the reset is reported", |view| {
-        view.etcd.connected
+        view.store.connected
             && view.peers.len() == 1
             && view.alarms.contains(&Alarm::StoreReset { absent_peers: 1 })
     })

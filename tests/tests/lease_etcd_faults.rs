@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use overlay_agent::{
-    core::{GRACE, OwnState},
-    lease::{Deadlines, Expect, LeaseAttrs, LeaseKey, LeaseStore, Put, StoreError},
+    core::{Expect, GRACE, Put},
+    membership::etcd::{Deadlines, EtcdError, LeaseStore},
+    model::{LeaseAttrs, LeaseKey, OwnState},
 };
 use overlay_tests::{
     etcd::Etcd,
@@ -41,7 +42,7 @@ fn compact(etcd: &Etcd) -> Result<()> {
 async fn compaction_does_not_disturb_a_standing_watch() -> Result<()> {
     let etcd = etcd_with_config()?;
     let node = Node::new(&etcd, 1).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     for n in 0..10 {
         etcd.put("/padding", &n.to_string())?;
@@ -62,11 +63,11 @@ async fn what_was_compacted_while_away_is_learned_from_a_list() -> Result<()> {
     let proxy = proxy(&etcd).await?;
     let node = Node::new(&etcd, 1).endpoints([url(&proxy)]).start().await?;
     node.until("the watch stands", |view| {
-        view.etcd.connected && view.peers.len() == 2
+        view.store.connected && view.peers.len() == 2
     })
     .await?;
     proxy.set(Mode::Cut);
-    node.until("the cut is noticed", |view| !view.etcd.connected)
+    node.until("the cut is noticed", |view| !view.store.connected)
         .await?;
     etcd.delete(&key("10.5.200.0-24"))?;
     etcd.put(&key("10.5.201.0-24"), r#"{"PublicIP":"192.168.0.33"}"#)?;
@@ -129,7 +130,7 @@ async fn leases_that_all_ran_out_take_nobodys_peers_away() -> Result<()> {
     let (first, second) = (start(1).await?, start(2).await?);
     for node in [&first, &second] {
         node.until("the other is a peer", |view| {
-            view.etcd.connected && view.peers.len() == 1
+            view.store.connected && view.peers.len() == 1
         })
         .await?;
     }
@@ -154,7 +155,7 @@ async fn leases_that_all_ran_out_take_nobodys_peers_away() -> Result<()> {
     eventually("both are back", || Ok(records()?.len() == 2)).await?;
     second
         .until("all is well", |view| {
-            view.etcd.connected && view.peers.len() == 1 && view.alarms.is_empty()
+            view.store.connected && view.peers.len() == 1 && view.alarms.is_empty()
         })
         .await?;
     assert!(!ever_alone.is_finished(), "the peer was let go");
@@ -178,15 +179,15 @@ async fn a_stalled_etcd_is_noticed_and_forgotten_when_it_answers_again() -> Resu
     let etcd = etcd_with_config()?;
     let proxy = proxy(&etcd).await?;
     let node = Node::new(&etcd, 1).endpoints([url(&proxy)]).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     proxy.set(Mode::Stall);
-    node.until("the stall is noticed", |view| !view.etcd.connected)
+    node.until("the stall is noticed", |view| !view.store.connected)
         .await?;
     etcd.put(&key("10.5.200.0-24"), PEER)?;
     proxy.set(Mode::Forward);
     node.until("the peer is seen", |view| {
-        view.etcd.connected && view.peers.len() == 1
+        view.store.connected && view.peers.len() == 1
     })
     .await
 }
@@ -226,7 +227,7 @@ async fn every_request_to_a_stalled_etcd_ends_at_its_deadline() -> Result<()> {
     );
     for error in errors {
         assert!(
-            matches!(&error, Some(StoreError::Unreachable { failures }) if failures.contains("no answer within 300ms")),
+            matches!(&error, Some(EtcdError::Unreachable { failures }) if failures.contains("no answer within 300ms")),
             "{error:?}"
         );
     }
@@ -245,8 +246,8 @@ async fn a_full_etcd_is_reported_while_the_watch_stands() -> Result<()> {
     let moved = LeaseAttrs::host_gw([192, 168, 0, 77].into());
     node.handle.publish(moved.clone());
     node.until("the refusal is shown", |view| {
-        let error = view.etcd.last_error.as_deref().unwrap_or_default();
-        view.etcd.connected && error.contains("space exceeded")
+        let error = view.store.last_error.as_deref().unwrap_or_default();
+        view.store.connected && error.contains("space exceeded")
     })
     .await?;
     compact(&etcd)?;
@@ -257,7 +258,7 @@ async fn a_full_etcd_is_reported_while_the_watch_stands() -> Result<()> {
         Ok(etcd.get(&own)? == Some(moved.encode()))
     })
     .await?;
-    node.until("the error is gone", |view| view.etcd.last_error.is_none())
+    node.until("the error is gone", |view| view.store.last_error.is_none())
         .await
 }
 
@@ -268,7 +269,7 @@ async fn a_learner_that_is_listed_first_is_passed_over() -> Result<()> {
     let learner = etcd.add_learner()?;
     let urls = [etcd.url(learner), etcd.url(0)];
     let node = Node::new(&etcd, 1).endpoints(urls.clone()).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     // Alone it is named with what it says.
     let alone = Node::new(&etcd, 1).endpoints([etcd.url(learner)]).store()?;
@@ -293,7 +294,7 @@ async fn dead_and_silent_endpoints_are_passed_over() -> Result<()> {
         etcd.url(0),
     ];
     let node = Node::new(&etcd, 1).endpoints(endpoints).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     etcd.put(&key("10.5.200.0-24"), PEER)?;
     node.until("the peer is seen", |view| view.peers.len() == 1)

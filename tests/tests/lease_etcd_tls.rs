@@ -5,7 +5,9 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::{Context, Result};
 use overlay_agent::{
     config::options::{Credentials, Secret},
-    lease::{Expect, LeaseAttrs, LeaseKey, LeaseStore, Put, PutOutcome, StoreError},
+    core::{Expect, Put, PutOutcome},
+    membership::etcd::{EtcdError, LeaseStore},
+    model::{LeaseAttrs, LeaseKey},
 };
 use overlay_tests::{
     etcd::{ClientCert, Etcd},
@@ -68,12 +70,12 @@ fn login(node: Node, username: &str, password: &str) -> Node {
 async fn a_cluster_with_client_certificates_may_lose_the_member_in_use() -> Result<()> {
     let mut etcd = tls_etcd(3, ClientCert::Required)?;
     let node = Node::new(&etcd, 1).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     etcd.stop(0)?;
     etcd.put(&key("10.5.200.0-24"), r#"{"PublicIP":"192.168.0.9"}"#)?;
     node.until("the peer is seen through another member", |view| {
-        view.etcd.connected && view.peers.len() == 1
+        view.store.connected && view.peers.len() == 1
     })
     .await?;
     let moved = LeaseAttrs::host_gw([192, 168, 0, 77].into());
@@ -93,7 +95,7 @@ async fn a_cluster_with_client_certificates_may_lose_the_member_in_use() -> Resu
 async fn a_frozen_member_is_left_for_another_one() -> Result<()> {
     let etcd = tls_etcd(3, ClientCert::Required)?;
     let node = Node::new(&etcd, 1).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     etcd.freeze(0)?;
     let moved = LeaseAttrs::host_gw([192, 168, 0, 77].into());
@@ -121,7 +123,7 @@ async fn a_ca_alone_is_enough_when_etcd_asks_for_no_client_certificate() -> Resu
     let etcd = tls_etcd(1, ClientCert::NotAsked)?;
     let node = Node::new(&etcd, 1).options(|options| options.client_identity = None);
     let node = node.start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await
 }
 
@@ -132,7 +134,7 @@ async fn a_wrong_ca_is_named_as_the_cause() -> Result<()> {
     let stranger = Authority::create(dir.path(), "stranger")?;
     let node = Node::new(&etcd, 1).options(|options| options.ca_file = Some(stranger.ca.clone()));
     let error = node.store()?.config().await.err().context("refused")?;
-    assert!(matches!(error, StoreError::Tls { .. }), "{error:?}");
+    assert!(matches!(error, EtcdError::Tls { .. }), "{error:?}");
     let text = error.to_string();
     for part in ["UnknownIssuer", "--etcd-cafile", &etcd.url(0)] {
         assert!(text.contains(part), "{part} is not in: {text}");
@@ -145,7 +147,7 @@ async fn without_a_ca_file_the_systems_authorities_decide() -> Result<()> {
     let etcd = tls_etcd(1, ClientCert::NotAsked)?;
     let node = Node::new(&etcd, 1).options(|options| options.ca_file = None);
     let error = node.store()?.config().await.err().context("refused")?;
-    assert!(matches!(error, StoreError::Tls { .. }), "{error:?}");
+    assert!(matches!(error, EtcdError::Tls { .. }), "{error:?}");
     Ok(())
 }
 
@@ -179,7 +181,7 @@ async fn a_login_works_and_is_renewed_when_etcd_forgets_it() -> Result<()> {
     let mut etcd = etcd_with_login()?;
     let node = login(Node::new(&etcd, 1), "flannel", PASSWORD);
     let node = node.ttl(6, 3).start().await?;
-    node.until("the watch stands", |view| view.etcd.connected)
+    node.until("the watch stands", |view| view.store.connected)
         .await?;
     // The renewal comes three seconds later, when the token is forgotten.
     let first = node.view().own.expires;
@@ -198,7 +200,7 @@ async fn a_login_works_and_is_renewed_when_etcd_forgets_it() -> Result<()> {
     .await?;
     etcd.put(&key("10.5.200.0-24"), r#"{"PublicIP":"192.168.0.2"}"#)?;
     node.until("the watch goes on", |view| {
-        view.etcd.connected && view.peers.len() == 1
+        view.store.connected && view.peers.len() == 1
     })
     .await
 }
@@ -220,7 +222,7 @@ async fn a_refused_login_says_so_without_the_password() -> Result<()> {
     let absent = Node::new(&etcd, 1);
     for node in [wrong, absent] {
         let error = node.store()?.config().await.err().context("refused")?;
-        assert!(matches!(error, StoreError::Login { .. }), "{error:?}");
+        assert!(matches!(error, EtcdError::Login { .. }), "{error:?}");
         let text = format!("{error} {error:?}");
         assert!(text.contains("--etcd-password"), "{text}");
         assert!(!text.contains("wrong secret"), "{text}");
@@ -233,7 +235,7 @@ async fn a_user_without_rights_is_told_which_are_needed() -> Result<()> {
     let etcd = etcd_with_login()?;
     let store = login(Node::new(&etcd, 1), "nobody", "pw").store()?;
     let error = store.config().await.err().context("denied")?;
-    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    assert!(matches!(error, EtcdError::Denied { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains(&format!("{PREFIX}/subnets/")), "{text}");
     Ok(())
@@ -267,7 +269,7 @@ async fn a_write_that_is_refused_leaves_no_lease_behind() -> Result<()> {
     };
     for _ in 0..3 {
         let error = reader.put(&put).await.err().context("denied")?;
-        assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+        assert!(matches!(error, EtcdError::Denied { .. }), "{error:?}");
     }
     let leases = || etcd.etcdctl(&["lease", "list"]);
     assert!(leases()?.starts_with("found 0 leases"), "{}", leases()?);
@@ -292,7 +294,7 @@ async fn an_endpoint_that_refuses_the_login_is_passed_over_for_one_that_does_not
     assert!(node.store()?.config().await?.is_some());
     let wrong = login(Node::new(&etcd, 1), "flannel", "wrong").endpoints(urls.clone());
     let error = wrong.store()?.config().await.err().context("refused")?;
-    assert!(matches!(error, StoreError::Login { .. }), "{error:?}");
+    assert!(matches!(error, EtcdError::Login { .. }), "{error:?}");
     let text = error.to_string();
     assert!(urls.iter().all(|url| text.contains(url)), "{text}");
     Ok(())

@@ -2,7 +2,6 @@
 //! all daemons of a cluster share. Parsing and validation only, no I/O.
 
 pub mod flags;
-pub mod go;
 pub mod network;
 pub mod options;
 

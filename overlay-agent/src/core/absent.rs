@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lease::LeaseKey;
+use crate::model::LeaseKey;
 
 /// A record that is written again within this time was never gone. A node that watches does so
 /// within milliseconds.

@@ -11,14 +11,11 @@ use rand::{Rng, RngCore};
 
 use super::{
     absent::{GRACE, OUTAGE, REGISTRATION, Stay},
-    alarm::Alarm,
     own::{Held, Own, Renewal, Request},
     peers::{Change, Peers},
-    view::{OwnLease, PeerLease},
+    record::{Observed, PutOutcome, Snapshot, WatchEvent},
 };
-use crate::lease::{
-    ConfigText, LeaseAttrs, LeaseKey, Observed, PutOutcome, Snapshot, StoreError, WatchEvent,
-};
+use crate::model::{Alarm, ConfigText, LeaseAttrs, LeaseKey, OwnLease, PeerLease, StoreError};
 
 /// Everything the machine reacts to.
 #[derive(Clone, Debug)]

@@ -11,8 +11,11 @@ use std::{
 
 use rand::RngCore;
 
-use super::{alarm::Alarm, backoff::Backoff, view::OwnLease, view::OwnState};
-use crate::lease::{Entry, Expect, LeaseAttrs, LeaseKey, Observed, Put, PutOutcome, StoreError};
+use super::record::{Entry, Expect, Observed, Put, PutOutcome};
+use crate::{
+    backoff::Backoff,
+    model::{Alarm, LeaseAttrs, LeaseKey, OwnLease, OwnState, StoreError},
+};
 
 /// When leases run out and are renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

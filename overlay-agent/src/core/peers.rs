@@ -10,10 +10,9 @@ use ipnetwork::IpNetwork;
 
 use super::{
     absent::{Absent, Stay},
-    alarm::Alarm,
-    view::PeerLease,
+    record::Entry,
 };
-use crate::lease::{Entry, LeaseAttrs, LeaseKey, VxlanData};
+use crate::model::{Alarm, LeaseAttrs, LeaseKey, PeerLease, VxlanData};
 
 /// A subnet whose peer changed: its lease now, or `None`.
 pub type Change = (IpNetwork, Option<PeerLease>);

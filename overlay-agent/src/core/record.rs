@@ -1,17 +1,9 @@
-//! What the agent needs of a lease store. etcd implements it; tests use an in-memory one.
-//!
-//! Every write is a compare-and-swap and every request has a deadline. A timed-out write may have
-//! been applied: the next attempt then meets its own record, which the caller recognises.
+//! Records of a store that numbers its writes and takes them as compare-and-swap: what the state
+//! machine is told of them, and what it asks for.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
-use futures::stream::BoxStream;
-use thiserror::Error;
-
-use super::{
-    key::LeaseKey,
-    value::{LeaseAttrs, ValueError},
-};
+use crate::model::{ConfigText, LeaseAttrs, LeaseKey, StoreError, ValueError};
 
 /// A lease record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +27,6 @@ pub struct Snapshot {
 pub struct Observed {
     pub revision: i64,
     pub entry: Option<Entry>,
-}
-
-/// The text under `<prefix>/config`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigText {
-    pub text: String,
-    pub mod_revision: i64,
 }
 
 /// The state a key must be in for a write to happen.
@@ -113,69 +98,4 @@ pub enum WatchEvent {
     },
     /// The watch broke. Ends the watch.
     Disconnected(StoreError),
-}
-
-/// Why a request failed. All but `Options` may go away by themselves.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum StoreError {
-    #[error("etcd options: {reason}")]
-    Options { reason: String },
-    #[error("no etcd endpoint answered: {failures}; check --etcd-endpoints and that etcd runs")]
-    Unreachable { failures: String },
-    #[error(
-        "TLS to etcd failed: {failures}; check --etcd-cafile against the CA that signed the \
-         server's certificate, and --etcd-certfile and --etcd-keyfile if etcd asks for a client \
-         certificate"
-    )]
-    Tls { failures: String },
-    #[error("etcd refused the login: {reason}; check --etcd-username and --etcd-password")]
-    Login { reason: String },
-    #[error(
-        "etcd denied {operation}: {reason}; the user needs read permission on {prefix}/config and \
-         readwrite permission on keys with the prefix {prefix}/subnets/"
-    )]
-    Denied {
-        operation: &'static str,
-        prefix: String,
-        reason: String,
-    },
-    #[error("etcd failed to {operation}: {reason}")]
-    Rejected {
-        operation: &'static str,
-        reason: String,
-    },
-}
-
-/// A shared table of leases and the network config.
-pub trait LeaseStore: Send + Sync + 'static {
-    /// The network config; `None` when the key does not exist.
-    fn config(&self) -> impl Future<Output = Result<Option<ConfigText>, StoreError>> + Send;
-
-    fn list(&self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
-
-    fn get(&self, key: &LeaseKey) -> impl Future<Output = Result<Observed, StoreError>> + Send;
-
-    fn put(&self, put: &Put) -> impl Future<Output = Result<PutOutcome, StoreError>> + Send;
-
-    /// Deletes a record that still has this revision; false if it has another or is gone.
-    fn delete(
-        &self,
-        key: &LeaseKey,
-        mod_revision: i64,
-    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
-
-    /// Remaining life of a lease; `None` if it has ended.
-    fn time_to_live(
-        &self,
-        lease_id: i64,
-    ) -> impl Future<Output = Result<Option<Duration>, StoreError>> + Send;
-
-    /// Changes from `revision` on, until the watch ends with `Compacted` or `Disconnected`.
-    fn watch(&self, revision: i64) -> BoxStream<'static, WatchEvent>;
-
-    /// Where the config is looked for: key, API and servers, without secrets.
-    fn config_place(&self) -> String;
-
-    /// A command that creates the config.
-    fn config_hint(&self) -> String;
 }

@@ -7,11 +7,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use overlay_common::addr::MacAddr;
 use thiserror::Error;
 
-use super::view::{LeaseView, PeerLease};
-use crate::{
-    lease::VxlanData,
-    model::{Backend, Family, Peer, V4, V6},
-};
+use crate::model::{Backend, Family, LeaseView, Peer, PeerLease, V4, V6, VxlanData};
 
 /// Why no peer can be made of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -103,10 +99,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{
-        lease::{LeaseAttrs, LeaseKey},
-        model::VxlanBackend,
-    };
+    use crate::model::{LeaseAttrs, LeaseKey, VxlanBackend};
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
     const VXLAN: Backend = Backend::Vxlan(VxlanBackend {

@@ -5,7 +5,7 @@ use rand::{RngCore, seq::IndexedRandom};
 
 use crate::{
     config::network::{Ipv4Pool, Ipv6Pool, NetworkConfig},
-    lease::LeaseKey,
+    model::LeaseKey,
 };
 
 /// A free subnet is chosen among so many, as flannel does: few enough to keep the network compact,

@@ -8,22 +8,19 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::store::{ConfigText, LeaseStore, Snapshot};
+use super::member::Membership;
+use crate::model::{ConfigText, LeaseAttrs};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The first network config that can be read and understood; `None` when cancelled. `waits` is told
 /// why there is none yet.
-pub async fn await_config<S, T, E>(
-    store: &S,
+pub async fn await_config<T, E: fmt::Display>(
+    store: &dyn Membership,
     cancel: &CancellationToken,
     parse: impl Fn(&str) -> Result<T, E>,
     waits: impl Fn(&str),
-) -> Option<(T, ConfigText)>
-where
-    S: LeaseStore,
-    E: fmt::Display,
-{
+) -> Option<(T, ConfigText)> {
     let mut reported = None;
     loop {
         let attempt = cancel.run_until_cancelled(store.config()).await?;
@@ -39,12 +36,7 @@ where
                     config.mod_revision
                 ),
             },
-            Ok(None) => format!(
-                "flannel config not found in etcd store. Did you create your config using etcdv3 \
-                 API? Looked for {}; create it with: {}",
-                store.config_place(),
-                store.config_hint()
-            ),
+            Ok(None) => store.config_missing(),
             Err(problem) => problem.to_string(),
         };
         if reported.as_ref() != Some(&problem) {
@@ -56,16 +48,16 @@ where
     }
 }
 
-/// The leases there are; `None` when cancelled. `waits` as above.
-pub async fn await_leases<S: LeaseStore>(
-    store: &S,
+/// What the nodes say of themselves; `None` when cancelled. `waits` as above.
+pub async fn await_known(
+    store: &dyn Membership,
     cancel: &CancellationToken,
     waits: impl Fn(&str),
-) -> Option<Snapshot> {
+) -> Option<Vec<LeaseAttrs>> {
     let mut reported = None;
     loop {
-        let problem = match cancel.run_until_cancelled(store.list()).await? {
-            Ok(snapshot) => return Some(snapshot),
+        let problem = match cancel.run_until_cancelled(store.known()).await? {
+            Ok(known) => return Some(known),
             Err(problem) => problem.to_string(),
         };
         if reported.as_ref() != Some(&problem) {

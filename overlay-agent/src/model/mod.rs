@@ -4,13 +4,27 @@
 //! A dual-stack node is two nodes of one family each, on one interface with one lease: what is
 //! about addresses is generic over the [`Family`], and IPv4 unless said otherwise.
 
+mod alarm;
+mod attrs;
 mod family;
+mod key;
+#[cfg(test)]
+mod properties;
+mod store;
+mod view;
 
 use std::collections::BTreeMap;
 
 use overlay_common::addr::MacAddr;
 
-pub use self::family::{Family, V4, V6};
+pub use self::{
+    alarm::Alarm,
+    attrs::{LeaseAttrs, ValueError, VxlanData},
+    family::{Family, V4, V6},
+    key::LeaseKey,
+    store::{ConfigText, StoreError, StoreState},
+    view::{LeaseView, OwnLease, OwnState, PeerLease},
+};
 
 /// How pod packets reach other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,18 +8,22 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::alarm::Alarm;
-use crate::lease::{ConfigText, LeaseAttrs, LeaseKey};
+use super::{
+    alarm::Alarm,
+    attrs::LeaseAttrs,
+    key::LeaseKey,
+    store::{ConfigText, StoreState},
+};
 
-/// The leases as this node knows them. What was learned stays while etcd is away.
+/// The leases as this node knows them. What was learned stays while the store is away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseView {
     pub own: OwnLease,
     /// Other nodes, of all backends, by the [subnet](LeaseKey::subnet) their leases go by. Never
     /// holds anything that overlaps the own subnet.
     pub peers: BTreeMap<IpNetwork, PeerLease>,
-    pub etcd: EtcdState,
-    /// The network config as etcd has it, which may differ from the one in force.
+    pub store: StoreState,
+    /// The network config as the store has it, which may differ from the one in force.
     pub config: Option<ConfigText>,
     pub alarms: BTreeSet<Alarm>,
 }
@@ -28,9 +32,9 @@ pub struct LeaseView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnLease {
     pub key: LeaseKey,
-    /// When etcd lets the record go; `None` for a reservation, and until etcd was asked.
+    /// When the store lets the record go; `None` for a reservation, and until the store was asked.
     pub expires: Option<Instant>,
-    /// The record is attached to no etcd lease and does not run out.
+    /// The record is not bound to a time and does not run out.
     pub reservation: bool,
     pub state: OwnState,
 }
@@ -38,9 +42,9 @@ pub struct OwnLease {
 /// Standing of the own record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnState {
-    /// etcd has it, as far as known.
+    /// The store has it, as far as known.
     Held,
-    /// It is gone from etcd and is being written again.
+    /// It is gone from the store and is being written again.
     Lost,
     /// Another node has it.
     Taken { by: IpAddr },
@@ -51,15 +55,4 @@ pub enum OwnState {
 pub struct PeerLease {
     pub key: LeaseKey,
     pub attrs: LeaseAttrs,
-}
-
-/// The connection to etcd.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EtcdState {
-    /// The watch stands: changes arrive as they happen.
-    pub connected: bool,
-    /// Why it does not, or did not last.
-    pub last_error: Option<String>,
-    /// Everything up to here is in the view.
-    pub revision: i64,
 }

@@ -8,8 +8,7 @@ use overlay_common::addr::MacAddr;
 use crate::{
     config::{self, NetworkConfig},
     filter,
-    lease::{LeaseAttrs, VxlanData},
-    model::{Backend, Desired, DesiredNode, Family, V4, V6},
+    model::{Backend, Desired, DesiredNode, Family, LeaseAttrs, V4, V6, VxlanData},
     subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 

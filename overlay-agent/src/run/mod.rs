@@ -36,9 +36,9 @@ use self::{
 };
 use crate::{
     config::DaemonOptions,
-    core::OwnState,
     health::{Condition, HealthServer, Readiness},
     lifecycle::{Progress, Request, ServiceManager, Signals, SleepWatch, Supervisor},
+    model::OwnState,
     netlink::Netlink,
 };
 
@@ -296,10 +296,10 @@ async fn poll_option<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Sen
     }
 }
 
-fn report_lease(readiness: &Readiness, state: OwnState) {
+fn report_lease(readiness: &Readiness, store: &str, state: OwnState) {
     let problem = match state {
         OwnState::Held => return readiness.satisfy(Condition::LeaseHeld),
-        OwnState::Lost => "it is gone from etcd and is being written again".to_owned(),
+        OwnState::Lost => format!("it is gone from {store} and is being written again"),
         OwnState::Taken { by } => format!("the subnet of this node is claimed by {by}"),
     };
     readiness.fail(Condition::LeaseHeld, problem);
@@ -309,7 +309,7 @@ impl Daemon {
     /// Takes over the leases as they are.
     fn take_leases(&mut self) -> Dirty {
         let view = self.leases.view.borrow_and_update();
-        report_lease(&self.readiness, view.own.state);
+        report_lease(&self.readiness, self.store.name(), view.own.state);
         let mut desired = self.controller.desired().clone();
         if let Some(side) = &mut desired.ipv4 {
             side.peers = view.usable_peers(&side.local.backend);

@@ -6,8 +6,7 @@ use std::net::IpAddr;
 use overlay_common::addr::MacAddr;
 
 use crate::{
-    lease::{LeaseAttrs, Snapshot},
-    model::{Backend, Family as _, V4, V6},
+    model::{Backend, Family as _, LeaseAttrs, V4, V6},
     netlink::{Link, LinkKind},
     underlay::{Held, HostSnapshot, Selection},
 };
@@ -20,7 +19,7 @@ pub struct RecordedMacs {
     pub ipv6: Option<MacAddr>,
 }
 
-pub fn recorded_macs(leases: &Snapshot, selection: &Selection) -> RecordedMacs {
+pub fn recorded_macs(known: &[LeaseAttrs], selection: &Selection) -> RecordedMacs {
     let ipv4 = selection
         .ipv4
         .map(|addresses| IpAddr::from(addresses.public));
@@ -30,7 +29,7 @@ pub fn recorded_macs(leases: &Snapshot, selection: &Selection) -> RecordedMacs {
     let Some(node_ip) = ipv4.or(ipv6) else {
         return RecordedMacs::default();
     };
-    let own = || said(leases).filter(|attrs| attrs.node_ip() == node_ip);
+    let own = || known.iter().filter(|attrs| attrs.node_ip() == node_ip);
     RecordedMacs {
         ipv4: own().find_map(|attrs| attrs.vxlan_data().map(|data| data.vtep_mac)),
         ipv6: own().find_map(|attrs| attrs.vxlan_v6_data().map(|data| data.vtep_mac)),
@@ -44,7 +43,7 @@ pub fn held_addresses(
     links: &[Link],
     backend: &Backend,
     host: &HostSnapshot,
-    leases: &Snapshot,
+    known: &[LeaseAttrs],
 ) -> Held {
     let device = |name: String| {
         let link = links.iter().find(|link| link.name == name)?;
@@ -61,7 +60,7 @@ pub fn held_addresses(
         Backend::HostGw | Backend::Alloc => [None; 2],
     };
     let is_advertised = |ip: &IpAddr| {
-        said(leases).any(|attrs| match *ip {
+        known.iter().any(|attrs| match *ip {
             IpAddr::V4(ip) => attrs.public_ip == ip,
             IpAddr::V6(ip) => attrs.public_ipv6 == Some(ip),
         })
@@ -74,21 +73,12 @@ pub fn held_addresses(
     Held::of_the_past(devices.into_iter().flatten().chain(advertised))
 }
 
-/// What the leases say that can be understood.
-fn said(leases: &Snapshot) -> impl Iterator<Item = &LeaseAttrs> {
-    leases
-        .entries
-        .iter()
-        .filter_map(|entry| entry.value.as_ref().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
     use crate::{
-        lease::{Entry, LeaseKey},
         model::VxlanBackend,
         netlink::VxlanLink,
         underlay::{AddressFlags, Addresses, InterfaceAddress},
@@ -109,17 +99,9 @@ mod tests {
     }
 
     /// One lease for each address.
-    fn leases(addresses: &[u8]) -> Snapshot {
-        let entry = |&last| Entry {
-            key: LeaseKey::parse(&format!("10.5.{last}.0-24")).unwrap(),
-            value: Ok(LeaseAttrs::vxlan(ip(last), 1, MAC)),
-            lease_id: None,
-            mod_revision: 1,
-        };
-        Snapshot {
-            revision: 1,
-            entries: addresses.iter().map(entry).collect(),
-        }
+    fn leases(addresses: &[u8]) -> Vec<LeaseAttrs> {
+        let lease = |&last| LeaseAttrs::vxlan(ip(last), 1, MAC);
+        addresses.iter().map(lease).collect()
     }
 
     fn host(addresses: &[(u8, bool)]) -> HostSnapshot {

@@ -3,9 +3,8 @@
 
 use crate::{
     config::NetworkConfig,
-    core::Allocation,
-    lease::LeaseKey,
-    model::{Backend, VxlanBackend},
+    membership::Allocation,
+    model::{Backend, LeaseKey, VxlanBackend},
 };
 
 /// The keys that say which subnets nodes lease.

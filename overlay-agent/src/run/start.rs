@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -28,14 +27,10 @@ use super::{
 use crate::{
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
-    core::{Allocation, Renewal, Wish},
     health::{Condition, Readiness},
-    lease::{
-        self, ConfigText, Deadlines, EtcdStore, LeaseAttrs, LeaseHandle, LeaseKey, LeaseStore as _,
-        StoreError,
-    },
     lifecycle::Supervisor,
-    model::{Desired, DesiredNode, V4, V6},
+    membership::{self, Allocation, Member, Membership, Wish},
+    model::{ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, StoreError, V4, V6},
     netlink::{Netlink, NetlinkError, Watch},
     output,
     subnet_env::Previous,
@@ -49,7 +44,7 @@ pub struct Daemon {
     /// What did not succeed at the start.
     pub again: Dirty,
     pub watch: Watch,
-    pub leases: LeaseHandle,
+    pub leases: Member,
     pub rules: Rules,
     per_packet: Option<PerPacket>,
     pub timeouts: Timeouts,
@@ -60,7 +55,7 @@ pub struct Daemon {
     advertised: LeaseAttrs,
     options: DaemonOptions,
     config: NetworkConfig,
-    store: Arc<EtcdStore>,
+    pub store: Arc<dyn Membership>,
     held: Held,
     netlink: Netlink,
     /// Locked while it works.
@@ -76,7 +71,7 @@ impl Daemon {
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
-        let store = Arc::new(EtcdStore::new(options.etcd.clone(), Deadlines::default())?);
+        let store = membership::open(options)?;
         let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
         let waiting_for = |what: &'static str| {
             move |problem: &str| {
@@ -85,8 +80,8 @@ impl Daemon {
             }
         };
         let waits = waiting_for("the network config");
-        let Some((parsed, config_text)) = lease::await_config(&*store, stop, parse, waits).await
-        else {
+        let found = membership::await_config(&*store, stop, parse, waits).await;
+        let Some((parsed, config_text)) = found else {
             return Ok(None);
         };
         readiness.fail(Condition::LeaseHeld, "starting");
@@ -101,20 +96,20 @@ impl Daemon {
         let backend = config.backend;
         // Without them the node could take another address and VTEP MAC than its peers know.
         let waits = waiting_for("the leases");
-        let Some(leases) = lease::await_leases(&*store, stop, waits).await else {
+        let Some(known) = membership::await_known(&*store, stop, waits).await else {
             return Ok(None);
         };
         readiness.fail(Condition::LeaseHeld, "starting");
         let host = underlay::snapshot(options.interface.iface_can_reach).await?;
         let links = netlink.links().await?;
-        let mut held = held_addresses(&links, &backend, &host, &leases);
+        let mut held = held_addresses(&links, &backend, &host, &known);
         let families = Families::of(&config);
         let selection = underlay::select(&host, &options.interface, families, &held)?;
         held.note(&host, &selection);
         for note in &selection.notes {
             info!("{note}");
         }
-        let macs = recorded_macs(&leases, &selection);
+        let macs = recorded_macs(&known, &selection);
         let ipv4 = End::prepare(&netlink, &backend, selection.ipv4(), macs.ipv4).await?;
         let ipv6 = End::prepare(&netlink, &backend, selection.ipv6(), macs.ipv6).await?;
         if ipv4.is_none() {
@@ -134,24 +129,11 @@ impl Daemon {
             previous: previous.ipv4_subnet,
             previous6: previous.ipv6_subnet,
         };
-        let renewal = Renewal {
-            ttl: Renewal::TTL,
-            margin: options.lease.renew_margin,
+        let advertised = wish.attrs.clone();
+        let Some(leases) = store.join(wish, config_text, stop.clone()).await? else {
+            return Ok(None);
         };
-        let mut rng = StdRng::from_os_rng();
-        let acquired = match lease::acquire(&*store, &wish, renewal, &mut rng, stop).await {
-            Ok(acquired) => acquired,
-            Err(lease::AcquireError::Cancelled) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let lease = acquired.held.key;
-        let leases = lease::spawn(
-            Arc::clone(&store),
-            acquired,
-            renewal,
-            config_text,
-            stop.clone(),
-        );
+        let lease = leases.view.borrow().own.key;
 
         let blackhole = options.filter.blackhole_route;
         let sides = {
@@ -223,7 +205,7 @@ impl Daemon {
         info!(%lease, peers = node.peers(), "node started");
         let mut daemon = Self {
             lease,
-            advertised: wish.attrs,
+            advertised,
             controller,
             flushes,
             again,
@@ -374,7 +356,10 @@ impl Daemon {
         let text = match read {
             Ok(Some(text)) => text,
             Ok(None) => {
-                error!("there is no network config in etcd; going on with the one in force");
+                error!(
+                    "there is no network config in {}; going on with the one in force",
+                    self.store.name()
+                );
                 return;
             }
             Err(error) => {

@@ -8,7 +8,7 @@ use super::{
     atomic::{self, FileError},
     dotenv::Dotenv,
 };
-use crate::config::go::value::{Cidr, parse_cidr};
+use crate::go::value::{Cidr, parse_cidr};
 
 /// The networks and subnets that the file names, without host bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

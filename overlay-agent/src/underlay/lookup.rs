@@ -10,7 +10,7 @@ use super::{
     held::Held,
     snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
 };
-use crate::config::go::value::parse_ip;
+use crate::go::value::parse_ip;
 
 /// Why no interface was found; the texts are flannel's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -15,10 +15,8 @@ use self::{
     table::{FLAGS, Flag, RETIRED},
     value::{ValueError, list, within_quotes},
 };
-use super::{
-    go::args::{Args, ArgsError, Given, Shape},
-    options::DaemonOptions,
-};
+use super::options::DaemonOptions;
+use crate::go::args::{Args, ArgsError, Given, Shape};
 
 /// What the daemon's command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

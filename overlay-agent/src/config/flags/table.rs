@@ -11,9 +11,9 @@ use super::{
         slow_mark,
     },
 };
-use crate::config::{
+use crate::{
+    config::options::{DatapathTier, Fastpath, LogFormat, PerPacketRules, Xdp},
     go::{args::Shape, value::parse_ip},
-    options::{DatapathTier, Fastpath, LogFormat, PerPacketRules, Xdp},
 };
 
 pub struct Flag {

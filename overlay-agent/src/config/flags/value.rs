@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::config::{
+use crate::{
+    config::options::SlowMark,
     go::value::{parse_bool, parse_int},
-    options::SlowMark,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]

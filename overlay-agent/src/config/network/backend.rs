@@ -1,7 +1,7 @@
 //! The `Backend` object of the network config.
 
 use crate::{
-    config::go::{
+    go::{
         json::{JsonError, Object},
         value::parse_bool,
     },

@@ -10,11 +10,13 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 
 use self::range::{Bounds, IPV4, IPV6};
 pub use self::{backend::BackendError, range::RangeError};
-use super::go::{
-    json::{JsonError, Object},
-    value::{Cidr, parse_cidr, parse_ip},
+use crate::{
+    go::{
+        json::{JsonError, Object},
+        value::{Cidr, parse_cidr, parse_ip},
+    },
+    model::Backend,
 };
-use crate::model::Backend;
 
 /// A valid network config.
 #[derive(Clone, Debug, PartialEq, Eq)]

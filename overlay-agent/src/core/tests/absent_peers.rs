@@ -218,8 +218,7 @@ fn nobody_is_let_go_while_this_node_cannot_write_its_own_record() {
     sim.late = true;
     sim.delete("10.3.7.0-24");
     sim.answers.clear();
-    let refused = StoreError::Rejected {
-        operation: "write the lease",
+    let refused = StoreError {
         reason: "mvcc: database space exceeded".to_owned(),
     };
     sim.give(Input::Written(Err(refused)));

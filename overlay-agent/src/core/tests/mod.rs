@@ -16,13 +16,11 @@ use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
-    Alarm, Core, GRACE, Held, Input, OUTAGE, Output, OwnState, PeerLease, REGISTRATION, Renewal,
-    Request,
+    Core, Expect, GRACE, Held, Input, OUTAGE, Output, Put, PutOutcome, REGISTRATION, Renewal,
+    Request, Snapshot, WatchEvent, fake::State,
 };
-use crate::lease::{
-    ConfigText, Expect, LeaseAttrs, LeaseKey, Put, PutOutcome, Snapshot, StoreError, ValueError,
-    WatchEvent,
-    fake::{State, away},
+use crate::model::{
+    Alarm, ConfigText, LeaseAttrs, LeaseKey, OwnState, PeerLease, StoreError, ValueError,
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -54,6 +52,12 @@ fn config(text: &str) -> ConfigText {
     ConfigText {
         text: text.to_owned(),
         mod_revision: 1,
+    }
+}
+
+fn away() -> StoreError {
+    StoreError {
+        reason: "switched off".to_owned(),
     }
 }
 

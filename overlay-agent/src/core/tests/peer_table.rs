@@ -3,10 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::{
-    lease::VxlanData,
-    model::{Backend, VxlanBackend},
-};
+use crate::model::{Backend, VxlanBackend, VxlanData};
 
 #[test]
 fn peers_come_change_and_go_with_the_watch() {

@@ -9,11 +9,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    key::LeaseKey,
-    store::{Entry, Expect, LeaseStore, Put, PutOutcome, Snapshot, StoreError},
-    value::LeaseAttrs,
+    decide::{Decision, Origin, decide},
+    error::EtcdError,
+    lease_store::LeaseStore,
 };
-use crate::core::{Allocation, Backoff, Decision, Held, Origin, Renewal, Wish, decide};
+use crate::{
+    backoff::Backoff,
+    core::{Entry, Expect, Held, Put, PutOutcome, Renewal, Snapshot},
+    membership::{allocation::Allocation, member::Wish},
+    model::{LeaseAttrs, LeaseKey},
+};
 
 /// Lost races in a row before giving up, as flannel.
 const RACES: usize = 10;
@@ -106,7 +111,7 @@ async fn attempt<S: LeaseStore>(
     wish: &Wish,
     renewal: Renewal,
     rng: &mut (dyn RngCore + Send),
-) -> Result<Attempt, StoreError> {
+) -> Result<Attempt, EtcdError> {
     let snapshot = store.list().await?;
     let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, rng) {
         Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),

@@ -9,22 +9,15 @@ use std::{fmt, net::IpAddr};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::RngCore;
 
-use super::allocation::{Allocation, accepts4, accepts6, pick4, pick6};
 use crate::{
     config::network::{Ipv4Pool, Ipv6Pool},
-    lease::{Entry, Expect, LeaseAttrs, LeaseKey},
+    core::{Entry, Expect},
+    membership::{
+        allocation::{Allocation, accepts4, accepts6, pick4, pick6},
+        member::Wish,
+    },
+    model::LeaseKey,
 };
-
-/// What a starting node asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
-    pub attrs: LeaseAttrs,
-    pub allocation: Allocation,
-    /// `FLANNEL_SUBNET` of the subnet file; may have host bits.
-    pub previous: Option<Ipv4Network>,
-    /// `FLANNEL_IPV6_SUBNET` of the subnet file.
-    pub previous6: Option<Ipv6Network>,
-}
 
 /// Why a subnet was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,7 +197,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::lease::VxlanData;
+    use crate::model::{LeaseAttrs, VxlanData};
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);

@@ -1,59 +1,27 @@
 //! Runs the lease state machine: carries its requests to the store and the store's answers back,
 //! and publishes what it knows.
 //!
-//! Nothing here decides anything about leases. A lost connection changes `etcd.connected` and
+//! Nothing here decides anything about leases. A lost connection changes `store.connected` and
 //! nothing else in the view.
 
-use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{
-    acquire::Acquired,
-    store::{ConfigText, LeaseStore, Snapshot, StoreError, WatchEvent},
-    value::LeaseAttrs,
+use super::{acquire::Acquired, error::EtcdError, lease_store::LeaseStore, words};
+use crate::{
+    backoff::Backoff,
+    core::{Core, Input, Output, Renewal, Request, Snapshot, WatchEvent},
+    membership::member::{Member, Order},
+    model::{ConfigText, LeaseView, OwnState, StoreError, StoreState},
 };
-use crate::core::{Backoff, Core, EtcdState, Input, LeaseView, Output, OwnState, Renewal, Request};
-
-/// A running lease task.
-#[derive(Debug)]
-pub struct LeaseHandle {
-    /// The leases, from now on.
-    pub view: watch::Receiver<LeaseView>,
-    /// Ends when the token given to [`spawn`] is cancelled.
-    pub task: JoinHandle<()>,
-    orders: mpsc::UnboundedSender<Input>,
-}
-
-impl LeaseHandle {
-    /// Has the own record say this, under the same key.
-    pub fn publish(&self, attrs: LeaseAttrs) {
-        self.order(Input::Publish(attrs));
-    }
-
-    /// Tells that the daemon runs with this network config.
-    pub fn in_force(&self, config: ConfigText) {
-        self.order(Input::InForce(config));
-    }
-
-    /// Tells that the machine slept: leases have aged, and connections may be dead.
-    pub fn slept(&self, time: Duration) {
-        self.order(Input::Slept(time));
-    }
-
-    fn order(&self, input: Input) {
-        // The task has ended only if it was cancelled; then nobody needs the order.
-        let _ = self.orders.send(input);
-    }
-}
 
 /// Keeps the acquired lease and follows all others until cancelled. `config` is the network
 /// config the daemon runs with. Etcd is left as it is on return.
@@ -63,7 +31,7 @@ pub fn spawn<S: LeaseStore>(
     renewal: Renewal,
     config: ConfigText,
     cancel: CancellationToken,
-) -> LeaseHandle {
+) -> Member {
     let now = Instant::now().into_std();
     let Acquired { held, snapshot } = acquired;
     let rng = StdRng::from_os_rng();
@@ -71,11 +39,11 @@ pub fn spawn<S: LeaseStore>(
     let (view, receiver) = watch::channel(LeaseView {
         own: core.own(),
         peers: core.peers().clone(),
-        etcd: EtcdState::default(),
+        store: StoreState::default(),
         config: Some(config),
         alarms: BTreeSet::new(),
     });
-    let (orders, inbox) = mpsc::unbounded_channel();
+    let (member, inbox) = Member::new(receiver);
     let driver = Driver {
         store,
         core,
@@ -89,25 +57,19 @@ pub fn spawn<S: LeaseStore>(
         rng: StdRng::from_os_rng(),
         reported: Vec::new(),
     };
-    let task = tokio::spawn(async move {
+    tokio::spawn(async move {
         cancel.run_until_cancelled(driver.run()).await;
     });
-    LeaseHandle {
-        view: receiver,
-        task,
-        orders,
-    }
+    member
 }
-
-type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 struct Driver<S> {
     store: Arc<S>,
     core: Core<StdRng>,
     view: watch::Sender<LeaseView>,
-    inbox: mpsc::UnboundedReceiver<Input>,
-    request: Option<Pending<Input>>,
-    listing: Option<Pending<Result<Snapshot, StoreError>>>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    request: Option<BoxFuture<'static, Input>>,
+    listing: Option<BoxFuture<'static, Result<Snapshot, EtcdError>>>,
     link: Link,
     /// Time that the machine slept, which timers do not count and leases do.
     slept: Duration,
@@ -131,7 +93,7 @@ enum Link {
 
 enum Wake {
     Input(Input),
-    Listed(Result<Snapshot, StoreError>),
+    Listed(Result<Snapshot, EtcdError>),
     Reopen,
 }
 
@@ -148,10 +110,10 @@ impl<S: LeaseStore> Driver<S> {
                 Wake::Listed(Err(error)) => {
                     // While the watch stands, the list only has to be repeated.
                     let watching = matches!(self.link, Link::Watching(_));
-                    if watching && self.view.borrow().etcd.connected {
+                    if watching && self.view.borrow().store.connected {
                         debug!(%error, "leases not listed");
                     } else {
-                        self.disconnected(&error);
+                        self.disconnected(&error.into());
                     }
                     let pause = self.pause.failed(&mut self.rng);
                     self.list(pause);
@@ -166,7 +128,7 @@ impl<S: LeaseStore> Driver<S> {
         let deadline = self.core.deadline().checked_sub(self.slept);
         let deadline = deadline.map_or_else(Instant::now, Instant::from_std);
         tokio::select! {
-            Some(input) = self.inbox.recv() => Wake::Input(input),
+            Some(order) = self.inbox.recv() => Wake::Input(order.into()),
             input = poll_option(&mut self.request) => {
                 self.request = None;
                 Wake::Input(input)
@@ -219,7 +181,7 @@ impl<S: LeaseStore> Driver<S> {
             }
         }
         self.view.send_if_modified(|view| {
-            view.etcd.revision = revision;
+            view.store.revision = revision;
             let visible = !changes.is_empty();
             for change in changes {
                 apply(view, change);
@@ -241,13 +203,15 @@ impl<S: LeaseStore> Driver<S> {
         self.link = Link::Watching(self.store.watch(self.core.next_revision()));
     }
 
-    fn send(&self, request: Request) -> Pending<Input> {
+    fn send(&self, request: Request) -> BoxFuture<'static, Input> {
         let store = self.store.clone();
         Box::pin(async move {
             match request {
-                Request::Put(put) => Input::Written(store.put(&put).await),
-                Request::Get(key) => Input::Got(store.get(&key).await),
-                Request::TimeToLive(id) => Input::TimeToLive(store.time_to_live(id).await),
+                Request::Put(put) => Input::Written(store.put(&put).await.map_err(Into::into)),
+                Request::Get(key) => Input::Got(store.get(&key).await.map_err(Into::into)),
+                Request::TimeToLive(id) => {
+                    Input::TimeToLive(store.time_to_live(id).await.map_err(Into::into))
+                }
             }
         })
     }
@@ -276,12 +240,12 @@ impl<S: LeaseStore> Driver<S> {
         if self.is_new(&text) {
             warn!("own lease not written, trying on: {text}");
         }
-        let connected = self.view.borrow().etcd.connected;
+        let connected = self.view.borrow().store.connected;
         self.set_etcd(connected, Some(text));
     }
 
     fn request_succeeded(&mut self) {
-        let etcd = self.view.borrow().etcd.clone();
+        let etcd = self.view.borrow().store.clone();
         if etcd.connected && etcd.last_error.is_some() {
             self.reported.clear();
             self.set_etcd(true, None);
@@ -301,13 +265,13 @@ impl<S: LeaseStore> Driver<S> {
     /// Whether it changed.
     fn set_etcd(&self, connected: bool, last_error: Option<String>) -> bool {
         self.view.send_if_modified(|view| {
-            let etcd = EtcdState {
+            let etcd = StoreState {
                 connected,
                 last_error,
-                revision: view.etcd.revision,
+                revision: view.store.revision,
             };
-            let changed = view.etcd != etcd;
-            view.etcd = etcd;
+            let changed = view.store != etcd;
+            view.store = etcd;
             changed
         })
     }
@@ -332,8 +296,18 @@ impl Link {
     }
 }
 
+impl From<Order> for Input {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Publish(attrs) => Self::Publish(attrs),
+            Order::InForce(config) => Self::InForce(config),
+            Order::Slept(time) => Self::Slept(time),
+        }
+    }
+}
+
 /// The future's output; never, when there is none.
-async fn poll_option<T>(future: &mut Option<Pending<T>>) -> T {
+async fn poll_option<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,
@@ -375,8 +349,8 @@ fn report(change: &Output) {
         Output::Config(Some(config)) => {
             info!(revision = config.mod_revision, "network config written");
         }
-        Output::Raised(alarm) => error!("{alarm}"),
-        Output::Cleared(alarm) => info!("no longer: {alarm}"),
+        Output::Raised(alarm) => error!("{}", words::alarm(alarm)),
+        Output::Cleared(alarm) => info!("no longer: {}", words::alarm(alarm)),
         Output::Config(None) | Output::List | Output::Watch | Output::Request(_) => {}
     }
 }

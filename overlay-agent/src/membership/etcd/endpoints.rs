@@ -19,8 +19,8 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
+    error::EtcdError,
     options::{self, redact},
-    store::StoreError,
     verdict::{self, Verdict},
 };
 use crate::config::options::EtcdOptions;
@@ -64,12 +64,12 @@ struct Slot {
 /// A request that no endpoint carried out, as far as known.
 #[derive(Debug)]
 pub(super) struct Failed {
-    pub error: StoreError,
+    pub error: EtcdError,
     /// One of them may have.
     pub in_doubt: bool,
 }
 
-impl From<Failed> for StoreError {
+impl From<Failed> for EtcdError {
     fn from(failed: Failed) -> Self {
         failed.error
     }
@@ -91,9 +91,9 @@ struct Failures {
 }
 
 impl Endpoints {
-    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, StoreError> {
+    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, EtcdError> {
         if options.endpoints.is_empty() {
-            return Err(StoreError::Options {
+            return Err(EtcdError::Options {
                 reason: "--etcd-endpoints names no endpoint".to_owned(),
             });
         }
@@ -119,7 +119,7 @@ impl Endpoints {
     }
 
     /// Runs a request on the endpoint in use, and on each other one until one answers.
-    pub async fn call<T, F, R>(&self, operation: &'static str, request: F) -> Result<T, StoreError>
+    pub async fn call<T, F, R>(&self, operation: &'static str, request: F) -> Result<T, EtcdError>
     where
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, Error>>,
@@ -176,7 +176,7 @@ impl Endpoints {
                     }
                     Verdict::Refused => {
                         let reason = describe(&error);
-                        let error = StoreError::Rejected { operation, reason };
+                        let error = EtcdError::Rejected { operation, reason };
                         return Err(failures.and_then(error));
                     }
                 }
@@ -199,7 +199,7 @@ impl Endpoints {
         endpoint: usize,
         operation: &'static str,
         error: &Error,
-    ) -> StoreError {
+    ) -> EtcdError {
         let url = match self.slot(endpoint) {
             Some((_, slot)) => {
                 slot.disconnect();
@@ -209,9 +209,9 @@ impl Endpoints {
         };
         let reason = describe(error);
         match judge(error) {
-            Verdict::Refused => StoreError::Rejected { operation, reason },
+            Verdict::Refused => EtcdError::Rejected { operation, reason },
             Verdict::Denied => self.denied(operation, reason),
-            Verdict::StaleLogin | Verdict::Login => StoreError::Login { reason },
+            Verdict::StaleLogin | Verdict::Login => EtcdError::Login { reason },
             Verdict::Endpoint { .. } => {
                 let next = endpoint.wrapping_add(1);
                 let _ = self.preferred.compare_exchange(
@@ -220,15 +220,15 @@ impl Endpoints {
                     Ordering::Relaxed,
                     Ordering::Relaxed,
                 );
-                StoreError::Unreachable {
+                EtcdError::Unreachable {
                     failures: format!("{url}: {reason}"),
                 }
             }
         }
     }
 
-    fn denied(&self, operation: &'static str, reason: String) -> StoreError {
-        StoreError::Denied {
+    fn denied(&self, operation: &'static str, reason: String) -> EtcdError {
+        EtcdError::Denied {
             operation,
             prefix: options::key(&self.options, ""),
             reason,
@@ -311,7 +311,7 @@ impl Endpoints {
 
 impl Failures {
     /// The failure of a request that one endpoint refused after these could not serve it.
-    fn and_then(self, error: StoreError) -> Failed {
+    fn and_then(self, error: EtcdError) -> Failed {
         Failed {
             error,
             in_doubt: self.in_doubt,
@@ -322,13 +322,13 @@ impl Failures {
     fn into_failed(self, operation: &'static str) -> Failed {
         let failures = self.texts.join("; ");
         let error = if self.tls {
-            StoreError::Tls { failures }
+            EtcdError::Tls { failures }
         } else if self.login {
-            StoreError::Login { reason: failures }
+            EtcdError::Login { reason: failures }
         } else if self.silent || failures.is_empty() {
-            StoreError::Unreachable { failures }
+            EtcdError::Unreachable { failures }
         } else {
-            StoreError::Rejected {
+            EtcdError::Rejected {
                 operation,
                 reason: failures,
             }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
 
-use super::store::StoreError;
+use super::error::EtcdError;
 use crate::config::options::EtcdOptions;
 
 /// The prefix and `tail` joined as Go's `path.Join` does: repeated slashes and `.` collapse, `..`
@@ -26,7 +26,7 @@ pub(super) fn key(options: &EtcdOptions, tail: &str) -> String {
 
 /// TLS material for `https` endpoints, read anew at each call so that renewed certificates are
 /// picked up at the next connection.
-pub(super) fn tls(options: &EtcdOptions) -> Result<TlsOptions, StoreError> {
+pub(super) fn tls(options: &EtcdOptions) -> Result<TlsOptions, EtcdError> {
     let tls = match &options.ca_file {
         Some(path) => {
             let pem = read(path, "CERTIFICATE", "--etcd-cafile")?;
@@ -59,15 +59,15 @@ pub(super) fn redact(url: &str) -> String {
 
 /// A PEM file. An empty or foreign one would otherwise show as an unknown issuer, at the first
 /// connection.
-fn read(path: &Path, label: &str, flag: &str) -> Result<Vec<u8>, StoreError> {
-    let pem = fs::read(path).map_err(|error| StoreError::Options {
+fn read(path: &Path, label: &str, flag: &str) -> Result<Vec<u8>, EtcdError> {
+    let pem = fs::read(path).map_err(|error| EtcdError::Options {
         reason: format!("cannot read {} ({flag}): {error}", path.display()),
     })?;
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(label);
     if String::from_utf8_lossy(&pem).lines().any(begins) {
         return Ok(pem);
     }
-    Err(StoreError::Options {
+    Err(EtcdError::Options {
         reason: format!("{} ({flag}) contains no PEM {label}", path.display()),
     })
 }

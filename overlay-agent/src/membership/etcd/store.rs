@@ -14,16 +14,16 @@ use tracing::debug;
 
 use super::{
     endpoints::{Deadlines, Endpoints, Failed},
-    etcd_watch,
-    key::LeaseKey,
-    options,
-    store::{
-        ConfigText, Entry, Expect, LeaseStore, Observed, Put, PutOutcome, Snapshot, StoreError,
-        WatchEvent,
-    },
-    value::LeaseAttrs,
+    error::EtcdError,
+    keys::{Keys, config_text},
+    lease_store::LeaseStore,
+    watch,
 };
-use crate::config::options::EtcdOptions;
+use crate::{
+    config::options::EtcdOptions,
+    core::{Expect, Observed, Put, PutOutcome, Snapshot, WatchEvent},
+    model::{ConfigText, LeaseKey},
+};
 
 /// Keys per answer when listing: an answer of 4 MiB is refused by gRPC, and a lease takes about
 /// 200 bytes.
@@ -38,28 +38,17 @@ pub struct EtcdStore {
     keys: Keys,
 }
 
-/// Where things are in etcd's key space.
-#[derive(Clone, Debug)]
-pub(super) struct Keys {
-    pub config: String,
-    /// Ends with a slash.
-    pub subnets: String,
-}
-
 impl EtcdStore {
     /// Checks the options, files included. Does not connect.
-    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, StoreError> {
-        let keys = Keys {
-            config: options::key(&options, "config"),
-            subnets: format!("{}/", options::key(&options, "subnets")),
-        };
+    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, EtcdError> {
+        let keys = Keys::of(&options);
         Ok(Self {
             endpoints: Arc::new(Endpoints::new(options, deadlines)?),
             keys,
         })
     }
 
-    async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), StoreError> {
+    async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), EtcdError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         self.endpoints
             .call("grant a lease", |mut client| async move {
@@ -84,7 +73,7 @@ impl EtcdStore {
         }
     }
 
-    async fn try_list(&self) -> Result<Option<Snapshot>, StoreError> {
+    async fn try_list(&self) -> Result<Option<Snapshot>, EtcdError> {
         let mut snapshot = Snapshot::default();
         let mut from = self.keys.subnets.clone().into_bytes();
         let end = prefix_end(&self.keys.subnets);
@@ -92,7 +81,7 @@ impl EtcdStore {
             let page = self.page(from, end.clone(), snapshot.revision).await;
             let (keys, revision, more) = match page {
                 Ok(page) => page,
-                Err(StoreError::Rejected { reason, .. }) if reason.contains("compacted") => {
+                Err(EtcdError::Rejected { reason, .. }) if reason.contains("compacted") => {
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -119,7 +108,7 @@ impl EtcdStore {
         from: Vec<u8>,
         end: Vec<u8>,
         revision: i64,
-    ) -> Result<(Vec<KeyValue>, i64, bool), StoreError> {
+    ) -> Result<(Vec<KeyValue>, i64, bool), EtcdError> {
         self.endpoints
             .call("list leases", |mut client| {
                 let options = GetOptions::new()
@@ -191,7 +180,7 @@ struct TxnEnd {
 }
 
 impl LeaseStore for EtcdStore {
-    async fn config(&self) -> Result<Option<ConfigText>, StoreError> {
+    async fn config(&self) -> Result<Option<ConfigText>, EtcdError> {
         self.endpoints
             .call("read the network config", |mut client| {
                 let key = self.keys.config.clone();
@@ -203,19 +192,19 @@ impl LeaseStore for EtcdStore {
             .await
     }
 
-    async fn list(&self) -> Result<Snapshot, StoreError> {
+    async fn list(&self) -> Result<Snapshot, EtcdError> {
         for _ in 0..LIST_TRIES {
             if let Some(snapshot) = self.try_list().await? {
                 return Ok(snapshot);
             }
         }
-        Err(StoreError::Rejected {
+        Err(EtcdError::Rejected {
             operation: "list leases",
             reason: "the history is compacted faster than the list can be read".to_owned(),
         })
     }
 
-    async fn get(&self, key: &LeaseKey) -> Result<Observed, StoreError> {
+    async fn get(&self, key: &LeaseKey) -> Result<Observed, EtcdError> {
         self.endpoints
             .call("read the own lease", |mut client| {
                 let key = self.keys.lease(key);
@@ -230,7 +219,7 @@ impl LeaseStore for EtcdStore {
             .await
     }
 
-    async fn put(&self, put: &Put) -> Result<PutOutcome, StoreError> {
+    async fn put(&self, put: &Put) -> Result<PutOutcome, EtcdError> {
         let grant = match put.ttl {
             Some(ttl) => Some(self.grant(ttl).await?),
             None => None,
@@ -267,7 +256,7 @@ impl LeaseStore for EtcdStore {
         }))
     }
 
-    async fn delete(&self, key: &LeaseKey, mod_revision: i64) -> Result<bool, StoreError> {
+    async fn delete(&self, key: &LeaseKey, mod_revision: i64) -> Result<bool, EtcdError> {
         let key = self.keys.lease(key);
         let txn = Txn::new()
             .when([Compare::mod_revision(
@@ -279,7 +268,7 @@ impl LeaseStore for EtcdStore {
         Ok(self.txn("delete a lease", txn).await?.done)
     }
 
-    async fn time_to_live(&self, lease_id: i64) -> Result<Option<Duration>, StoreError> {
+    async fn time_to_live(&self, lease_id: i64) -> Result<Option<Duration>, EtcdError> {
         let answer = self
             .endpoints
             .call("read the lease's remaining time", |mut client| async move {
@@ -291,7 +280,7 @@ impl LeaseStore for EtcdStore {
     }
 
     fn watch(&self, revision: i64) -> BoxStream<'static, WatchEvent> {
-        etcd_watch::open(self.endpoints.clone(), self.keys.clone(), revision)
+        watch::open(self.endpoints.clone(), self.keys.clone(), revision)
     }
 
     fn config_place(&self) -> String {
@@ -307,40 +296,6 @@ impl LeaseStore for EtcdStore {
             r#"ETCDCTL_API=3 etcdctl put {} '{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan"}}}}'"#,
             self.keys.config
         )
-    }
-}
-
-impl Keys {
-    fn lease(&self, key: &LeaseKey) -> String {
-        format!("{}{key}", self.subnets)
-    }
-
-    /// The record of a key; `None` for foreign keys.
-    pub fn entry(&self, kv: &KeyValue) -> Option<Entry> {
-        let key = self.parse(kv)?;
-        Some(Entry {
-            key,
-            value: LeaseAttrs::decode(kv.value()),
-            lease_id: (kv.lease() != 0).then(|| kv.lease()),
-            mod_revision: kv.mod_revision(),
-        })
-    }
-
-    /// The subnet a key names; `None` for foreign keys.
-    pub fn parse(&self, kv: &KeyValue) -> Option<LeaseKey> {
-        let text = kv.key_str().ok()?;
-        let key = text.strip_prefix(&self.subnets).and_then(LeaseKey::parse);
-        if key.is_none() {
-            debug!(key = text, "key names no subnet");
-        }
-        key
-    }
-}
-
-pub(super) fn config_text(kv: &KeyValue) -> ConfigText {
-    ConfigText {
-        text: String::from_utf8_lossy(kv.value()).into_owned(),
-        mod_revision: kv.mod_revision(),
     }
 }
 

@@ -1,11 +1,7 @@
 //! Waiting for the config, acquiring and keeping a lease, on a store in memory and a clock that
 //! runs as fast as it can.
 
-use std::{
-    net::Ipv4Addr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::Ipv4Addr, sync::Mutex, time::Duration};
 
 use overlay_common::addr::MacAddr;
 use rand::{SeedableRng, rngs::StdRng};
@@ -13,13 +9,16 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AcquireError, Acquired, ConfigText, LeaseAttrs, LeaseHandle, LeaseKey, acquire, await_config,
-    await_leases, fake::FakeStore, spawn,
+    Etcd,
+    acquire::{AcquireError, Acquired, acquire},
+    fake::FakeStore,
 };
 use crate::{
     config::network::Ipv4Pool,
-    core::{Allocation, LeaseView, OwnState, Renewal, Wish},
+    core::Renewal,
     logging::capture::Log,
+    membership::{Allocation, Member, Membership, Wish, await_config, await_known},
+    model::{ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnState},
 };
 
 const RENEWAL: Renewal = Renewal {
@@ -57,15 +56,18 @@ fn config(text: &str) -> ConfigText {
     }
 }
 
-async fn started(store: &FakeStore) -> (LeaseHandle, CancellationToken) {
-    let acquired = try_acquire(store, &wish(255)).await.unwrap();
-    let cancel = CancellationToken::new();
-    let store = Arc::new(store.clone());
-    let handle = spawn(store, acquired, RENEWAL, config("{}"), cancel.clone());
-    (handle, cancel)
+fn etcd(store: &FakeStore) -> Etcd<FakeStore> {
+    Etcd::new(store.clone(), RENEWAL)
 }
 
-async fn until(handle: &LeaseHandle, condition: impl FnMut(&LeaseView) -> bool) -> LeaseView {
+async fn started(store: &FakeStore) -> (Member, CancellationToken) {
+    let cancel = CancellationToken::new();
+    let etcd = etcd(store);
+    let joined = etcd.join(wish(255), config("{}"), cancel.clone()).await;
+    (joined.unwrap().unwrap(), cancel)
+}
+
+async fn until(handle: &Member, condition: impl FnMut(&LeaseView) -> bool) -> LeaseView {
     let mut view = handle.view.clone();
     let found = timeout(Duration::from_mins(10), view.wait_for(condition)).await;
     found.expect("in time").expect("the task runs").clone()
@@ -89,7 +91,8 @@ async fn a_missing_config_is_waited_for_and_each_cause_is_logged_once() {
     };
     let waited_for = Mutex::new(Vec::new());
     let waits = |problem: &str| waited_for.lock().unwrap().push(problem.to_owned());
-    let (found, ()) = tokio::join!(await_config(&store, &cancel, parse, waits), script);
+    let etcd = etcd(&store);
+    let (found, ()) = tokio::join!(await_config(&etcd, &cancel, parse, waits), script);
     let (number, text) = found.unwrap();
     assert_eq!((number, text.text.as_str()), (7, "7"));
     let errors: Vec<_> = log
@@ -129,7 +132,10 @@ async fn waiting_for_the_config_ends_at_once_when_cancelled() {
     let cancel = CancellationToken::new();
     cancel.cancel();
     let parse = |_: &str| Ok::<_, String>(());
-    assert_eq!(await_config(&store, &cancel, parse, |_| ()).await, None);
+    assert_eq!(
+        await_config(&etcd(&store), &cancel, parse, |_| ()).await,
+        None
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,8 +156,9 @@ async fn a_start_waits_for_leases_that_cannot_be_read() {
         sleep(Duration::from_mins(1)).await;
         store.set_away(false);
     };
-    let (found, ()) = tokio::join!(await_leases(&store, &cancel, |_| {}), script);
-    assert_eq!(found, Some(store.with(|state| state.list())));
+    let etcd = etcd(&store);
+    let (found, ()) = tokio::join!(await_known(&etcd, &cancel, |_| {}), script);
+    assert_eq!(found, Some(vec![wish(255).attrs]));
     let errors = log.lines();
     assert_eq!(errors.len(), 1, "{errors:#?}");
     assert!(
@@ -161,7 +168,7 @@ async fn a_start_waits_for_leases_that_cannot_be_read() {
 
     store.set_away(true);
     cancel.cancel();
-    assert_eq!(await_leases(&store, &cancel, |_| {}).await, None);
+    assert_eq!(await_known(&etcd, &cancel, |_| {}).await, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,12 +277,12 @@ async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
     let peer = |n| LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, n));
     store.with(|state| state.force(first, peer(2), None));
     let (handle, _cancel) = started(&store).await;
-    let view = until(&handle, |view| view.etcd.connected).await;
+    let view = until(&handle, |view| view.store.connected).await;
     assert!(view.peers.contains_key(&first.subnet()));
 
     store.set_away(true);
-    let view = until(&handle, |view| !view.etcd.connected).await;
-    assert!(view.etcd.last_error.is_some());
+    let view = until(&handle, |view| !view.store.connected).await;
+    assert!(view.store.last_error.is_some());
     store.with(|state| {
         state.remove(&first);
         state.force(second, peer(3), None);
@@ -288,11 +295,11 @@ async fn the_view_survives_an_outage_and_is_brought_up_to_date_afterwards() {
 
     store.set_away(false);
     until(&handle, |view| {
-        view.etcd.connected && view.peers.contains_key(&second.subnet())
+        view.store.connected && view.peers.contains_key(&second.subnet())
     })
     .await;
     let view = until(&handle, |view| !view.peers.contains_key(&first.subnet())).await;
-    assert_eq!(view.etcd.last_error, None);
+    assert_eq!(view.store.last_error, None);
     until(&handle, |view| view.alarms.is_empty()).await;
     assert!(store.with(|state| state.entry(&view.own.key).is_some()));
 }
@@ -303,11 +310,11 @@ async fn an_outage_is_logged_once_and_so_is_its_end() {
     let _guard = log.capture();
     let store = FakeStore::new();
     let (handle, _cancel) = started(&store).await;
-    until(&handle, |view| view.etcd.connected).await;
+    until(&handle, |view| view.store.connected).await;
     store.set_away(true);
     sleep(Duration::from_hours(1)).await;
     store.set_away(false);
-    until(&handle, |view| view.etcd.connected).await;
+    until(&handle, |view| view.store.connected).await;
     let count = |text: &str| {
         let lines = log.lines();
         lines.iter().filter(|line| line.contains(text)).count()
@@ -332,13 +339,13 @@ async fn new_attributes_are_published_under_the_same_key() {
 async fn the_task_ends_at_once_and_leaves_the_lease() {
     for away in [false, true] {
         let store = FakeStore::new();
-        let (handle, cancel) = started(&store).await;
+        let (mut handle, cancel) = started(&store).await;
         store.set_away(away);
         sleep(Duration::from_secs(10)).await;
         let start = Instant::now();
         let key = handle.view.borrow().own.key;
         cancel.cancel();
-        handle.task.await.unwrap();
+        while handle.view.changed().await.is_ok() {}
         assert!(start.elapsed() < Duration::from_millis(100));
         assert!(store.with(|state| state.entry(&key).is_some()));
     }

@@ -11,9 +11,10 @@ use futures::{StreamExt, stream, stream::BoxStream};
 
 use super::{
     endpoints::Endpoints,
-    etcd::{Keys, config_text},
-    store::{StoreError, WatchEvent},
+    error::EtcdError,
+    keys::{Keys, config_text},
 };
+use crate::core::WatchEvent;
 
 const OPERATION: &str = "watch the leases";
 
@@ -71,7 +72,7 @@ impl Watch {
                     let revision = *revision;
                     match self.open(revision).await {
                         Ok(stage) => self.stage = stage,
-                        Err(error) => self.end(WatchEvent::Disconnected(error)),
+                        Err(error) => self.end(WatchEvent::Disconnected(error.into())),
                     }
                 }
                 Stage::Open(stream) => {
@@ -87,7 +88,7 @@ impl Watch {
     }
 
     /// Opens the stream, first with the leases' watcher, so that its id is known.
-    async fn open(&mut self, revision: i64) -> Result<Stage, StoreError> {
+    async fn open(&mut self, revision: i64) -> Result<Stage, EtcdError> {
         let from = WatchOptions::new().with_start_revision(revision);
         let leases = from.clone().with_prefix().with_progress_notify();
         let keys = &self.keys;
@@ -163,7 +164,7 @@ impl Watch {
 
     fn broke(&mut self, endpoint: usize, error: &Error) {
         let error = self.endpoints.stream_broke(endpoint, OPERATION, error);
-        self.end(WatchEvent::Disconnected(error));
+        self.end(WatchEvent::Disconnected(error.into()));
     }
 
     fn end(&mut self, event: WatchEvent) {

@@ -1,0 +1,96 @@
+//! Leases in etcd, with flannel's keys and values: who owns which subnet is settled by compare-and-swap.
+//!
+//! [`acquire`] gets a record, the [`driver`] keeps it. The decisions of the first are in [`decide`],
+//! those of the second in [`crate::core`].
+
+mod acquire;
+mod decide;
+mod driver;
+mod endpoints;
+mod error;
+#[cfg(test)]
+mod fake;
+mod keys;
+mod lease_store;
+mod options;
+mod store;
+#[cfg(test)]
+mod tests;
+mod verdict;
+mod watch;
+mod words;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
+
+use self::acquire::{AcquireError, acquire};
+pub use self::{endpoints::Deadlines, error::EtcdError, lease_store::LeaseStore, store::EtcdStore};
+use super::member::{JoinError, Member, Membership, Wish};
+use crate::{
+    core::Renewal,
+    model::{ConfigText, LeaseAttrs, StoreError},
+};
+
+/// Membership by records in etcd.
+pub struct Etcd<S> {
+    store: Arc<S>,
+    renewal: Renewal,
+}
+
+impl<S: LeaseStore> Etcd<S> {
+    pub fn new(store: S, renewal: Renewal) -> Self {
+        Self {
+            store: Arc::new(store),
+            renewal,
+        }
+    }
+}
+
+impl<S: LeaseStore> Membership for Etcd<S> {
+    fn name(&self) -> &'static str {
+        "etcd"
+    }
+
+    fn config(&self) -> BoxFuture<'_, Result<Option<ConfigText>, StoreError>> {
+        Box::pin(async { Ok(self.store.config().await?) })
+    }
+
+    fn config_place(&self) -> String {
+        self.store.config_place()
+    }
+
+    fn config_missing(&self) -> String {
+        words::config_missing(&self.store.config_place(), &self.store.config_hint())
+    }
+
+    fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {
+        Box::pin(async {
+            let entries = self.store.list().await?.entries;
+            let attrs = entries.into_iter().filter_map(|entry| entry.value.ok());
+            Ok(attrs.collect())
+        })
+    }
+
+    fn join(
+        &self,
+        wish: Wish,
+        config: ConfigText,
+        stop: CancellationToken,
+    ) -> BoxFuture<'_, Result<Option<Member>, JoinError>> {
+        Box::pin(async move {
+            let mut rng = StdRng::from_os_rng();
+            match acquire(&*self.store, &wish, self.renewal, &mut rng, &stop).await {
+                Ok(acquired) => {
+                    let store = Arc::clone(&self.store);
+                    let member = driver::spawn(store, acquired, self.renewal, config, stop);
+                    Ok(Some(member))
+                }
+                Err(AcquireError::Cancelled) => Ok(None),
+                Err(error) => Err(JoinError::from(Box::from(error))),
+            }
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! Which store this node uses.
+
+use std::sync::Arc;
+
+use super::{
+    etcd::{Deadlines, Etcd, EtcdStore},
+    member::Membership,
+};
+use crate::{config::DaemonOptions, core::Renewal, model::StoreError};
+
+/// The store that the options name. Checks them, files included; does not connect.
+pub fn open(options: &DaemonOptions) -> Result<Arc<dyn Membership>, StoreError> {
+    let store = EtcdStore::new(options.etcd.clone(), Deadlines::default())?;
+    let renewal = Renewal {
+        ttl: Renewal::TTL,
+        margin: options.lease.renew_margin,
+    };
+    Ok(Arc::new(Etcd::new(store, renewal)))
+}
