@@ -72,6 +72,8 @@ async fn what_was_compacted_while_away_is_learned_from_a_list() -> Result<()> {
     etcd.delete(&key("10.5.200.0-24"))?;
     etcd.put(&key("10.5.201.0-24"), r#"{"PublicIP":"192.168.0.33"}"#)?;
     etcd.put(&key("10.5.202.0-24"), r#"{"PublicIP":"192.168.0.4"}"#)?;
+    let changed = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    etcd.put(&format!("{PREFIX}/config"), changed)?;
     compact(&etcd)?;
     assert_eq!(node.view().peers.len(), 2);
     proxy.set(Mode::Forward);
@@ -86,6 +88,12 @@ async fn what_was_compacted_while_away_is_learned_from_a_list() -> Result<()> {
                 ("10.5.201.0-24".to_owned(), 33),
                 ("10.5.202.0-24".to_owned(), 4),
             ]
+    })
+    .await?;
+    node.until("the network config is right", |view| {
+        view.config
+            .as_ref()
+            .is_some_and(|config| config.text == changed)
     })
     .await?;
     etcd.delete(&key("10.5.202.0-24"))?;

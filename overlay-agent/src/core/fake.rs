@@ -110,8 +110,9 @@ impl State {
             text: text.to_owned(),
             mod_revision: self.revision,
         });
-        let event = WatchEvent::Config(self.config.clone());
-        self.history.push((self.revision, event));
+        let (config, revision) = (self.config.clone(), self.revision);
+        self.history
+            .push((revision, WatchEvent::Config { config, revision }));
     }
 
     pub fn compact(&mut self) {
@@ -119,11 +120,12 @@ impl State {
         self.history.clear();
     }
 
-    /// Starts over with nothing.
+    /// Starts over with nothing but the network config.
     pub fn wipe(&mut self) {
         *self = Self {
             next_lease: self.next_lease,
             puts: self.puts,
+            config: self.config.take(),
             ..Self::new(self.now)
         };
     }
@@ -136,6 +138,7 @@ impl State {
         Snapshot {
             revision: self.revision,
             entries: self.records.values().cloned().collect(),
+            config: self.config.clone(),
         }
     }
 

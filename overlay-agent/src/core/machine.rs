@@ -80,6 +80,8 @@ pub struct Core<R> {
     audit: Instant,
     in_force: ConfigText,
     config: Option<ConfigText>,
+    /// What is known of the network config is from here.
+    config_revision: i64,
     /// The store shows signs of having lost its data.
     suspect: bool,
     /// It has, and peers it does not know are kept.
@@ -117,7 +119,8 @@ impl<R: RngCore> Core<R> {
             blind: Some(now),
             now,
             audit: now + audit_period(&mut rng),
-            config: Some(in_force.clone()),
+            config: snapshot.config,
+            config_revision: snapshot.revision,
             in_force,
             rng,
             suspect: false,
@@ -130,6 +133,11 @@ impl<R: RngCore> Core<R> {
     /// The peers known so far.
     pub fn peers(&self) -> &BTreeMap<IpNetwork, PeerLease> {
         self.peers.shown()
+    }
+
+    /// The network config as the store has it.
+    pub fn config(&self) -> Option<&ConfigText> {
+        self.config.as_ref()
     }
 
     /// Where a watch goes on.
@@ -219,10 +227,12 @@ impl<R: RngCore> Core<R> {
             self.reset = true;
             self.revision = snapshot.revision;
             self.listed = snapshot.revision;
+            self.config_revision = snapshot.revision;
         } else {
             self.revision = self.revision.max(snapshot.revision);
             self.listed = self.listed.max(snapshot.revision);
         }
+        self.configured(snapshot.config, snapshot.revision);
         let own = self.own.key();
         let (mine, others) = snapshot
             .entries
@@ -285,12 +295,7 @@ impl<R: RngCore> Core<R> {
                     self.deleted(now, key, revision);
                 }
             }
-            WatchEvent::Config(config) => {
-                if self.config != config {
-                    self.config.clone_from(&config);
-                    self.out.push(Output::Config(config));
-                }
-            }
+            WatchEvent::Config { config, revision } => self.configured(config, revision),
             WatchEvent::Progress { revision } => self.revision = self.revision.max(revision),
             WatchEvent::Compacted { .. } => self.lose_watch(now),
             WatchEvent::Disconnected(_) => {
@@ -304,6 +309,18 @@ impl<R: RngCore> Core<R> {
         self.unwatched = true;
         self.blind.get_or_insert(now);
         self.list(now);
+    }
+
+    /// The network config was this at a revision.
+    fn configured(&mut self, config: Option<ConfigText>, revision: i64) {
+        if revision < self.config_revision {
+            return;
+        }
+        self.config_revision = revision;
+        if self.config != config {
+            self.config.clone_from(&config);
+            self.out.push(Output::Config(config));
+        }
     }
 
     fn deleted(&mut self, now: Instant, key: LeaseKey, revision: i64) {

@@ -15,11 +15,12 @@ pub struct Entry {
     pub mod_revision: i64,
 }
 
-/// All lease records at one revision, in key order.
+/// All lease records, in key order, and the network config, at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub revision: i64,
     pub entries: Vec<Entry>,
+    pub config: Option<ConfigText>,
 }
 
 /// One record, or its absence, at one revision.
@@ -87,7 +88,10 @@ pub enum WatchEvent {
         revision: i64,
     },
     /// The network config was written, or deleted.
-    Config(Option<ConfigText>),
+    Config {
+        config: Option<ConfigText>,
+        revision: i64,
+    },
     /// Everything up to `revision` has been delivered.
     Progress {
         revision: i64,

@@ -90,6 +90,7 @@ impl Sim {
     fn with(prepare: impl FnOnce(&mut State)) -> Self {
         let now = Instant::now();
         let mut store = State::new(now);
+        store.config = Some(config("{}"));
         prepare(&mut store);
         let snapshot = store.list();
         let put = Put {

@@ -350,3 +350,44 @@ fn a_changed_or_missing_network_config_is_reported_until_it_is_in_force_again() 
     sim.give(Input::InForce(config("{ }")));
     assert_eq!(sim.alarms, []);
 }
+
+#[test]
+fn a_network_config_changed_while_nobody_watched_is_read_with_the_list() {
+    let mut sim = Sim::new();
+    sim.disconnect();
+    sim.store.set_config(Some("{ }"));
+    sim.store.compact();
+    sim.reconnect();
+    assert_eq!(sim.alarms, [Alarm::ConfigChanged]);
+    sim.disconnect();
+    sim.store.set_config(None);
+    sim.store.compact();
+    sim.reconnect();
+    assert_eq!(sim.alarms, [Alarm::ConfigMissing]);
+}
+
+#[test]
+fn a_store_without_its_data_has_lost_the_network_config_with_it() {
+    let mut sim = Sim::new();
+    sim.disconnect();
+    sim.store.set_config(None);
+    sim.store.wipe();
+    sim.reconnect();
+    assert_eq!(sim.alarms, [Alarm::ConfigMissing]);
+}
+
+#[test]
+fn a_list_knows_the_network_config_less_well_than_a_later_event() {
+    let mut sim = Sim::new();
+    let list = sim.ask_for_a_list();
+    sim.store.set_config(Some("{ }"));
+    sim.deliver();
+    sim.give(Input::Listed(list));
+    assert_eq!(sim.alarms, [Alarm::ConfigChanged]);
+}
+
+#[test]
+fn a_network_config_changed_during_the_start_is_noticed() {
+    let sim = Sim::with(|store| store.set_config(Some("{ }")));
+    assert_eq!(sim.alarms, [Alarm::ConfigChanged]);
+}

@@ -75,7 +75,7 @@ pub async fn acquire<S: LeaseStore>(
     while races < RACES {
         let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, rng));
         match attempt.await.ok_or(AcquireError::Cancelled)? {
-            Ok(Attempt::Acquired(acquired)) => return Ok(acquired),
+            Ok(Attempt::Acquired(acquired)) => return Ok(*acquired),
             Ok(Attempt::Lost) => races += 1,
             Ok(Attempt::Cleared) => {}
             Ok(Attempt::OutOfSubnets) => {
@@ -98,7 +98,7 @@ pub async fn acquire<S: LeaseStore>(
 }
 
 enum Attempt {
-    Acquired(Acquired),
+    Acquired(Box<Acquired>),
     /// Another node wrote the record, or one that overlaps it, first.
     Lost,
     /// A record in the way was deleted.
@@ -159,7 +159,7 @@ async fn attempt<S: LeaseStore>(
                 mod_revision,
                 lease: lease_id.zip(ttl).map(|(id, ttl)| (id, sent + ttl)),
             };
-            Attempt::Acquired(Acquired { held, snapshot })
+            Attempt::Acquired(Box::new(Acquired { held, snapshot }))
         }
         PutOutcome::Conflict(_) => {
             info!(lease = %key, "another node wrote this lease first; choosing again");

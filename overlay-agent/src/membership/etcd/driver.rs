@@ -35,12 +35,12 @@ pub fn spawn<S: LeaseStore>(
     let now = Instant::now().into_std();
     let Acquired { held, snapshot } = acquired;
     let rng = StdRng::from_os_rng();
-    let core = Core::new(now, held, snapshot, renewal, config.clone(), rng);
+    let core = Core::new(now, held, snapshot, renewal, config, rng);
     let (view, receiver) = watch::channel(LeaseView {
         own: core.own(),
         peers: core.peers().clone(),
         store: StoreState::default(),
-        config: Some(config),
+        config: core.config().cloned(),
         alarms: BTreeSet::new(),
     });
     let (member, inbox) = Member::new(receiver);

@@ -81,9 +81,7 @@ impl EtcdStore {
             let page = self.page(from, end.clone(), snapshot.revision).await;
             let (keys, revision, more) = match page {
                 Ok(page) => page,
-                Err(EtcdError::Rejected { reason, .. }) if reason.contains("compacted") => {
-                    return Ok(None);
-                }
+                Err(error) if is_compacted(&error) => return Ok(None),
                 Err(error) => return Err(error),
             };
             if snapshot.revision == 0 {
@@ -97,9 +95,29 @@ impl EtcdStore {
                     from = last.key().to_vec();
                     from.push(0);
                 }
-                _ => return Ok(Some(snapshot)),
+                _ => break,
             }
         }
+        match self.config_at(snapshot.revision).await {
+            Ok(config) => snapshot.config = config,
+            Err(error) if is_compacted(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// The network config as it was at a revision (0: as it is).
+    async fn config_at(&self, revision: i64) -> Result<Option<ConfigText>, EtcdError> {
+        self.endpoints
+            .call("read the network config", |mut client| {
+                let key = self.keys.config.clone();
+                let options = GetOptions::new().with_revision(revision);
+                async move {
+                    let answer = client.get(key, Some(options)).await?;
+                    Ok(answer.kvs().first().map(config_text))
+                }
+            })
+            .await
     }
 
     /// Keys of `[from, end)` at a revision (0: the latest), the revision, and if there are more.
@@ -181,15 +199,7 @@ struct TxnEnd {
 
 impl LeaseStore for EtcdStore {
     async fn config(&self) -> Result<Option<ConfigText>, EtcdError> {
-        self.endpoints
-            .call("read the network config", |mut client| {
-                let key = self.keys.config.clone();
-                async move {
-                    let answer = client.get(key, None).await?;
-                    Ok(answer.kvs().first().map(config_text))
-                }
-            })
-            .await
+        self.config_at(0).await
     }
 
     async fn list(&self) -> Result<Snapshot, EtcdError> {
@@ -302,6 +312,11 @@ impl LeaseStore for EtcdStore {
 fn revision_of(header: Option<&etcd_client::ResponseHeader>) -> Result<i64, Error> {
     let header = header.ok_or_else(|| Error::Internal("answer without a header".to_owned()))?;
     Ok(header.revision())
+}
+
+/// Whether the revision asked for is gone.
+fn is_compacted(error: &EtcdError) -> bool {
+    matches!(error, EtcdError::Rejected { reason, .. } if reason.contains("compacted"))
 }
 
 /// The first key after all keys with this prefix, which ends with a slash.

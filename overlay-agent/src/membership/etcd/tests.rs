@@ -61,6 +61,7 @@ fn etcd(store: &FakeStore) -> Etcd<FakeStore> {
 }
 
 async fn started(store: &FakeStore) -> (Member, CancellationToken) {
+    store.with(|state| state.config = Some(config("{}")));
     let cancel = CancellationToken::new();
     let etcd = etcd(store);
     let joined = etcd.join(wish(255), config("{}"), cancel.clone()).await;

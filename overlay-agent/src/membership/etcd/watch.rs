@@ -143,7 +143,8 @@ impl Watch {
             let revision = kv.mod_revision();
             if kv.key() == self.keys.config.as_bytes() {
                 let config = (!deleted).then(|| config_text(kv));
-                self.queue.push_back(WatchEvent::Config(config));
+                self.queue
+                    .push_back(WatchEvent::Config { config, revision });
             } else if deleted {
                 let key = self.keys.parse(kv);
                 self.queue
