@@ -1,36 +1,53 @@
 //! Pauses between attempts: doubling up to a limit, with jitter so that the nodes of a cluster do
-//! not return to a restarted etcd in step.
+//! not return to a restarted store in step. Whoever waits brings the random numbers, so that a test
+//! can repeat what happened.
 
 use std::time::Duration;
 
-use rand::{Rng, RngCore};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use rand::RngCore;
 
 /// The pauses of one repeated action.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Backoff {
-    first: Duration,
+    shape: ExponentialBuilder,
     limit: Duration,
-    failures: u32,
+    pauses: Option<ExponentialBackoff>,
 }
 
 impl Backoff {
+    /// The longest that the first pause, and any pause, can be.
     pub const fn new(first: Duration, limit: Duration) -> Self {
+        // backon's jitter is added to a pause, and up to as long as that.
+        let shape = ExponentialBuilder::new()
+            .with_min_delay(half(first))
+            .with_max_delay(half(limit))
+            .without_max_times()
+            .with_jitter();
         Self {
-            first,
+            shape,
             limit,
-            failures: 0,
+            pauses: None,
         }
     }
 
     /// The pause after one more failure: between half and all of the doubled pause.
     pub fn failed(&mut self, rng: &mut dyn RngCore) -> Duration {
-        let doubled = self.first.saturating_mul(1 << self.failures.min(16));
-        self.failures = self.failures.saturating_add(1);
-        doubled.min(self.limit).mul_f64(rng.random_range(0.5..=1.0))
+        let pauses = self
+            .pauses
+            .get_or_insert_with(|| self.shape.with_jitter_seed(rng.next_u64()).build());
+        pauses.next().unwrap_or(self.limit)
     }
 
     pub fn succeeded(&mut self) {
-        self.failures = 0;
+        self.pauses = None;
+    }
+}
+
+const fn half(time: Duration) -> Duration {
+    match time.checked_div(2) {
+        Some(half) => half,
+        None => time,
     }
 }
 

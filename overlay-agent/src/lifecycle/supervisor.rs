@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{
     sync::CancellationToken,
@@ -17,9 +16,11 @@ use tokio_util::{
 };
 use tracing::{info, warn};
 
-/// The pause after the first failure; it doubles from there, with jitter.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+use crate::backoff::Backoff;
+
+/// The pause after the first failure is up to this; it doubles from there, with jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(400);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// A task that ran this long before it failed starts over with the first pause.
 const STABLE_AFTER: Duration = Duration::from_mins(1);
@@ -54,7 +55,7 @@ impl Supervisor {
         let this = self.clone();
         this.lock().insert(name);
         self.tracker.spawn(async move {
-            let mut pauses = pauses();
+            let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
             loop {
                 let started = Instant::now();
                 let run = AbortOnDropHandle::new(tokio::spawn(make(this.stop.child_token())));
@@ -67,9 +68,9 @@ impl Supervisor {
                     break;
                 }
                 if started.elapsed() >= STABLE_AFTER {
-                    pauses = self::pauses();
+                    backoff.succeeded();
                 }
-                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                let pause = backoff.failed(&mut rand::rng());
                 warn!(
                     task = name,
                     error,
@@ -104,15 +105,6 @@ impl Supervisor {
     }
 }
 
-fn pauses() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .without_max_times()
-        .with_jitter()
-        .build()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -144,8 +136,8 @@ mod tests {
         }
         assert_eq!(runs.load(Ordering::Relaxed), 6);
         let took = began.elapsed();
-        let least = FIRST_PAUSE * (1 + 2 + 4 + 8 + 16);
-        assert!(took >= least && took < least * 3, "{took:?}");
+        let most = FIRST_PAUSE * (1 + 2 + 4 + 8 + 16);
+        assert!(took >= most / 2 && took < most * 3 / 2, "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    backoff::Backoff,
     datapath::{DatapathError, Flushed, Flusher},
     health::{Condition, Readiness},
     lifecycle::Supervisor,
 };
 
-/// Pause before a failed flush is tried again; it doubles from there.
+/// The pause before a failed flush is tried again is up to this; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -87,7 +88,7 @@ where
     F: Fn() -> T,
     T: Future<Output = Result<Result<Flushed, DatapathError>, JoinError>>,
 {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut complaint = None;
     loop {
         let problem = match flush().await {
@@ -109,8 +110,8 @@ where
             warn!("{problem}; trying on");
             complaint = Some(problem);
         }
+        let pause = backoff.failed(&mut rand::rng());
         sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
     readiness.satisfy(Condition::FlowsFlushed);
     if complaint.is_some() {
