@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
 use overlay_common::addr::MacAddr;
 
-use super::controller::{Device, Devices};
+use super::devices::{Device, Devices};
 use crate::{
     model::{Desired, DesiredNode, Family, V4, V6},
     netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},

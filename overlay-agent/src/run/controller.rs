@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use super::{
     changes::{Dirty, Scene, Tracker},
-    settler::Sides,
+    devices::Devices,
+    sides::Sides,
 };
 use crate::{
     model::{Desired, DesiredNode, Family},
-    netlink::{KernelEvent, LinkDump, PodLink, Vtep, pod_links},
+    netlink::{KernelEvent, LinkDump, PodLink, pod_links},
 };
 
 /// The desired state and the view of the host.
@@ -17,30 +18,6 @@ pub struct Controller {
     tracker: Tracker,
     desired: DesiredNode,
     devices: Devices,
-}
-
-/// The vxlan devices as they were last settled.
-#[derive(Clone, Copy, Debug)]
-pub struct Devices {
-    pub ipv4: Option<Device>,
-    pub ipv6: Option<Device>,
-}
-
-/// A vxlan device, as far as it matters here.
-#[derive(Clone, Copy, Debug)]
-pub struct Device {
-    pub ifindex: u32,
-    /// Whether it takes tunnel packets over IPv6 with UDP checksum 0.
-    pub zero_checksum: bool,
-}
-
-impl From<&Vtep> for Device {
-    fn from(vtep: &Vtep) -> Self {
-        Self {
-            ifindex: vtep.ifindex,
-            zero_checksum: vtep.zero_checksum,
-        }
-    }
 }
 
 /// What of one family another desired state puts in question.

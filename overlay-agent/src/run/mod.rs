@@ -6,6 +6,7 @@
 mod changes;
 mod controller;
 mod convert;
+mod devices;
 mod dir_watch;
 mod end;
 mod flushes;
@@ -16,6 +17,7 @@ mod reload;
 mod rules;
 mod settler;
 mod side;
+mod sides;
 mod start;
 mod subnet_file;
 mod tier1;

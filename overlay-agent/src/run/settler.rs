@@ -8,12 +8,11 @@ use std::{
 use tokio::{task::block_in_place, time::timeout};
 use tracing::{debug, warn};
 
-use super::{changes::Dirty, controller::Devices, side::Side, tier1::Tier1};
+use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
 use crate::{
     conntrack::Shortest,
-    datapath::Serves,
     health::{Condition, Readiness},
-    model::{DesiredNode, Family, V6},
+    model::{DesiredNode, Family},
     netlink::{Netlink, PodLink},
 };
 
@@ -27,12 +26,6 @@ pub struct Settler {
     tier1: Tier1,
     sides: Sides,
     readiness: Readiness,
-}
-
-/// The families this node serves.
-pub struct Sides {
-    pub ipv4: Option<Side>,
-    pub ipv6: Option<Side<V6>>,
 }
 
 /// What is to be looked at, and what is wanted of it.
@@ -50,46 +43,6 @@ pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,
     pub devices: Devices,
-}
-
-impl Sides {
-    pub fn serves(&self) -> Serves {
-        Serves {
-            ipv4: self.ipv4.is_some(),
-            ipv6: self.ipv6.is_some(),
-        }
-    }
-
-    pub fn desired(&self) -> DesiredNode {
-        DesiredNode {
-            ipv4: self.ipv4.as_ref().map(|side| side.desired.clone()),
-            ipv6: self.ipv6.as_ref().map(|side| side.desired.clone()),
-        }
-    }
-
-    pub fn devices(&self) -> Devices {
-        Devices {
-            ipv4: self
-                .ipv4
-                .as_ref()
-                .and_then(|side| side.vtep.as_ref())
-                .map(Into::into),
-            ipv6: self
-                .ipv6
-                .as_ref()
-                .and_then(|side| side.vtep.as_ref())
-                .map(Into::into),
-        }
-    }
-
-    fn want(&mut self, desired: DesiredNode) {
-        if let Some((side, desired)) = self.ipv4.as_mut().zip(desired.ipv4) {
-            side.desired = desired;
-        }
-        if let Some((side, desired)) = self.ipv6.as_mut().zip(desired.ipv6) {
-            side.desired = desired;
-        }
-    }
 }
 
 /// How much of the kernel tier is looked at.

@@ -10,7 +10,7 @@ use std::{
 use overlay_common::outcome::Hook;
 use tracing::{debug, info, level_filters::LevelFilter, warn};
 
-use super::{settler::Sides, side::Side};
+use super::{side::Side, sides::Sides};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{

@@ -4,21 +4,6 @@ use std::net::IpAddr;
 
 use super::snapshot::InterfaceAddress;
 
-/// What the kernel says about an address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "the kernel's own flags, and its prefix"
-)]
-pub struct AddressFlags {
-    pub permanent: bool,
-    /// IPv6: a temporary one; IPv4: a secondary one. The kernel uses one bit for both.
-    pub temporary: bool,
-    pub deprecated: bool,
-    /// Its prefix is the address alone, and no other end of a point-to-point link: `/32`, `/128`.
-    pub host: bool,
-}
-
 /// How far an address can be trusted to be the node's own. Better ones come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {

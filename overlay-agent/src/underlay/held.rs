@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Selection,
     address::{Rank, rank},
+    selection::Selection,
     snapshot::{HostSnapshot, Link},
 };
 

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use regex::Regex;
 
 use super::{
-    Families,
     address::{Preferred, Rank, rank, usable},
     held::Held,
+    selection::Families,
     snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
 };
 use crate::go::value::parse_ip;

@@ -17,8 +17,6 @@ use rtnetlink::{
     },
 };
 
-use super::AddressFlags;
-
 /// The facts that the choice of the underlay rests on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostSnapshot {
@@ -41,6 +39,21 @@ pub struct Link {
     pub hardware: bool,
     /// See [`Underlay::ethernet`](crate::model::Underlay::ethernet).
     pub ethernet: bool,
+}
+
+/// What the kernel says about an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the kernel's own flags, and its prefix"
+)]
+pub struct AddressFlags {
+    pub permanent: bool,
+    /// IPv6: a temporary one; IPv4: a secondary one. The kernel uses one bit for both.
+    pub temporary: bool,
+    pub deprecated: bool,
+    /// Its prefix is the address alone, and no other end of a point-to-point link: `/32`, `/128`.
+    pub host: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
