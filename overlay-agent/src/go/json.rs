@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{Deserializer, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 /// The members of a JSON object in document order, each value as its own text.
@@ -78,6 +81,21 @@ impl<'a> Object<'a> {
             .iter()
             .filter(move |(name, _)| fold(name).eq(key.chars()))
             .map(|(_, text)| *text)
+    }
+
+    /// A value that decodes itself, `null` included; `None` when absent. `expected` names its type in
+    /// the error.
+    pub fn decoded<T: Deserialize<'a>>(
+        &self,
+        key: &str,
+        expected: &'static str,
+    ) -> Result<Option<T>, JsonError> {
+        self.every(key).try_fold(None, |_, text| {
+            let value = serde_json::from_str(text);
+            value
+                .map(Some)
+                .map_err(|_| JsonError::of_type(key, expected, text))
+        })
     }
 
     /// A boolean; `default` when absent or `null`.

@@ -3,4 +3,5 @@
 
 pub mod args;
 pub mod json;
+pub mod marshal;
 pub mod value;

@@ -5,29 +5,45 @@
 //! Go reads it: keys in any case, unknown keys ignored, the last of repeated keys wins.
 
 use std::{
-    fmt::{self, Write as _},
+    fmt::Display,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Not,
 };
 
 use overlay_common::addr::MacAddr;
-use serde::{
-    Deserialize,
-    de::{self, IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use crate::go::{
+    json::{JsonError, Object},
+    marshal,
+};
+
 /// What a node says about itself in its lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeaseAttrs {
     /// Where peers send IPv4 pods' tunnel packets; unspecified in a cluster without IPv4.
+    #[serde(rename = "PublicIP")]
     pub public_ip: Ipv4Addr,
     /// Where they send IPv6 pods'.
+    #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
     /// Empty for the udp and alloc backends.
+    #[serde(rename = "BackendType", skip_serializing_if = "String::is_empty")]
     pub backend_type: String,
     /// JSON text without insignificant blanks.
+    #[serde(
+        rename = "BackendData",
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "as_json"
+    )]
     pub backend_data: Option<String>,
+    #[serde(
+        rename = "BackendV6Data",
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "as_json"
+    )]
     pub backend_v6_data: Option<String>,
 }
 
@@ -39,13 +55,16 @@ pub struct ValueError {
 }
 
 /// The vxlan backend's part of a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct VxlanData {
     /// Absent in leases of flannel before v0.15, and ignored by receivers.
+    #[serde(rename = "VNI", skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
+    #[serde(rename = "VtepMAC", serialize_with = "as_text")]
     pub vtep_mac: MacAddr,
     /// The device takes IPv6 tunnel packets with UDP checksum 0. flannel knows no such key: it
     /// ignores it, and writes a value of its own without it.
+    #[serde(rename = "ZeroCsum6", skip_serializing_if = "Not::not")]
     pub zero_checksum: bool,
 }
 
@@ -107,33 +126,40 @@ impl LeaseAttrs {
 
     /// The text flannel would write.
     pub fn encode(&self) -> String {
-        let mut out = format!(r#"{{"PublicIP":"{}","PublicIPv6":"#, self.public_ip);
-        match self.public_ipv6 {
-            Some(address) => push_string(&mut out, &address.to_string()),
-            None => out.push_str("null"),
-        }
-        if !self.backend_type.is_empty() {
-            out.push_str(r#","BackendType":"#);
-            push_string(&mut out, &self.backend_type);
-        }
-        for (name, data) in [
-            ("BackendData", &self.backend_data),
-            ("BackendV6Data", &self.backend_v6_data),
-        ] {
-            if let Some(data) = data {
-                let _ = write!(out, r#","{name}":"#);
-                data.chars().for_each(|c| push_html_safe(&mut out, c));
-            }
-        }
-        out.push('}');
-        out
+        marshal::to_string(self)
     }
 
     /// Reads a value written by any flannel release, or by hand.
     pub fn decode(value: &[u8]) -> Result<Self, ValueError> {
-        serde_json::from_str(&String::from_utf8_lossy(value)).map_err(|error| ValueError {
-            reason: error.to_string(),
+        let text = String::from_utf8_lossy(value);
+        // Go reads an empty record there, which no node publishes.
+        if text.trim() == "null" {
+            let reason = "null".to_owned();
+            return Err(ValueError { reason });
+        }
+        let object = Object::parse(&text, "the value")?;
+        // A missing PublicIP is 0.0.0.0, as Go's zero value is.
+        let public_ip = object.decoded("PublicIP", "an IPv4 address")?;
+        let public_ipv6 = object.decoded("PublicIPv6", "an IPv6 address")?;
+        let data = |key| {
+            let json = object.raw(key).filter(|json| *json != "null");
+            json.map(marshal::compact)
+        };
+        Ok(Self {
+            public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6: public_ipv6.flatten(),
+            backend_type: object.string("BackendType")?,
+            backend_data: data("BackendData"),
+            backend_v6_data: data("BackendV6Data"),
         })
+    }
+}
+
+impl From<JsonError> for ValueError {
+    fn from(error: JsonError) -> Self {
+        Self {
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -148,146 +174,32 @@ impl VxlanData {
     }
 
     fn encode(self) -> String {
-        let vni = self
-            .vni
-            .map_or(String::new(), |vni| format!(r#""VNI":{vni},"#));
-        let zero_checksum = if self.zero_checksum {
-            r#","ZeroCsum6":true"#
-        } else {
-            ""
-        };
-        let mac = self.vtep_mac;
-        format!(r#"{{{vni}"VtepMAC":"{mac}"{zero_checksum}}}"#)
+        marshal::to_string(&self)
     }
 
     fn parse(json: &str) -> Option<Self> {
-        struct Parsed(Option<VxlanData>);
-
-        impl<'de> Deserialize<'de> for Parsed {
-            fn deserialize<D: de::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-                struct Fields;
-
-                impl<'de> Visitor<'de> for Fields {
-                    type Value = Parsed;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("vxlan backend data")
-                    }
-
-                    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-                        let (mut vni, mut mac, mut zero_checksum) = (None, None, false);
-                        while let Some(key) = map.next_key::<String>()? {
-                            match key.to_ascii_lowercase().as_str() {
-                                "vni" => vni = map.next_value()?,
-                                "vtepmac" => mac = map.next_value::<Option<String>>()?,
-                                // Whatever else a node says there, packets with a checksum are
-                                // right.
-                                "zerocsum6" => {
-                                    zero_checksum = map.next_value::<&RawValue>()?.get() == "true";
-                                }
-                                _ => drop(map.next_value::<IgnoredAny>()?),
-                            }
-                        }
-                        let vtep_mac = mac.and_then(|mac| mac.parse().ok());
-                        Ok(Parsed(vtep_mac.map(|vtep_mac| VxlanData {
-                            vni,
-                            vtep_mac,
-                            zero_checksum,
-                        })))
-                    }
-                }
-
-                input.deserialize_map(Fields)
-            }
-        }
-
-        serde_json::from_str::<Parsed>(json).ok()?.0
+        let object = Object::parse(json, "vxlan backend data").ok()?;
+        let mac: Option<String> = object.decoded("VtepMAC", "a text").ok()?.flatten();
+        Some(Self {
+            vni: object.decoded("VNI", "a number").ok()?.flatten(),
+            vtep_mac: mac?.parse().ok()?,
+            // Whatever else a node says there, packets with a checksum are right.
+            zero_checksum: object.raw("ZeroCsum6") == Some("true"),
+        })
     }
 }
 
-impl<'de> Deserialize<'de> for LeaseAttrs {
-    fn deserialize<D: de::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct Fields;
-
-        impl<'de> Visitor<'de> for Fields {
-            type Value = LeaseAttrs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with PublicIP and backend data")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LeaseAttrs, A::Error> {
-                // A missing PublicIP is 0.0.0.0, as Go's zero value is.
-                let mut attrs = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED);
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.to_ascii_lowercase().as_str() {
-                        "publicip" => attrs.public_ip = map.next_value()?,
-                        "publicipv6" => attrs.public_ipv6 = map.next_value()?,
-                        "backendtype" => {
-                            if let Some(backend_type) = map.next_value()? {
-                                attrs.backend_type = backend_type;
-                            }
-                        }
-                        "backenddata" => attrs.backend_data = compact(map.next_value()?),
-                        "backendv6data" => attrs.backend_v6_data = compact(map.next_value()?),
-                        _ => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(attrs)
-            }
-        }
-
-        input.deserialize_map(Fields)
-    }
+/// JSON as a part of the whole, `null` for what is none.
+#[expect(clippy::ref_option, reason = "serde hands over the field")]
+fn as_json<S: Serializer>(json: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let json: Option<&RawValue> = json
+        .as_deref()
+        .and_then(|json| serde_json::from_str(json).ok());
+    json.serialize(serializer)
 }
 
-/// JSON text without blanks between tokens; `None` for `null`.
-fn compact(json: Option<Box<RawValue>>) -> Option<String> {
-    let json = json?;
-    let (mut out, mut quoted, mut escaped) = (String::new(), false, false);
-    for c in json.get().chars() {
-        if !quoted && c.is_ascii_whitespace() {
-            continue;
-        }
-        out.push(c);
-        match c {
-            '"' if !escaped => quoted = !quoted,
-            '\\' if quoted => {
-                escaped = !escaped;
-                continue;
-            }
-            _ => {}
-        }
-        escaped = false;
-    }
-    (out != "null").then_some(out)
-}
-
-fn push_string(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c < ' ' => push_unicode_escape(out, c),
-            c => push_html_safe(out, c),
-        }
-    }
-    out.push('"');
-}
-
-/// Go escapes what could end a `<script>`, and the two line separators of JavaScript.
-fn push_html_safe(out: &mut String, c: char) {
-    match c {
-        '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => push_unicode_escape(out, c),
-        c => out.push(c),
-    }
-}
-
-fn push_unicode_escape(out: &mut String, c: char) {
-    let _ = write!(out, "\\u{:04x}", u32::from(c));
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 #[cfg(test)]

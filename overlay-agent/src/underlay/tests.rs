@@ -1,5 +1,7 @@
 mod held;
 
+use std::net::Ipv4Addr;
+
 use super::*;
 
 const PERMANENT: AddressFlags = AddressFlags {
