@@ -6,9 +6,10 @@ use super::{
     absent_chains,
     error::FilterError,
     exec::Executor,
+    family::Family,
     iptables::{Installed, diff::ChainSpec},
     nftables::{Nft, OWN_TABLES, TableId},
-    rules::{Family, POD_SOURCE_TABLE, pod_source_chain},
+    rules::{POD_SOURCE_TABLE, pod_source_chain},
 };
 
 /// One thing that was, or with `dry_run` would be, removed.

@@ -9,8 +9,8 @@ use std::{
 use super::{
     error::FilterError,
     exec::Executor,
+    family::Family,
     iptables::{Installed, Iptables, Variant},
-    rules::Family,
 };
 
 /// Looking takes long where others keep tens of thousands of rules. The next look waits this many times

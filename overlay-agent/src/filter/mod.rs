@@ -11,6 +11,7 @@
 //! others delete is back at once, without flannel's poll. [`cleanup`] removes what is ours.
 
 pub mod exec;
+mod family;
 pub mod iptables;
 pub mod nftables;
 pub mod per_packet;
@@ -29,8 +30,9 @@ use tracing::{info, warn};
 pub use self::{
     cleanup::{Removal, cleanup, cleanup_beside_flannel},
     error::FilterError,
+    family::Family,
     keep::keep,
-    rules::{Family, Masquerade, Mode, PodNetwork, Settings},
+    rules::{Masquerade, Mode, PodNetwork, Settings},
     watch::{FilterWatch, RulesetVersion, Writer, writers},
 };
 use self::{

@@ -7,8 +7,9 @@ use tracing::warn;
 use super::{
     error::FilterError,
     exec::Executor,
+    family::Family,
     iptables::diff::ChangeKind,
-    rules::{Dialect, Family, NftTable, POD_SOURCE_TABLE},
+    rules::{Dialect, NftTable, POD_SOURCE_TABLE},
 };
 
 /// A table of ours by family and name.

@@ -10,7 +10,10 @@ use std::fmt::Write as _;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use super::iptables::diff::{ChainSpec, Place, Table};
+use super::{
+    family::Family,
+    iptables::diff::{ChainSpec, Place, Table},
+};
 
 /// Mark kube-proxy puts on packets it wants masqueraded.
 const KUBE_MASQUERADE_MARK: u32 = 0x4000;
@@ -22,13 +25,6 @@ const POD_SOURCE_COMMENT: &str = "overlay pod source";
 const MASQUERADE: &str = "MASQUERADE";
 /// Source ports chosen at random, against the clash of two connections choosing the same one.
 const RANDOM_MASQUERADE: &str = "MASQUERADE --random-fully";
-
-/// Address family of a rule set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    V4,
-    V6,
-}
 
 /// The whole pod network and this node's part of it, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,33 +78,6 @@ pub struct NftTable {
     pub family: Family,
     pub name: &'static str,
     pub text: String,
-}
-
-impl Family {
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// The family's name in nftables.
-    pub fn nft(self) -> &'static str {
-        match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        }
-    }
-
-    /// The table flannel uses for this family.
-    pub fn flannel_table(self) -> &'static str {
-        match self {
-            Self::V4 => "flannel-ipv4",
-            Self::V6 => "flannel-ipv6",
-        }
-    }
-
-    fn multicast(self) -> &'static str {
-        match self {
-            Self::V4 => "224.0.0.0/4",
-            Self::V6 => "ff00::/8",
-        }
-    }
 }
 
 /// The table of the pod source rules, in both families.

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fmt, fs, path::PathBuf};
 use tracing::warn;
 
 use self::diff::{ChainChange, ChainSpec, Listing, Renderings, Table};
-use super::{error::FilterError, exec::Executor, rules::Family};
+use super::{error::FilterError, exec::Executor, family::Family};
 
 pub mod diff;
 

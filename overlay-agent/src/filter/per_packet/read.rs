@@ -12,8 +12,8 @@ use super::{
 use crate::filter::{
     error::FilterError,
     exec::Executor,
+    family::Family,
     iptables::{Installed, Iptables, Variant},
-    rules::Family,
 };
 
 /// Verdict maps read by name; what others hold is taken for anything.

@@ -9,7 +9,7 @@ use super::{
     reach::{ANY_PORT, Ports, Reach, network_around},
     ruleset::{Base, Chain, Effect, Holds, Hook, Item, Rule, RuleName, Table, state, tcp},
 };
-use crate::filter::rules::Family;
+use crate::filter::family::Family;
 
 /// Matches that are the same for all packets of a flow which the fast path takes, or change only with
 /// what flows are flushed for or leases run out for. Those of other protocols, of fragments and of

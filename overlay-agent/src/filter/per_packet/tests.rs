@@ -14,7 +14,7 @@ use super::{
     save,
     walk::{self, Findings, UnknownMap},
 };
-use crate::filter::rules::Family;
+use crate::filter::family::Family;
 
 fn scope() -> Scope {
     Scope {
