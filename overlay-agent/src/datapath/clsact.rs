@@ -9,7 +9,7 @@ use std::{
 
 use nix::libc;
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL},
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         tc::{
@@ -18,7 +18,7 @@ use rtnetlink::{
     },
 };
 
-use super::netlink::exchange;
+use crate::netlink::blocking;
 
 /// The place of our filter in the order of an interface's filters; those that get a priority from the
 /// kernel come later.
@@ -53,8 +53,8 @@ pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
     let mut message = qdisc(ifindex)?;
     message.attributes.push(TcAttribute::Kind(CLSACT.into()));
     let message = RouteNetlinkMessage::NewQueueDiscipline(message);
-    match exchange(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL) {
-        Ok(_) => Ok(true),
+    match blocking::apply(message, NLM_F_CREATE | NLM_F_EXCL) {
+        Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = present_qdisc(ifindex)?;
             match found.as_deref() {
@@ -81,9 +81,7 @@ pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
         }
     }
     let message = RouteNetlinkMessage::DelQueueDiscipline(qdisc(ifindex)?);
-    exchange(message, NLM_F_ACK)
-        .map(drop)
-        .or_else(absence_is_fine)
+    blocking::apply(message, 0).or_else(absence_is_fine)
 }
 
 /// Runs `program` on a side of the interface, instead of the one before, if there is one. `ENODEV`:
@@ -99,14 +97,14 @@ pub fn put_filter(ifindex: u32, side: Side, program: BorrowedFd<'_>, name: &str)
         options.into_iter().map(TcOption::Bpf).collect(),
     ));
     let message = RouteNetlinkMessage::NewTrafficFilter(message);
-    exchange(message, NLM_F_ACK | NLM_F_CREATE).map(drop)
+    blocking::apply(message, NLM_F_CREATE)
 }
 
 /// The id of the program that our filter runs.
 pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
     let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, side)?);
-    let found = match exchange(message, 0) {
-        Ok(replies) => tc_messages(replies),
+    let found = match blocking::query("look up a tc filter", message) {
+        Ok(found) => tc_messages(found),
         Err(error) if is_absence(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -126,9 +124,7 @@ pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
 /// Removes our filter. None there is fine.
 pub fn remove_filter(ifindex: u32, side: Side) -> io::Result<()> {
     let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, side)?);
-    exchange(message, NLM_F_ACK)
-        .map(drop)
-        .or_else(absence_is_fine)
+    blocking::apply(message, 0).or_else(absence_is_fine)
 }
 
 fn qdisc(ifindex: u32) -> io::Result<TcMessage> {
@@ -188,11 +184,11 @@ fn index(ifindex: u32) -> io::Result<i32> {
 }
 
 fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
-    exchange(message, NLM_F_DUMP).map(tc_messages)
+    blocking::dump("list tc objects", message).map(tc_messages)
 }
 
-fn tc_messages(replies: Vec<RouteNetlinkMessage>) -> Vec<TcMessage> {
-    replies
+fn tc_messages(objects: impl IntoIterator<Item = RouteNetlinkMessage>) -> Vec<TcMessage> {
+    objects
         .into_iter()
         .filter_map(|reply| match reply {
             RouteNetlinkMessage::NewTrafficFilter(message)

@@ -15,6 +15,7 @@
 //! [`Netlink::watch`].
 
 mod admit;
+pub mod blocking;
 mod cleanup;
 mod ensure;
 mod error;
