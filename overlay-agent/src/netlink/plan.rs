@@ -145,8 +145,6 @@ pub struct Plan<F: Family = V4> {
     pub changes: Vec<Change<F>>,
     /// Objects that are already as wanted.
     pub kept: usize,
-    /// Foreign routes to a peer's subnet that ours is put in front of.
-    pub shadowed: Vec<Route<F>>,
 }
 
 impl<F: Family> Default for Wanted<F> {
@@ -411,11 +409,11 @@ fn diff_routes<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>, plan: &mut
         .map(|(_, route)| route)
         .collect();
     let (mut obstacles, mut stale) = (Vec::new(), Vec::new());
-    for route in in_main_table().filter(|route| target(route) != Some(*route)) {
+    for route in in_main_table()
+        .filter(|route| target(route) != Some(*route) && is_replaceable(route, wanted))
+    {
         let alike = target(route).filter(|t| (t.metric, t.tos) == (route.metric, route.tos));
-        if !is_replaceable(route, wanted) {
-            plan.shadowed.extend(alike.map(|_| *route));
-        } else if F::ONLINK_IS_CHECKED && missing.iter().any(|new| obstructs(route, new)) {
+        if F::ONLINK_IS_CHECKED && missing.iter().any(|new| obstructs(route, new)) {
             obstacles.push(Change::DeleteRoute(*route));
         } else if F::ROUTES_SHARE && alike.is_some() && !present.contains(&route.destination) {
             // The new route takes its place.

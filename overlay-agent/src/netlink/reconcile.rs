@@ -44,8 +44,6 @@ pub struct Summary<F: Family = V4> {
     pub kept: usize,
     pub failed: Vec<Failure<F>>,
     pub refused: Vec<Refusal<F>>,
-    /// Foreign routes to a peer's subnet that stay behind ours.
-    pub shadowed: Vec<Route<F>>,
     /// How each programmed peer is reached.
     pub paths: BTreeMap<F::Network, PeerPath>,
     /// MTUs of the kernel's routes to peers, where they carry one.
@@ -149,7 +147,6 @@ impl Netlink {
             kept: plan.kept,
             failed: Vec::new(),
             refused: admission.refused,
-            shadowed: plan.shadowed,
             paths: admission
                 .accepted
                 .iter()
