@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -13,6 +13,7 @@ use aya::{
     programs::{Program, ProgramError},
     sys::SyscallError,
 };
+use caps::{CapSet, Capability, CapsHashSet};
 use overlay_common::{maps, outcome::Hook};
 use tracing::{info, level_filters::LevelFilter, warn};
 
@@ -202,19 +203,19 @@ fn has_tcx(program: &LoadedProgram) -> bool {
     !attempt.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// `linux/capability.h`.
-const CAPABILITIES: [(u32, &str); 3] =
-    [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-const CAP_SYS_ADMIN: u32 = 21;
+const CAPABILITIES: [Capability; 3] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+    Capability::CAP_BPF,
+];
 
 /// Tells a missing capability from other refusals, which the kernel reports alike.
 pub fn require_capabilities() -> Result<(), DatapathError> {
-    const STATUS: &str = "/proc/self/status";
-    let status = fs::read_to_string(STATUS).map_err(|source| DatapathError::HostFact {
-        path: STATUS.into(),
-        source,
-    })?;
-    let missing = missing_capabilities(&status);
+    let Ok(effective) = caps::read(None, CapSet::Effective) else {
+        // The kernel's own refusal has to do.
+        return Ok(());
+    };
+    let missing = missing_capabilities(&effective);
     if missing.is_empty() {
         Ok(())
     } else {
@@ -224,19 +225,15 @@ pub fn require_capabilities() -> Result<(), DatapathError> {
     }
 }
 
-/// What `/proc/self/status` lacks. CAP_SYS_ADMIN includes the BPF capabilities.
-fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |capability: u32| effective >> capability & 1 == 1;
-    CAPABILITIES
-        .into_iter()
-        .filter(|&(number, name)| !has(number) && (name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
-        .map(|(_, name)| name)
-        .collect()
+/// What a set of capabilities lacks. CAP_SYS_ADMIN includes the BPF capabilities.
+fn missing_capabilities(effective: &CapsHashSet) -> Vec<String> {
+    let for_bpf = effective.contains(&Capability::CAP_SYS_ADMIN);
+    let is_missing = |capability: &Capability| {
+        let included = for_bpf && *capability != Capability::CAP_NET_ADMIN;
+        !included && !effective.contains(capability)
+    };
+    let missing = CAPABILITIES.into_iter().filter(is_missing);
+    missing.map(|capability| capability.to_string()).collect()
 }
 
 fn program_error(name: &str, error: ProgramError) -> DatapathError {
@@ -307,16 +304,13 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        let status = |mask: u64| format!("Name:\tx\nCapEff:\t{mask:016x}\n");
-        assert_eq!(
-            missing_capabilities(&status(0)),
-            ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]
-        );
-        assert!(missing_capabilities(&status(1 << 12 | 1 << 21)).is_empty());
-        assert_eq!(
-            missing_capabilities(&status(1 << 12 | 1 << 39)),
-            ["CAP_PERFMON"]
-        );
-        assert_eq!(missing_capabilities(&status(1 << 21)), ["CAP_NET_ADMIN"]);
+        use Capability::{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN};
+
+        let missing =
+            |effective: &[Capability]| missing_capabilities(&effective.iter().copied().collect());
+        assert_eq!(missing(&[]), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+        assert!(missing(&[CAP_NET_ADMIN, CAP_SYS_ADMIN]).is_empty());
+        assert_eq!(missing(&[CAP_NET_ADMIN, CAP_BPF]), ["CAP_PERFMON"]);
+        assert_eq!(missing(&[CAP_SYS_ADMIN]), ["CAP_NET_ADMIN"]);
     }
 }
