@@ -2,6 +2,7 @@
 //! same pieces and the same printers.
 #![deny(unsafe_code)]
 
+pub mod backend;
 mod backoff;
 pub mod cli;
 pub mod config;

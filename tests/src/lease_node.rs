@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use overlay_agent::{
     config::{
-        network::{Ipv4Pool, Ipv6Pool},
+        network::Pool,
         options::{ClientIdentity, EtcdOptions},
     },
     core::Renewal,
@@ -134,7 +134,7 @@ impl Node {
     #[must_use]
     pub fn dual_stack(mut self, public_ipv6: Ipv6Addr) -> Self {
         self.wish.attrs.public_ipv6 = Some(public_ipv6);
-        self.wish.allocation.ipv6 = Some(Ipv6Pool {
+        self.wish.allocation.ipv6 = Some(Pool {
             network: "fd00:5::/48".parse().expect("a network"),
             subnet_len: 64,
             subnet_min: Ipv6Addr::new(0xfd00, 5, 0, 1, 0, 0, 0, 0),
@@ -230,8 +230,8 @@ impl Drop for Running {
     }
 }
 
-fn pool(min: u8, max: u8) -> Ipv4Pool {
-    Ipv4Pool {
+fn pool(min: u8, max: u8) -> Pool {
+    Pool {
         network: "10.5.0.0/16".parse().expect("a network"),
         subnet_min: Ipv4Addr::new(10, 5, min, 0),
         subnet_max: Ipv4Addr::new(10, 5, max, 0),

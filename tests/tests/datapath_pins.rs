@@ -24,11 +24,12 @@ use nix::{
 };
 use object::{Object as _, ObjectSection as _};
 use overlay_agent::{
+    backend::{Kind as _, Vxlan},
     datapath::{
         Attachment, Datapath, DatapathError, Fastpath, Flusher, HostFacts, LeaseTimes, Maps,
         Options, PinDir, Serves, Summary, XdpMode, link_states,
     },
-    model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
+    model::{Desired, LocalNode, Peer, Underlay, V4},
     object::OBJECT,
 };
 use overlay_common::{
@@ -142,14 +143,7 @@ fn desired(peers: &[(u8, u8)]) -> Desired {
                 address: [192, 168, 0, 200].into(),
                 public_ip: [192, 168, 0, 200].into(),
             },
-            backend: Backend::Vxlan(VxlanBackend {
-                vni: 1,
-                port: None,
-                mtu: None,
-                gbp: false,
-                learning: false,
-                direct_routing: false,
-            }),
+            forwarding: Vxlan::DEFAULT.forwarding::<V4>(),
             vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 200]),
             zero_checksum: false,
         },

@@ -8,7 +8,8 @@ use std::{
 };
 
 use overlay_agent::{
-    model::{Backend, Family, LocalNode, Underlay, V6},
+    backend::{HostGw, Kind as _},
+    model::{Family, LocalNode, PerFamily, Underlay, V4, V6},
     netlink::{KernelEvent, Link, LinkTable, Netlink, PodLink, Watch, pod_links},
 };
 use overlay_common::addr::MacAddr;
@@ -45,7 +46,7 @@ impl Discovery {
             network: "10.5.0.0/16".parse().expect("network"),
             subnet: "10.5.1.0/24".parse().expect("subnet"),
             underlay: underlay_of(underlay, address),
-            backend: Backend::HostGw,
+            forwarding: HostGw.forwarding::<V4>(),
             vtep_mac: MacAddr::ZERO,
             zero_checksum: false,
         };
@@ -54,7 +55,7 @@ impl Discovery {
             network: "fd00:5::/48".parse().expect("network"),
             subnet: "fd00:5:0:1::/64".parse().expect("subnet"),
             underlay: underlay_of(underlay, address),
-            backend: Backend::HostGw,
+            forwarding: HostGw.forwarding::<V6>(),
             vtep_mac: MacAddr::ZERO,
             zero_checksum: false,
         };
@@ -69,7 +70,14 @@ impl Discovery {
     }
 
     fn pods(&self) -> BTreeMap<u32, PodLink> {
-        pod_links(&self.table, Some(&self.local), Some(&self.local6))
+        pod_links(&self.table, self.locals())
+    }
+
+    fn locals(&self) -> PerFamily<Option<&LocalNode>, Option<&LocalNode<V6>>> {
+        PerFamily {
+            ipv4: Some(&self.local),
+            ipv6: Some(&self.local6),
+        }
     }
 
     fn pod(&self, name: &str) -> Option<PodLink> {
@@ -369,7 +377,7 @@ fn pods_of_ipv6_are_found_alone_and_beside_ipv4_once() {
         discovery.until_pods(&["pod0", "pod1"]).await;
         let mut looked = LinkTable::default();
         looked.replace(discovery.netlink.dump_links().await.expect("a look"));
-        let again = pod_links(&looked, Some(&discovery.local), Some(&discovery.local6));
+        let again = pod_links(&looked, discovery.locals());
         assert_eq!(again.len(), 2, "{again:#?}");
     });
 }

@@ -33,9 +33,11 @@ async fn chosen(options: InterfaceOptions, families: Families) -> Result<String,
     let selection =
         select(&host, &options, families, &Held::default()).map_err(|error| error.to_string())?;
     let ipv4 = selection
+        .addresses
         .ipv4
         .map_or("-".to_owned(), |ipv4| ipv4.local.to_string());
     let ipv6 = selection
+        .addresses
         .ipv6
         .map_or("-".to_owned(), |ipv6| ipv6.local.to_string());
     Ok(format!(

@@ -13,7 +13,10 @@ mod watch;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 pub use self::watch::{TimeoutWatch, Timeouts};
-use crate::datapath::LeaseTimes;
+use crate::{
+    datapath::LeaseTimes,
+    model::{PerFamily, each_family},
+};
 
 /// A protocol as far as leases go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,22 +93,17 @@ impl Shortest {
         })
     }
 
-    /// Of flows between IPv4 pods.
-    pub fn leases4(&self) -> LeaseTimes {
-        self.leases(Protocol::Icmp)
-    }
-
-    /// Of flows between IPv6 pods.
-    pub fn leases6(&self) -> LeaseTimes {
-        self.leases(Protocol::Icmpv6)
-    }
-
-    fn leases(&self, icmp: Protocol) -> LeaseTimes {
-        LeaseTimes {
+    /// Of flows between pods of a family.
+    pub fn leases(&self) -> PerFamily<LeaseTimes> {
+        let icmp = PerFamily {
+            ipv4: Protocol::Icmp,
+            ipv6: Protocol::Icmpv6,
+        };
+        each_family!(icmp, icmp => LeaseTimes {
             tcp: self.lease(Protocol::Tcp),
             udp: self.lease(Protocol::Udp),
             icmp: self.lease(icmp),
-        }
+        })
     }
 
     /// What is to be said about the leases, beyond the ordinary.
@@ -175,8 +173,8 @@ mod tests {
         .collect();
         let longest = 15 * SECOND;
         let of = |tcp, udp, icmp| LeaseTimes { tcp, udp, icmp };
-        assert_eq!(found.leases4(), of(longest, 4 * SECOND, longest));
-        assert_eq!(found.leases6(), of(longest, 4 * SECOND, Duration::ZERO));
+        assert_eq!(found.leases().ipv4, of(longest, 4 * SECOND, longest));
+        assert_eq!(found.leases().ipv6, of(longest, 4 * SECOND, Duration::ZERO));
         let remarks = found.remarks();
         assert!(
             matches!(&remarks[..], [udp, icmp]
@@ -188,7 +186,7 @@ mod tests {
 
     #[test]
     fn without_conntrack_and_with_its_defaults_leases_are_the_longest() {
-        assert_eq!(Shortest::default().leases4(), LeaseTimes::LONGEST);
+        assert_eq!(Shortest::default().leases().ipv4, LeaseTimes::LONGEST);
         let defaults: Shortest = [
             timeout(Protocol::Udp, 30, ""),
             timeout(Protocol::Icmp, 30, ""),
@@ -196,7 +194,7 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        assert_eq!(defaults.leases4(), LeaseTimes::LONGEST);
+        assert_eq!(defaults.leases().ipv4, LeaseTimes::LONGEST);
         assert!(defaults.remarks().is_empty());
     }
 }

@@ -124,7 +124,7 @@ impl TimeoutWatch {
         let objects = objects.flat_map(|listed| listed.timeouts.iter().cloned());
         let found: Shortest = settings::read().into_iter().chain(objects).collect();
         self.shortest.send_if_modified(|shortest| {
-            if found.leases4() != shortest.leases4() || found.leases6() != shortest.leases6() {
+            if found.leases() != shortest.leases() {
                 let remarks = found.remarks();
                 for remark in &remarks {
                     info!("{remark}");

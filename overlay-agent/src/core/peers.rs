@@ -12,7 +12,10 @@ use super::{
     absent::{Absent, Stay},
     record::Entry,
 };
-use crate::model::{Alarm, LeaseAttrs, LeaseKey, PeerLease, VxlanData};
+use crate::{
+    backend,
+    model::{Alarm, LeaseAttrs, LeaseKey, PeerLease},
+};
 
 /// A subnet whose peer changed: its lease now, or `None`.
 pub type Change = (IpNetwork, Option<PeerLease>);
@@ -242,14 +245,10 @@ impl Peers {
 
 /// Whether two records name one node, or one end of tunnels.
 fn share(one: &LeaseAttrs, other: &LeaseAttrs) -> bool {
-    fn same<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
-        one.zip(other).is_some_and(|(one, other)| one == other)
-    }
-    let mac = |data: Option<VxlanData>| data.map(|data| data.vtep_mac).filter(|mac| !mac.is_zero());
+    let both_ipv6 = one.public_ipv6.zip(other.public_ipv6);
     one.node_ip() == other.node_ip()
-        || same(one.public_ipv6, other.public_ipv6)
-        || same(mac(one.vxlan_data()), mac(other.vxlan_data()))
-        || same(mac(one.vxlan_v6_data()), mac(other.vxlan_v6_data()))
+        || both_ipv6.is_some_and(|(one, other)| one == other)
+        || backend::share_device(one, other)
 }
 
 /// Why no route may be made of a record.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     DatapathError, Generations, config_lock::ConfigLock, config_map::ConfigMap, pins::PinDir,
 };
-use crate::model::{V4, V6};
+use crate::model::{PerFamily, V4, V6, each_family};
 
 /// Whoever writes the configuration is done within microseconds, unless he was stopped.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -14,10 +14,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// The configurations of both families.
 pub struct Flusher {
     pins: PinDir,
-    ipv4: ConfigMap<V4>,
-    ipv6: ConfigMap<V6>,
+    configs: PerFamily<ConfigMap<V4>, ConfigMap<V6>>,
     /// What this flusher wrote last.
-    written: Option<Generations>,
+    written: PerFamily<Option<u32>>,
 }
 
 /// A flush that was done.
@@ -34,9 +33,11 @@ impl Flusher {
         pins.require_maps()?;
         Ok(Self {
             pins: pins.clone(),
-            ipv4: ConfigMap::open(pins)?,
-            ipv6: ConfigMap::open(pins)?,
-            written: None,
+            configs: PerFamily {
+                ipv4: ConfigMap::open(pins)?,
+                ipv6: ConfigMap::open(pins)?,
+            },
+            written: PerFamily::default(),
         })
     }
 
@@ -47,11 +48,9 @@ impl Flusher {
             Ok(lock) => (lock, None),
             Err(error) => (ConfigLock::without_other_processes(), Some(error)),
         };
-        let generations = Generations {
-            ipv4: self.ipv4.flush(self.written.map(|last| last.ipv4), &lock)?,
-            ipv6: self.ipv6.flush(self.written.map(|last| last.ipv6), &lock)?,
-        };
-        self.written = Some(generations);
+        let configs = self.configs.as_mut().zip(self.written);
+        let generations = each_family!(configs, (config, last) => config.flush(last, &lock)?);
+        self.written = each_family!(generations, generation => Some(generation));
         Ok(Flushed {
             generations,
             contested,

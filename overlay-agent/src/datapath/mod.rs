@@ -33,6 +33,7 @@ mod wanted;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    marker::PhantomData,
     path::PathBuf,
     time::Duration,
 };
@@ -57,11 +58,10 @@ pub use self::{
 };
 use self::{
     load::{FlowTables, Programs},
-    overlay::Writer,
-    plan::Tables,
+    overlay::{Writer, Written},
 };
 pub use crate::config::{Fastpath, SlowMark};
-use crate::model::{Desired, V4, V6};
+use crate::model::{ByFamily, Desired, Family, PerFamily, V4, V6, each_family};
 
 /// How long leases last, by protocol; 0: no flow of the protocol is fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,11 +104,7 @@ pub struct Options<'a> {
 }
 
 /// The families a node has pods of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Serves {
-    pub ipv4: bool,
-    pub ipv6: bool,
-}
+pub type Serves = PerFamily<bool>;
 
 /// The loaded programs and the maps they use.
 pub struct Datapath {
@@ -116,10 +112,9 @@ pub struct Datapath {
     programs: Programs,
     maps: Maps,
     flusher: Flusher,
-    /// What the maps of a family contain; `None` after a failed write.
-    tables: Option<Tables>,
-    tables6: Option<Tables<V6>>,
-    flush_owed: FlushOwed,
+    written: PerFamily<Written<V4>, Written<V6>>,
+    /// Gateways were changed, and the flush that belongs to it failed.
+    flush_owed: bool,
     fastpath: Fastpath,
     slow_mark: Option<SlowMark>,
     /// Held while this agent owns the pin directory.
@@ -152,64 +147,44 @@ impl Datapath {
             programs,
             maps,
             flusher,
-            tables: None,
-            tables6: None,
-            flush_owed: FlushOwed::default(),
+            written: PerFamily::default(),
+            flush_owed: false,
             fastpath: options.fastpath,
             slow_mark: options.slow_mark,
             _lock: lock,
         };
-        datapath.ipv4().adopt_config()?;
-        datapath.ipv6().adopt_config()?;
-        if !options.serves.ipv4 {
-            datapath.ipv4().clear()?;
-        }
-        if !options.serves.ipv6 {
-            datapath.ipv6().clear()?;
-        }
+        each_family!(datapath.writers(), mut writer => writer.adopt_config()?);
+        each_family!(datapath.writers().zip(options.serves), (mut writer, serves) => {
+            if !serves {
+                writer.clear()?;
+            }
+        });
         Ok(datapath)
     }
 
-    /// Brings nodes, routes, peers and configuration of IPv4 to what `desired` says.
-    pub fn apply(
+    /// Brings nodes, routes, peers and configuration of a family to what `desired` says.
+    pub fn apply<F: Family>(
         &mut self,
-        desired: &Desired,
+        desired: &Desired<F>,
         vtep: Option<Vtep>,
-        facts: &HostFacts,
-    ) -> Result<Summary, DatapathError> {
-        self.ipv4().apply(desired, vtep, facts)
+        facts: &HostFacts<F>,
+    ) -> Result<Summary<F>, DatapathError> {
+        let mut writer = F::pick::<WriterOf<'_>>(self.writers());
+        writer.apply(desired, vtep, facts)
     }
 
-    /// As [`Self::apply`], for IPv6.
-    pub fn apply6(
-        &mut self,
-        desired: &Desired<V6>,
-        vtep: Option<Vtep>,
-        facts: &HostFacts<V6>,
-    ) -> Result<Summary<V6>, DatapathError> {
-        self.ipv6().apply(desired, vtep, facts)
-    }
-
-    fn ipv4(&mut self) -> Writer<'_, V4> {
-        Writer {
+    fn writers(&mut self) -> PerFamily<Writer<'_, V4>, Writer<'_, V6>> {
+        let maps = PerFamily {
+            ipv4: &mut self.maps.ipv4,
+            ipv6: &mut self.maps.ipv6,
+        };
+        each_family!(maps.zip(self.written.as_mut()), (maps, written) => Writer {
             pins: &self.pins,
-            maps: &mut self.maps.ipv4,
-            tables: &mut self.tables,
-            flush_owed: &mut self.flush_owed.ipv4,
+            maps,
+            written,
             fastpath: self.fastpath,
             slow_mark: self.slow_mark,
-        }
-    }
-
-    fn ipv6(&mut self) -> Writer<'_, V6> {
-        Writer {
-            pins: &self.pins,
-            maps: &mut self.maps.ipv6,
-            tables: &mut self.tables6,
-            flush_owed: &mut self.flush_owed.ipv6,
-            fastpath: self.fastpath,
-            slow_mark: self.slow_mark,
-        }
+        })
     }
 
     /// What the programs log; once, and only if they do.
@@ -220,8 +195,7 @@ impl Datapath {
     /// Reads the maps again at the next [`Self::apply`], which then repairs what someone else
     /// changed in them.
     pub fn distrust_tables(&mut self) {
-        self.tables = None;
-        self.tables6 = None;
+        each_family!(self.written.as_mut(), written => written.tables = None);
     }
 
     /// The interfaces through which the host's IP layer receives pod packets, with their MAC
@@ -246,10 +220,10 @@ impl Datapath {
             }
         }
         let changed = !results.is_empty();
-        self.flush_owed.gateways |= affects_flows;
-        if self.flush_owed.gateways {
+        self.flush_owed |= affects_flows;
+        if self.flush_owed {
             let flushed = self.flush().map(drop);
-            self.flush_owed.gateways = flushed.is_err();
+            self.flush_owed = flushed.is_err();
             results.push(flushed);
         }
         results.into_iter().collect::<Result<(), _>>()?;
@@ -283,18 +257,11 @@ impl Datapath {
     }
 }
 
-/// Flushes that belong to changes of which a part was made: the next attempt, which finds less to
-/// change, has to do them all the same.
-#[derive(Clone, Copy, Debug, Default)]
-struct FlushOwed {
-    ipv4: bool,
-    ipv6: bool,
-    gateways: bool,
+struct WriterOf<'a>(PhantomData<&'a ()>);
+
+impl<'a> ByFamily for WriterOf<'a> {
+    type Of<F: Family> = Writer<'a, F>;
 }
 
 /// The generations of the two families' leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generations {
-    pub ipv4: u32,
-    pub ipv6: u32,
-}
+pub type Generations = PerFamily<u32>;

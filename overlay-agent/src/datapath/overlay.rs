@@ -23,12 +23,27 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Writer<'a, F: Family> {
     pub pins: &'a PinDir,
     pub maps: &'a mut OverlayMaps<F>,
-    /// What the maps contain; `None` if that is not known.
-    pub tables: &'a mut Option<Tables<F>>,
-    /// An earlier change failed before its flush.
-    pub flush_owed: &'a mut bool,
+    pub written: &'a mut Written<F>,
     pub fastpath: Fastpath,
     pub slow_mark: Option<SlowMark>,
+}
+
+/// What became of a family's maps so far.
+pub struct Written<F: Family> {
+    /// What they contain; `None` if that is not known, as after a failed write.
+    pub tables: Option<Tables<F>>,
+    /// A part of an earlier change was made, and not its flush: the next attempt, which finds less to
+    /// change, has to do it all the same.
+    pub flush_owed: bool,
+}
+
+impl<F: Family> Default for Written<F> {
+    fn default() -> Self {
+        Self {
+            tables: None,
+            flush_owed: false,
+        }
+    }
 }
 
 /// What [`Datapath::apply`](super::Datapath::apply) did.
@@ -84,7 +99,7 @@ impl<F: Family> Writer<'_, F> {
     }
 
     fn write(&mut self, wanted: Wanted<F>) -> Result<Summary<F>, DatapathError> {
-        let mut tables = match self.tables.take() {
+        let mut tables = match self.written.tables.take() {
             Some(tables) => tables,
             None => self.maps.tables()?,
         };
@@ -95,12 +110,12 @@ impl<F: Family> Writer<'_, F> {
             ..Summary::default()
         };
         let flushes = |step: &Step<F>| matches!(step, Step::Configure { flush: true });
-        *self.flush_owed |= change.steps.iter().any(flushes);
+        self.written.flush_owed |= change.steps.iter().any(flushes);
         for step in &change.steps {
             self.run(step, &wanted.config, &mut tables, &mut summary)?;
         }
         summary.nodes = tables.nodes.len();
-        *self.tables = Some(tables);
+        self.written.tables = Some(tables);
         debug!(family = F::NAME, ?summary, "maps applied");
         Ok(summary)
     }
@@ -147,9 +162,9 @@ impl<F: Family> Writer<'_, F> {
                 summary.updated += 1;
             }
             Step::Configure { .. } => {
-                let flush = *self.flush_owed;
+                let flush = self.written.flush_owed;
                 (summary.flushed, summary.generation) = self.configure(config, flush)?;
-                *self.flush_owed = false;
+                self.written.flush_owed = false;
             }
             Step::AddNode { index, node } => {
                 self.maps.put_node(index, None, &node, true)?;

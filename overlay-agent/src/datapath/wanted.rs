@@ -12,7 +12,7 @@ use overlay_common::{
 use super::HostFacts;
 use crate::{
     config::Fastpath,
-    model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
+    model::{Desired, Direct, Family, LocalNode, Peer, V4},
 };
 
 impl Fastpath {
@@ -102,20 +102,15 @@ fn config<F: Family>(
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Config<F> {
-    let vxlan = match &local.backend {
-        Backend::Vxlan(vxlan) => Some(vxlan),
-        Backend::HostGw | Backend::Alloc => None,
+    // On an underlay without Ethernet headers nothing could arrive, and one direction alone would not be
+    // fast.
+    let fastpath = if local.forwarding.may_be_fast && local.underlay.ethernet {
+        fastpath
+    } else {
+        Fastpath::Off
     };
-    // Tunnel packets of a group policy device carry the packet's mark, which the prebuilt headers
-    // cannot. On an underlay without Ethernet headers nothing could arrive, and one direction alone
-    // would not be fast.
-    let fastpath = match &local.backend {
-        _ if !local.underlay.ethernet => Fastpath::Off,
-        Backend::Alloc => Fastpath::Off,
-        Backend::Vxlan(vxlan) if vxlan.gbp => Fastpath::Off,
-        Backend::Vxlan(_) | Backend::HostGw => fastpath,
-    };
-    let [_, vni @ ..] = vxlan.map_or(0, |vxlan| vxlan.vni).to_be_bytes();
+    let tunnel = local.forwarding.tunnel;
+    let [_, vni @ ..] = tunnel.map_or(0, |tunnel| tunnel.vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
     Config {
         tcp_lease_ns: nanoseconds(facts.leases.tcp),
@@ -128,7 +123,7 @@ fn config<F: Family>(
         subnet: F::first(local.subnet).into(),
         subnet_mask: F::mask(local.subnet).into(),
         vtep_mac: vtep.map_or(local.vtep_mac, |vtep| vtep.mac),
-        vxlan_port: vxlan.map_or(0, VxlanBackend::port).to_be_bytes(),
+        vxlan_port: tunnel.map_or(0, |tunnel| tunnel.port).to_be_bytes(),
         vni,
         source_port_min: first,
         source_port_span: last.saturating_sub(first),
@@ -152,36 +147,33 @@ fn node<F: Family>(
 ) -> Option<Node<F>> {
     let address = peer.public_ip;
     let is_self = address == local.underlay.address || address == local.underlay.public_ip;
-    if is_self || !F::is_host(address) || F::overlap(peer.subnet, local.subnet) {
+    let is_possible = F::is_host(address) && !F::overlap(peer.subnet, local.subnet);
+    if is_self || !is_possible || !local.forwarding.is_any() {
         return None;
     }
     let mut flags = NODE_VALID;
     if peer.zero_checksum {
         flags |= NODE_ZERO_CHECKSUM;
     }
-    let encap = match &local.backend {
-        Backend::Vxlan(vxlan) => {
+    if local.forwarding.direct != Direct::Never {
+        flags |= NODE_DIRECT;
+    }
+    let encap = match local.forwarding.tunnel {
+        Some(tunnel) => {
             if peer.vtep_mac.is_zero() || peer.vtep_mac.is_multicast() {
                 return None;
-            }
-            if vxlan.direct_routing {
-                flags |= NODE_DIRECT;
             }
             F::encap(&EncapParams {
                 local: local.underlay.address.into(),
                 remote: address.into(),
-                vni: vxlan.vni,
-                port: vxlan.port(),
+                vni: tunnel.vni,
+                port: tunnel.port,
                 ttl: facts.ttl,
                 inner_src: vtep_mac,
                 inner_dst: peer.vtep_mac,
             })
         }
-        Backend::HostGw => {
-            flags |= NODE_DIRECT;
-            F::Encap::default()
-        }
-        Backend::Alloc => return None,
+        None => F::Encap::default(),
     };
     let subnet = network_of::<F>(peer.subnet);
     Some(Node {
@@ -212,7 +204,11 @@ mod tests {
     use ipnetwork::Ipv4Network;
 
     use super::*;
-    use crate::{datapath::LeaseTimes, model::Underlay};
+    use crate::{
+        backend::{Alloc, HostGw, Kind, Vxlan},
+        datapath::LeaseTimes,
+        model::Underlay,
+    };
 
     const FACTS: HostFacts = HostFacts {
         ttl: 64,
@@ -222,18 +218,14 @@ mod tests {
     };
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
 
-    fn vxlan(direct_routing: bool) -> Backend {
-        Backend::Vxlan(VxlanBackend {
-            vni: 1,
-            port: None,
-            mtu: None,
-            gbp: false,
-            learning: false,
+    fn vxlan(direct_routing: bool) -> Vxlan {
+        Vxlan {
             direct_routing,
-        })
+            ..Vxlan::DEFAULT
+        }
     }
 
-    fn desired(backend: Backend, peers: &[(&str, [u8; 4], MacAddr)]) -> Desired {
+    fn desired(backend: &impl Kind, peers: &[(&str, [u8; 4], MacAddr)]) -> Desired {
         let peers = peers.iter().map(|&(subnet, public_ip, vtep_mac)| {
             let subnet: Ipv4Network = subnet.parse().unwrap();
             (
@@ -259,7 +251,7 @@ mod tests {
                     address: Ipv4Addr::new(192, 168, 0, 9),
                     public_ip: Ipv4Addr::new(203, 0, 113, 9),
                 },
-                backend,
+                forwarding: backend.forwarding::<V4>(),
                 vtep_mac: MAC,
                 zero_checksum: false,
             },
@@ -275,7 +267,7 @@ mod tests {
     fn a_vxlan_peer_gets_prebuilt_headers_with_the_sum_of_its_ip_header() {
         let peer = MacAddr::new([2, 0, 0, 0, 0, 1]);
         let wanted = build(&desired(
-            vxlan(false),
+            &vxlan(false),
             &[("10.1.1.0/24", [192, 168, 0, 1], peer)],
         ));
         let node = wanted.nodes[&"10.1.1.0/24".parse().unwrap()];
@@ -302,7 +294,7 @@ mod tests {
     #[test]
     fn the_mtu_of_the_route_to_a_peer_goes_with_its_node() {
         let desired = desired(
-            vxlan(false),
+            &vxlan(false),
             &[
                 ("10.1.1.0/24", [192, 168, 0, 1], MAC),
                 ("10.1.2.0/24", [192, 168, 0, 2], MAC),
@@ -319,8 +311,9 @@ mod tests {
 
     #[test]
     fn direct_routing_and_host_gw_mark_peers_direct() {
-        for backend in [vxlan(true), Backend::HostGw] {
-            let wanted = build(&desired(backend, &[("10.1.1.0/24", [192, 168, 0, 1], MAC)]));
+        let peers = [("10.1.1.0/24", [192, 168, 0, 1], MAC)];
+        for desired in [desired(&vxlan(true), &peers), desired(&HostGw, &peers)] {
+            let wanted = build(&desired);
             assert!(
                 wanted
                     .nodes
@@ -340,19 +333,19 @@ mod tests {
             ("10.1.5.0/24", [192, 168, 0, 5], MacAddr::ZERO),
             ("10.1.9.128/25", [192, 168, 0, 6], MAC),
         ];
-        let wanted = build(&desired(vxlan(false), &bad));
+        let wanted = build(&desired(&vxlan(false), &bad));
         assert_eq!(wanted.nodes, BTreeMap::new());
         assert_eq!(wanted.unusable.len(), bad.len());
     }
 
     #[test]
     fn the_fast_path_stays_off_where_it_cannot_be_right() {
-        let mut gbp = vxlan(false);
-        if let Backend::Vxlan(vxlan) = &mut gbp {
-            vxlan.gbp = true;
-        }
-        for backend in [gbp, Backend::Alloc] {
-            assert_eq!(build(&desired(backend, &[])).config.fastpath, FASTPATH_OFF);
+        let gbp = Vxlan {
+            gbp: true,
+            ..Vxlan::DEFAULT
+        };
+        for desired in [desired(&gbp, &[]), desired(&Alloc, &[])] {
+            assert_eq!(build(&desired).config.fastpath, FASTPATH_OFF);
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Which subnets a node may lease, and the choice of a free one.
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::{RngCore, seq::IndexedRandom};
 
 use crate::{
-    config::network::{Ipv4Pool, Ipv6Pool, NetworkConfig},
-    model::LeaseKey,
+    config::network::Pool,
+    model::{Family, LeaseKey, PerFamily, V6, each_family},
 };
 
 /// A free subnet is chosen among so many, as flannel does: few enough to keep the network compact,
@@ -13,83 +12,39 @@ use crate::{
 const CANDIDATES: usize = 100;
 
 /// The subnets of which nodes lease theirs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocation {
-    pub ipv4: Option<Ipv4Pool>,
-    pub ipv6: Option<Ipv6Pool>,
-}
+pub type Allocation = PerFamily<Option<Pool>, Option<Pool<V6>>>;
 
 impl Allocation {
-    pub fn of(config: &NetworkConfig) -> Self {
-        Self {
-            ipv4: config.ipv4,
-            ipv6: config.ipv6,
-        }
-    }
-
     /// True if a node may own this subnet under this config.
     pub fn accepts(&self, key: &LeaseKey) -> bool {
-        let ipv4 = match (&self.ipv4, key.ipv4()) {
+        let accepts = each_family!(self.zip(key.subnets()), pair => match pair {
             (None, None) => true,
-            (Some(pool), Some(subnet)) => accepts4(pool, subnet),
+            (Some(pool), Some(subnet)) => pool.accepts(subnet),
             _ => false,
-        };
-        let ipv6 = match (&self.ipv6, key.ipv6()) {
-            (None, None) => true,
-            (Some(pool), Some(subnet)) => accepts6(pool, subnet),
-            _ => false,
-        };
-        ipv4 && ipv6
+        });
+        accepts.ipv4 && accepts.ipv6
     }
 }
 
-pub(super) fn accepts4(pool: &Ipv4Pool, subnet: Ipv4Network) -> bool {
-    subnet.prefix() == pool.subnet_len
-        && (pool.subnet_min..=pool.subnet_max).contains(&subnet.network())
-}
+impl<F: Family> Pool<F> {
+    pub(super) fn accepts(&self, subnet: F::Network) -> bool {
+        F::prefix(subnet) == self.subnet_len
+            && (self.subnet_min..=self.subnet_max).contains(&F::first(subnet))
+    }
 
-pub(super) fn accepts6(pool: &Ipv6Pool, subnet: Ipv6Network) -> bool {
-    subnet.prefix() == pool.subnet_len
-        && (pool.subnet_min..=pool.subnet_max).contains(&subnet.network())
-}
-
-/// A free subnet; `None` when all are taken.
-pub(super) fn pick4<'a>(
-    pool: &Ipv4Pool,
-    taken: impl Iterator<Item = &'a LeaseKey>,
-    rng: &mut dyn RngCore,
-) -> Option<Ipv4Network> {
-    let range = Range {
-        min: u32::from(pool.subnet_min).into(),
-        max: u32::from(pool.subnet_max).into(),
-        host_bits: 32_u32.checked_sub(pool.subnet_len.into())?,
-    };
-    let taken = taken.filter_map(|key| {
-        let subnet = key.ipv4()?;
-        let (first, last) = (subnet.network(), subnet.broadcast());
-        Some((u32::from(first).into(), u32::from(last).into()))
-    });
-    let address = u32::try_from(range.pick(taken.collect(), rng)?).ok()?;
-    Ipv4Network::new(address.into(), pool.subnet_len).ok()
-}
-
-/// The IPv6 twin of [`pick4`].
-pub(super) fn pick6<'a>(
-    pool: &Ipv6Pool,
-    taken: impl Iterator<Item = &'a LeaseKey>,
-    rng: &mut dyn RngCore,
-) -> Option<Ipv6Network> {
-    let range = Range {
-        min: pool.subnet_min.into(),
-        max: pool.subnet_max.into(),
-        host_bits: 128_u32.checked_sub(pool.subnet_len.into())?,
-    };
-    let taken = taken.filter_map(|key| {
-        let subnet = key.ipv6()?;
-        Some((subnet.network().into(), subnet.broadcast().into()))
-    });
-    let address = range.pick(taken.collect(), rng)?;
-    Ipv6Network::new(address.into(), pool.subnet_len).ok()
+    /// A free subnet; `None` when all are taken.
+    pub(super) fn pick(&self, taken: &[F::Network], rng: &mut dyn RngCore) -> Option<F::Network> {
+        let range = Range {
+            min: F::bits(self.subnet_min),
+            max: F::bits(self.subnet_max),
+            host_bits: F::BITS.checked_sub(self.subnet_len)?.into(),
+        };
+        let taken = taken
+            .iter()
+            .map(|&subnet| (F::bits(F::first(subnet)), F::bits(F::last(subnet))));
+        let address = F::of_bits(range.pick(taken.collect(), rng)?)?;
+        F::with_prefix(address, self.subnet_len)
+    }
 }
 
 /// The first addresses of subnets from `min` to `max`.
@@ -140,6 +95,7 @@ impl Range {
 mod tests {
     use std::collections::BTreeSet;
 
+    use ipnetwork::Ipv4Network;
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
@@ -152,8 +108,8 @@ mod tests {
         LeaseKey::parse(text).unwrap()
     }
 
-    fn pool(min: &str, max: &str, subnet_len: u8) -> Ipv4Pool {
-        Ipv4Pool {
+    fn pool(min: &str, max: &str, subnet_len: u8) -> Pool {
+        Pool {
             network: net("10.3.0.0/16"),
             subnet_min: min.parse().unwrap(),
             subnet_max: max.parse().unwrap(),
@@ -162,10 +118,11 @@ mod tests {
     }
 
     /// Everything 2000 draws come up with.
-    fn picks(pool: &Ipv4Pool, taken: &[LeaseKey]) -> BTreeSet<Ipv4Network> {
+    fn picks(pool: &Pool, taken: &[LeaseKey]) -> BTreeSet<Ipv4Network> {
         let mut rng = StdRng::seed_from_u64(7);
+        let taken: Vec<_> = taken.iter().filter_map(LeaseKey::ipv4).collect();
         (0..2000)
-            .filter_map(|_| pick4(pool, taken.iter(), &mut rng))
+            .filter_map(|_| pool.pick(&taken, &mut rng))
             .collect()
     }
 
@@ -203,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_last_addresses_of_the_address_space_can_be_leased() {
-        let pool = Ipv4Pool {
+        let pool = Pool {
             network: net("255.255.255.0/24"),
             ..pool("255.255.255.240", "255.255.255.252", 30)
         };
@@ -217,16 +174,16 @@ mod tests {
 
     #[test]
     fn ipv6_subnets_are_chosen_in_the_same_way() {
-        let v6 = Ipv6Pool {
+        let v6 = Pool::<V6> {
             network: "fc00::/48".parse().unwrap(),
             subnet_min: "fc00:0:0:1::".parse().unwrap(),
             subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
             subnet_len: 64,
         };
-        let taken = [key("10.3.1.0-24&fc00:0:0:1::-64")];
+        let taken = ["fc00:0:0:1::/64".parse().unwrap()];
         let mut rng = StdRng::seed_from_u64(7);
         let picked: BTreeSet<_> = (0..2000)
-            .filter_map(|_| pick6(&v6, taken.iter(), &mut rng))
+            .filter_map(|_| v6.pick(&taken, &mut rng))
             .collect();
         assert_eq!(picked.len(), 100);
         assert_eq!(picked.first(), "fc00:0:0:2::/64".parse().ok().as_ref());
@@ -250,7 +207,7 @@ mod tests {
             assert!(!v4.accepts(&key(other)), "{other}");
         }
         let dual = Allocation {
-            ipv6: Some(Ipv6Pool {
+            ipv6: Some(Pool {
                 network: "fc00::/48".parse().unwrap(),
                 subnet_min: "fc00::".parse().unwrap(),
                 subnet_max: "fc00::".parse().unwrap(),

@@ -4,13 +4,8 @@
 //! `PublicIPv6` present even when `null`, empty fields left out, `<`, `>` and `&` escaped. Read as
 //! Go reads it: keys in any case, unknown keys ignored, the last of repeated keys wins.
 
-use std::{
-    fmt::Display,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::Not,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use overlay_common::addr::MacAddr;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -54,37 +49,7 @@ pub struct ValueError {
     pub reason: String,
 }
 
-/// The vxlan backend's part of a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct VxlanData {
-    /// Absent in leases of flannel before v0.15, and ignored by receivers.
-    #[serde(rename = "VNI", skip_serializing_if = "Option::is_none")]
-    pub vni: Option<u32>,
-    #[serde(rename = "VtepMAC", serialize_with = "as_text")]
-    pub vtep_mac: MacAddr,
-    /// The device takes IPv6 tunnel packets with UDP checksum 0. flannel knows no such key: it
-    /// ignores it, and writes a value of its own without it.
-    #[serde(rename = "ZeroCsum6", skip_serializing_if = "Not::not")]
-    pub zero_checksum: bool,
-}
-
 impl LeaseAttrs {
-    /// Attributes of a vxlan node in an IPv4 cluster.
-    pub fn vxlan(public_ip: Ipv4Addr, vni: u32, vtep_mac: MacAddr) -> Self {
-        Self {
-            backend_type: "vxlan".to_owned(),
-            backend_data: Some(VxlanData::new(vni, vtep_mac).encode()),
-            ..Self::alloc(public_ip)
-        }
-    }
-
-    pub fn host_gw(public_ip: Ipv4Addr) -> Self {
-        Self {
-            backend_type: "host-gw".to_owned(),
-            ..Self::alloc(public_ip)
-        }
-    }
-
     /// Attributes of a node that only leases its subnet.
     pub const fn alloc(public_ip: Ipv4Addr) -> Self {
         Self {
@@ -105,23 +70,12 @@ impl LeaseAttrs {
         }
     }
 
-    /// Adds what a node of a cluster with IPv6 says; `vxlan` is about its device for IPv6, if it has
-    /// one.
+    /// Adds what a node of a cluster with IPv6 says; the data is its backend's, if that has any.
     #[must_use]
-    pub fn with_ipv6(mut self, public_ipv6: Ipv6Addr, vxlan: Option<VxlanData>) -> Self {
+    pub fn with_ipv6(mut self, public_ipv6: Ipv6Addr, data: Option<String>) -> Self {
         self.public_ipv6 = Some(public_ipv6);
-        self.backend_v6_data = vxlan.map(VxlanData::encode);
+        self.backend_v6_data = data;
         self
-    }
-
-    /// The vxlan data, if there is any with a usable MAC address.
-    pub fn vxlan_data(&self) -> Option<VxlanData> {
-        VxlanData::parse(self.backend_data.as_deref()?)
-    }
-
-    /// The vxlan data of the IPv6 overlay.
-    pub fn vxlan_v6_data(&self) -> Option<VxlanData> {
-        VxlanData::parse(self.backend_v6_data.as_deref()?)
     }
 
     /// The text flannel would write.
@@ -163,32 +117,6 @@ impl From<JsonError> for ValueError {
     }
 }
 
-impl VxlanData {
-    /// A device as flannel's.
-    pub const fn new(vni: u32, vtep_mac: MacAddr) -> Self {
-        Self {
-            vni: Some(vni),
-            vtep_mac,
-            zero_checksum: false,
-        }
-    }
-
-    fn encode(self) -> String {
-        marshal::to_string(&self)
-    }
-
-    fn parse(json: &str) -> Option<Self> {
-        let object = Object::parse(json, "vxlan backend data").ok()?;
-        let mac: Option<String> = object.decoded("VtepMAC", "a text").ok()?.flatten();
-        Some(Self {
-            vni: object.decoded("VNI", "a number").ok()?.flatten(),
-            vtep_mac: mac?.parse().ok()?,
-            // Whatever else a node says there, packets with a checksum are right.
-            zero_checksum: object.raw("ZeroCsum6") == Some("true"),
-        })
-    }
-}
-
 /// JSON as a part of the whole, `null` for what is none.
 #[expect(clippy::ref_option, reason = "serde hands over the field")]
 fn as_json<S: Serializer>(json: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -198,29 +126,28 @@ fn as_json<S: Serializer>(json: &Option<String>, serializer: S) -> Result<S::Ok,
     json.serialize(serializer)
 }
 
-fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 3);
 
-    fn mac(text: &str) -> MacAddr {
-        text.parse().unwrap()
-    }
-
     #[test]
     fn values_are_written_byte_for_byte_as_flannel_writes_them() {
-        let vtep = mac("c6:d2:32:6f:8f:44");
+        let vxlan = LeaseAttrs {
+            backend_type: "vxlan".to_owned(),
+            backend_data: Some(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#.to_owned()),
+            ..LeaseAttrs::alloc(NODE)
+        };
         let node6 = "fd00::3".parse().unwrap();
-        let vxlan6 = Some(VxlanData::new(1, mac("52:0e:8b:10:9a:01")));
-        let dual = LeaseAttrs::vxlan(NODE, 1, vtep).with_ipv6(node6, vxlan6);
+        let vxlan6 = Some(r#"{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}"#.to_owned());
         let ipv6 = LeaseAttrs {
             backend_type: "vxlan".to_owned(),
-            ..LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED).with_ipv6(node6, vxlan6)
+            ..LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED).with_ipv6(node6, vxlan6.clone())
+        };
+        let host_gw = LeaseAttrs {
+            backend_type: "host-gw".to_owned(),
+            ..LeaseAttrs::alloc(NODE)
         };
         let extension = LeaseAttrs {
             backend_type: "extension".to_owned(),
@@ -229,11 +156,11 @@ mod tests {
         };
         for (attrs, text) in [
             (
-                LeaseAttrs::vxlan(NODE, 1, vtep),
+                vxlan.clone(),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
             ),
             (
-                dual,
+                vxlan.with_ipv6(node6, vxlan6),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}}"#,
             ),
             (
@@ -241,11 +168,11 @@ mod tests {
                 r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"}}"#,
             ),
             (
-                LeaseAttrs::host_gw(NODE),
+                host_gw.clone(),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
             ),
             (
-                LeaseAttrs::host_gw(NODE).with_ipv6(node6, None),
+                host_gw.with_ipv6(node6, None),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#,
             ),
             (
@@ -274,17 +201,6 @@ mod tests {
 
     #[test]
     fn old_and_hand_written_values_are_understood() {
-        let v0_14 = br#"{"PublicIP":"10.0.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"AA-BB-CC-DD-EE-0F"}}"#;
-        let attrs = LeaseAttrs::decode(v0_14).unwrap();
-        assert_eq!(
-            attrs.vxlan_data(),
-            Some(VxlanData {
-                vni: None,
-                vtep_mac: mac("aa:bb:cc:dd:ee:0f"),
-                zero_checksum: false,
-            })
-        );
-
         let by_hand = br#" { "publicip" : "10.0.0.1", "PUBLICIP": "10.0.0.2", "extra": [1, {}],
             "backendtype": null, "BackendData": { "vtepmac" : "aabb.ccdd.ee0f", "a": "x \" y" } } "#;
         let attrs = LeaseAttrs::decode(by_hand).unwrap();
@@ -294,11 +210,6 @@ mod tests {
             attrs.backend_data.as_deref(),
             Some(r#"{"vtepmac":"aabb.ccdd.ee0f","a":"x \" y"}"#)
         );
-        assert_eq!(
-            attrs.vxlan_data().unwrap().vtep_mac,
-            mac("aa:bb:cc:dd:ee:0f")
-        );
-
         assert_eq!(
             LeaseAttrs::decode(b"{}"),
             Ok(LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED))
@@ -317,62 +228,6 @@ mod tests {
             r#"{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}"#,
         ] {
             assert!(LeaseAttrs::decode(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_node_that_takes_checksum_0_over_ipv6_says_so_in_a_key_of_its_own() {
-        let data = VxlanData {
-            zero_checksum: true,
-            ..VxlanData::new(1, mac("52:0e:8b:10:9a:01"))
-        };
-        let attrs = LeaseAttrs::vxlan(NODE, 1, mac("c6:d2:32:6f:8f:44"))
-            .with_ipv6("fd00::3".parse().unwrap(), Some(data));
-        let text = attrs.encode();
-        assert_eq!(
-            text,
-            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01","ZeroCsum6":true}}"#
-        );
-        let read = LeaseAttrs::decode(text.as_bytes()).unwrap();
-        assert_eq!(read, attrs);
-        assert_eq!(read.vxlan_v6_data(), Some(data));
-    }
-
-    #[test]
-    fn checksum_0_is_taken_by_nodes_that_say_true_and_nothing_else_there_spoils_a_lease() {
-        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
-        for (word, taken) in [
-            (r#","ZeroCsum6":true"#, true),
-            (r#", "zerocsum6" : true "#, true),
-            (r#","ZeroCsum6":false,"ZeroCsum6":true"#, true),
-            (r#","ZeroCsum6":true,"ZeroCsum6":false"#, false),
-            (r#","ZeroCsum6":false"#, false),
-            (r#","ZeroCsum6":null"#, false),
-            (r#","ZeroCsum6":1"#, false),
-            (r#","ZeroCsum6":1e999"#, false),
-            (r#","ZeroCsum6":"true""#, false),
-            (r#","ZeroCsum6":[true]"#, false),
-            (r#","ZeroCsum6":{"ZeroCsum6":true}"#, false),
-            (&format!(r#","ZeroCsum6":{deep}"#), false),
-            ("", false),
-        ] {
-            let text = format!(
-                r#"{{"PublicIP":"10.0.0.1","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"52:0e:8b:10:9a:01"{word}}}}}"#
-            );
-            let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
-            let read = attrs.vxlan_v6_data().map(|data| data.zero_checksum);
-            assert_eq!(read, Some(taken), "{word}");
-        }
-    }
-
-    #[test]
-    fn vxlan_data_without_a_usable_mac_is_none() {
-        for data in [r#""x""#, "{}", r#"{"VtepMAC":"junk"}"#, r#"{"VtepMAC":7}"#] {
-            let attrs = LeaseAttrs {
-                backend_data: Some(data.to_owned()),
-                ..LeaseAttrs::alloc(NODE)
-            };
-            assert_eq!(attrs.vxlan_data(), None, "{data}");
         }
     }
 }

@@ -15,6 +15,8 @@ use overlay_common::{
     maps::{self, FamilyMaps},
 };
 
+use super::PerFamily;
+
 /// An address family. flannel keeps the two apart in everything: device, routes, rules.
 pub trait Family: family::Family<Be: aya::Pod> {
     type Address: Copy
@@ -32,6 +34,8 @@ pub trait Family: family::Family<Be: aya::Pod> {
 
     /// For logs.
     const NAME: &'static str;
+    /// Bits of an address.
+    const BITS: u8;
     /// As netlink counts: `AF_INET`, `AF_INET6`.
     const NUMBER: u8;
     /// Bytes vxlan adds when the outer packet is of this family: IP, UDP, VXLAN and inner Ethernet
@@ -60,8 +64,14 @@ pub trait Family: family::Family<Be: aya::Pod> {
     fn host(address: Self::Address) -> Self::Network;
     /// The first address.
     fn first(network: Self::Network) -> Self::Address;
+    /// The last address.
+    fn last(network: Self::Network) -> Self::Address;
     fn mask(network: Self::Network) -> Self::Address;
     fn prefix(network: Self::Network) -> u8;
+    /// The address as a number.
+    fn bits(address: Self::Address) -> u128;
+    /// The address that a number is, if the family has so many.
+    fn of_bits(number: u128) -> Option<Self::Address>;
     /// Whether a node can have the address.
     fn is_host(address: Self::Address) -> bool;
     fn contains(network: Self::Network, address: Self::Address) -> bool;
@@ -70,6 +80,13 @@ pub trait Family: family::Family<Be: aya::Pod> {
     fn device_name(vni: u32) -> String;
     /// Where the kernel says which TTL or hop limit tunnel packets leave the interface with.
     fn ttl_setting(underlay: &str) -> PathBuf;
+    /// The family's own of what there is of both.
+    fn pick<T: ByFamily>(both: PerFamily<T::Of<V4>, T::Of<V6>>) -> T::Of<Self>;
+}
+
+/// A type that each family has its own of: generic code takes its family's with [`Family::pick`].
+pub trait ByFamily {
+    type Of<F: Family>;
 }
 
 impl Family for V4 {
@@ -77,6 +94,7 @@ impl Family for V4 {
     type Network = Ipv4Network;
 
     const NAME: &'static str = "IPv4";
+    const BITS: u8 = 32;
     const NUMBER: u8 = 2;
     const OVERHEAD: u32 = 20 + 8 + 8 + 14;
     const MAPS: FamilyMaps = maps::IPV4;
@@ -106,12 +124,24 @@ impl Family for V4 {
         network.network()
     }
 
+    fn last(network: Ipv4Network) -> Ipv4Addr {
+        network.broadcast()
+    }
+
     fn mask(network: Ipv4Network) -> Ipv4Addr {
         network.mask()
     }
 
     fn prefix(network: Ipv4Network) -> u8 {
         network.prefix()
+    }
+
+    fn bits(address: Ipv4Addr) -> u128 {
+        address.to_bits().into()
+    }
+
+    fn of_bits(number: u128) -> Option<Ipv4Addr> {
+        u32::try_from(number).ok().map(Ipv4Addr::from_bits)
     }
 
     fn is_host(address: Ipv4Addr) -> bool {
@@ -136,6 +166,10 @@ impl Family for V4 {
     fn ttl_setting(_: &str) -> PathBuf {
         "/proc/sys/net/ipv4/ip_default_ttl".into()
     }
+
+    fn pick<T: ByFamily>(both: PerFamily<T::Of<Self>, T::Of<V6>>) -> T::Of<Self> {
+        both.ipv4
+    }
 }
 
 impl Family for V6 {
@@ -143,6 +177,7 @@ impl Family for V6 {
     type Network = Ipv6Network;
 
     const NAME: &'static str = "IPv6";
+    const BITS: u8 = 128;
     const NUMBER: u8 = 10;
     const OVERHEAD: u32 = 40 + 8 + 8 + 14;
     const MAPS: FamilyMaps = maps::IPV6;
@@ -173,12 +208,24 @@ impl Family for V6 {
         network.network()
     }
 
+    fn last(network: Ipv6Network) -> Ipv6Addr {
+        network.broadcast()
+    }
+
     fn mask(network: Ipv6Network) -> Ipv6Addr {
         network.mask()
     }
 
     fn prefix(network: Ipv6Network) -> u8 {
         network.prefix()
+    }
+
+    fn bits(address: Ipv6Addr) -> u128 {
+        address.to_bits()
+    }
+
+    fn of_bits(number: u128) -> Option<Ipv6Addr> {
+        Some(Ipv6Addr::from_bits(number))
     }
 
     fn is_host(address: Ipv6Addr) -> bool {
@@ -201,5 +248,9 @@ impl Family for V6 {
         ["/proc/sys/net/ipv6/conf", underlay, "hop_limit"]
             .iter()
             .collect()
+    }
+
+    fn pick<T: ByFamily>(both: PerFamily<T::Of<V4>, T::Of<Self>>) -> T::Of<Self> {
+        both.ipv6
     }
 }

@@ -13,6 +13,8 @@ use std::{
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use regex::Regex;
 
+use crate::model::PerFamily;
+
 /// The subnet(s) of one lease; its text is the last part of the etcd key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LeaseKey {
@@ -41,6 +43,13 @@ impl LeaseKey {
         match self {
             Self::V4(_, subnet) => *subnet,
             Self::V6(subnet) => Some(*subnet),
+        }
+    }
+
+    pub const fn subnets(&self) -> PerFamily<Option<Ipv4Network>, Option<Ipv6Network>> {
+        PerFamily {
+            ipv4: self.ipv4(),
+            ipv6: self.ipv6(),
         }
     }
 

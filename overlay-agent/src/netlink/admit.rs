@@ -10,7 +10,7 @@ use std::{
 
 use overlay_common::addr::MacAddr;
 
-use crate::model::{Backend, Desired, Family, LocalNode, Peer, V4};
+use crate::model::{Desired, Direct, Family, LocalNode, Peer, V4};
 
 /// How packets reach a peer in the kernel tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,14 +145,14 @@ fn path<F: Family>(
     if F::contains(peer.subnet, own.address) || F::contains(peer.subnet, peer.public_ip) {
         return Err(RefusalReason::CoversUnderlay);
     }
-    Ok(match local.backend {
-        Backend::HostGw => PeerPath::Direct {
+    Ok(match local.forwarding.direct {
+        Direct::Always => PeerPath::Direct {
             ifindex: own.ifindex,
         },
-        Backend::Vxlan(backend) if backend.direct_routing => on_link
+        Direct::OnLink => on_link
             .get(&peer.public_ip)
             .map_or(PeerPath::Tunnel, |&ifindex| PeerPath::Direct { ifindex }),
-        Backend::Vxlan(_) | Backend::Alloc => PeerPath::Tunnel,
+        Direct::Never => PeerPath::Tunnel,
     })
 }
 

@@ -15,7 +15,7 @@ use super::{
     transport::Request,
     vtep::{Corrections, Fit, Vtep, VtepSpec},
 };
-use crate::model::VxlanBackend;
+use crate::model::Tunnel;
 
 /// How often a MAC address that something rewrites is restored before giving up.
 const MAC_ATTEMPTS: u32 = 3;
@@ -345,7 +345,7 @@ fn kernel_default_port() -> u16 {
     fs::read_to_string("/sys/module/vxlan/parameters/udp_port")
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(VxlanBackend::DEFAULT_PORT)
+        .unwrap_or(Tunnel::DEFAULT_PORT)
 }
 
 /// flannel turns router advertisements off on its devices, where IPv6 exists. Where it is off by

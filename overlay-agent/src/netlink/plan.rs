@@ -27,7 +27,7 @@ use super::{
     admit::{Admission, PeerPath},
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::{Backend, Family, LocalNode, V4};
+use crate::model::{Family, LocalNode, V4};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -220,7 +220,10 @@ pub fn want<F: Family>(
 ) -> Wanted<F> {
     let mut wanted = Wanted {
         vtep,
-        subnet: (local.backend != Backend::Alloc).then_some((local.subnet, local.underlay.ifindex)),
+        subnet: local
+            .forwarding
+            .is_any()
+            .then_some((local.subnet, local.underlay.ifindex)),
         ..Wanted::default()
     };
     if vtep.is_some() {

@@ -20,7 +20,7 @@ use super::{
     object::{Link, LinkKind},
     watch::KernelEvent,
 };
-use crate::model::{Backend, Family, LocalNode, V4, V6};
+use crate::model::{Family, LocalNode, PerFamily, V4, V6, each_family};
 
 /// Host side of a pod's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +36,8 @@ pub struct PodLink {
     pub incarnation: u64,
 }
 
-/// The subnets of a node, by family.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Subnets {
-    pub ipv4: Option<<V4 as Family>::Network>,
-    pub ipv6: Option<<V6 as Family>::Network>,
-}
+/// The subnets of a node.
+pub type Subnets = PerFamily<Option<<V4 as Family>::Network>, Option<<V6 as Family>::Network>>;
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -53,8 +49,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct LinkTable {
     links: BTreeMap<u32, Entry>,
-    ipv4: Addressing<V4>,
-    ipv6: Addressing<V6>,
+    addressing: PerFamily<Addressing<V4>, Addressing<V6>>,
     incarnations: u64,
 }
 
@@ -62,8 +57,7 @@ pub struct LinkTable {
 #[derive(Clone, Debug, Default)]
 pub struct LinkDump {
     pub links: Vec<Link>,
-    ipv4: Addressing<V4>,
-    ipv6: Addressing<V6>,
+    addressing: PerFamily<Addressing<V4>, Addressing<V6>>,
 }
 
 impl LinkTable {
@@ -72,8 +66,8 @@ impl LinkTable {
         match event {
             KernelEvent::Link(link) => self.set_link(link),
             KernelEvent::LinkRemoved { ifindex, .. } => self.remove_link(*ifindex),
-            KernelEvent::Ipv4(event) => self.ipv4.apply(event),
-            KernelEvent::Ipv6(event) => self.ipv6.apply(event),
+            KernelEvent::Ipv4(event) => self.addressing.ipv4.apply(event),
+            KernelEvent::Ipv6(event) => self.addressing.ipv6.apply(event),
             KernelEvent::Fdb(_)
             | KernelEvent::FdbRemoved(_)
             | KernelEvent::PolicyRule
@@ -85,7 +79,7 @@ impl LinkTable {
     /// Replaces the contents by a fresh look at the kernel. A link that is still the same device
     /// keeps its incarnation.
     pub fn replace(&mut self, dump: LinkDump) {
-        let LinkDump { links, ipv4, ipv6 } = dump;
+        let LinkDump { links, addressing } = dump;
         let before = std::mem::take(&mut self.links);
         for link in links {
             let same = before
@@ -94,8 +88,7 @@ impl LinkTable {
             let incarnation = same.map_or_else(|| self.next_incarnation(), |e| e.incarnation);
             self.links.insert(link.ifindex, Entry { link, incarnation });
         }
-        self.ipv4 = ipv4;
-        self.ipv6 = ipv6;
+        self.addressing = addressing;
     }
 
     /// The link with this index.
@@ -111,19 +104,24 @@ impl LinkTable {
     /// The interface through which the host's IP layer receives what comes from `link`, if that is the
     /// host side of a pod's interface: its bridge, or itself.
     fn gateway_of_pod<'a>(&'a self, link: &'a Link, subnets: Subnets) -> Option<&'a Link> {
-        let Subnets { ipv4, ipv6 } = subnets;
+        let served = self.addressing.as_ref().zip(subnets);
+        let is_in = |ifindex| {
+            let is_in = each_family!(served, (addressing, subnet) => {
+                subnet.is_some_and(|subnet| addressing.is_in(ifindex, subnet))
+            });
+            is_in.any()
+        };
+        let leads_into = |ifindex| {
+            let leads_into = each_family!(served, (addressing, subnet) => {
+                subnet.is_some_and(|subnet| addressing.leads_into(ifindex, subnet))
+            });
+            leads_into.any()
+        };
         match link.master {
-            Some(master) => self.link(master).filter(|bridge| {
-                let ifindex = bridge.ifindex;
-                bridge.kind == LinkKind::Bridge
-                    && (ipv4.is_some_and(|subnet| self.ipv4.is_in(ifindex, subnet))
-                        || ipv6.is_some_and(|subnet| self.ipv6.is_in(ifindex, subnet)))
-            }),
-            None => Some(link).filter(|link| {
-                let ifindex = link.ifindex;
-                ipv4.is_some_and(|subnet| self.ipv4.leads_into(ifindex, subnet))
-                    || ipv6.is_some_and(|subnet| self.ipv6.leads_into(ifindex, subnet))
-            }),
+            Some(master) => self
+                .link(master)
+                .filter(|bridge| bridge.kind == LinkKind::Bridge && is_in(bridge.ifindex)),
+            None => Some(link).filter(|link| leads_into(link.ifindex)),
         }
     }
 
@@ -146,17 +144,15 @@ impl LinkTable {
     }
 
     fn remove_link(&mut self, ifindex: u32) -> bool {
-        self.ipv4.forget(ifindex);
-        self.ipv6.forget(ifindex);
+        each_family!(self.addressing.as_mut(), addressing => addressing.forget(ifindex));
         self.links.remove(&ifindex).is_some()
     }
 
     /// The kernel drops an interface's routes when it goes down. It says nothing about IPv4's, and
     /// about IPv6's nothing with `net.ipv6.route.skip_notify_on_dev_down`.
     fn drop_routes(&mut self, ifindex: u32) -> bool {
-        let ipv4 = self.ipv4.drop_routes(ifindex);
-        let ipv6 = self.ipv6.drop_routes(ifindex);
-        ipv4 || ipv6
+        let addressing = self.addressing.as_mut();
+        each_family!(addressing, addressing => addressing.drop_routes(ifindex)).any()
     }
 
     fn next_incarnation(&mut self) -> u64 {
@@ -169,19 +165,16 @@ impl LinkTable {
 /// nothing counts as not served.
 pub fn pod_links(
     table: &LinkTable,
-    ipv4: Option<&LocalNode<V4>>,
-    ipv6: Option<&LocalNode<V6>>,
+    locals: PerFamily<Option<&LocalNode<V4>>, Option<&LocalNode<V6>>>,
 ) -> BTreeMap<u32, PodLink> {
-    let ipv4 = ipv4.filter(|local| local.backend != Backend::Alloc);
-    let ipv6 = ipv6.filter(|local| local.backend != Backend::Alloc);
+    let locals = each_family!(locals, local => local.filter(|local| local.forwarding.is_any()));
     let is_underlay = |ifindex| {
-        ipv4.is_some_and(|local| local.underlay.ifindex == ifindex)
-            || ipv6.is_some_and(|local| local.underlay.ifindex == ifindex)
+        let is_its = each_family!(locals, local => {
+            local.is_some_and(|local| local.underlay.ifindex == ifindex)
+        });
+        is_its.any()
     };
-    let subnets = Subnets {
-        ipv4: ipv4.map(|local| local.subnet),
-        ipv6: ipv6.map(|local| local.subnet),
-    };
+    let subnets = each_family!(locals, local => local.map(|local| local.subnet));
     let mut pods = BTreeMap::new();
     for Entry { link, incarnation } in table.links.values() {
         if link.kind != LinkKind::Veth || is_underlay(link.ifindex) {
@@ -241,8 +234,10 @@ impl Netlink {
     pub async fn dump_links(&self) -> Result<LinkDump, NetlinkError> {
         Ok(LinkDump {
             links: self.links().await?,
-            ipv4: self.addressing().await?,
-            ipv6: self.addressing().await?,
+            addressing: PerFamily {
+                ipv4: self.addressing().await?,
+                ipv6: self.addressing().await?,
+            },
         })
     }
 

@@ -24,7 +24,7 @@ use super::{
     transport::Request,
     vtep::Vtep,
 };
-use crate::model::{Backend, Desired, Family, LocalNode, V4};
+use crate::model::{Desired, Direct, Family, LocalNode, V4};
 
 /// Metric of the blackhole route: it must lose against the bridge's own route to the subnet.
 const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
@@ -132,7 +132,7 @@ impl Netlink {
         observed: &Observed<F>,
         routes: Vec<RouteMtu<F>>,
     ) -> Result<Summary<F>, NetlinkError> {
-        if vtep.is_none() && matches!(desired.local.backend, Backend::Vxlan(_)) {
+        if vtep.is_none() && desired.local.forwarding.tunnel.is_some() {
             return Err(NetlinkError::VtepMissing);
         }
         let admission = admission(desired, &on_link);
@@ -247,9 +247,7 @@ impl Netlink {
         vtep: Option<&Vtep>,
         mut known: OnLink<F>,
     ) -> Result<OnLink<F>, NetlinkError> {
-        let is_asked =
-            matches!(desired.local.backend, Backend::Vxlan(backend) if backend.direct_routing);
-        if !is_asked {
+        if desired.local.forwarding.direct != Direct::OnLink {
             return Ok(OnLink::<F>::new());
         }
         let peers: BTreeSet<_> = desired.peers.values().map(|peer| peer.public_ip).collect();
@@ -366,7 +364,7 @@ impl Netlink {
 }
 
 fn admission<F: Family>(desired: &Desired<F>, on_link: &OnLink<F>) -> Admission<F> {
-    if desired.local.backend == Backend::Alloc {
+    if !desired.local.forwarding.is_any() {
         return Admission::default();
     }
     let found = on_link.iter();

@@ -18,7 +18,7 @@ use super::{
     NetlinkError,
     object::{Link, LinkKind, VxlanLink},
 };
-use crate::model::{Family, Underlay, V4, V6, VxlanBackend};
+use crate::model::{Family, V4, V6};
 
 /// `IFNAMSIZ` less the terminating zero.
 const NAME_MAX: usize = 15;
@@ -72,20 +72,6 @@ pub(super) struct Corrections {
 }
 
 impl VtepSpec {
-    /// flannel's device for this backend on this underlay.
-    pub fn new<F: Family>(backend: &VxlanBackend, underlay: &Underlay<F>) -> Self {
-        Self {
-            name: F::device_name(backend.vni),
-            vni: backend.vni,
-            underlay_ifindex: underlay.ifindex,
-            local: underlay.address.into(),
-            port: backend.port,
-            gbp: backend.gbp,
-            learning: backend.learning,
-            mtu: backend.inner_mtu::<F>(underlay.mtu),
-        }
-    }
-
     /// Refuses names the kernel cannot hold, before anything is touched.
     pub(super) fn check_name(&self) -> Result<(), NetlinkError> {
         let bad = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte == b':';
@@ -218,24 +204,16 @@ mod tests {
     }
 
     fn spec() -> VtepSpec {
-        let backend = VxlanBackend {
+        VtepSpec {
+            name: "flannel.1".to_owned(),
             vni: 1,
+            underlay_ifindex: 2,
+            local: Ipv4Addr::new(192, 0, 2, 1).into(),
             port: None,
-            mtu: None,
             gbp: false,
             learning: false,
-            direct_routing: false,
-        };
-        let underlay = Underlay {
-            ifindex: 2,
-            name: "eth0".to_owned(),
-            mtu: 1500,
-            hardware: true,
-            ethernet: true,
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            public_ip: Ipv4Addr::new(198, 51, 100, 1),
-        };
-        VtepSpec::new::<V4>(&backend, &underlay)
+            mtu: 1450,
+        }
     }
 
     fn link() -> Link {
@@ -262,12 +240,6 @@ mod tests {
 
     fn compare(link: &Link) -> Fit {
         spec().compare(link, 1450, Some(MAC), 8472)
-    }
-
-    #[test]
-    fn the_local_address_is_the_interfaces_and_never_the_public_one() {
-        assert_eq!(spec().local, Ipv4Addr::new(192, 0, 2, 1));
-        assert_eq!(spec().mtu, 1450);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use overlay_common::addr::MacAddr;
 
 use super::devices::{Device, Devices};
 use crate::{
-    model::{Desired, DesiredNode, Family, V4, V6},
+    model::{Desired, DesiredNode, Family, PerFamily, V4, V6, each_family},
     netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},
 };
 
@@ -102,42 +102,37 @@ impl BitOrAssign for Dirty {
 }
 
 /// What means something to this node.
-#[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
-    ipv4: Option<SideScene<'a, V4>>,
-    ipv6: Option<SideScene<'a, V6>>,
-}
+pub type Scene<'a> = PerFamily<Option<SideScene<'a, V4>>, Option<SideScene<'a, V6>>>;
 
 /// What means something to one family of it.
 #[derive(Clone, Copy, Debug)]
-struct SideScene<'a, F: Family> {
+pub struct SideScene<'a, F: Family> {
     desired: &'a Desired<F>,
     vtep: Option<u32>,
 }
 
 impl<'a> Scene<'a> {
     pub fn of(desired: &'a DesiredNode, devices: &Devices) -> Self {
-        let (ipv4, ipv6) = (desired.ipv4.as_ref(), desired.ipv6.as_ref());
-        Self {
-            ipv4: ipv4.map(|side| SideScene::of(side, devices.ipv4)),
-            ipv6: ipv6.map(|side| SideScene::of(side, devices.ipv6)),
-        }
+        each_family!(desired.present().zip(*devices), (side, device) => {
+            side.map(|side| SideScene::of(side, device))
+        })
     }
 
     fn is_underlay(self, ifindex: u32) -> bool {
-        self.ipv4.is_some_and(|side| side.underlay() == ifindex)
-            || self.ipv6.is_some_and(|side| side.underlay() == ifindex)
+        let is_its =
+            each_family!(self, side => side.is_some_and(|side| side.underlay() == ifindex));
+        is_its.any()
     }
 
     fn is_vtep(self, ifindex: u32) -> bool {
-        self.ipv4.is_some_and(|side| side.vtep == Some(ifindex))
-            || self.ipv6.is_some_and(|side| side.vtep == Some(ifindex))
+        let is_its =
+            each_family!(self, side => side.is_some_and(|side| side.vtep == Some(ifindex)));
+        is_its.any()
     }
 
     /// Whether a forwarding entry is the one of a peer.
     fn expects(self, entry: &FdbEntry) -> bool {
-        self.ipv4.is_some_and(|side| side.expects(entry))
-            || self.ipv6.is_some_and(|side| side.expects(entry))
+        each_family!(self, side => side.is_some_and(|side| side.expects(entry))).any()
     }
 }
 
@@ -324,7 +319,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Backend, LocalNode, Peer, Underlay, VxlanBackend},
+        backend::{Kind as _, Vxlan},
+        model::{LocalNode, Peer, Underlay},
         netlink::{Address, Link, LinkKind, Neighbour, Route},
     };
 
@@ -356,14 +352,7 @@ mod tests {
                     address: Ipv4Addr::new(192, 168, 7, 1),
                     public_ip: Ipv4Addr::new(192, 168, 7, 1),
                 },
-                backend: Backend::Vxlan(VxlanBackend {
-                    vni: 1,
-                    port: None,
-                    mtu: None,
-                    gbp: false,
-                    learning: false,
-                    direct_routing: false,
-                }),
+                forwarding: Vxlan::DEFAULT.forwarding::<V4>(),
                 vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
                 zero_checksum: false,
             },

@@ -9,7 +9,7 @@ use super::{
     sides::Sides,
 };
 use crate::{
-    model::{Desired, DesiredNode, Family},
+    model::{Desired, DesiredNode, Family, each_family},
     netlink::{KernelEvent, LinkDump, PodLink, pod_links},
 };
 
@@ -59,14 +59,12 @@ impl Controller {
 
     /// Takes over a new desired state of the same families and says what it puts in question.
     pub fn want(&mut self, desired: DesiredNode) -> Dirty {
-        let changes = [
-            Change::between(self.desired.ipv4.as_ref(), desired.ipv4.as_ref()),
-            Change::between(self.desired.ipv6.as_ref(), desired.ipv6.as_ref()),
-        ];
+        let pairs = self.desired.present().zip(desired.present());
+        let changes = each_family!(pairs, (before, after) => Change::between(before, after));
         self.desired = desired;
-        let local = changes.iter().any(|change| change.local);
+        let local = changes.into_iter().any(|change| change.local);
         Dirty {
-            peers: changes.iter().any(|change| change.any),
+            peers: changes.into_iter().any(|change| change.any),
             tiers: local,
             vtep: local,
             pods: local,
@@ -77,12 +75,11 @@ impl Controller {
     /// The devices are these now.
     pub fn take_devices(&mut self, devices: Devices) {
         self.devices = devices;
-        if let Some((side, device)) = self.desired.ipv4.as_mut().zip(devices.ipv4) {
-            side.local.zero_checksum = device.zero_checksum;
-        }
-        if let Some((side, device)) = self.desired.ipv6.as_mut().zip(devices.ipv6) {
-            side.local.zero_checksum = device.zero_checksum;
-        }
+        each_family!(self.desired.as_mut().zip(devices), (side, device) => {
+            if let Some((side, device)) = side.as_mut().zip(device) {
+                side.local.zero_checksum = device.zero_checksum;
+            }
+        });
     }
 
     /// A dump of links begins; events from here on are newer than parts of it.
@@ -97,10 +94,7 @@ impl Controller {
 
     /// The interfaces of pods.
     pub fn pods(&self) -> BTreeMap<u32, PodLink> {
-        pod_links(
-            self.tracker.links(),
-            self.desired.ipv4.as_ref().map(|side| &side.local),
-            self.desired.ipv6.as_ref().map(|side| &side.local),
-        )
+        let locals = each_family!(self.desired.present(), side => side.map(|side| &side.local));
+        pod_links(self.tracker.links(), locals)
     }
 }

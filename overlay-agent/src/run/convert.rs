@@ -3,63 +3,55 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_common::addr::MacAddr;
-
 use crate::{
+    backend::{Backend, NodeData},
     config::{self, NetworkConfig},
     filter,
-    model::{Backend, Desired, DesiredNode, Family, LeaseAttrs, V4, V6, VxlanData},
+    model::{Desired, DesiredNode, Family, LeaseAttrs, PerFamily, V4, V6, each_family},
     subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 
-/// Where peers send tunnel packets of a family.
+/// Where peers reach a node in one family, as its lease says it.
 #[derive(Clone, Copy, Debug)]
-pub struct End<F: Family> {
+pub struct Advertised<F: Family> {
     pub public_ip: F::Address,
-    /// Of the vxlan device.
-    pub vtep_mac: MacAddr,
-    /// Whether packets over IPv6 may have UDP checksum 0.
-    pub zero_checksum: bool,
+    pub data: NodeData,
 }
 
 /// What this node's lease says.
-pub fn attrs(backend: &Backend, ipv4: Option<End<V4>>, ipv6: Option<End<V6>>) -> LeaseAttrs {
-    let public_ip = ipv4.map_or(Ipv4Addr::UNSPECIFIED, |end| end.public_ip);
-    let attrs = match (backend, ipv4) {
-        (Backend::Vxlan(vxlan), Some(end)) => LeaseAttrs::vxlan(public_ip, vxlan.vni, end.vtep_mac),
-        (Backend::Vxlan(vxlan), None) => LeaseAttrs {
-            backend_data: None,
-            ..LeaseAttrs::vxlan(public_ip, vxlan.vni, MacAddr::ZERO)
-        },
-        (Backend::HostGw, _) => LeaseAttrs::host_gw(public_ip),
-        (Backend::Alloc, _) => LeaseAttrs::alloc(public_ip),
-    };
-    match (backend, ipv6) {
-        (_, None) => attrs,
-        (Backend::Vxlan(vxlan), Some(end)) => {
-            let data = VxlanData {
-                zero_checksum: end.zero_checksum,
-                ..VxlanData::new(vxlan.vni, end.vtep_mac)
-            };
-            attrs.with_ipv6(end.public_ip, Some(data))
-        }
-        (Backend::HostGw | Backend::Alloc, Some(end)) => attrs.with_ipv6(end.public_ip, None),
+pub fn attrs(
+    backend: &Backend,
+    node: PerFamily<Option<Advertised<V4>>, Option<Advertised<V6>>>,
+) -> LeaseAttrs {
+    fn data<F: Family>(backend: &Backend, node: Option<Advertised<F>>) -> Option<String> {
+        node.and_then(|node| backend.lease_data::<F>(node.data))
+    }
+    LeaseAttrs {
+        public_ip: node
+            .ipv4
+            .map_or(Ipv4Addr::UNSPECIFIED, |node| node.public_ip),
+        public_ipv6: node.ipv6.map(|node| node.public_ip),
+        backend_type: backend.lease_type().to_owned(),
+        backend_data: data(backend, node.ipv4),
+        backend_v6_data: data(backend, node.ipv6),
     }
 }
 
 /// What the lease of a running node says.
 pub fn attrs_of(backend: &Backend, node: &DesiredNode) -> LeaseAttrs {
-    fn end<F: Family>(side: &Desired<F>) -> End<F> {
-        End {
-            public_ip: side.local.underlay.public_ip,
-            vtep_mac: side.local.vtep_mac,
-            zero_checksum: side.local.zero_checksum,
+    fn advertised<F: Family>(side: &Desired<F>) -> Advertised<F> {
+        let local = &side.local;
+        Advertised {
+            public_ip: local.underlay.public_ip,
+            data: NodeData {
+                vtep_mac: local.vtep_mac,
+                zero_checksum: local.zero_checksum,
+            },
         }
     }
     attrs(
         backend,
-        node.ipv4.as_ref().map(end),
-        node.ipv6.as_ref().map(end),
+        each_family!(node.present(), side => side.map(advertised)),
     )
 }
 
@@ -111,28 +103,28 @@ pub fn subnet_env(node: &DesiredNode, ip_masq: bool) -> SubnetEnv {
 /// MTU of the pod network: what `FLANNEL_MTU` says. There is one for both families, so it leaves
 /// room for the larger of the two outer headers.
 pub fn pod_mtu(node: &DesiredNode) -> u32 {
-    let ipv4 = node.ipv4.as_ref().map(|side| side.local.pod_mtu());
-    let ipv6 = node.ipv6.as_ref().map(|side| side.local.pod_mtu());
-    ipv4.into_iter().chain(ipv6).min().unwrap_or_default()
+    let mtus = each_family!(node.present(), side => side.map(|side| side.local.pod_mtu()));
+    mtus.into_iter().flatten().min().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use overlay_common::addr::MacAddr;
+
     use super::*;
-    use crate::model::{LocalNode, Underlay, VxlanBackend};
+    use crate::{
+        backend::{HostGw, Vxlan},
+        model::{LocalNode, Underlay},
+    };
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 
     fn vxlan(mtu: Option<u32>) -> Backend {
-        Backend::Vxlan(VxlanBackend {
-            vni: 1,
-            port: None,
+        Backend::from(Vxlan {
             mtu,
-            gbp: false,
-            learning: false,
-            direct_routing: false,
+            ..Vxlan::DEFAULT
         })
     }
 
@@ -140,7 +132,7 @@ mod tests {
         network: F::Network,
         subnet: F::Network,
         address: F::Address,
-        backend: Backend,
+        backend: &Backend,
     ) -> Desired<F> {
         Desired {
             local: LocalNode {
@@ -155,7 +147,7 @@ mod tests {
                     address,
                     public_ip: address,
                 },
-                backend,
+                forwarding: backend.forwarding::<F>(),
                 vtep_mac: MAC,
                 zero_checksum: false,
             },
@@ -163,7 +155,7 @@ mod tests {
         }
     }
 
-    fn dual(backend: Backend) -> DesiredNode {
+    fn dual(backend: &Backend) -> DesiredNode {
         DesiredNode {
             ipv4: Some(side(
                 "10.42.0.0/16".parse().unwrap(),
@@ -182,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_subnet_file_of_a_dual_stack_node_leaves_room_for_the_larger_outer_header() {
-        let vxlan = subnet_env(&dual(vxlan(None)), true).to_string();
+        let vxlan = subnet_env(&dual(&vxlan(None)), true).to_string();
         assert_eq!(
             vxlan,
             "FLANNEL_NETWORK=10.42.0.0/16\n\
@@ -194,16 +186,16 @@ mod tests {
         );
         let ipv4 = DesiredNode {
             ipv6: None,
-            ..dual(self::vxlan(Some(1400)))
+            ..dual(&self::vxlan(Some(1400)))
         };
         assert_eq!(pod_mtu(&ipv4), 1350);
-        assert_eq!(pod_mtu(&dual(Backend::HostGw)), 1500);
+        assert_eq!(pod_mtu(&dual(&HostGw.into())), 1500);
     }
 
     #[test]
     fn the_lease_of_each_kind_of_node_is_flannels() {
-        let backend = vxlan(None);
-        let node = dual(backend);
+        let (backend, host_gw) = (vxlan(None), HostGw.into());
+        let node = dual(&backend);
         assert_eq!(
             attrs_of(&backend, &node).encode(),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
@@ -220,7 +212,7 @@ mod tests {
             r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01","ZeroCsum6":true}}"#
         );
         assert_eq!(
-            attrs_of(&Backend::HostGw, &dual(Backend::HostGw)).encode(),
+            attrs_of(&host_gw, &dual(&host_gw)).encode(),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#
         );
     }

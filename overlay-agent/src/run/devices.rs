@@ -1,13 +1,9 @@
 //! The vxlan devices of a running node, as far as decisions depend on them.
 
-use crate::netlink::Vtep;
+use crate::{model::PerFamily, netlink::Vtep};
 
 /// The vxlan devices as they were last settled.
-#[derive(Clone, Copy, Debug)]
-pub struct Devices {
-    pub ipv4: Option<Device>,
-    pub ipv6: Option<Device>,
-}
+pub type Devices = PerFamily<Option<Device>>;
 
 /// A vxlan device, as far as it matters here.
 #[derive(Clone, Copy, Debug)]

@@ -1,17 +1,16 @@
-//! This node's end of the tunnels of one family: its underlay and its vxlan device, which exist
-//! before the node has a lease and follow the host afterwards.
+//! This node's end of the tunnels of one family: its underlay and its device, which exist before the
+//! node has a lease and follow the host afterwards.
 
-use anyhow::bail;
-use overlay_common::addr::MacAddr;
 use tracing::{info, warn};
 
-use super::convert;
+use super::convert::Advertised;
 use crate::{
-    model::{Backend, Desired, Family, LocalNode, Underlay},
-    netlink::{Netlink, Vtep, VtepSpec},
+    backend::{Backend, BackendError, NodeData},
+    model::{Desired, Family, LocalNode, Underlay},
+    netlink::{Netlink, Vtep},
 };
 
-/// One family's underlay and vxlan device, before the node has a lease.
+/// One family's underlay and device, before the node has a lease.
 pub struct End<F: Family> {
     underlay: Underlay<F>,
     pub vtep: Option<Vtep>,
@@ -24,25 +23,17 @@ impl<F: Family> End<F> {
         netlink: &Netlink,
         backend: &Backend,
         underlay: Option<Underlay<F>>,
-        recorded_mac: Option<MacAddr>,
+        known: Option<NodeData>,
     ) -> anyhow::Result<Option<Self>> {
         let Some(underlay) = underlay else {
             return Ok(None);
         };
         report(&underlay, "underlay chosen");
-        let vtep = match backend {
-            Backend::Vxlan(backend) => {
-                let spec = VtepSpec::new(backend, &underlay);
-                let vtep = netlink.ensure_vtep(&spec, recorded_mac).await?;
-                report_checksums::<F>(&vtep);
-                Some(vtep)
-            }
-            Backend::HostGw => {
-                refuse_nat(&underlay)?;
-                None
-            }
-            Backend::Alloc => None,
-        };
+        backend.check(&underlay)?;
+        let vtep = backend.ensure_device(netlink, &underlay, known).await?;
+        if let Some(vtep) = &vtep {
+            report_checksums::<F>(vtep);
+        }
         for name in netlink
             .remove_unfinished_vteps(&underlay, vtep.as_ref())
             .await?
@@ -52,30 +43,34 @@ impl<F: Family> End<F> {
         Ok(Some(Self { underlay, vtep }))
     }
 
-    fn vtep_mac(&self) -> MacAddr {
-        self.vtep.as_ref().map_or(MacAddr::ZERO, |vtep| vtep.mac)
+    fn data(&self) -> NodeData {
+        self.vtep.as_ref().map_or(NodeData::NONE, |vtep| NodeData {
+            vtep_mac: vtep.mac,
+            zero_checksum: vtep.zero_checksum,
+        })
     }
 
-    fn zero_checksum(&self) -> bool {
-        self.vtep.as_ref().is_some_and(|vtep| vtep.zero_checksum)
-    }
-
-    pub fn advertised(&self) -> convert::End<F> {
-        convert::End {
+    pub fn advertised(&self) -> Advertised<F> {
+        Advertised {
             public_ip: self.underlay.public_ip,
-            vtep_mac: self.vtep_mac(),
-            zero_checksum: self.zero_checksum(),
+            data: self.data(),
         }
     }
 
-    pub fn local(&self, network: F::Network, subnet: F::Network, backend: Backend) -> LocalNode<F> {
+    pub fn local(
+        &self,
+        network: F::Network,
+        subnet: F::Network,
+        backend: &Backend,
+    ) -> LocalNode<F> {
+        let data = self.data();
         LocalNode {
             network,
             subnet,
             underlay: self.underlay.clone(),
-            backend,
-            vtep_mac: self.vtep_mac(),
-            zero_checksum: self.zero_checksum(),
+            forwarding: backend.forwarding::<F>(),
+            vtep_mac: data.vtep_mac,
+            zero_checksum: data.zero_checksum,
         }
     }
 }
@@ -95,7 +90,14 @@ pub fn report_checksums<F: Family>(vtep: &Vtep) {
 }
 
 /// Removes what is left of a family that the network config has not.
-pub async fn sweep<F: Family>(netlink: &Netlink, underlay_ifindex: u32) -> anyhow::Result<()> {
+pub async fn sweep<F: Family>(
+    netlink: &Netlink,
+    end: Option<&End<F>>,
+    underlay_ifindex: u32,
+) -> anyhow::Result<()> {
+    if end.is_some() {
+        return Ok(());
+    }
     for name in netlink.remove_family::<F>(underlay_ifindex).await? {
         info!(family = F::NAME, %name, "removed: the network config does not have this family");
     }
@@ -106,19 +108,25 @@ pub async fn sweep<F: Family>(netlink: &Netlink, underlay_ifindex: u32) -> anyho
 pub fn follow<F: Family>(
     side: &mut Option<Desired<F>>,
     selected: Option<Underlay<F>>,
-) -> anyhow::Result<bool> {
+    backend: &Backend,
+) -> Result<bool, BackendError> {
     let (Some(Desired { local, .. }), Some(underlay)) = (side, selected) else {
         return Ok(false);
     };
-    if local.backend == Backend::HostGw {
-        refuse_nat(&underlay)?;
-    }
+    backend.check(&underlay)?;
     let changed = underlay != local.underlay;
     if changed {
         report(&underlay, "underlay changed");
         local.underlay = underlay;
     }
     Ok(changed)
+}
+
+/// Takes over the options of the backend.
+pub fn set_backend<F: Family>(side: &mut Option<Desired<F>>, backend: &Backend) {
+    if let Some(side) = side {
+        side.local.forwarding = backend.forwarding::<F>();
+    }
 }
 
 fn report<F: Family>(underlay: &Underlay<F>, what: &str) {
@@ -136,14 +144,4 @@ fn report<F: Family>(underlay: &Underlay<F>, what: &str) {
              kernel tier forwards as flannel does"
         );
     }
-}
-
-fn refuse_nat<F: Family>(underlay: &Underlay<F>) -> anyhow::Result<()> {
-    if underlay.public_ip != underlay.address {
-        bail!(
-            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which \
-             is not supported by host-gw backend"
-        );
-    }
-    Ok(())
 }

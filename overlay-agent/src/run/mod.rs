@@ -40,7 +40,7 @@ use crate::{
     config::DaemonOptions,
     health::{Condition, HealthServer, Readiness},
     lifecycle::{Progress, Request, ServiceManager, Signals, SleepWatch, Supervisor},
-    model::OwnState,
+    model::{OwnState, each_family},
     netlink::Netlink,
 };
 
@@ -313,12 +313,11 @@ impl Daemon {
         let view = self.leases.view.borrow_and_update();
         report_lease(&self.readiness, self.store.name(), view.own.state);
         let mut desired = self.controller.desired().clone();
-        if let Some(side) = &mut desired.ipv4 {
-            side.peers = view.usable_peers(&side.local.backend);
-        }
-        if let Some(side) = &mut desired.ipv6 {
-            side.peers = view.usable_peers6(&side.local.backend);
-        }
+        each_family!(desired.as_mut(), side => {
+            if let Some(side) = side {
+                side.peers = view.usable_peers(&self.config.backend);
+            }
+        });
         drop(view);
         self.controller.want(desired)
     }

@@ -1,38 +1,32 @@
-//! What is known of an earlier life of this node when it starts: which address it had, and which VTEP
-//! MAC addresses its peers know. Pure.
+//! What is known of an earlier life of this node when it starts: which address it had, and what its
+//! peers know of its devices. Pure.
 
 use std::net::IpAddr;
 
-use overlay_common::addr::MacAddr;
-
 use crate::{
-    model::{Backend, Family as _, LeaseAttrs, V4, V6},
+    backend::{Backend, NodeData},
+    model::{LeaseAttrs, PerFamily, V4, V6, each_family},
     netlink::{Link, LinkKind},
     underlay::{Held, HostSnapshot, Selection},
 };
 
-/// The VTEP MAC addresses that peers know. A device that has to be created, after a reboot say, takes
-/// its own again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RecordedMacs {
-    pub ipv4: Option<MacAddr>,
-    pub ipv6: Option<MacAddr>,
-}
-
-pub fn recorded_macs(known: &[LeaseAttrs], selection: &Selection) -> RecordedMacs {
-    let ipv4 = selection
-        .ipv4
-        .map(|addresses| IpAddr::from(addresses.public));
-    let ipv6 = selection
-        .ipv6
-        .map(|addresses| IpAddr::from(addresses.public));
-    let Some(node_ip) = ipv4.or(ipv6) else {
-        return RecordedMacs::default();
+/// What peers know of the node. A device that has to be created, after a reboot say, takes its MAC
+/// address again.
+pub fn recorded(
+    known: &[LeaseAttrs],
+    backend: &Backend,
+    selection: &Selection,
+) -> PerFamily<Option<NodeData>> {
+    let public = each_family!(selection.addresses, addresses => {
+        addresses.map(|addresses| IpAddr::from(addresses.public))
+    });
+    let Some(node_ip) = public.into_iter().flatten().next() else {
+        return PerFamily::default();
     };
     let own = || known.iter().filter(|attrs| attrs.node_ip() == node_ip);
-    RecordedMacs {
-        ipv4: own().find_map(|attrs| attrs.vxlan_data().map(|data| data.vtep_mac)),
-        ipv6: own().find_map(|attrs| attrs.vxlan_v6_data().map(|data| data.vtep_mac)),
+    PerFamily {
+        ipv4: own().find_map(|attrs| backend.node_data::<V4>(attrs.backend_data.as_deref())),
+        ipv6: own().find_map(|attrs| backend.node_data::<V6>(attrs.backend_v6_data.as_deref())),
     }
 }
 
@@ -45,20 +39,18 @@ pub fn held_addresses(
     host: &HostSnapshot,
     known: &[LeaseAttrs],
 ) -> Held {
-    let device = |name: String| {
+    let local = |name: String| {
         let link = links.iter().find(|link| link.name == name)?;
         match &link.kind {
             LinkKind::Vxlan(vxlan) => vxlan.local,
             _ => None,
         }
     };
-    let devices = match backend {
-        Backend::Vxlan(vxlan) => [
-            device(V4::device_name(vxlan.vni)),
-            device(V6::device_name(vxlan.vni)),
-        ],
-        Backend::HostGw | Backend::Alloc => [None; 2],
+    let devices = PerFamily {
+        ipv4: backend.device_name::<V4>(),
+        ipv6: backend.device_name::<V6>(),
     };
+    let devices = devices.into_iter().flatten().filter_map(local);
     let is_advertised = |ip: &IpAddr| {
         known.iter().any(|attrs| match *ip {
             IpAddr::V4(ip) => attrs.public_ip == ip,
@@ -70,29 +62,24 @@ pub fn held_addresses(
         .filter(|address| !address.flags.temporary)
         .map(|address| address.ip)
         .filter(is_advertised);
-    Held::of_the_past(devices.into_iter().flatten().chain(advertised))
+    Held::of_the_past(devices.chain(advertised))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
+    use overlay_common::addr::MacAddr;
+
     use super::*;
     use crate::{
-        model::VxlanBackend,
+        backend::Vxlan,
         netlink::VxlanLink,
         underlay::{AddressFlags, Addresses, InterfaceAddress},
     };
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
-    const BACKEND: Backend = Backend::Vxlan(VxlanBackend {
-        vni: 1,
-        port: None,
-        mtu: None,
-        gbp: false,
-        learning: false,
-        direct_routing: false,
-    });
+    const BACKEND: Backend = Backend::Vxlan(Vxlan::DEFAULT);
 
     fn ip(last: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, last)
@@ -153,18 +140,18 @@ mod tests {
             mtu: 1500,
             hardware: false,
             ethernet: true,
-            ipv4: Some(Addresses {
-                local: ip(last),
-                public: ip(last),
-            }),
-            ipv6: None,
+            addresses: PerFamily {
+                ipv4: Some(Addresses {
+                    local: ip(last),
+                    public: ip(last),
+                }),
+                ipv6: None,
+            },
             notes: Vec::new(),
         };
         let leases = leases(&[1]);
-        assert_eq!(recorded_macs(&leases, &selection(1)).ipv4, Some(MAC));
-        assert_eq!(
-            recorded_macs(&leases, &selection(2)),
-            RecordedMacs::default()
-        );
+        let recorded = |last| recorded(&leases, &BACKEND, &selection(last)).ipv4;
+        assert_eq!(recorded(1).map(|node| node.vtep_mac), Some(MAC));
+        assert_eq!(recorded(2), None);
     }
 }

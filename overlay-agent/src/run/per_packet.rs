@@ -10,7 +10,7 @@ use crate::{
     datapath::DatapathError,
     filter::per_packet::{Scope, everything, ignored, keep},
     lifecycle::Supervisor,
-    model::{Backend, Desired, DesiredNode, Family},
+    model::{Desired, DesiredNode, Family, each_family},
 };
 
 /// The task that reads the rule set after each change.
@@ -75,12 +75,9 @@ fn scope(desired: &DesiredNode, trusted: bool) -> Scope {
         trusted,
         ..Scope::default()
     };
-    if let Some(side) = &desired.ipv4 {
-        scope.ipv4_port = add(side, &mut scope);
-    }
-    if let Some(side) = &desired.ipv6 {
-        scope.ipv6_port = add(side, &mut scope);
-    }
+    let ports =
+        each_family!(desired.present(), side => side.and_then(|side| add(side, &mut scope)));
+    (scope.ipv4_port, scope.ipv6_port) = (ports.ipv4, ports.ipv6);
     scope
 }
 
@@ -88,11 +85,8 @@ fn scope(desired: &DesiredNode, trusted: bool) -> Scope {
 fn add<F: Family>(side: &Desired<F>, scope: &mut Scope) -> Option<u16> {
     let local = &side.local;
     scope.underlays.insert(local.underlay.name.clone());
-    match local.backend {
-        Backend::Vxlan(vxlan) => {
-            scope.vteps.insert(F::device_name(vxlan.vni));
-            Some(vxlan.port())
-        }
-        Backend::HostGw | Backend::Alloc => None,
-    }
+    local.forwarding.tunnel.map(|tunnel| {
+        scope.vteps.insert(F::device_name(tunnel.vni));
+        tunnel.port
+    })
 }

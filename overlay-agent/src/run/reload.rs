@@ -2,9 +2,9 @@
 //! with pods running, and which part needs a new start. Pure.
 
 use crate::{
+    backend::ChangedKeys,
     config::NetworkConfig,
-    membership::Allocation,
-    model::{Backend, LeaseKey, VxlanBackend},
+    model::{LeaseKey, PerFamily, each_family},
 };
 
 /// The keys that say which subnets nodes lease.
@@ -15,74 +15,41 @@ const RANGE: &str = "SubnetLen, SubnetMin, SubnetMax";
 pub struct Merged {
     /// What the node runs with from here on.
     pub config: NetworkConfig,
-    /// Keys that differ from before and are in force.
-    pub applied: Vec<&'static str>,
-    /// Keys that come into force when the daemon is restarted.
-    pub postponed: Vec<&'static str>,
+    /// What differs from before.
+    pub keys: ChangedKeys,
 }
 
 /// Takes over from `read` what a node with this lease can change while it runs.
 pub fn merge(running: &NetworkConfig, read: &NetworkConfig, own: &LeaseKey) -> Merged {
     let mut merged = Merged {
         config: running.clone(),
-        applied: Vec::new(),
-        postponed: Vec::new(),
+        keys: ChangedKeys::default(),
     };
     if read.nftables != running.nftables {
         merged.config.nftables = read.nftables;
-        merged.applied.push("EnableNFTables");
+        merged.keys.applied.push("EnableNFTables");
     }
-    let network = |config: &NetworkConfig| config.ipv4.map(|pool| pool.network);
-    let network6 = |config: &NetworkConfig| config.ipv6.map(|pool| pool.network);
-    if network(read) != network(running) {
-        merged.postponed.push("EnableIPv4, Network");
-    }
-    if network6(read) != network6(running) {
-        merged.postponed.push("EnableIPv6, IPv6Network");
-    }
-    if merged.postponed.is_empty() && (read.ipv4, read.ipv6) != (running.ipv4, running.ipv6) {
+    let networks = PerFamily {
+        ipv4: "EnableIPv4, Network",
+        ipv6: "EnableIPv6, IPv6Network",
+    };
+    let pools = running.pools.zip(read.pools).zip(networks);
+    each_family!(pools, ((running, read), keys) => {
+        if running.map(|pool| pool.network) != read.map(|pool| pool.network) {
+            merged.keys.postponed.push(keys);
+        }
+    });
+    if merged.keys.postponed.is_empty() && read.pools != running.pools {
         // The range matters when a subnet is leased, so to this node only if it excludes its own.
-        if Allocation::of(read).accepts(own) {
-            merged.config.ipv4 = read.ipv4;
-            merged.config.ipv6 = read.ipv6;
-            merged.applied.push(RANGE);
+        if read.pools.accepts(own) {
+            merged.config.pools = read.pools;
+            merged.keys.applied.push(RANGE);
         } else {
-            merged.postponed.push(RANGE);
+            merged.keys.postponed.push(RANGE);
         }
     }
-    match (running.backend, read.backend) {
-        (Backend::Vxlan(before), Backend::Vxlan(after)) => merge_vxlan(before, after, &mut merged),
-        (before, after) if before == after => {}
-        _ => merged.postponed.push("Backend.Type"),
-    }
+    merged.config.backend = running.backend.reload(&read.backend, &mut merged.keys);
     merged
-}
-
-/// The device keeps its identity: peers and its own UDP socket know VNI, port and GBP.
-fn merge_vxlan(before: VxlanBackend, after: VxlanBackend, merged: &mut Merged) {
-    let mut vxlan = before;
-    for (key, differs) in [
-        ("Backend.VNI", before.vni != after.vni),
-        ("Backend.Port", before.port != after.port),
-        ("Backend.GBP", before.gbp != after.gbp),
-    ] {
-        if differs {
-            merged.postponed.push(key);
-        }
-    }
-    if before.direct_routing != after.direct_routing {
-        vxlan.direct_routing = after.direct_routing;
-        merged.applied.push("Backend.DirectRouting");
-    }
-    if before.mtu != after.mtu {
-        vxlan.mtu = after.mtu;
-        merged.applied.push("Backend.MTU");
-    }
-    if before.learning != after.learning {
-        vxlan.learning = after.learning;
-        merged.applied.push("Backend.Learning");
-    }
-    merged.config.backend = Backend::Vxlan(vxlan);
 }
 
 #[cfg(test)]
@@ -118,8 +85,8 @@ mod tests {
             ),
         ] {
             let merged = merged(read);
-            assert_eq!(merged.applied, applied, "{read}");
-            assert_eq!(merged.postponed, Vec::<&str>::new(), "{read}");
+            assert_eq!(merged.keys.applied, applied, "{read}");
+            assert_eq!(merged.keys.postponed, Vec::<&str>::new(), "{read}");
             assert_eq!(merged.config, config(read), "{read}");
         }
     }
@@ -149,7 +116,7 @@ mod tests {
             ),
         ] {
             let merged = merged(read);
-            assert_eq!(merged.postponed, postponed, "{read}");
+            assert_eq!(merged.keys.postponed, postponed, "{read}");
             assert_eq!(merged.config, config(RUNNING), "{read}");
         }
     }

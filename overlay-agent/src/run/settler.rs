@@ -10,9 +10,10 @@ use tracing::{debug, warn};
 
 use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
 use crate::{
+    backend::Backend,
     conntrack::Shortest,
     health::{Condition, Readiness},
-    model::{DesiredNode, Family},
+    model::{DesiredNode, Family, each_family},
     netlink::{Netlink, PodLink},
 };
 
@@ -32,6 +33,7 @@ pub struct Settler {
 #[derive(Clone, Debug)]
 pub struct Job {
     pub dirty: Dirty,
+    pub backend: Backend,
     pub desired: DesiredNode,
     pub pods: BTreeMap<u32, PodLink>,
     pub timeouts: Shortest,
@@ -97,6 +99,7 @@ impl Settler {
     async fn work(&mut self, job: Job) -> Dirty {
         let Job {
             dirty,
+            backend,
             desired,
             pods,
             timeouts,
@@ -106,7 +109,7 @@ impl Settler {
         if dirty.resync {
             self.tier1.distrust();
         }
-        if dirty.vtep && !self.restore_vteps().await {
+        if dirty.vtep && !self.restore_devices(&backend).await {
             again.vtep = true;
             again.tiers = true;
         }
@@ -121,30 +124,26 @@ impl Settler {
         again
     }
 
-    async fn restore_vteps(&mut self) -> bool {
+    async fn restore_devices(&mut self, backend: &Backend) -> bool {
         let mut problems = Vec::new();
-        if let Some(side) = &mut self.sides.ipv4 {
-            problems.extend(side.restore_vtep(&self.netlink).await.err());
-        }
-        if let Some(side) = &mut self.sides.ipv6 {
-            problems.extend(side.restore_vtep(&self.netlink).await.err());
-        }
+        each_family!(self.sides.as_mut(), side => {
+            if let Some(side) = side {
+                problems.extend(side.restore_device(&self.netlink, backend).await.err());
+            }
+        });
         self.is_in_sync(problems.first())
     }
 
     async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
         let mut problems = Vec::new();
         let tier1 = &mut self.tier1;
-        if let Some(side) = &mut self.sides.ipv4 {
-            problems.extend(look.at(side, &self.netlink).await.err());
-            let applied = block_in_place(|| tier1.apply(side, timeouts.leases4()));
-            problems.extend(applied.err().map(|error| error.to_string()));
-        }
-        if let Some(side) = &mut self.sides.ipv6 {
-            problems.extend(look.at(side, &self.netlink).await.err());
-            let applied = block_in_place(|| tier1.apply6(side, timeouts.leases6()));
-            problems.extend(applied.err().map(|error| error.to_string()));
-        }
+        each_family!(self.sides.as_mut().zip(timeouts.leases()), (side, leases) => {
+            if let Some(side) = side {
+                problems.extend(look.at(side, &self.netlink).await.err());
+                let applied = block_in_place(|| tier1.apply(side, leases));
+                problems.extend(applied.err().map(|error| error.to_string()));
+            }
+        });
         let in_sync = self.is_in_sync(problems.first());
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);

@@ -6,11 +6,12 @@ use tracing::{info, warn};
 
 use super::end::report_checksums;
 use crate::{
-    model::{Backend, Desired, Family, V4},
-    netlink::{Netlink, NetlinkError, Standing, Summary, Vtep, VtepSpec},
+    backend::{Backend, NodeData},
+    model::{Desired, Family, V4},
+    netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
 };
 
-/// A family's desired state and its vxlan device.
+/// A family's desired state and its device.
 pub struct Side<F: Family = V4> {
     pub desired: Desired<F>,
     pub vtep: Option<Vtep>,
@@ -48,15 +49,21 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// Has the vxlan device exist as peers know it. The error is the reason why it does not.
-    pub async fn restore_vtep(&mut self, netlink: &Netlink) -> Result<(), String> {
+    /// Has the device exist as peers know it. The error is the reason why it does not.
+    pub async fn restore_device(
+        &mut self,
+        netlink: &Netlink,
+        backend: &Backend,
+    ) -> Result<(), String> {
         let local = &mut self.desired.local;
-        let Backend::Vxlan(backend) = &local.backend else {
-            return Ok(());
+        let known = NodeData {
+            vtep_mac: local.vtep_mac,
+            zero_checksum: local.zero_checksum,
         };
-        let spec = VtepSpec::new(backend, &local.underlay);
-        match netlink.restore_vtep(&spec, local.vtep_mac).await {
-            Ok(vtep) => {
+        let restored = backend.restore_device(netlink, &local.underlay, known);
+        match restored.await {
+            Ok(None) => Ok(()),
+            Ok(Some(vtep)) => {
                 if self.vtep.as_ref() != Some(&vtep) {
                     info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
                 }

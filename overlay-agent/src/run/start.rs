@@ -12,26 +12,26 @@ use super::{
     changes::Dirty,
     controller::Controller,
     convert,
-    end::{End, follow, sweep},
+    end::{End, follow, set_backend, sweep},
     flushes::Flushes,
-    past::{held_addresses, recorded_macs},
+    past::{held_addresses, recorded},
     per_packet::PerPacket,
     reload,
     rules::Rules,
     settler::{Job, Settled, Settler},
     side::Side,
-    sides::Sides,
     subnet_file::SubnetFile,
     tier1::Tier1,
     work::{Seen, Work},
 };
 use crate::{
+    backend::ChangedKeys,
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
     lifecycle::Supervisor,
-    membership::{self, Allocation, Member, Membership, Wish},
-    model::{ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, StoreError, V4, V6},
+    membership::{self, Member, Membership, Wish},
+    model::{ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, StoreError, each_family},
     netlink::{Netlink, NetlinkError, Watch},
     output,
     subnet_env::Previous,
@@ -55,7 +55,7 @@ pub struct Daemon {
     /// What the lease was last told to say.
     advertised: LeaseAttrs,
     options: DaemonOptions,
-    config: NetworkConfig,
+    pub config: NetworkConfig,
     pub store: Arc<dyn Membership>,
     held: Held,
     netlink: Netlink,
@@ -94,7 +94,7 @@ impl Daemon {
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
         let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
-        let backend = config.backend;
+        let backend = config.backend.clone();
         // Without them the node could take another address and VTEP MAC than its peers know.
         let waits = waiting_for("the leases");
         let Some(known) = membership::await_known(&*store, stop, waits).await else {
@@ -110,23 +110,18 @@ impl Daemon {
         for note in &selection.notes {
             info!("{note}");
         }
-        let macs = recorded_macs(&known, &selection);
-        let ipv4 = End::prepare(&netlink, &backend, selection.ipv4(), macs.ipv4).await?;
-        let ipv6 = End::prepare(&netlink, &backend, selection.ipv6(), macs.ipv6).await?;
-        if ipv4.is_none() {
-            sweep::<V4>(&netlink, selection.ifindex).await?;
-        }
-        if ipv6.is_none() {
-            sweep::<V6>(&netlink, selection.ifindex).await?;
-        }
+        let recorded = recorded(&known, &backend, &selection);
+        let ends = each_family!(selection.underlays().zip(recorded), (underlay, recorded) => {
+            End::prepare(&netlink, &backend, underlay, recorded).await?
+        });
+        each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
 
         let wish = Wish {
             attrs: convert::attrs(
                 &backend,
-                ipv4.as_ref().map(End::advertised),
-                ipv6.as_ref().map(End::advertised),
+                each_family!(ends.present(), end => end.map(End::advertised)),
             ),
-            allocation: Allocation::of(&config),
+            allocation: config.pools,
             previous: previous.ipv4_subnet,
             previous6: previous.ipv6_subnet,
         };
@@ -139,24 +134,16 @@ impl Daemon {
         let blackhole = options.filter.blackhole_route;
         let sides = {
             let view = leases.view.borrow();
-            let side = |end: End<V4>| {
-                let desired = Desired {
-                    local: end.local(config.ipv4?.network, lease.ipv4()?, backend),
-                    peers: view.usable_peers(&backend),
-                };
-                Some(Side::new(desired, end.vtep, blackhole))
-            };
-            let side6 = |end: End<V6>| {
-                let desired = Desired {
-                    local: end.local(config.ipv6?.network, lease.ipv6()?, backend),
-                    peers: view.usable_peers6(&backend),
-                };
-                Some(Side::new(desired, end.vtep, blackhole))
-            };
-            Sides {
-                ipv4: ipv4.and_then(side),
-                ipv6: ipv6.and_then(side6),
-            }
+            let parts = ends.zip(config.pools).zip(lease.subnets());
+            each_family!(parts, ((end, pool), subnet) => {
+                end.zip(pool).zip(subnet).map(|((end, pool), subnet)| {
+                    let desired = Desired {
+                        local: end.local(pool.network, subnet, &backend),
+                        peers: view.usable_peers(&backend),
+                    };
+                    Side::new(desired, end.vtep, blackhole)
+                })
+            })
         };
         let node = sides.desired();
         let rules = Rules::install(
@@ -189,6 +176,7 @@ impl Daemon {
         let settled = settler
             .settle(Job {
                 dirty: Dirty::ALL,
+                backend,
                 desired: controller.desired().clone(),
                 pods: controller.pods(),
                 timeouts: timeouts.borrow_and_update().clone(),
@@ -270,6 +258,7 @@ impl Daemon {
         }
         let job = Job {
             dirty,
+            backend: self.config.backend.clone(),
             desired: self.controller.desired().clone(),
             pods: self.controller.pods(),
             timeouts: self.timeouts.borrow().clone(),
@@ -310,20 +299,20 @@ impl Daemon {
             return (Dirty::default(), missing);
         };
         let mut desired = self.controller.desired().clone();
-        let followed = follow(&mut desired.ipv4, selection.ipv4())
-            .and_then(|ipv4| Ok(ipv4 | follow(&mut desired.ipv6, selection.ipv6())?));
-        match followed {
-            Ok(changed) => {
-                self.held.note(host, &selection);
-                let dirty = if changed {
-                    self.take_local(desired)
-                } else {
-                    Dirty::default()
-                };
-                (dirty, missing)
+        let sides = desired.as_mut().zip(selection.underlays());
+        let followed = each_family!(sides, (side, underlay) => {
+            match follow(side, underlay, &self.config.backend) {
+                Ok(changed) => changed,
+                Err(error) => return (Dirty::default(), Some(error.into())),
             }
-            Err(error) => (Dirty::default(), Some(error)),
-        }
+        });
+        self.held.note(host, &selection);
+        let dirty = if followed.any() {
+            self.take_local(desired)
+        } else {
+            Dirty::default()
+        };
+        (dirty, missing)
     }
 
     /// Has the lease, the subnet file and both tiers say what changed about this node.
@@ -384,22 +373,23 @@ impl Daemon {
         }
         let mut desired = self.controller.desired().clone();
         let merged = reload::merge(&self.config, &config, &self.lease);
-        if merged.applied.is_empty() && merged.postponed.is_empty() {
+        let ChangedKeys { applied, postponed } = merged.keys;
+        if applied.is_empty() && postponed.is_empty() {
             info!("the network config is the one in force");
         }
-        if !merged.applied.is_empty() {
-            info!(keys = ?merged.applied, "network config applied");
+        if !applied.is_empty() {
+            info!(keys = ?applied, "network config applied");
         }
-        if merged.postponed.is_empty() {
+        if postponed.is_empty() {
             self.leases.in_force(text);
         } else {
             warn!(
-                keys = ?merged.postponed,
+                keys = ?postponed,
                 "these keys of the network config come into force when the daemon is restarted"
             );
         }
         self.config = merged.config;
-        desired.set_backend(self.config.backend);
+        each_family!(desired.as_mut(), side => set_backend(side, &self.config.backend));
         self.rules.want(convert::filter_settings(
             &self.options.filter,
             &self.config,

@@ -18,7 +18,7 @@ use crate::{
         Serves, SlowFlows, XdpMode,
     },
     lifecycle::Supervisor,
-    model::{Backend, Family, V6},
+    model::{Family, each_family},
     netlink::PodLink,
     object::{LOGGING_OBJECT, OBJECT},
 };
@@ -102,26 +102,18 @@ impl Tier1 {
         Ok(Self::Absent { _lock: lock.ok() })
     }
 
-    /// Brings the maps of IPv4 to the desired state.
-    pub fn apply(&mut self, side: &Side, leases: LeaseTimes) -> Result<(), DatapathError> {
+    /// Brings the maps of a family to the desired state.
+    pub fn apply<F: Family>(
+        &mut self,
+        side: &Side<F>,
+        leases: LeaseTimes,
+    ) -> Result<(), DatapathError> {
         let Self::Active { datapath, .. } = self else {
             return Ok(());
         };
         let underlay = &side.desired.local.underlay.name;
         let facts = HostFacts::read(underlay, side.route_mtus.clone(), leases)?;
         let summary = datapath.apply(&side.desired, device(side), &facts)?;
-        self.note(&summary);
-        Ok(())
-    }
-
-    /// As [`Self::apply`], for IPv6.
-    pub fn apply6(&mut self, side: &Side<V6>, leases: LeaseTimes) -> Result<(), DatapathError> {
-        let Self::Active { datapath, .. } = self else {
-            return Ok(());
-        };
-        let underlay = &side.desired.local.underlay.name;
-        let facts = HostFacts::read(underlay, side.route_mtus.clone(), leases)?;
-        let summary = datapath.apply6(&side.desired, device(side), &facts)?;
         self.note(&summary);
         Ok(())
     }
@@ -274,12 +266,9 @@ fn device<F: Family>(side: &Side<F>) -> Option<datapath::Vtep> {
 /// Where each program belongs. Those that both families need are the same.
 fn attachments(sides: &Sides, pods: &BTreeMap<u32, PodLink>, xdp: Xdp) -> BTreeSet<Attachment> {
     let mut wanted = BTreeSet::new();
-    if let Some(side) = &sides.ipv4 {
-        wanted.extend(underlay_attachments(side, xdp));
-    }
-    if let Some(side) = &sides.ipv6 {
-        wanted.extend(underlay_attachments(side, xdp));
-    }
+    each_family!(sides.present(), side => {
+        wanted.extend(side.into_iter().flat_map(|side| underlay_attachments(side, xdp)));
+    });
     for pod in pods.values() {
         wanted.insert(at(Hook::Egress, pod.ifindex, &pod.name));
         wanted.insert(at(Hook::Deliver, pod.ifindex, &pod.name));
@@ -290,7 +279,7 @@ fn attachments(sides: &Sides, pods: &BTreeMap<u32, PodLink>, xdp: Xdp) -> BTreeS
 /// What one family wants on the underlay and its vxlan device.
 fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> {
     let underlay = &side.desired.local.underlay;
-    if side.desired.local.backend == Backend::Alloc {
+    if !side.desired.local.forwarding.is_any() {
         return Vec::new();
     }
     let mut wanted = Vec::new();

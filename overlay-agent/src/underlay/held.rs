@@ -8,6 +8,7 @@ use super::{
     selection::Selection,
     snapshot::{HostSnapshot, Link},
 };
+use crate::model::each_family;
 
 /// What is remembered of earlier choices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,14 +38,11 @@ impl Held {
 
     /// Takes note of what was chosen.
     pub fn note(&mut self, host: &HostSnapshot, selection: &Selection) {
-        let ipv4 = selection
-            .ipv4
-            .map(|addresses| IpAddr::from(addresses.local));
-        let ipv6 = selection
-            .ipv6
-            .map(|addresses| IpAddr::from(addresses.local));
-        let mut addresses = self.other_families(selection, ipv4.is_some(), ipv6.is_some());
-        for ip in [ipv4, ipv6].into_iter().flatten() {
+        let chosen = each_family!(selection.addresses, addresses => {
+            addresses.map(|addresses| IpAddr::from(addresses.local))
+        });
+        let mut addresses = self.other_families(selection);
+        for ip in chosen.into_iter().flatten() {
             let is_same_family = |other: &IpAddr| other.is_ipv4() == ip.is_ipv4();
             self.current.retain(|other| !is_same_family(other));
             if !self.home.iter().any(is_same_family) {
@@ -65,12 +63,16 @@ impl Held {
     }
 
     /// What stays in force of a family that the choice does not have.
-    fn other_families(&self, selection: &Selection, ipv4: bool, ipv6: bool) -> Vec<(IpAddr, Rank)> {
+    fn other_families(&self, selection: &Selection) -> Vec<(IpAddr, Rank)> {
+        let chosen = each_family!(selection.addresses, addresses => addresses.is_some());
         let present = self.present.iter();
         present
             .filter(|present| present.interface == selection.name)
             .flat_map(|present| &present.addresses)
-            .filter(|(ip, _)| if ip.is_ipv4() { !ipv4 } else { !ipv6 })
+            .filter(|(ip, _)| match ip {
+                IpAddr::V4(_) => !chosen.ipv4,
+                IpAddr::V6(_) => !chosen.ipv6,
+            })
             .copied()
             .collect()
     }

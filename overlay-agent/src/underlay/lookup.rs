@@ -10,7 +10,10 @@ use super::{
     selection::Families,
     snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
 };
-use crate::go::value::parse_ip;
+use crate::{
+    go::value::parse_ip,
+    model::{Family, PerFamily, V4, V6, each_family},
+};
 
 /// Why no interface was found; the texts are flannel's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,28 +74,23 @@ pub enum UnderlayError {
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
     pub link: &'a Link,
-    pub ipv4: Option<Ipv4Addr>,
-    pub ipv6: Option<Ipv6Addr>,
+    pub addresses: PerFamily<Option<Ipv4Addr>, Option<Ipv6Addr>>,
 }
 
 impl<'a> Found<'a> {
     fn any(link: &'a Link) -> Self {
         Self {
             link,
-            ipv4: None,
-            ipv6: None,
+            addresses: PerFamily::default(),
         }
     }
 
     pub fn at(link: &'a Link, ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self {
-                ipv4: Some(ip),
-                ..Self::any(link)
-            },
-            IpAddr::V6(ip) => Self {
-                ipv6: Some(ip),
-                ..Self::any(link)
+        Self {
+            link,
+            addresses: PerFamily {
+                ipv4: V4::address(ip),
+                ipv6: V6::address(ip),
             },
         }
     }
@@ -120,9 +118,10 @@ impl<'a> Lookup<'a> {
                 reason: "no such network interface",
             });
         };
+        let served = self.families.served();
         let (wanted, as_ipv6) = match ip {
-            IpAddr::V4(_) => (self.families.has_ipv4(), !self.families.has_ipv4()),
-            IpAddr::V6(_) => (self.families.has_ipv6(), self.families.has_ipv6()),
+            IpAddr::V4(_) => (served.ipv4, !served.ipv4),
+            IpAddr::V6(_) => (served.ipv6, served.ipv6),
         };
         let owner = self.owner_of(ip).filter(|_| wanted);
         owner.map(|link| Found::at(link, ip)).ok_or_else(|| {
@@ -162,49 +161,28 @@ impl<'a> Lookup<'a> {
     }
 
     fn matching_address(self, link: &'a Link, regex: &Regex) -> Option<Found<'a>> {
-        let matches = |ip: &IpAddr| regex.is_match(&ip.to_string());
-        let ipv4 = || {
-            self.ipv4_addresses(link)
-                .into_iter()
-                .find(|ip| matches(&IpAddr::V4(*ip)))
-        };
-        let ipv6 = || {
-            self.ipv6_addresses(link)
-                .into_iter()
-                .find(|ip| matches(&IpAddr::V6(*ip)))
-        };
-        match self.families {
-            Families::Ipv4 => Some(Found {
-                ipv4: Some(ipv4()?),
-                ..Found::any(link)
-            }),
-            Families::Ipv6 => Some(Found {
-                ipv6: Some(ipv6()?),
-                ..Found::any(link)
-            }),
-            Families::Dual => Some(Found {
-                link,
-                ipv4: Some(ipv4()?),
-                ipv6: Some(ipv6()?),
-            }),
-        }
+        let addresses = self.of_link(link).zip(self.families.served());
+        let addresses = each_family!(addresses, (addresses, served) => if served {
+            let mut addresses = addresses.into_iter();
+            Some(addresses.find(|ip| regex.is_match(&ip.to_string()))?)
+        } else {
+            None
+        });
+        Some(Found { link, addresses })
     }
 
     /// The interfaces and their addresses for an error text.
     fn available(self) -> String {
         let describe = |link: &Link| {
-            let addresses: Vec<String> = if self.families.has_ipv4() {
-                self.ipv4_addresses(link)
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect()
+            let texts: PerFamily<Vec<_>> = each_family!(self.of_link(link), addresses => {
+                addresses.iter().map(ToString::to_string).collect()
+            });
+            let texts = if self.families.served().ipv4 {
+                texts.ipv4
             } else {
-                self.ipv6_addresses(link)
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect()
+                texts.ipv6
             };
-            format!("{}:[{}]", link.name, addresses.join(" "))
+            format!("{}:[{}]", link.name, texts.join(" "))
         };
         self.host
             .links
@@ -279,20 +257,27 @@ impl<'a> Lookup<'a> {
 
     /// Fills in the addresses that are not fixed: the best one of each family of the network.
     pub fn complete(self, found: Found<'a>) -> Result<Found<'a>, UnderlayError> {
-        let Found {
-            link,
-            mut ipv4,
-            mut ipv6,
-        } = found;
-        if self.families.has_ipv4() && ipv4.is_none() {
-            let first = self.ipv4_addresses(link).first().copied();
-            ipv4 = Some(first.ok_or_else(|| self.missing(link, "IPv4", IpAddr::is_ipv4))?);
+        let Found { link, addresses } = found;
+        let addresses = addresses.zip(self.families.served());
+        let addresses = PerFamily {
+            ipv4: self.completed::<V4>(link, addresses.ipv4)?,
+            ipv6: self.completed::<V6>(link, addresses.ipv6)?,
+        };
+        Ok(Found { link, addresses })
+    }
+
+    fn completed<F: Family>(
+        self,
+        link: &Link,
+        (fixed, served): (Option<F::Address>, bool),
+    ) -> Result<Option<F::Address>, UnderlayError> {
+        if fixed.is_some() || !served {
+            return Ok(fixed);
         }
-        if self.families.has_ipv6() && ipv6.is_none() {
-            let first = self.ipv6_addresses(link).first().copied();
-            ipv6 = Some(first.ok_or_else(|| self.missing(link, "IPv6", IpAddr::is_ipv6))?);
-        }
-        Ok(Found { link, ipv4, ipv6 })
+        let first = self.addresses_of_family::<F>(link).first().copied();
+        first
+            .map(Some)
+            .ok_or_else(|| self.missing(link, F::NAME, |ip| F::address(*ip).is_some()))
     }
 
     fn missing(
@@ -327,32 +312,16 @@ impl<'a> Lookup<'a> {
         self.host.links.iter().find(|link| link.ifindex == ifindex)
     }
 
-    fn ipv4_addresses(self, link: &Link) -> Vec<Ipv4Addr> {
-        let ipv4 = |ip| {
-            if let IpAddr::V4(ip) = ip {
-                Some(ip)
-            } else {
-                None
-            }
-        };
-        self.addresses(link, IpAddr::is_ipv4)
-            .into_iter()
-            .filter_map(ipv4)
-            .collect()
+    fn of_link(self, link: &Link) -> PerFamily<Vec<Ipv4Addr>, Vec<Ipv6Addr>> {
+        PerFamily {
+            ipv4: self.addresses_of_family::<V4>(link),
+            ipv6: self.addresses_of_family::<V6>(link),
+        }
     }
 
-    fn ipv6_addresses(self, link: &Link) -> Vec<Ipv6Addr> {
-        let ipv6 = |ip| {
-            if let IpAddr::V6(ip) = ip {
-                Some(ip)
-            } else {
-                None
-            }
-        };
-        self.addresses(link, IpAddr::is_ipv6)
-            .into_iter()
-            .filter_map(ipv6)
-            .collect()
+    fn addresses_of_family<F: Family>(self, link: &Link) -> Vec<F::Address> {
+        let addresses = self.addresses(link, |ip| F::address(*ip).is_some());
+        addresses.into_iter().filter_map(F::address).collect()
     }
 
     fn addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {

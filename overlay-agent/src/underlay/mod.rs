@@ -21,7 +21,10 @@ pub use self::{
         AddressFlags, HostSnapshot, InterfaceAddress, Link, Reach, Route, SnapshotError, snapshot,
     },
 };
-use crate::config::InterfaceOptions;
+use crate::{
+    config::InterfaceOptions,
+    model::{PerFamily, each_family},
+};
 
 /// Chooses by the options, in flannel's order: every `--iface`, every `--iface-regex`,
 /// `--iface-can-reach`; without any of them the interface that owns the public address, else the
@@ -125,15 +128,14 @@ fn unasked<'a>(
     options: &InterfaceOptions,
     notes: &mut Vec<String>,
 ) -> Result<Found<'a>, UnderlayError> {
-    let public_ip = options
-        .public_ip
-        .filter(|_| lookup.families.has_ipv4())
-        .map(IpAddr::V4);
-    let public_ipv6 = options
-        .public_ipv6
-        .filter(|_| lookup.families.has_ipv6())
-        .map(IpAddr::V6);
-    for public in [public_ip, public_ipv6].into_iter().flatten() {
+    let public = PerFamily {
+        ipv4: options.public_ip.map(IpAddr::V4),
+        ipv6: options.public_ipv6.map(IpAddr::V6),
+    };
+    let public = each_family!(public.zip(lookup.families.served()), (public, served) => {
+        public.filter(|_| served)
+    });
+    for public in public.into_iter().flatten() {
         match lookup.owner_of(public) {
             Some(link) => return lookup.complete(Found::at(link, public)),
             None => notes.push(format!(
@@ -161,7 +163,9 @@ fn with_public_ipv6<'a>(
         return Ok(found);
     };
     match lookup.owner_of(public.into()) {
-        Some(owner) if owner.ifindex == found.link.ifindex => found.ipv6 = Some(public),
+        Some(owner) if owner.ifindex == found.link.ifindex => {
+            found.addresses.ipv6 = Some(public);
+        }
         Some(owner) => {
             return Err(UnderlayError::OtherInterface {
                 ipv6: owner.name.clone(),
@@ -179,9 +183,12 @@ fn finish(
     options: &InterfaceOptions,
     notes: Vec<String>,
 ) -> Result<Selection, UnderlayError> {
-    let Found { link, ipv4, ipv6 } = found;
-    let ipv4 = ipv4.filter(|_| lookup.families.has_ipv4());
-    let ipv6 = ipv6.filter(|_| lookup.families.has_ipv6());
+    let Found { link, addresses } = found;
+    let public = PerFamily {
+        ipv4: options.public_ip,
+        ipv6: options.public_ipv6,
+    };
+    let addresses = addresses.zip(public).zip(lookup.families.served());
     if link.mtu == 0 {
         return Err(UnderlayError::NoMtu {
             interface: link.name.clone(),
@@ -193,13 +200,11 @@ fn finish(
         mtu: link.mtu,
         hardware: link.hardware,
         ethernet: link.ethernet,
-        ipv4: ipv4.map(|local| Addresses {
-            local,
-            public: options.public_ip.unwrap_or(local),
-        }),
-        ipv6: ipv6.map(|local| Addresses {
-            local,
-            public: options.public_ipv6.unwrap_or(local),
+        addresses: each_family!(addresses, ((local, public), served) => {
+            local.filter(|_| served).map(|local| Addresses {
+                local,
+                public: public.unwrap_or(local),
+            })
         }),
         notes,
     })

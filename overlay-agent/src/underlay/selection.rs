@@ -1,10 +1,8 @@
 //! The interface and addresses that were chosen.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use crate::{
     config::NetworkConfig,
-    model::{Family, Underlay, V6},
+    model::{Family, PerFamily, Underlay, V4, V6, each_family},
 };
 
 /// The address families of the network.
@@ -25,53 +23,45 @@ pub struct Selection {
     pub hardware: bool,
     /// See [`Underlay::ethernet`].
     pub ethernet: bool,
-    /// Present if the network has IPv4.
-    pub ipv4: Option<Addresses<Ipv4Addr>>,
-    /// Present if the network has IPv6.
-    pub ipv6: Option<Addresses<Ipv6Addr>>,
+    /// Of the families that the network has.
+    pub addresses: PerFamily<Option<Addresses>, Option<Addresses<V6>>>,
     /// What was tried in vain before, and what may surprise; to be logged.
     pub notes: Vec<String>,
 }
 
 /// This node's addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses<A> {
+pub struct Addresses<F: Family = V4> {
     /// Source of tunnel packets: an address of the interface.
-    pub local: A,
+    pub local: F::Address,
     /// What the lease advertises.
-    pub public: A,
+    pub public: F::Address,
 }
 
 impl Families {
     pub fn of(network: &NetworkConfig) -> Self {
-        match (&network.ipv4, &network.ipv6) {
+        match (&network.pools.ipv4, &network.pools.ipv6) {
             (Some(_), Some(_)) => Self::Dual,
             (None, Some(_)) => Self::Ipv6,
             (_, None) => Self::Ipv4,
         }
     }
 
-    pub fn has_ipv4(self) -> bool {
-        self != Self::Ipv6
-    }
-
-    pub fn has_ipv6(self) -> bool {
-        self != Self::Ipv4
+    pub fn served(self) -> PerFamily<bool> {
+        PerFamily {
+            ipv4: self != Self::Ipv6,
+            ipv6: self != Self::Ipv4,
+        }
     }
 }
 
 impl Selection {
-    /// The IPv4 side, as the tiers take it.
-    pub fn ipv4(&self) -> Option<Underlay> {
-        self.ipv4.map(|addresses| self.side(addresses))
+    /// As the tiers take it.
+    pub fn underlays(&self) -> PerFamily<Option<Underlay>, Option<Underlay<V6>>> {
+        each_family!(self.addresses, addresses => addresses.map(|its| self.underlay(its)))
     }
 
-    /// The IPv6 side.
-    pub fn ipv6(&self) -> Option<Underlay<V6>> {
-        self.ipv6.map(|addresses| self.side(addresses))
-    }
-
-    fn side<F: Family>(&self, addresses: Addresses<F::Address>) -> Underlay<F> {
+    fn underlay<F: Family>(&self, addresses: Addresses<F>) -> Underlay<F> {
         Underlay {
             ifindex: self.ifindex,
             name: self.name.clone(),

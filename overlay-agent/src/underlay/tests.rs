@@ -111,13 +111,10 @@ fn keeping(
 ) -> String {
     let selection = select(host, options, families, held)
         .unwrap_or_else(|error| panic!("{options:?}: {error}"));
-    let ipv4 = selection
-        .ipv4
-        .map_or("-".to_owned(), |a| format!("{}/{}", a.local, a.public));
-    let ipv6 = selection
-        .ipv6
-        .map_or("-".to_owned(), |a| format!("{}/{}", a.local, a.public));
-    format!("{} {ipv4} {ipv6}", selection.name)
+    let texts = each_family!(selection.addresses, addresses => {
+        addresses.map_or("-".to_owned(), |a| format!("{}/{}", a.local, a.public))
+    });
+    format!("{} {} {}", selection.name, texts.ipv4, texts.ipv6)
 }
 
 fn error(host: &HostSnapshot, options: &InterfaceOptions, families: Families) -> String {
@@ -425,7 +422,8 @@ fn a_public_address_of_no_interface_is_advertised_and_is_not_the_tunnels_own() {
         &Held::default(),
     )
     .unwrap()
-    .ipv4()
+    .underlays()
+    .ipv4
     .unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(192, 168, 50, 7));
     assert_eq!(underlay.public_ip, Ipv4Addr::new(203, 0, 113, 9));
@@ -465,7 +463,7 @@ fn a_public_address_behind_a_nat_needs_no_iface_and_is_noted() {
     )
     .unwrap();
     assert_eq!(
-        selection.ipv4,
+        selection.addresses.ipv4,
         Some(Addresses {
             local: Ipv4Addr::new(10, 0, 2, 15),
             public: Ipv4Addr::new(203, 0, 113, 9)

@@ -1,12 +1,9 @@
 //! `flannel.<VNI>`: created as flannel creates it, adopted, corrected, replaced.
 
-use overlay_agent::{
-    model::{Backend, VxlanBackend},
-    netlink::NetlinkError,
-};
+use overlay_agent::{backend::Vxlan, netlink::NetlinkError};
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{MAC, Node, described, index_of, vxlan_backend};
+use crate::node::{MAC, Node, described, index_of};
 
 #[test]
 fn the_device_is_described_exactly_as_flannels() {
@@ -117,13 +114,13 @@ fn an_incompatible_device_is_replaced_and_keeps_its_mac() {
 #[test]
 fn a_device_with_port_and_gbp_has_them() {
     in_private_netns(|| async {
-        let backend = VxlanBackend {
+        let backend = Vxlan {
             port: Some(4789),
             gbp: true,
             learning: true,
-            ..vxlan_backend()
+            ..Vxlan::DEFAULT
         };
-        let node = Node::new(Backend::Vxlan(backend));
+        let node = Node::new(backend);
         let vtep = node.ensure().await;
         assert_eq!(vtep.port, 4789);
         let text = described("flannel.1");
@@ -170,11 +167,11 @@ fn a_foreign_device_with_our_vni_is_named_and_left_alone() {
 #[test]
 fn a_device_name_the_kernel_cannot_hold_is_refused() {
     in_private_netns(|| async {
-        let backend = VxlanBackend {
+        let backend = Vxlan {
             vni: 10_000_000,
-            ..vxlan_backend()
+            ..Vxlan::DEFAULT
         };
-        let node = Node::new(Backend::Vxlan(backend));
+        let node = Node::new(backend);
         let error = node
             .netlink
             .ensure_vtep(&node.spec(), None)

@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use ipnetwork::Ipv6Network;
 use overlay_agent::{
-    model::{Backend, Desired, LocalNode, Peer, Underlay, V6},
+    backend::{Kind as _, Vxlan},
+    model::{Desired, LocalNode, Peer, Underlay, V6},
     netlink::{Netlink, NetlinkError, Summary, Vtep, VtepSpec},
 };
 use overlay_common::addr::MacAddr;
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{MAC, described, index_of, is_unchanged, lines_with, vxlan_backend};
+use crate::node::{MAC, described, index_of, is_unchanged, lines_with};
 
 /// One node: an underlay with an address and a default route, and the desired state.
 struct Node {
@@ -42,7 +43,7 @@ impl Node {
                 address,
                 public_ip: address,
             },
-            backend: Backend::Vxlan(vxlan_backend()),
+            forwarding: Vxlan::DEFAULT.forwarding::<V6>(),
             vtep_mac: MAC,
             zero_checksum: false,
         };
@@ -56,7 +57,7 @@ impl Node {
     }
 
     fn spec(&self) -> VtepSpec {
-        VtepSpec::new(&vxlan_backend(), &self.desired.local.underlay)
+        Vxlan::DEFAULT.device(&self.desired.local.underlay)
     }
 
     async fn ensure(&self) -> Vtep {
@@ -106,7 +107,7 @@ fn both_families_have_their_device_with_one_vni_and_port() {
         let node = Node::new();
         run("ip addr add 192.168.0.1/24 dev eth0");
         let vtep = node.ensure().await;
-        let ipv4 = VtepSpec::new(&vxlan_backend(), &crate::node::underlay());
+        let ipv4 = Vxlan::DEFAULT.device(&crate::node::underlay());
         let other = MacAddr::new([0x02, 0, 0, 0, 0, 0x44]);
         let vtep4 = node.netlink.ensure_vtep(&ipv4, Some(other)).await;
         let vtep4 = vtep4.expect("the other family's device is in nobody's way");

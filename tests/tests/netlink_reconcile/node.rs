@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 use overlay_agent::{
-    model::{Backend, Desired, Family, LocalNode, Peer, Underlay, VxlanBackend},
+    backend::{Backend, Vxlan},
+    model::{Desired, Family, LocalNode, Peer, Underlay, V4},
     netlink::{Netlink, Summary, Vtep, VtepSpec},
 };
 use overlay_common::addr::MacAddr;
@@ -15,11 +16,13 @@ pub const MAC: MacAddr = MacAddr::new([0x02, 0, 0, 0, 0, 0x01]);
 /// One node: an underlay with an address and a default route, and the desired state.
 pub struct Node {
     pub netlink: Netlink,
+    backend: Backend,
     pub desired: Desired,
 }
 
 impl Node {
-    pub fn new(backend: Backend) -> Self {
+    pub fn new(backend: impl Into<Backend>) -> Self {
+        let backend = backend.into();
         run("ip link add eth0 type veth peer name wire0");
         run("ip addr add 192.168.0.1/24 dev eth0");
         run("ip link set wire0 up");
@@ -29,13 +32,14 @@ impl Node {
             network: net("10.5.0.0/16"),
             subnet: net("10.5.1.0/24"),
             underlay: underlay(),
-            backend,
+            forwarding: backend.forwarding::<V4>(),
             vtep_mac: MAC,
             zero_checksum: false,
         };
         let netlink = Netlink::connect().expect("netlink");
         Self {
             netlink,
+            backend,
             desired: Desired {
                 local,
                 peers: BTreeMap::new(),
@@ -44,12 +48,17 @@ impl Node {
     }
 
     pub fn vxlan() -> Self {
-        Self::new(Backend::Vxlan(vxlan_backend()))
+        Self::new(Vxlan::DEFAULT)
+    }
+
+    pub fn set_backend(&mut self, backend: impl Into<Backend>) {
+        self.backend = backend.into();
+        self.desired.local.forwarding = self.backend.forwarding::<V4>();
     }
 
     pub fn spec(&self) -> VtepSpec {
-        match &self.desired.local.backend {
-            Backend::Vxlan(backend) => VtepSpec::new(backend, &self.desired.local.underlay),
+        match &self.backend {
+            Backend::Vxlan(vxlan) => vxlan.device(&self.desired.local.underlay),
             _ => panic!("no vxlan backend"),
         }
     }
@@ -114,17 +123,6 @@ pub fn index_of(name: &str) -> u32 {
         .next()
         .and_then(|index| index.trim().parse().ok())
         .expect("an index")
-}
-
-pub fn vxlan_backend() -> VxlanBackend {
-    VxlanBackend {
-        vni: 1,
-        port: None,
-        mtu: None,
-        gbp: false,
-        learning: false,
-        direct_routing: false,
-    }
 }
 
 pub fn lines_with(text: &str, needle: &str) -> Vec<String> {

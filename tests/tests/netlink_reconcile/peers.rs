@@ -7,13 +7,14 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 use overlay_agent::{
-    model::{Backend, Peer, V4, VxlanBackend},
+    backend::{HostGw, Vxlan},
+    model::{Peer, V4},
     netlink::{Owned, PeerPath, RefusalReason},
 };
 use overlay_common::addr::MacAddr;
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{Node, index_of, is_unchanged, lines_with, net, vxlan_backend};
+use crate::node::{Node, index_of, is_unchanged, lines_with, net};
 
 #[test]
 fn a_peer_is_programmed_as_flannel_does_and_only_once() {
@@ -198,11 +199,11 @@ fn a_moved_or_rekeyed_peer_leaves_nothing_behind() {
 #[test]
 fn direct_and_gatewayed_peers_follow_the_kernels_routes() {
     in_private_netns(|| async {
-        let backend = VxlanBackend {
+        let backend = Vxlan {
             direct_routing: true,
-            ..vxlan_backend()
+            ..Vxlan::DEFAULT
         };
-        let mut node = Node::new(Backend::Vxlan(backend));
+        let mut node = Node::new(backend);
         node.add_peer(2, "192.168.0.2");
         node.add_peer(3, "203.0.113.3");
         let vtep = node.ensure().await;
@@ -251,7 +252,7 @@ fn host_gw_and_vxlan_replace_each_others_routes() {
         let vtep = node.ensure().await;
         node.reconcile(&vtep).await;
 
-        node.desired.local.backend = Backend::HostGw;
+        node.set_backend(HostGw);
         node.netlink
             .reconcile(&node.desired, None)
             .await
@@ -262,7 +263,7 @@ fn host_gw_and_vxlan_replace_each_others_routes() {
             ["10.5.2.0/24 via 192.168.0.2 dev eth0 proto 241"]
         );
 
-        node.desired.local.backend = Backend::Vxlan(vxlan_backend());
+        node.set_backend(Vxlan::DEFAULT);
         let vtep = node.ensure().await;
         node.reconcile(&vtep).await;
         let routes = run("ip route show");
@@ -283,11 +284,11 @@ fn the_device_of_an_earlier_configuration_is_removed_and_a_foreign_one_is_not() 
         run("ip link add flannel.9 type vxlan id 9 dev eth0 local 192.168.0.1 dstport 8472");
         run("ip addr add 10.9.1.0/32 dev flannel.9");
 
-        let backend = VxlanBackend {
+        let backend = Vxlan {
             vni: 2,
-            ..vxlan_backend()
+            ..Vxlan::DEFAULT
         };
-        node.desired.local.backend = Backend::Vxlan(backend);
+        node.set_backend(backend);
         let vtep = node.ensure().await;
         node.reconcile(&vtep).await;
         assert_eq!(
@@ -300,7 +301,7 @@ fn the_device_of_an_earlier_configuration_is_removed_and_a_foreign_one_is_not() 
             ["10.5.2.0/24 via 10.5.2.0 dev flannel.2 proto 241 onlink"]
         );
 
-        node.desired.local.backend = Backend::HostGw;
+        node.set_backend(HostGw);
         let summary = node.netlink.reconcile(&node.desired, None).await;
         assert!(summary.expect("host-gw").failed.is_empty());
         assert_eq!(
@@ -332,7 +333,7 @@ fn a_route_from_when_another_node_had_our_subnet_is_removed() {
 #[test]
 fn a_host_gw_peer_behind_a_router_is_reported_and_the_others_work() {
     in_private_netns(|| async {
-        let mut node = Node::new(Backend::HostGw);
+        let mut node = Node::new(HostGw);
         node.add_peer(2, "192.168.0.2");
         node.add_peer(3, "203.0.113.3");
         let summary = node
@@ -471,11 +472,11 @@ fn a_thousand_peers_are_programmed_and_swept() {
 #[test]
 fn a_thousand_direct_peers_are_looked_up_and_programmed() {
     in_private_netns(|| async {
-        let backend = VxlanBackend {
+        let backend = Vxlan {
             direct_routing: true,
-            ..vxlan_backend()
+            ..Vxlan::DEFAULT
         };
-        let mut node = Node::new(Backend::Vxlan(backend));
+        let mut node = Node::new(backend);
         run("ip addr add 172.16.0.1/16 dev eth0");
         for n in 0..1000_u32 {
             let [_, _, high, low] = n.to_be_bytes();

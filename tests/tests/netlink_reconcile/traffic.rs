@@ -10,16 +10,17 @@ use std::{
 };
 
 use overlay_agent::{
-    model::{Backend, Desired, LocalNode, Peer, Underlay, VxlanBackend},
-    netlink::{Netlink, VtepSpec},
+    backend::{Kind as _, Vxlan},
+    model::{Desired, LocalNode, Peer, Underlay, V4},
+    netlink::Netlink,
 };
 use overlay_common::addr::MacAddr;
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{index_of, net, vxlan_backend};
+use crate::node::{index_of, net};
 
 /// Node `n` has address `192.168.0.<n>` and subnet `10.5.<n>.0/24`.
-fn desired(n: u8, backend: VxlanBackend) -> Desired {
+fn desired(n: u8, backend: Vxlan) -> Desired {
     let peer = 3 - n;
     let address = Ipv4Addr::new(192, 168, 0, n);
     let mac = |n| MacAddr::new([0x02, 0, 0, 0, 0, n]);
@@ -43,7 +44,7 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
                 address,
                 public_ip: address,
             },
-            backend: Backend::Vxlan(backend),
+            forwarding: backend.forwarding::<V4>(),
             vtep_mac: mac(n),
             zero_checksum: false,
         },
@@ -52,10 +53,10 @@ fn desired(n: u8, backend: VxlanBackend) -> Desired {
 }
 
 /// Programs node `n` in the calling thread's namespace.
-async fn program(n: u8, backend: VxlanBackend) {
+async fn program(n: u8, backend: Vxlan) {
     let desired = desired(n, backend);
     let netlink = Netlink::connect().expect("netlink");
-    let spec = VtepSpec::new(&backend, &desired.local.underlay);
+    let spec = backend.device(&desired.local.underlay);
     let mac = Some(desired.local.vtep_mac);
     let vtep = netlink.ensure_vtep(&spec, mac).await.expect("device");
     let summary = netlink.reconcile(&desired, Some(&vtep)).await;
@@ -65,7 +66,7 @@ async fn program(n: u8, backend: VxlanBackend) {
 
 /// Programs both nodes and sends a full-size datagram from one's tunnel address to the other's and
 /// back. The channels keep the steps in order; when one side fails the other fails with it.
-fn exchange(backends: [VxlanBackend; 2]) {
+fn exchange(backends: [Vxlan; 2]) {
     let (send_namespace, namespace) = channel();
     let (send_plugged, plugged) = channel();
     let (send_ready, ready) = channel();
@@ -124,15 +125,15 @@ fn bound(address: &str) -> UdpSocket {
 
 #[test]
 fn tunnel_addresses_of_two_nodes_reach_each_other() {
-    exchange([vxlan_backend(); 2]);
+    exchange([Vxlan::DEFAULT; 2]);
 }
 
 #[test]
 fn one_node_may_route_directly_while_the_other_tunnels() {
-    let direct = VxlanBackend {
+    let direct = Vxlan {
         direct_routing: true,
-        ..vxlan_backend()
+        ..Vxlan::DEFAULT
     };
     exchange([direct, direct]);
-    exchange([vxlan_backend(), direct]);
+    exchange([Vxlan::DEFAULT, direct]);
 }

@@ -1,29 +1,28 @@
 //! The network config: the JSON at `<prefix>/config` that every node of the cluster reads. Decoding
 //! follows Go's `encoding/json`, validation flannel's `CheckNetworkConfig`, with its error texts.
 
-mod backend;
 mod range;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
+pub use self::range::RangeError;
 use self::range::{Bounds, IPV4, IPV6};
-pub use self::{backend::BackendError, range::RangeError};
 use crate::{
+    backend::{Backend, BackendError},
     go::{
         json::{JsonError, Object},
         value::{Cidr, parse_cidr, parse_ip},
     },
-    model::Backend,
+    model::{Family, PerFamily, V4, V6, each_family},
 };
 
 /// A valid network config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// `None`: IPv4 is off. At least one of the families is on.
-    pub ipv4: Option<Ipv4Pool>,
-    pub ipv6: Option<Ipv6Pool>,
+    /// Of the families that are on, at least one.
+    pub pools: PerFamily<Option<Pool>, Option<Pool<V6>>>,
     /// nftables instead of iptables rules.
     pub nftables: bool,
     pub backend: Backend,
@@ -31,24 +30,13 @@ pub struct NetworkConfig {
 
 /// The subnets that nodes lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4Pool {
-    pub network: Ipv4Network,
+pub struct Pool<F: Family = V4> {
+    pub network: F::Network,
     pub subnet_len: u8,
     /// Base of the first subnet that may be leased.
-    pub subnet_min: Ipv4Addr,
+    pub subnet_min: F::Address,
     /// Base of the last one.
-    pub subnet_max: Ipv4Addr,
-}
-
-/// The IPv6 subnets that nodes lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv6Pool {
-    pub network: Ipv6Network,
-    pub subnet_len: u8,
-    /// Base of the first subnet that may be leased.
-    pub subnet_min: Ipv6Addr,
-    /// Base of the last one.
-    pub subnet_max: Ipv6Addr,
+    pub subnet_max: F::Address,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,26 +83,35 @@ impl NetworkConfig {
         let ipv4 = Ipv4Keys::decode(&object)?;
         let ipv6 = Ipv6Keys::decode(&object)?;
         let backend_text = object.raw("Backend");
-        let backend_type =
-            backend::type_of(backend_text).map_err(NetworkConfigError::BackendType)?;
+        let backend_type = backend_type(backend_text).map_err(NetworkConfigError::BackendType)?;
 
         let ipv4 = enable_ipv4.then(|| ipv4.check()).transpose()?;
         let ipv6 = enable_ipv6.then(|| ipv6.check()).transpose()?;
-        if ipv4.is_none() && ipv6.is_none() {
+        let pools = PerFamily { ipv4, ipv6 };
+        let served = each_family!(pools, pool => pool.is_some());
+        if !served.any() {
             return Err(NetworkConfigError::NoFamily);
         }
-        let (backend, of_backend) = backend::parse(backend_type, backend_text, ipv6.is_some())?;
+        let (backend, of_backend) = Backend::parse(backend_type, backend_text, served.ipv6)?;
         warnings.extend(of_backend);
         Ok(ParsedNetworkConfig {
             config: Self {
-                ipv4,
-                ipv6,
+                pools,
                 nftables,
                 backend,
             },
             warnings,
         })
     }
+}
+
+/// The lower-cased type; `None` if the key is absent.
+fn backend_type(backend: Option<&str>) -> Result<Option<String>, JsonError> {
+    let Some(text) = backend else {
+        return Ok(None);
+    };
+    let name = Object::parse(text, "Backend")?.string("Type")?;
+    Ok(Some(name.to_lowercase()))
 }
 
 /// Editors of Windows put the mark before a text.
@@ -144,7 +141,7 @@ impl Ipv4Keys {
         })
     }
 
-    fn check(self) -> Result<Ipv4Pool, RangeError> {
+    fn check(self) -> Result<Pool, RangeError> {
         let network = self.network.ok_or(IPV4.no_network())?;
         let number = |address: Option<Ipv4Addr>| address.map_or(0, |ip| u128::from(ip.to_bits()));
         let range = IPV4.check(Bounds {
@@ -153,7 +150,7 @@ impl Ipv4Keys {
             min: number(self.min),
             max: number(self.max),
         })?;
-        Ok(Ipv4Pool {
+        Ok(Pool {
             network,
             subnet_len: range.subnet_len,
             subnet_min: low_bits(range.min),
@@ -185,7 +182,7 @@ impl Ipv6Keys {
         })
     }
 
-    fn check(self) -> Result<Ipv6Pool, RangeError> {
+    fn check(self) -> Result<Pool<V6>, RangeError> {
         let network = self.network.ok_or(IPV6.no_network())?;
         let number = |address: Option<Ipv6Addr>| address.map_or(0, Ipv6Addr::to_bits);
         let range = IPV6.check(Bounds {
@@ -194,7 +191,7 @@ impl Ipv6Keys {
             min: number(self.min),
             max: number(self.max),
         })?;
-        Ok(Ipv6Pool {
+        Ok(Pool {
             network,
             subnet_len: range.subnet_len,
             subnet_min: range.min.into(),

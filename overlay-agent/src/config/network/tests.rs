@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::VxlanBackend;
+use crate::backend::{Alloc, HostGw, Vxlan};
 
 fn parse(text: &str) -> ParsedNetworkConfig {
     NetworkConfig::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -19,7 +19,11 @@ fn with_vxlan(members: &str) -> String {
 }
 
 fn ipv4(members: &str) -> (String, String, u8) {
-    let pool = parse(&with_vxlan(members)).config.ipv4.expect("IPv4 is on");
+    let pool = parse(&with_vxlan(members))
+        .config
+        .pools
+        .ipv4
+        .expect("IPv4 is on");
     (
         pool.subnet_min.to_string(),
         pool.subnet_max.to_string(),
@@ -28,7 +32,11 @@ fn ipv4(members: &str) -> (String, String, u8) {
 }
 
 fn ipv6(members: &str) -> (String, String, u8) {
-    let pool = parse(&with_vxlan(members)).config.ipv6.expect("IPv6 is on");
+    let pool = parse(&with_vxlan(members))
+        .config
+        .pools
+        .ipv6
+        .expect("IPv6 is on");
     (
         pool.subnet_min.to_string(),
         pool.subnet_max.to_string(),
@@ -36,7 +44,7 @@ fn ipv6(members: &str) -> (String, String, u8) {
     )
 }
 
-fn vxlan(options: &str) -> VxlanBackend {
+fn vxlan(options: &str) -> Vxlan {
     let text = format!(r#"{{"Network": "10.3.0.0/16", "Backend": {options}}}"#);
     match parse(&text).config.backend {
         Backend::Vxlan(vxlan) => vxlan,
@@ -110,7 +118,10 @@ fn the_last_network_of_the_address_space_ends_at_its_end() {
 #[test]
 fn host_bits_of_a_network_are_dropped() {
     let config = parse(&with_vxlan(r#""Network": "10.10.10.0/16""#)).config;
-    assert_eq!(config.ipv4.unwrap().network.to_string(), "10.10.0.0/16");
+    assert_eq!(
+        config.pools.ipv4.unwrap().network.to_string(),
+        "10.10.0.0/16"
+    );
 }
 
 #[test]
@@ -297,16 +308,16 @@ fn keys_and_the_backend_type_match_in_any_case() {
     let config = parse(r#"{"NETWORK": "10.3.0.0/16", "backend": {"TYPE": "VxLAN", "vni": 7}}"#);
     assert_eq!(
         config.config.backend,
-        Backend::Vxlan(VxlanBackend {
+        Backend::Vxlan(Vxlan {
             vni: 7,
-            ..vxlan(r#"{"Type": "vxlan"}"#)
+            ..Vxlan::DEFAULT
         })
     );
 }
 
 #[test]
 fn vxlan_options_default_as_in_flannel() {
-    let expected = VxlanBackend {
+    let expected = Vxlan {
         vni: 1,
         port: None,
         mtu: None,
@@ -327,7 +338,7 @@ fn vxlan_options_are_read() {
                       "Learning": true, "DirectRouting": true, "MacPrefix": "0E-2A"}"#;
     assert_eq!(
         vxlan(options),
-        VxlanBackend {
+        Vxlan {
             vni: 42,
             port: Some(4789),
             mtu: Some(9000),
@@ -420,7 +431,7 @@ fn direct_routing_as_a_string_is_accepted_with_a_warning() {
 
 #[test]
 fn host_gw_and_alloc_take_no_options() {
-    for (name, backend) in [("host-gw", Backend::HostGw), ("alloc", Backend::Alloc)] {
+    for (name, backend) in [("host-gw", HostGw.into()), ("alloc", Backend::from(Alloc))] {
         let text = format!(r#"{{"Network": "10.3.0.0/16", "Backend": {{"Type": "{name}"}}}}"#);
         assert_eq!(parse(&text).config.backend, backend);
     }
@@ -529,7 +540,7 @@ fn bytes_that_are_not_utf_8_do_not_matter_in_unknown_keys() {
         b"{\"\xff\": 1, \"Network\": \"10.3.0.0/16\", \"Backend\": {\"Type\": \"alloc\"}}";
     assert_eq!(
         NetworkConfig::parse(document).unwrap().config.backend,
-        Backend::Alloc
+        Backend::from(Alloc)
     );
 }
 
@@ -565,7 +576,7 @@ proptest! {
     #[test]
     fn a_valid_range_lies_in_its_network(prefix in 1u8..=28, address: u32) {
         let network = Ipv4Network::new(address.into(), prefix).unwrap();
-        let pool = parse(&with_vxlan(&format!(r#""Network": "{network}""#))).config.ipv4.unwrap();
+        let pool = parse(&with_vxlan(&format!(r#""Network": "{network}""#))).config.pools.ipv4.unwrap();
         prop_assert!(pool.network.contains(pool.subnet_min));
         prop_assert!(pool.network.contains(pool.subnet_max));
         prop_assert!(pool.subnet_min <= pool.subnet_max);

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{Backend, VxlanBackend, VxlanData};
+use crate::{
+    backend::{Backend, Vxlan, VxlanData},
+    model::V6,
+};
 
 #[test]
 fn peers_come_change_and_go_with_the_watch() {
@@ -307,20 +310,13 @@ fn of_two_keys_for_one_subnet_the_one_written_last_counts() {
 #[test]
 fn a_node_that_goes_back_to_flanneld_is_sent_checksums_again() {
     let mut sim = Sim::new();
-    let backend = Backend::Vxlan(VxlanBackend {
-        vni: 1,
-        port: None,
-        mtu: None,
-        gbp: false,
-        learning: false,
-        direct_routing: false,
-    });
+    let backend = Backend::from(Vxlan::DEFAULT);
     let says = |zero_checksum| {
         let data = VxlanData {
             zero_checksum,
             ..VxlanData::new(1, MAC)
         };
-        LeaseAttrs::vxlan(OTHER, 1, MAC).with_ipv6("fd00::2".parse().unwrap(), Some(data))
+        LeaseAttrs::vxlan(OTHER, 1, MAC).with_ipv6("fd00::2".parse().unwrap(), Some(data.encode()))
     };
     // flanneld writes the record of its node at each of its starts.
     for zero_checksum in [true, false, true] {
@@ -328,7 +324,11 @@ fn a_node_that_goes_back_to_flanneld_is_sent_checksums_again() {
         let ttl = Some(RENEWAL.ttl);
         sim.store.force(record, says(zero_checksum), ttl);
         sim.deliver();
-        let peer = sim.peer("10.3.1.0/24").unwrap().usable6(&backend).unwrap();
+        let peer = sim
+            .peer("10.3.1.0/24")
+            .unwrap()
+            .usable::<V6>(&backend)
+            .unwrap();
         assert_eq!(peer.zero_checksum, zero_checksum);
     }
 }

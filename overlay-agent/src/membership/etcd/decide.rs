@@ -10,13 +10,11 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use rand::RngCore;
 
 use crate::{
-    config::network::{Ipv4Pool, Ipv6Pool},
+    backend,
+    config::network::Pool,
     core::{Entry, Expect},
-    membership::{
-        allocation::{Allocation, accepts4, accepts6, pick4, pick6},
-        member::Wish,
-    },
-    model::LeaseKey,
+    membership::member::Wish,
+    model::{Family, LeaseKey, PerFamily, V4, V6, each_family},
 };
 
 /// Why a subnet was chosen.
@@ -71,74 +69,62 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
     if let Some((entry, from)) = readdressed(wish, entries) {
         return rewrite(entry, Origin::Readdressed { from });
     }
-    let Allocation { ipv4, ipv6 } = &wish.allocation;
-    let subnet = match ipv4.as_ref().map(|pool| wish.choose4(pool, entries, rng)) {
-        Some(None) => return Decision::OutOfSubnets,
-        chosen => chosen.flatten(),
+    let keys = || entries.iter().map(|entry| &entry.key);
+    let taken: PerFamily<Vec<_>, Vec<_>> = PerFamily {
+        ipv4: keys().filter_map(LeaseKey::ipv4).collect(),
+        ipv6: keys().filter_map(LeaseKey::ipv6).collect(),
     };
-    let subnet6 = match ipv6.as_ref().map(|pool| wish.choose6(pool, entries, rng)) {
-        Some(None) => return Decision::OutOfSubnets,
-        chosen => chosen.flatten(),
-    };
-    let Some(key) = LeaseKey::new(
-        subnet.map(|(subnet, _)| subnet),
-        subnet6.map(|(subnet, _)| subnet),
-    ) else {
+    let pools = wish.allocation.zip(wish.remembered()).zip(taken);
+    let chosen = each_family!(pools, ((pool, previous), taken) => match pool {
+        None => None,
+        Some(pool) => match choose(&pool, previous, &taken, rng) {
+            None => return Decision::OutOfSubnets,
+            chosen => chosen,
+        },
+    });
+    let subnets = each_family!(chosen, chosen => chosen.map(|(subnet, _)| subnet));
+    let origins = each_family!(chosen, chosen => chosen.map(|(_, origin)| origin));
+    let Some(key) = LeaseKey::new(subnets.ipv4, subnets.ipv6) else {
         return Decision::OutOfSubnets;
     };
     Decision::Write {
         key,
         expect: Expect::Absent,
         reservation: false,
-        origin: match (subnet, subnet6) {
-            (Some((_, origin)), _) | (None, Some((_, origin))) => origin,
-            (None, None) => Origin::Chosen,
-        },
+        origin: origins.ipv4.or(origins.ipv6).unwrap_or(Origin::Chosen),
     }
 }
 
 impl Wish {
-    /// The subnet file names the subnet this key goes by.
-    fn remembers(&self, key: &LeaseKey) -> bool {
-        match key {
-            LeaseKey::V4(subnet, _) => self.previous.map(network4) == Some(*subnet),
-            LeaseKey::V6(subnet) => self.previous6.and_then(network6) == Some(*subnet),
+    /// The subnets of the subnet file, which holds the gateway's address, `10.5.34.1/24`.
+    fn remembered(&self) -> PerFamily<Option<Ipv4Network>, Option<Ipv6Network>> {
+        PerFamily {
+            ipv4: self.previous.and_then(network::<V4>),
+            ipv6: self.previous6.and_then(network::<V6>),
         }
     }
 
-    fn choose4(
-        &self,
-        pool: &Ipv4Pool,
-        entries: &[Entry],
-        rng: &mut dyn RngCore,
-    ) -> Option<(Ipv4Network, Origin)> {
-        let taken = || entries.iter().map(|entry| &entry.key);
-        let overlaps = |subnet, key: &LeaseKey| key.ipv4().is_some_and(|o| o.overlaps(subnet));
-        let fits = |s: &_| accepts4(pool, *s) && !taken().any(|key| overlaps(*s, key));
-        let previous = self.previous.map(network4).filter(fits);
-        keep_or(previous, || pick4(pool, taken(), rng))
-    }
-
-    /// The IPv6 twin of [`Self::choose4`].
-    fn choose6(
-        &self,
-        pool: &Ipv6Pool,
-        entries: &[Entry],
-        rng: &mut dyn RngCore,
-    ) -> Option<(Ipv6Network, Origin)> {
-        let taken = || entries.iter().map(|entry| &entry.key);
-        let overlaps = |subnet, key: &LeaseKey| key.ipv6().is_some_and(|o| o.overlaps(subnet));
-        let fits = |s: &_| accepts6(pool, *s) && !taken().any(|key| overlaps(*s, key));
-        let previous = self.previous6.and_then(network6).filter(fits);
-        keep_or(previous, || pick6(pool, taken(), rng))
+    /// The subnet file names the subnet this key goes by.
+    fn remembers(&self, key: &LeaseKey) -> bool {
+        match key {
+            LeaseKey::V4(subnet, _) => self.remembered().ipv4 == Some(*subnet),
+            LeaseKey::V6(subnet) => self.remembered().ipv6 == Some(*subnet),
+        }
     }
 }
 
 /// The previous subnet if it may be kept, else a picked one.
-fn keep_or<N>(kept: Option<N>, pick: impl FnOnce() -> Option<N>) -> Option<(N, Origin)> {
+fn choose<F: Family>(
+    pool: &Pool<F>,
+    previous: Option<F::Network>,
+    taken: &[F::Network],
+    rng: &mut dyn RngCore,
+) -> Option<(F::Network, Origin)> {
+    let is_free = |subnet| !taken.iter().any(|other| F::overlap(*other, subnet));
+    let kept = previous.filter(|subnet| pool.accepts(*subnet) && is_free(*subnet));
     match kept {
         Some(subnet) => Some((subnet, Origin::SubnetFile)),
-        None => pick().map(|subnet| (subnet, Origin::Chosen)),
+        None => pool.pick(taken, rng).map(|subnet| (subnet, Origin::Chosen)),
     }
 }
 
@@ -156,26 +142,18 @@ fn shows(entry: &Entry, node_ip: IpAddr) -> bool {
     !node_ip.is_unspecified() && attrs.is_ok_and(|attrs| attrs.node_ip() == node_ip)
 }
 
-/// The record of the subnet this node used last, if it shows this node's VTEP MAC address: the
-/// node's address changed while the daemon was away.
+/// The record of the subnet this node used last, if it shows this node's device: the node's address
+/// changed while the daemon was away.
 fn readdressed<'a>(wish: &Wish, entries: &'a [Entry]) -> Option<(&'a Entry, IpAddr)> {
     let entry = entries.iter().find(|entry| wish.remembers(&entry.key))?;
     let attrs = entry.value.as_ref().ok()?;
-    let macs = [attrs.vxlan_data(), attrs.vxlan_v6_data()];
-    let own = [wish.attrs.vxlan_data(), wish.attrs.vxlan_v6_data()];
-    let same = macs.iter().zip(&own).any(|(theirs, own)| {
-        theirs.is_some() && theirs.map(|data| data.vtep_mac) == own.map(|data| data.vtep_mac)
-    });
+    let same = backend::share_device(&wish.attrs, attrs);
     (same && wish.allocation.accepts(&entry.key)).then_some((entry, attrs.node_ip()))
 }
 
-/// The subnet file holds the gateway's address, `10.5.34.1/24`.
-fn network4(address: Ipv4Network) -> Ipv4Network {
-    Ipv4Network::new(address.network(), address.prefix()).unwrap_or(address)
-}
-
-fn network6(address: Ipv6Network) -> Option<Ipv6Network> {
-    Ipv6Network::new(address.network(), address.prefix()).ok()
+/// Without the host bits.
+fn network<F: Family>(address: F::Network) -> Option<F::Network> {
+    F::with_prefix(F::first(address), F::prefix(address))
 }
 
 impl fmt::Display for Origin {
@@ -197,7 +175,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::model::{LeaseAttrs, VxlanData};
+    use crate::{backend::VxlanData, membership::Allocation, model::LeaseAttrs};
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -207,7 +185,7 @@ mod tests {
         Wish {
             attrs: LeaseAttrs::vxlan(NODE, 1, MAC),
             allocation: Allocation {
-                ipv4: Some(Ipv4Pool {
+                ipv4: Some(Pool {
                     network: "10.3.0.0/16".parse().unwrap(),
                     subnet_min: "10.3.1.0".parse().unwrap(),
                     subnet_max: "10.3.255.0".parse().unwrap(),
@@ -363,7 +341,7 @@ mod tests {
     #[test]
     fn a_dual_stack_node_keeps_or_gets_a_subnet_of_each_family() {
         let mut dual = wish(Some("10.3.21.1/24"));
-        dual.allocation.ipv6 = Some(Ipv6Pool {
+        dual.allocation.ipv6 = Some(Pool::<V6> {
             network: "fc00::/48".parse().unwrap(),
             subnet_min: "fc00:0:0:1::".parse().unwrap(),
             subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
@@ -381,10 +359,10 @@ mod tests {
     fn ipv6_wish(node: &str, previous: Option<&str>) -> Wish {
         let mut wish = wish(None);
         wish.attrs = LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
-            .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, MAC)));
+            .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, MAC).encode()));
         wish.allocation = Allocation {
             ipv4: None,
-            ipv6: Some(Ipv6Pool {
+            ipv6: Some(Pool::<V6> {
                 network: "fc00::/48".parse().unwrap(),
                 subnet_min: "fc00:0:0:1::".parse().unwrap(),
                 subnet_max: "fc00:0:0:ffff::".parse().unwrap(),
@@ -399,7 +377,7 @@ mod tests {
     fn nodes_without_ipv4_are_told_apart_by_their_public_ipv6_address() {
         let record = |key, node: &str, mac| Entry {
             value: Ok(LeaseAttrs::alloc(Ipv4Addr::UNSPECIFIED)
-                .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, mac)))),
+                .with_ipv6(node.parse().unwrap(), Some(VxlanData::new(1, mac).encode()))),
             ..entry(key, NODE)
         };
         let other_mac = MacAddr::new([2, 0, 0, 0, 0, 2]);

@@ -14,7 +14,7 @@ use super::{
     fake::FakeStore,
 };
 use crate::{
-    config::network::Ipv4Pool,
+    config::network::Pool,
     core::Renewal,
     logging::capture::Log,
     membership::{Allocation, Member, Membership, Wish, await_config, await_known},
@@ -31,7 +31,7 @@ fn wish(last: u8) -> Wish {
     Wish {
         attrs: LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 0, 1), 1, mac),
         allocation: Allocation {
-            ipv4: Some(Ipv4Pool {
+            ipv4: Some(Pool {
                 network: "10.3.0.0/16".parse().unwrap(),
                 subnet_min: Ipv4Addr::new(10, 3, 1, 0),
                 subnet_max: Ipv4Addr::new(10, 3, last, 0),

@@ -1,9 +1,16 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::model::{Underlay, VxlanBackend};
+use crate::{
+    backend::{HostGw, Kind as _, Vxlan},
+    model::Underlay,
+};
 
 fn local(direct_routing: bool) -> LocalNode {
+    let vxlan = Vxlan {
+        direct_routing,
+        ..Vxlan::DEFAULT
+    };
     LocalNode {
         network: "10.5.0.0/16".parse().expect("a network"),
         subnet: "10.5.1.0/24".parse().expect("a subnet"),
@@ -16,14 +23,7 @@ fn local(direct_routing: bool) -> LocalNode {
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
         },
-        backend: Backend::Vxlan(VxlanBackend {
-            vni: 1,
-            port: None,
-            mtu: None,
-            gbp: false,
-            learning: false,
-            direct_routing,
-        }),
+        forwarding: vxlan.forwarding::<V4>(),
         vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
         zero_checksum: false,
     }
@@ -127,7 +127,7 @@ fn only_an_on_link_peer_is_direct_and_it_needs_no_mac() {
     assert_eq!(admission.accepted[&peers[1].subnet].1, PeerPath::Tunnel);
 
     let host_gw = LocalNode {
-        backend: Backend::HostGw,
+        forwarding: HostGw.forwarding::<V4>(),
         ..local(false)
     };
     let admission = admitted(host_gw, &peers);

@@ -5,7 +5,8 @@ use rtnetlink::packet_route::route::{RouteScope, RouteType};
 
 use super::*;
 use crate::{
-    model::Underlay,
+    backend::{HostGw, Kind as _},
+    model::{Forwarding, Underlay},
     netlink::{
         object::{Address, Route},
         watch::IpEvent,
@@ -30,7 +31,7 @@ fn local() -> LocalNode {
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(192, 0, 2, 1),
         },
-        backend: Backend::HostGw,
+        forwarding: HostGw.forwarding::<V4>(),
         vtep_mac: MacAddr::ZERO,
         zero_checksum: false,
     }
@@ -50,7 +51,7 @@ fn local6() -> LocalNode<V6> {
             address: public_ip,
             public_ip,
         },
-        backend: Backend::HostGw,
+        forwarding: HostGw.forwarding::<V6>(),
         vtep_mac: MacAddr::ZERO,
         zero_checksum: false,
     }
@@ -139,7 +140,13 @@ fn bridged() -> LinkTable {
 }
 
 fn ipv4_pods(table: &LinkTable) -> BTreeMap<u32, PodLink> {
-    pod_links(table, Some(&local()), None)
+    pod_links(
+        table,
+        PerFamily {
+            ipv4: Some(&local()),
+            ipv6: None,
+        },
+    )
 }
 
 fn found(table: &LinkTable) -> Vec<u32> {
@@ -263,8 +270,10 @@ fn a_fresh_look_keeps_what_is_still_the_same_device() {
     let ipv4 = || Addressing::new(&[address_of(BRIDGE, "10.5.1.1/24")], &[]);
     let dump = |links: &[Link], ipv4| LinkDump {
         links: links.to_vec(),
-        ipv4,
-        ipv6: Addressing::default(),
+        addressing: PerFamily {
+            ipv4,
+            ipv6: Addressing::default(),
+        },
     };
 
     let same = link(POD, LinkKind::Veth, Some(BRIDGE));
@@ -298,11 +307,17 @@ fn either_familys_address_makes_a_bridge_the_pods_and_both_find_a_pod_once() {
         (Some(&ipv4), None, false),
     ];
     for (ipv4, ipv6, expected) in served {
-        let pods = pod_links(&table, ipv4, ipv6);
+        let pods = pod_links(&table, PerFamily { ipv4, ipv6 });
         assert_eq!(pods.contains_key(&POD), expected, "{ipv4:?} {ipv6:?}");
     }
     table.apply(&address(BRIDGE, "10.5.1.1/24"));
-    let pods = pod_links(&table, Some(&ipv4), Some(&ipv6));
+    let pods = pod_links(
+        &table,
+        PerFamily {
+            ipv4: Some(&ipv4),
+            ipv6: Some(&ipv6),
+        },
+    );
     assert_eq!(pods.into_keys().collect::<Vec<_>>(), [POD]);
 }
 
@@ -310,7 +325,15 @@ fn either_familys_address_makes_a_bridge_the_pods_and_both_find_a_pod_once() {
 fn an_ipv6_host_route_makes_a_veth_a_pods_until_the_interface_goes_down() {
     let veth = link(POD, LinkKind::Veth, None);
     let mut table = table_of(&[KernelEvent::Link(veth.clone())]);
-    let ipv6_pods = |table: &LinkTable| pod_links(table, Some(&local()), Some(&local6()));
+    let ipv6_pods = |table: &LinkTable| {
+        pod_links(
+            table,
+            PerFamily {
+                ipv4: Some(&local()),
+                ipv6: Some(&local6()),
+            },
+        )
+    };
     for elsewhere in ["fd00:5:0:2::9/128", "fd00:5:0:1::/64", "fe80::9/128"] {
         table.apply(&route6(POD, elsewhere));
     }
@@ -331,9 +354,27 @@ fn a_route_to_its_own_address_makes_no_veth_a_pods() {
         address6(POD, "fd00:5:0:1::1/128"),
         route6(POD, "fd00:5:0:1::1/128"),
     ]);
-    assert!(pod_links(&table, None, Some(&local6())).is_empty());
+    assert!(
+        pod_links(
+            &table,
+            PerFamily {
+                ipv4: None,
+                ipv6: Some(&local6())
+            }
+        )
+        .is_empty()
+    );
     table.apply(&route6(POD, "fd00:5:0:1::9/128"));
-    assert!(!pod_links(&table, None, Some(&local6())).is_empty());
+    assert!(
+        !pod_links(
+            &table,
+            PerFamily {
+                ipv4: None,
+                ipv6: Some(&local6())
+            }
+        )
+        .is_empty()
+    );
 }
 
 #[test]
@@ -342,7 +383,16 @@ fn neither_familys_underlay_is_a_pod() {
     let mut ipv6 = local6();
     ipv6.underlay.ifindex = POD;
     table.apply(&address6(BRIDGE, "fd00:5:0:1::1/64"));
-    assert!(pod_links(&table, Some(&local()), Some(&ipv6)).is_empty());
+    assert!(
+        pod_links(
+            &table,
+            PerFamily {
+                ipv4: Some(&local()),
+                ipv6: Some(&ipv6)
+            }
+        )
+        .is_empty()
+    );
 }
 
 #[test]
@@ -350,14 +400,23 @@ fn a_family_that_programs_nothing_has_no_pods() {
     let mut table = bridged();
     table.apply(&address6(BRIDGE, "fd00:5:0:1::1/64"));
     let ipv4 = LocalNode {
-        backend: Backend::Alloc,
+        forwarding: Forwarding::NONE,
         ..local()
     };
     let ipv6 = LocalNode {
-        backend: Backend::Alloc,
+        forwarding: Forwarding::NONE,
         ..local6()
     };
-    assert!(pod_links(&table, Some(&ipv4), Some(&ipv6)).is_empty());
+    assert!(
+        pod_links(
+            &table,
+            PerFamily {
+                ipv4: Some(&ipv4),
+                ipv6: Some(&ipv6)
+            }
+        )
+        .is_empty()
+    );
 }
 
 #[test]

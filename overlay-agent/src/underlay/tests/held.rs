@@ -54,8 +54,9 @@ impl Node {
         if let Some(selection) = selection {
             self.held.note(&self.host, &selection);
             words.push(selection.name);
-            words.extend(selection.ipv4.map(|ipv4| ipv4.local.to_string()));
-            words.extend(selection.ipv6.map(|ipv6| ipv6.local.to_string()));
+            each_family!(selection.addresses, addresses => {
+                words.extend(addresses.map(|addresses| addresses.local.to_string()));
+            });
         }
         words.extend(error.map(|error| error.to_string()));
         words.join(" ")

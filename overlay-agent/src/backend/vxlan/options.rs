@@ -1,27 +1,13 @@
-//! The `Backend` object of the network config.
+//! The options of the vxlan backend in the network config.
 
+use super::Vxlan;
 use crate::{
+    backend::{BackendError, Parsed, error::OptionError},
     go::{
         json::{JsonError, Object},
         value::parse_bool,
     },
-    model::{Backend, VxlanBackend},
 };
-
-pub(super) const SUPPORTED: &str = "vxlan, host-gw, alloc";
-
-/// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 9] = [
-    "udp",
-    "ipip",
-    "ipsec",
-    "wireguard",
-    "extension",
-    "tencent-vpc",
-    "ali-vpc",
-    "aws-vpc",
-    "gce",
-];
 
 /// What the families of the network leave of the options' ranges.
 struct Limits {
@@ -48,63 +34,19 @@ const IPV6: Limits = Limits {
     mtu_text: "from 1350 to 65535 with IPv6, or 0",
 };
 
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    #[error("error decoding VXLAN backend config: {0}")]
-    Vxlan(#[from] JsonError),
-    #[error("error decoding VXLAN backend config: {key} is {value}, it must be {expected}")]
-    VxlanRange {
-        key: &'static str,
-        value: i64,
-        expected: &'static str,
-    },
-    #[error(
-        "the network config has no Backend, which means flannel's udp backend, and that is not \
-         supported; add \"Backend\": {{\"Type\": \"vxlan\"}} (supported: {SUPPORTED})"
-    )]
-    Missing,
-    #[error(
-        "backend type {0} is not supported; set the Type of the network config's Backend to one of: \
-         {SUPPORTED}"
-    )]
-    Unsupported(String),
-    #[error("unknown backend type: {0} (supported: {SUPPORTED})")]
-    Unknown(String),
+pub fn parse(options: &str, with_ipv6: bool) -> Parsed<Vxlan> {
+    let limits = if with_ipv6 { &IPV6 } else { &IPV4 };
+    read(options, limits).map_err(|reason| BackendError::Options {
+        backend: "VXLAN",
+        reason,
+    })
 }
 
-/// The lower-cased type; `None` if the key is absent.
-pub(super) fn type_of(backend: Option<&str>) -> Result<Option<String>, JsonError> {
-    let Some(text) = backend else {
-        return Ok(None);
-    };
-    let name = Object::parse(text, "Backend")?.string("Type")?;
-    Ok(Some(name.to_lowercase()))
-}
-
-/// The backend of that type with its options, and warnings.
-pub(super) fn parse(
-    name: Option<String>,
-    options: Option<&str>,
-    with_ipv6: bool,
-) -> Result<(Backend, Vec<String>), BackendError> {
-    let name = name.ok_or(BackendError::Missing)?;
-    match name.as_str() {
-        "vxlan" => vxlan(
-            options.unwrap_or("{}"),
-            if with_ipv6 { &IPV6 } else { &IPV4 },
-        ),
-        "host-gw" => Ok((Backend::HostGw, Vec::new())),
-        "alloc" => Ok((Backend::Alloc, Vec::new())),
-        known if UNSUPPORTED.contains(&known) => Err(BackendError::Unsupported(name)),
-        _ => Err(BackendError::Unknown(name)),
-    }
-}
-
-fn vxlan(options: &str, limits: &Limits) -> Result<(Backend, Vec<String>), BackendError> {
+fn read(options: &str, limits: &Limits) -> Result<(Vxlan, Vec<String>), OptionError> {
     let object = Object::parse(options, "Backend")?;
     let vni = in_range(
         "VNI",
-        object.integer("VNI", 1)?,
+        object.integer("VNI", Vxlan::DEFAULT.vni.into())?,
         0..=limits.vni,
         limits.vni_text,
     )?;
@@ -121,22 +63,22 @@ fn vxlan(options: &str, limits: &Limits) -> Result<(Backend, Vec<String>), Backe
     let mut warnings = object.whole_fractions(&["VNI", "Port", "MTU"]);
     let (direct_routing, warning) = direct_routing(&object)?;
     warnings.extend(warning);
-    let backend = VxlanBackend {
+    let backend = Vxlan {
         vni,
         port: Some(port).filter(|port| *port > 0),
         mtu: Some(mtu).filter(|mtu| *mtu > 0),
-        gbp: object.boolean("GBP", false)?,
-        learning: object.boolean("Learning", false)?,
+        gbp: object.boolean("GBP", Vxlan::DEFAULT.gbp)?,
+        learning: object.boolean("Learning", Vxlan::DEFAULT.learning)?,
         direct_routing,
     };
-    Ok((Backend::Vxlan(backend), warnings))
+    Ok((backend, warnings))
 }
 
 /// Many guides write the value as a string, which flannel refuses.
 fn direct_routing(object: &Object<'_>) -> Result<(bool, Option<String>), JsonError> {
     const KEY: &str = "DirectRouting";
     let mut quoted = None;
-    let mut value = false;
+    let mut value = Vxlan::DEFAULT.direct_routing;
     for text in object.every(KEY).filter(|text| *text != "null") {
         let inner = text
             .strip_prefix('"')
@@ -168,8 +110,8 @@ fn in_range<T: TryFrom<i64>>(
     value: i64,
     range: std::ops::RangeInclusive<i64>,
     expected: &'static str,
-) -> Result<T, BackendError> {
-    let error = BackendError::VxlanRange {
+) -> Result<T, OptionError> {
+    let error = OptionError::Range {
         key,
         value,
         expected,

@@ -1,0 +1,50 @@
+//! Why a backend cannot be used.
+
+use super::Backend;
+use crate::go::json::JsonError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error(
+        "the network config has no Backend, which means flannel's udp backend, and that is not \
+         supported; add \"Backend\": {{\"Type\": \"vxlan\"}} (supported: {})",
+        supported()
+    )]
+    Missing,
+    #[error(
+        "backend type {0} is not supported; set the Type of the network config's Backend to one of: \
+         {supported}",
+        supported = supported()
+    )]
+    Unsupported(String),
+    #[error("unknown backend type: {0} (supported: {supported})", supported = supported())]
+    Unknown(String),
+    #[error("error decoding {backend} backend config: {reason}")]
+    Options {
+        /// As flannel's texts write it.
+        backend: &'static str,
+        reason: OptionError,
+    },
+    #[error(
+        "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which \
+         is not supported by {backend} backend"
+    )]
+    Nat { backend: &'static str },
+}
+
+/// What is wrong with an option.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionError {
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    #[error("{key} is {value}, it must be {expected}")]
+    Range {
+        key: &'static str,
+        value: i64,
+        expected: &'static str,
+    },
+}
+
+fn supported() -> String {
+    Backend::TYPES.join(", ")
+}

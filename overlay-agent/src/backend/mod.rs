@@ -1,0 +1,233 @@
+//! How pod packets reach other nodes: flannel's backends.
+//!
+//! Each is a module with one type, which holds its options and says what they mean ([`Kind`]). It is
+//! registered by a line in the list below, and nobody else tells backends apart: what depends on the
+//! backend is asked of [`Backend`], and what the tiers have to know of it is a
+//! [`Forwarding`](crate::model::Forwarding).
+
+mod alloc;
+mod error;
+mod host_gw;
+mod kind;
+mod vxlan;
+
+use crate::{
+    model::{Family, Forwarding, LeaseAttrs, Underlay},
+    netlink::{Netlink, NetlinkError, Vtep},
+};
+
+pub use self::{
+    alloc::Alloc,
+    error::BackendError,
+    host_gw::HostGw,
+    kind::{ChangedKeys, Kind, NodeData, Parsed},
+    vxlan::{Vxlan, VxlanData},
+};
+
+/// Backends that some release of flannel has and this daemon has not.
+const UNSUPPORTED: [&str; 9] = [
+    "udp",
+    "ipip",
+    "ipsec",
+    "wireguard",
+    "extension",
+    "tencent-vpc",
+    "ali-vpc",
+    "aws-vpc",
+    "gce",
+];
+
+/// Makes [`Backend`] of the types, each of which is a [`Kind`] and gives its name to a variant.
+macro_rules! backends {
+    ($($kind:ident),+ $(,)?) => {
+        /// A backend with its options.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Backend {
+            $($kind($kind),)+
+        }
+
+        $(impl From<$kind> for Backend {
+            fn from(kind: $kind) -> Self {
+                Self::$kind(kind)
+            }
+        })+
+
+        impl Backend {
+            /// The types there are.
+            const TYPES: &[&str] = &[$($kind::TYPE),+];
+
+            /// The backend of this type; `None` if there is none.
+            fn of_type(
+                name: &str,
+                options: &str,
+                with_ipv6: bool,
+            ) -> Option<Parsed<Self>> {
+                $(if name == $kind::TYPE {
+                    let parsed = $kind::parse(options, with_ipv6);
+                    return Some(parsed.map(|(kind, warnings)| (kind.into(), warnings)));
+                })+
+                None
+            }
+
+            /// See [`Kind::TYPE`].
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => $kind::TYPE,)+
+                }
+            }
+
+            /// See [`Kind::LEASE_TYPE`].
+            pub fn lease_type(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => $kind::LEASE_TYPE,)+
+                }
+            }
+
+            /// What a running node takes over of `read`; nothing of a backend of another type.
+            #[must_use]
+            pub fn reload(&self, read: &Self, keys: &mut ChangedKeys) -> Self {
+                match (self, read) {
+                    $((Self::$kind(running), Self::$kind(read)) => {
+                        running.reload(read, keys).into()
+                    })+
+                    _ => {
+                        keys.postponed.push("Backend.Type");
+                        self.clone()
+                    }
+                }
+            }
+
+            /// See [`Kind::forwarding`].
+            pub fn forwarding<F: Family>(&self) -> Forwarding {
+                match self {
+                    $(Self::$kind(kind) => kind.forwarding::<F>(),)+
+                }
+            }
+
+            /// See [`Kind::check`].
+            pub fn check<F: Family>(&self, underlay: &Underlay<F>) -> Result<(), BackendError> {
+                match self {
+                    $(Self::$kind(kind) => kind.check(underlay),)+
+                }
+            }
+
+            /// See [`Kind::device_name`].
+            pub fn device_name<F: Family>(&self) -> Option<String> {
+                match self {
+                    $(Self::$kind(kind) => kind.device_name::<F>(),)+
+                }
+            }
+
+            /// See [`Kind::ensure_device`].
+            pub async fn ensure_device<F: Family>(
+                &self,
+                netlink: &Netlink,
+                underlay: &Underlay<F>,
+                known: Option<NodeData>,
+            ) -> Result<Option<Vtep>, NetlinkError> {
+                match self {
+                    $(Self::$kind(kind) => kind.ensure_device(netlink, underlay, known).await,)+
+                }
+            }
+
+            /// See [`Kind::restore_device`].
+            pub async fn restore_device<F: Family>(
+                &self,
+                netlink: &Netlink,
+                underlay: &Underlay<F>,
+                known: NodeData,
+            ) -> Result<Option<Vtep>, NetlinkError> {
+                match self {
+                    $(Self::$kind(kind) => kind.restore_device(netlink, underlay, known).await,)+
+                }
+            }
+
+            /// See [`Kind::lease_data`].
+            pub fn lease_data<F: Family>(&self, node: NodeData) -> Option<String> {
+                match self {
+                    $(Self::$kind(kind) => kind.lease_data::<F>(node),)+
+                }
+            }
+
+            /// See [`Kind::node_data`].
+            pub fn node_data<F: Family>(&self, said: Option<&str>) -> Option<NodeData> {
+                match self {
+                    $(Self::$kind(kind) => kind.node_data::<F>(said),)+
+                }
+            }
+        }
+
+        /// Whether what two leases say of one family can be of one node only, whichever backend it
+        /// has.
+        fn is_same_node(one: &str, other: &str) -> bool {
+            $($kind::is_same_node(one, other))||+
+        }
+    };
+}
+
+backends! {
+    Vxlan,
+    HostGw,
+    Alloc,
+}
+
+impl Backend {
+    /// Reads the `Backend` object of the network config, whose lower-cased type this is. Returns what
+    /// is to be warned of, too.
+    pub fn parse(name: Option<String>, options: Option<&str>, with_ipv6: bool) -> Parsed<Self> {
+        let name = name.ok_or(BackendError::Missing)?;
+        let parsed = Self::of_type(&name, options.unwrap_or("{}"), with_ipv6);
+        parsed.unwrap_or_else(|| {
+            Err(if UNSUPPORTED.contains(&name.as_str()) {
+                BackendError::Unsupported(name)
+            } else {
+                BackendError::Unknown(name)
+            })
+        })
+    }
+}
+
+/// Whether two leases show the same device, of either family.
+pub fn share_device(one: &LeaseAttrs, other: &LeaseAttrs) -> bool {
+    let pairs = [
+        (&one.backend_data, &other.backend_data),
+        (&one.backend_v6_data, &other.backend_v6_data),
+    ];
+    pairs.into_iter().any(|(one, other)| {
+        let pair = one.as_ref().zip(other.as_ref());
+        pair.is_some_and(|(one, other)| is_same_node(one, other))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_type_is_registered_once_and_not_listed_as_unsupported() {
+        for (at, name) in Backend::TYPES.iter().enumerate() {
+            assert!(!Backend::TYPES[..at].contains(name), "{name}");
+            assert!(!UNSUPPORTED.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn leases_share_a_device_by_the_mac_address_in_either_family() {
+        let mac = |last| overlay_common::addr::MacAddr::new([2, 0, 0, 0, 0, last]);
+        let lease = |ip: [u8; 4], last| LeaseAttrs::vxlan(ip.into(), 1, mac(last));
+        let dual = |last| {
+            let data = VxlanData::new(2, mac(last)).encode();
+            LeaseAttrs::alloc([192, 0, 2, 3].into())
+                .with_ipv6("fd00::3".parse().unwrap(), Some(data))
+        };
+        let one = lease([192, 0, 2, 1], 1);
+        assert!(share_device(&one, &lease([192, 0, 2, 2], 1)));
+        assert!(!share_device(&one, &lease([192, 0, 2, 2], 2)));
+        assert!(!share_device(
+            &one,
+            &LeaseAttrs::host_gw([192, 0, 2, 1].into())
+        ));
+        assert!(share_device(&dual(1), &dual(1)));
+        assert!(!share_device(&one, &dual(1)));
+    }
+}

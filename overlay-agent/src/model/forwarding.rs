@@ -1,0 +1,62 @@
+//! How pod packets reach other nodes, as far as the tiers have to know: what a backend makes of its
+//! options, without its name.
+
+/// How pod packets of a family reach other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    /// What peers are reached through, but for those that are reached directly.
+    pub tunnel: Option<Tunnel>,
+    /// Which peers are reached by a plain route.
+    pub direct: Direct,
+    /// Whether the eBPF tier could carry it.
+    pub may_be_fast: bool,
+    /// Underlay MTU to assume instead of the interface's.
+    pub mtu: Option<u32>,
+    /// Bytes of the headers that tunnel packets have more.
+    pub overhead: u32,
+}
+
+/// The vxlan tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    pub vni: u32,
+    /// UDP port tunnel packets are sent to.
+    pub port: u16,
+}
+
+/// Peers that are reached without a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    Never,
+    /// Those whose address is on-link.
+    OnLink,
+    /// All of them: they must be on-link.
+    Always,
+}
+
+impl Forwarding {
+    /// Nobody is reached; it is not this agent's task.
+    pub const NONE: Self = Self {
+        tunnel: None,
+        direct: Direct::Never,
+        may_be_fast: false,
+        mtu: None,
+        overhead: 0,
+    };
+
+    /// Whether anything has to be programmed.
+    pub fn is_any(&self) -> bool {
+        self.tunnel.is_some() || self.direct != Direct::Never
+    }
+
+    /// What is left of the underlay's MTU, or of the configured one, inside the tunnel headers.
+    pub fn pod_mtu(&self, underlay_mtu: u32) -> u32 {
+        let mtu = self.mtu.unwrap_or(underlay_mtu);
+        mtu.saturating_sub(self.overhead)
+    }
+}
+
+impl Tunnel {
+    /// UDP port when the config leaves it open: the Linux default, not IANA's 4789.
+    pub const DEFAULT_PORT: u16 = 8472;
+}
