@@ -67,6 +67,25 @@ pub trait Kind: Clone + Debug + Eq + Into<Backend> + Send + Sync + 'static {
         ready(Ok(None))
     }
 
+    /// Removes devices of this kind that a start which did not get far has left on the underlay, but
+    /// for `current`. Returns their names.
+    fn remove_unfinished<F: Family>(
+        _netlink: &Netlink,
+        _underlay: &Underlay<F>,
+        _current: Option<&Vtep>,
+    ) -> impl Future<Output = Result<Vec<String>, NetlinkError>> + Send {
+        ready(Ok(Vec::new()))
+    }
+
+    /// Removes the devices of this kind on an underlay whose network does not have the family. Returns
+    /// what there was.
+    fn remove_devices<F: Family>(
+        _netlink: &Netlink,
+        _underlay_ifindex: u32,
+    ) -> impl Future<Output = Result<Vec<String>, NetlinkError>> + Send {
+        ready(Ok(Vec::new()))
+    }
+
     /// `BackendData`, or `BackendV6Data`, of this node's lease.
     fn lease_data<F: Family>(&self, _node: NodeData) -> Option<String> {
         None

@@ -157,6 +157,27 @@ macro_rules! backends {
             }
         }
 
+        /// See [`Kind::remove_unfinished`]. The backend may have been another one: all are asked.
+        pub async fn remove_unfinished<F: Family>(
+            netlink: &Netlink,
+            underlay: &Underlay<F>,
+            current: Option<&Vtep>,
+        ) -> Result<Vec<String>, NetlinkError> {
+            let mut removed = Vec::new();
+            $(removed.extend($kind::remove_unfinished(netlink, underlay, current).await?);)+
+            Ok(removed)
+        }
+
+        /// See [`Kind::remove_devices`]. All are asked.
+        pub async fn remove_devices<F: Family>(
+            netlink: &Netlink,
+            underlay_ifindex: u32,
+        ) -> Result<Vec<String>, NetlinkError> {
+            let mut removed = Vec::new();
+            $(removed.extend($kind::remove_devices::<F>(netlink, underlay_ifindex).await?);)+
+            Ok(removed)
+        }
+
         /// Whether what two leases say of one family can be of one node only, whichever backend it
         /// has.
         fn is_same_node(one: &str, other: &str) -> bool {

@@ -131,6 +131,21 @@ impl Kind for Vxlan {
         Ok(Some(device))
     }
 
+    async fn remove_unfinished<F: Family>(
+        netlink: &Netlink,
+        underlay: &Underlay<F>,
+        current: Option<&Vtep>,
+    ) -> Result<Vec<String>, NetlinkError> {
+        netlink.remove_unfinished_vteps(underlay, current).await
+    }
+
+    async fn remove_devices<F: Family>(
+        netlink: &Netlink,
+        underlay_ifindex: u32,
+    ) -> Result<Vec<String>, NetlinkError> {
+        netlink.remove_vteps::<F>(underlay_ifindex).await
+    }
+
     fn lease_data<F: Family>(&self, node: NodeData) -> Option<String> {
         let data = VxlanData {
             zero_checksum: node.zero_checksum && F::CHECKSUM_IS_REQUIRED,

@@ -91,12 +91,8 @@ impl Netlink {
         Ok(removed)
     }
 
-    /// Removes what a family that the network config has switched off has left: its vxlan devices
-    /// on this underlay, and our routes. Returns what there was.
-    pub async fn remove_family<F: Family>(
-        &self,
-        underlay_ifindex: u32,
-    ) -> Result<Vec<String>, NetlinkError> {
+    /// Removes our routes of a family. Returns what there was.
+    pub async fn remove_routes<F: Family>(&self) -> Result<Vec<String>, NetlinkError> {
         let mut removed = Vec::new();
         for route in self.own_routes::<F>().await? {
             let text = format!("route {route}");
@@ -104,6 +100,15 @@ impl Netlink {
             self.change(format!("delete {text}"), request).await?;
             removed.push(text);
         }
+        Ok(removed)
+    }
+
+    /// Removes the vxlan devices of a family on this underlay. Returns what there was.
+    pub async fn remove_vteps<F: Family>(
+        &self,
+        underlay_ifindex: u32,
+    ) -> Result<Vec<String>, NetlinkError> {
+        let mut removed = Vec::new();
         for link in self.links().await? {
             if let LinkKind::Vxlan(vxlan) = link.kind
                 && flannel_vni::<F>(&link).is_some()

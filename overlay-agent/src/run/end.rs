@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use super::convert::Advertised;
 use crate::{
-    backend::{Backend, BackendError, NodeData},
+    backend::{self, Backend, BackendError, NodeData},
     model::{Desired, Family, LocalNode, Underlay},
     netlink::{Netlink, Vtep},
 };
@@ -34,10 +34,7 @@ impl<F: Family> End<F> {
         if let Some(vtep) = &vtep {
             report_checksums::<F>(vtep);
         }
-        for name in netlink
-            .remove_unfinished_vteps(&underlay, vtep.as_ref())
-            .await?
-        {
+        for name in backend::remove_unfinished(netlink, &underlay, vtep.as_ref()).await? {
             info!(device = name, "removed what an unfinished start had left");
         }
         Ok(Some(Self { underlay, vtep }))
@@ -98,7 +95,9 @@ pub async fn sweep<F: Family>(
     if end.is_some() {
         return Ok(());
     }
-    for name in netlink.remove_family::<F>(underlay_ifindex).await? {
+    let mut removed = netlink.remove_routes::<F>().await?;
+    removed.extend(backend::remove_devices::<F>(netlink, underlay_ifindex).await?);
+    for name in removed {
         info!(family = F::NAME, %name, "removed: the network config does not have this family");
     }
     Ok(())
