@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use super::{
-    DatapathError, Generations, config_lock::ConfigLock, config_map::ConfigMap, pins::PinDir,
+    DatapathError, Generations,
+    maps::{config::ConfigMap, config_lock::ConfigLock},
+    pins::PinDir,
 };
 use crate::model::{V4, V6};
 

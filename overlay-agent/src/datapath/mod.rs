@@ -8,27 +8,19 @@
 //! for reading, agent or no agent.
 
 mod absence;
-mod clsact;
-mod config_lock;
-mod config_map;
+mod attach;
 mod counters;
 mod error;
-mod filters;
 mod flusher;
 mod host;
-mod links;
 mod load;
 mod maps;
 mod netlink;
-mod overlay;
-mod overlay_maps;
 mod packet_log;
 mod pins;
-mod plan;
 mod slow;
-mod spec;
 mod sys;
-mod wanted;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,23 +34,20 @@ use tracing::level_filters::LevelFilter;
 
 pub use self::{
     absence::Absence,
+    attach::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
     counters::FastShare,
     error::DatapathError,
     flusher::{Flushed, Flusher},
     host::{HostFacts, lease_clock},
-    links::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
-    maps::Maps,
-    overlay::Summary,
-    overlay_maps::OverlayMaps,
+    maps::{Maps, overlay::OverlayMaps},
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
     slow::SlowFlows,
-    wanted::Vtep,
+    tables::{Summary, wanted::Vtep},
 };
 use self::{
     load::{FlowTables, Programs},
-    overlay::Writer,
-    plan::Tables,
+    tables::{Writer, plan::Tables},
 };
 pub use crate::config::{Fastpath, SlowMark};
 use crate::model::{Desired, V4, V6};
@@ -275,7 +264,7 @@ impl Datapath {
     /// others, defunct ones included. Once every link runs this agent's programs, maps of other ABI
     /// versions go.
     pub fn sync_links(&mut self, wanted: &BTreeSet<Attachment>) -> LinkSummary {
-        let mut summary = links::sync(&self.pins, &self.programs, wanted);
+        let mut summary = attach::sync(&self.pins, &self.programs, wanted);
         if summary.failed.is_empty() {
             summary.left.extend(self.pins.remove_other_versions().err());
         }

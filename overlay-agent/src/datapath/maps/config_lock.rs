@@ -13,7 +13,7 @@ use std::{
 
 use nix::sys::stat::{major, minor};
 
-use super::{
+use crate::datapath::{
     DatapathError,
     pins::{PinDir, pin_error},
 };

@@ -17,10 +17,11 @@ use overlay_common::{maps, outcome::Hook};
 use tracing::{info, level_filters::LevelFilter, warn};
 
 use super::{
-    DatapathError, Options, filters,
+    DatapathError, Options,
+    attach::tc,
+    maps::spec::{Fit, MAPS},
     packet_log::{self, PacketLog},
     pins::{PinDir, remove_pin},
-    spec::{Fit, MAPS},
     sys::{self, Place},
 };
 
@@ -87,7 +88,7 @@ pub fn load(
     let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
     let tcx = has_tcx(&ingress);
     if !tcx {
-        filters::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
+        tc::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
         info!("no tcx links, which Linux 6.6 has: programs are attached as tc filters");
     }
     let mut by_hook = BTreeMap::from([(Hook::Ingress, ingress)]);

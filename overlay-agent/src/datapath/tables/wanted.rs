@@ -9,9 +9,9 @@ use overlay_common::{
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
-use super::HostFacts;
 use crate::{
     config::Fastpath,
+    datapath::HostFacts,
     model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
 };
 

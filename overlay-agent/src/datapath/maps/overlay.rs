@@ -16,15 +16,16 @@ use overlay_common::{
     route::Route,
 };
 
-use super::{
-    DatapathError,
-    config_map::ConfigMap,
-    maps::{gone_is_fine, map_error, open, typed},
-    pins::PinDir,
-    plan::{Limits, Tables, subnet_of},
-    sys,
+use super::{config::ConfigMap, gone_is_fine, map_error, open, typed};
+use crate::{
+    datapath::{
+        DatapathError,
+        pins::PinDir,
+        sys,
+        tables::plan::{Limits, Tables, subnet_of},
+    },
+    model::{Family, V4},
 };
-use crate::model::{Family, V4};
 
 /// The maps of one family in one pin directory.
 pub struct OverlayMaps<F: Family = V4> {
@@ -34,7 +35,7 @@ pub struct OverlayMaps<F: Family = V4> {
     nexthops: Array<MapData, Nexthop>,
     peers: HashMap<MapData, F::Be, Peer>,
     flows_fd: OwnedFd,
-    pub(super) config: ConfigMap<F>,
+    pub(in crate::datapath) config: ConfigMap<F>,
     limits: Limits,
     max_flows: u32,
 }

@@ -4,13 +4,11 @@
 use aya::maps::{Array, MapData};
 use overlay_common::config::{Config, FASTPATH_OFF};
 
-use super::{
-    DatapathError,
-    config_lock::ConfigLock,
-    maps::{map_error, open, typed},
-    pins::PinDir,
+use super::{config_lock::ConfigLock, map_error, open, typed};
+use crate::{
+    datapath::{DatapathError, pins::PinDir},
+    model::{Family, V4},
 };
-use crate::model::{Family, V4};
 
 pub struct ConfigMap<F: Family = V4>(Array<MapData, Config<F>>);
 

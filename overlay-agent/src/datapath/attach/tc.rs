@@ -10,9 +10,11 @@ use aya::programs::ProgramInfo;
 use overlay_common::outcome::Hook;
 
 use super::{
-    DatapathError,
+    Attached, Attachment, LinkState,
     clsact::{self, Side},
-    links::{Attached, Attachment, LinkState},
+};
+use crate::datapath::{
+    DatapathError,
     load::{LoadedProgram, program_name},
     pins::{PinDir, pin_error, remove_pin},
     sys,

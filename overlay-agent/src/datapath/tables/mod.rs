@@ -1,18 +1,21 @@
 //! One family's maps kept as desired.
 
+pub mod plan;
+pub mod wanted;
+
 use std::time::Duration;
 
 use overlay_common::config::Config;
 use tracing::debug;
 
+use self::{
+    plan::{Step, Tables},
+    wanted::{Vtep, Wanted},
+};
 use super::{
-    DatapathError, Fastpath, HostFacts, SlowMark, Vtep,
-    config_lock::ConfigLock,
-    config_map::next_generation,
-    overlay_maps::OverlayMaps,
+    DatapathError, Fastpath, HostFacts, SlowMark,
+    maps::{config::next_generation, config_lock::ConfigLock, overlay::OverlayMaps},
     pins::PinDir,
-    plan::{self, Step, Tables},
-    wanted::{self, Wanted},
 };
 use crate::model::{Desired, Family, V4};
 

@@ -29,7 +29,7 @@ use nix::{
 };
 use overlay_common::{ABI_VERSION, outcome::Hook};
 
-use super::{DatapathError, filters, sys};
+use super::{DatapathError, attach::tc, sys};
 
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -127,7 +127,7 @@ impl PinDir {
     }
 
     /// Takes the lock that the running agent holds.
-    pub(super) fn lock(&self, root: &File) -> Result<(), DatapathError> {
+    pub(in crate::datapath) fn lock(&self, root: &File) -> Result<(), DatapathError> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match root.try_lock() {
@@ -171,7 +171,7 @@ impl PinDir {
     }
 
     /// Why there are no maps.
-    pub(super) fn not_pinned(&self) -> DatapathError {
+    pub(in crate::datapath) fn not_pinned(&self) -> DatapathError {
         match self.absence() {
             Some(absence) => DatapathError::KernelTier { absence },
             None => DatapathError::NotPinned { dir: self.maps() },
@@ -197,7 +197,7 @@ impl PinDir {
         let (links, maps) = (list(&self.links())?, self.pinned_maps()?);
         let note = self.noted()?;
         for (hook, ifindex) in self.pinned_filters()? {
-            filters::detach(self, hook, ifindex)?;
+            tc::detach(self, hook, ifindex)?;
         }
         for path in list(&self.links())? {
             let name = path.file_name().unwrap_or_default();
@@ -375,7 +375,7 @@ fn is_bpffs(path: &Path) -> Result<bool, DatapathError> {
 }
 
 /// Creates `dir`, for this user alone. One that another user made could hold maps of their choice.
-pub(super) fn ensure_own_dir(dir: &Path) -> Result<(), DatapathError> {
+pub(in crate::datapath) fn ensure_own_dir(dir: &Path) -> Result<(), DatapathError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,9 +1,12 @@
 //! The links: which program runs on which side of which interface. On kernels without tcx links
-//! [`filters`] stand in for them.
+//! filters ([`tc`]) stand in for them.
 //!
 //! The pins are the truth, not the memory of this process: each change starts from what the
 //! kernel says about the link pinned for an interface. So it does not matter whether the link was
 //! made by this process, by one that crashed, or by another version.
+
+mod clsact;
+pub mod tc;
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +17,8 @@ use std::{
 use overlay_common::outcome::Hook;
 
 use super::{
-    DatapathError, filters,
-    load::{LoadedProgram, Programs},
+    DatapathError,
+    load::{LoadedProgram, Programs, program_name},
     netlink,
     pins::{PinDir, pin_error, remove_link, remove_pin},
     sys::{self, LinkPlace, Place, XDP_GENERIC, XDP_NATIVE},
@@ -117,7 +120,7 @@ pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
     };
     let links = pins.pinned_links()?.into_iter().map(state);
     let filters = pins.pinned_filters()?.into_iter();
-    let filters = filters.map(|(hook, ifindex)| filters::state(pins, hook, ifindex));
+    let filters = filters.map(|(hook, ifindex)| tc::state(pins, hook, ifindex));
     let states = links.chain(filters).filter_map(Result::transpose);
     let mut states = states.collect::<Result<Vec<_>, _>>()?;
     states.sort_by_key(|link| (link.ifindex, link.hook));
@@ -179,7 +182,7 @@ pub fn attach(
             return Err(link_error("attach")(io::Error::other(reason)));
         }
         return Err(DatapathError::MissingProgram {
-            program: super::load::program_name(hook),
+            program: program_name(hook),
         });
     };
     let path = pins.link(hook, ifindex);
@@ -209,7 +212,7 @@ pub fn attach(
         Err(error) => return Err(link_error("open")(error)),
     }
     if !programs.tcx && hook != Hook::Guard {
-        return filters::attach(pins, program, attachment);
+        return tc::attach(pins, program, attachment);
     }
     let flags = match hook {
         Hook::Guard => attachment.xdp.flags(),
@@ -219,7 +222,7 @@ pub fn attach(
         Ok(link) => {
             sys::object_pin(link.as_fd(), &path).map_err(pin_error("pin", &path))?;
             // Two of them would count, and stamp, each packet twice.
-            filters::detach(pins, hook, ifindex)?;
+            tc::detach(pins, hook, ifindex)?;
             Ok(Attached::Created)
         }
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Attached::InterfaceGone),
@@ -232,7 +235,7 @@ pub fn attach(
 
 /// Removes the program from the interface, if it is there.
 pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
-    filters::detach(pins, hook, ifindex)?;
+    tc::detach(pins, hook, ifindex)?;
     remove_link(&pins.link(hook, ifindex))
 }
 

@@ -18,7 +18,7 @@ use rtnetlink::{
     },
 };
 
-use super::netlink::exchange;
+use crate::datapath::netlink::exchange;
 
 /// The place of our filter in the order of an interface's filters; those that get a priority from the
 /// kernel come later.

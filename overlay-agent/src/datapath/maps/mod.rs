@@ -1,5 +1,10 @@
 //! Typed handles of the pinned maps: those of each family, and those that serve both.
 
+pub mod config;
+pub mod config_lock;
+pub mod overlay;
+pub mod spec;
+
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
@@ -14,7 +19,8 @@ use overlay_common::{
     slow::Slow,
 };
 
-use super::{DatapathError, overlay_maps::OverlayMaps, pins::PinDir};
+use self::overlay::OverlayMaps;
+use super::{DatapathError, pins::PinDir};
 use crate::model::{V4, V6};
 
 /// The maps of one pin directory.
@@ -67,7 +73,7 @@ impl Maps {
         self.slow.get(&0, 0).map_err(map_error("read", maps::SLOW))
     }
 
-    pub(super) fn put_slow(&mut self, slow: &Slow) -> Result<(), DatapathError> {
+    pub(in crate::datapath) fn put_slow(&mut self, slow: &Slow) -> Result<(), DatapathError> {
         self.slow
             .set(0, slow, 0)
             .map_err(map_error("write", maps::SLOW))
