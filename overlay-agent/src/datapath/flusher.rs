@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    DatapathError, Generations,
+    error::DatapathError,
     maps::{config::ConfigMap, config_lock::ConfigLock},
     pins::PinDir,
 };
@@ -12,6 +12,13 @@ use crate::model::{V4, V6};
 
 /// Whoever writes the configuration is done within microseconds, unless he was stopped.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The generations of the two families' leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generations {
+    pub ipv4: u32,
+    pub ipv6: u32,
+}
 
 /// The configurations of both families.
 pub struct Flusher {

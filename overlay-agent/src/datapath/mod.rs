@@ -9,6 +9,7 @@
 
 mod absence;
 mod attach;
+mod attachment;
 mod counters;
 mod error;
 mod flusher;
@@ -18,6 +19,8 @@ mod maps;
 mod netlink;
 mod packet_log;
 mod pins;
+mod programs;
+mod removal;
 mod slow;
 mod sys;
 mod tables;
@@ -26,7 +29,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     path::PathBuf,
-    time::Duration,
 };
 
 use overlay_common::addr::MacAddr;
@@ -34,45 +36,21 @@ use tracing::level_filters::LevelFilter;
 
 pub use self::{
     absence::Absence,
-    attach::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
+    attach::{LinkSummary, states as link_states},
+    attachment::{Attached, Attachment, LinkState, XdpMode},
     counters::FastShare,
     error::DatapathError,
-    flusher::{Flushed, Flusher},
-    host::{HostFacts, lease_clock},
+    flusher::{Flushed, Flusher, Generations},
+    host::{HostFacts, LeaseTimes, lease_clock},
     maps::{Maps, overlay::OverlayMaps},
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
     slow::SlowFlows,
     tables::{Summary, wanted::Vtep},
 };
-use self::{
-    load::{FlowTables, Programs},
-    tables::{Writer, plan::Tables},
-};
+use self::{load::FlowTables, maps::contents::Tables, programs::Programs, tables::Writer};
 pub use crate::config::{Fastpath, SlowMark};
 use crate::model::{Desired, V4, V6};
-
-/// How long leases last, by protocol; 0: no flow of the protocol is fast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseTimes {
-    pub tcp: Duration,
-    pub udp: Duration,
-    pub icmp: Duration,
-}
-
-impl LeaseTimes {
-    /// Long enough that almost every packet of a steady flow is fast, shorter than the 30 s after which
-    /// conntrack forgets a UDP flow without replies.
-    pub const LONGEST: Self = Self::all(Duration::from_secs(15));
-
-    pub const fn all(time: Duration) -> Self {
-        Self {
-            tcp: time,
-            udp: time,
-            icmp: time,
-        }
-    }
-}
 
 /// Capacity of the flow table of a family without pods: the kernel does not make one without any.
 const UNSERVED_FLOWS: u32 = 1;
@@ -133,7 +111,7 @@ impl Datapath {
             ipv4: capacity(options.serves.ipv4),
             ipv6: capacity(options.serves.ipv6),
         };
-        let programs = load::load(&pins, options, flows)?;
+        let programs = load::load(&pins, options.object, options.log, flows)?;
         let maps = Maps::open(&pins)?;
         let flusher = Flusher::open(&pins)?;
         let mut datapath = Self {
@@ -279,11 +257,4 @@ struct FlushOwed {
     ipv4: bool,
     ipv6: bool,
     gateways: bool,
-}
-
-/// The generations of the two families' leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generations {
-    pub ipv4: u32,
-    pub ipv6: u32,
 }

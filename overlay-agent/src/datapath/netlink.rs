@@ -19,7 +19,7 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use super::attach::XdpMode;
+use super::attachment::XdpMode;
 use crate::netlink::TIMEOUT;
 
 /// How the interface runs XDP program `id`; `None` if it does not.

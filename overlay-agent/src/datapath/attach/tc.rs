@@ -10,15 +10,18 @@ use aya::programs::ProgramInfo;
 use overlay_common::outcome::Hook;
 
 use super::{
-    Attached, Attachment, LinkState,
     clsact::{self, Side},
+    mechanism::Mechanism,
 };
 use crate::datapath::{
-    DatapathError,
-    load::{LoadedProgram, program_name},
-    pins::{PinDir, pin_error, remove_pin},
+    attachment::{Attached, Attachment, LinkState},
+    error::{DatapathError, pin_error},
+    pins::{PinDir, remove_pin},
+    programs::{LoadedProgram, program_name},
     sys,
 };
+
+pub struct Tc;
 
 /// Where the filter of `hook` belongs; the guard is an XDP program everywhere.
 const fn side(hook: Hook) -> Option<Side> {
@@ -41,53 +44,107 @@ pub fn probe(program: &LoadedProgram) -> io::Result<()> {
     put.and(removed)
 }
 
-/// Runs `program` at `attachment`. A filter of an earlier process is switched atomically.
-pub fn attach(
-    pins: &PinDir,
-    program: &LoadedProgram,
-    attachment: &Attachment,
-) -> Result<Attached, DatapathError> {
-    let &Attachment { hook, ifindex, .. } = attachment;
-    let error = |action| {
-        move |source| DatapathError::Link {
-            action,
-            hook: hook.name(),
-            ifname: attachment.ifname.clone(),
-            source,
-        }
-    };
-    let Some(side) = side(hook) else {
-        return Err(DatapathError::MissingProgram {
-            program: program_name(hook),
-        });
-    };
-    let found = clsact::program_at(ifindex, side).map_err(error("inspect"))?;
-    let path = pins.filter(hook, ifindex);
-    let recorded = pinned_program(&path)?;
-    if found == Some(program.id) && recorded == found {
-        return Ok(Attached::Unchanged);
+impl Mechanism for Tc {
+    fn recorded(&self, pins: &PinDir) -> Result<Vec<(Hook, u32)>, DatapathError> {
+        pins.pinned_filters()
     }
-    if found.is_none() {
-        match make_qdisc(pins, program, ifindex) {
-            Ok(()) => {}
-            Err(DatapathError::Link { source, .. }) if is_no_device(&source) => {
-                return Ok(Attached::InterfaceGone);
+
+    /// Whether the recorded filter runs the recorded program.
+    fn state(
+        &self,
+        pins: &PinDir,
+        hook: Hook,
+        ifindex: u32,
+    ) -> Result<Option<LinkState>, DatapathError> {
+        let path = pins.filter(hook, ifindex);
+        let Some(recorded) = pinned_program(&path)? else {
+            // Removed meanwhile.
+            return Ok(None);
+        };
+        let found = match side(hook) {
+            Some(side) => clsact::program_at(ifindex, side).map_err(pin_error("inspect", &path))?,
+            None => None,
+        };
+        Ok(Some(LinkState {
+            hook,
+            ifindex,
+            alive: found == Some(recorded),
+        }))
+    }
+
+    fn attach(
+        &self,
+        pins: &PinDir,
+        program: &LoadedProgram,
+        attachment: &Attachment,
+    ) -> Result<Attached, DatapathError> {
+        let &Attachment { hook, ifindex, .. } = attachment;
+        let Some(side) = side(hook) else {
+            return Err(DatapathError::MissingProgram {
+                program: program_name(hook),
+            });
+        };
+        let found = clsact::program_at(ifindex, side).map_err(attachment.error("inspect"))?;
+        let path = pins.filter(hook, ifindex);
+        let recorded = pinned_program(&path)?;
+        if found == Some(program.id) && recorded == found {
+            return Ok(Attached::Unchanged);
+        }
+        if found.is_none() {
+            match make_qdisc(pins, program, ifindex) {
+                Ok(()) => {}
+                Err(DatapathError::Link { source, .. }) if is_no_device(&source) => {
+                    return Ok(Attached::InterfaceGone);
+                }
+                Err(DatapathError::Link { action, source, .. }) => {
+                    return Err(attachment.error(action)(source));
+                }
+                Err(error) => return Err(error),
             }
-            Err(DatapathError::Link { action, source, .. }) => return Err(error(action)(source)),
-            Err(error) => return Err(error),
+        }
+        remove_pin(&path)?;
+        sys::object_pin(program.fd.as_fd(), &path).map_err(pin_error("pin", &path))?;
+        match clsact::put_filter(ifindex, side, program.fd.as_fd(), &program_name(hook)) {
+            Ok(()) if found.is_some() => Ok(Attached::Adopted),
+            Ok(()) => Ok(Attached::Created),
+            Err(source) if is_no_device(&source) => {
+                remove_pin(&path)?;
+                remove_pin(&pins.qdisc(ifindex))?;
+                Ok(Attached::InterfaceGone)
+            }
+            Err(source) => Err(attachment.error("attach")(source)),
         }
     }
-    remove_pin(&path)?;
-    sys::object_pin(program.fd.as_fd(), &path).map_err(pin_error("pin", &path))?;
-    match clsact::put_filter(ifindex, side, program.fd.as_fd(), &program_name(hook)) {
-        Ok(()) if found.is_some() => Ok(Attached::Adopted),
-        Ok(()) => Ok(Attached::Created),
-        Err(source) if is_no_device(&source) => {
-            remove_pin(&path)?;
-            remove_pin(&pins.qdisc(ifindex))?;
-            Ok(Attached::InterfaceGone)
+
+    /// Removes the filter, if it is still the recorded one, and with the last one of the interface the
+    /// qdisc, if it is ours and nobody else uses it.
+    fn detach(&self, pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        let path = pins.filter(hook, ifindex);
+        let Some(recorded) = pinned_program(&path)? else {
+            return Ok(());
+        };
+        let detach_error = || pin_error("detach", &path);
+        let mut removed = false;
+        if let Some(side) = side(hook) {
+            let found = clsact::program_at(ifindex, side).map_err(detach_error())?;
+            if found == Some(recorded) {
+                clsact::remove_filter(ifindex, side).map_err(detach_error())?;
+                removed = true;
+            }
         }
-        Err(source) => Err(error("attach")(source)),
+        remove_pin(&path)?;
+        let is_last = !pins
+            .pinned_filters()?
+            .iter()
+            .any(|(_, other)| *other == ifindex);
+        let qdisc = pins.qdisc(ifindex);
+        if is_last && qdisc.exists() {
+            if removed {
+                clsact::remove_empty_qdisc(ifindex).map_err(pin_error("detach", &qdisc))?;
+            }
+            remove_pin(&qdisc)?;
+        }
+        Ok(())
     }
 }
 
@@ -117,55 +174,6 @@ fn qdisc_error(ifindex: u32, source: io::Error) -> DatapathError {
         ifname: format!("interface {ifindex}"),
         source,
     }
-}
-
-/// Whether the recorded filter runs the recorded program.
-pub fn state(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<Option<LinkState>, DatapathError> {
-    let path = pins.filter(hook, ifindex);
-    let Some(recorded) = pinned_program(&path)? else {
-        // Removed meanwhile.
-        return Ok(None);
-    };
-    let found = match side(hook) {
-        Some(side) => clsact::program_at(ifindex, side).map_err(pin_error("inspect", &path))?,
-        None => None,
-    };
-    Ok(Some(LinkState {
-        hook,
-        ifindex,
-        alive: found == Some(recorded),
-    }))
-}
-
-/// Removes the filter, if it is still the recorded one, and with the last one of the interface the
-/// qdisc, if it is ours and nobody else uses it.
-pub fn detach(pins: &PinDir, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
-    let path = pins.filter(hook, ifindex);
-    let Some(recorded) = pinned_program(&path)? else {
-        return Ok(());
-    };
-    let detach_error = || pin_error("detach", &path);
-    let mut removed = false;
-    if let Some(side) = side(hook) {
-        let found = clsact::program_at(ifindex, side).map_err(detach_error())?;
-        if found == Some(recorded) {
-            clsact::remove_filter(ifindex, side).map_err(detach_error())?;
-            removed = true;
-        }
-    }
-    remove_pin(&path)?;
-    let is_last = !pins
-        .pinned_filters()?
-        .iter()
-        .any(|(_, other)| *other == ifindex);
-    let qdisc = pins.qdisc(ifindex);
-    if is_last && qdisc.exists() {
-        if removed {
-            clsact::remove_empty_qdisc(ifindex).map_err(pin_error("detach", &qdisc))?;
-        }
-        remove_pin(&qdisc)?;
-    }
-    Ok(())
 }
 
 /// Id of the program pinned at `path`.

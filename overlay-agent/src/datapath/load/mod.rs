@@ -1,72 +1,40 @@
 //! Loading the BPF object: maps from their pins or fresh, all programs through the verifier.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::fd::{AsFd as _, OwnedFd},
-};
+mod pinned;
+mod refusal;
+
+use std::{collections::BTreeMap, fs, os::fd::AsFd as _};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::MapError,
-    pin::PinError,
     programs::{Program, ProgramError},
-    sys::SyscallError,
 };
 use overlay_common::{maps, outcome::Hook};
 use tracing::{info, level_filters::LevelFilter, warn};
 
+pub use self::pinned::FlowTables;
+use self::{
+    pinned::check_pinned_maps,
+    refusal::{object_error, program_error},
+};
 use super::{
-    DatapathError, Options,
-    attach::tc,
-    maps::spec::{Fit, MAPS},
+    attach::{tc, tcx},
+    error::DatapathError,
+    maps::spec::MAPS,
     packet_log::{self, PacketLog},
-    pins::{PinDir, remove_pin},
-    sys::{self, Place},
+    pins::PinDir,
+    programs::{LoadedProgram, Programs, program_name},
 };
 
 /// How often a program is loaded whose verification is interrupted; libbpf tries five times.
 const LOAD_ATTEMPTS: u32 = 10;
 
-/// A program in the kernel.
-#[derive(Debug)]
-pub struct LoadedProgram {
-    pub fd: OwnedFd,
-    pub id: u32,
-}
-
-/// The programs, and how this kernel attaches them.
-#[derive(Debug)]
-pub struct Programs {
-    pub by_hook: BTreeMap<Hook, LoadedProgram>,
-    /// Linux 6.6; an older one runs them by tc filters.
-    pub tcx: bool,
-    /// What they log, if they do.
-    pub log: Option<PacketLog>,
-}
-
-/// Capacities of the two flow tables, which are allocated whole.
-#[derive(Clone, Copy, Debug)]
-pub struct FlowTables {
-    pub ipv4: u32,
-    pub ipv6: u32,
-}
-
-impl FlowTables {
-    /// Of the flow table with this name.
-    fn capacity(self, map: &str) -> Option<u32> {
-        match map {
-            maps::FLOWS4 => Some(self.ipv4),
-            maps::FLOWS6 => Some(self.ipv6),
-            _ => None,
-        }
-    }
-}
-
-/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing.
+/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing. `log` is
+/// what packets are logged from; anything but `OFF` needs an object that can.
 pub fn load(
     pins: &PinDir,
-    options: &Options<'_>,
+    object: &[u8],
+    log: LevelFilter,
     flows: FlowTables,
 ) -> Result<Programs, DatapathError> {
     check_pinned_maps(pins, flows)?;
@@ -76,17 +44,17 @@ pub fn load(
     for spec in MAPS {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
-    let log_level = packet_log::level(options.log);
-    if options.log != LevelFilter::OFF {
+    let log_level = packet_log::level(log);
+    if log != LevelFilter::OFF {
         loader.override_global(aya_log::LEVEL, &log_level, true);
     }
-    let mut ebpf = loader.load(options.object).map_err(object_error)?;
-    let log = match options.log {
+    let mut ebpf = loader.load(object).map_err(object_error)?;
+    let log = match log {
         LevelFilter::OFF => None,
         _ => Some(PacketLog::of(&mut ebpf)?),
     };
     let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
-    let tcx = has_tcx(&ingress);
+    let tcx = tcx::is_there(&ingress);
     if !tcx {
         tc::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
         info!("no tcx links, which Linux 6.6 has: programs are attached as tc filters");
@@ -113,11 +81,6 @@ pub fn load(
 fn is_interruption(error: &ProgramError) -> bool {
     matches!(error, ProgramError::LoadError { io_error, .. }
         if io_error.raw_os_error() == Some(libc::EAGAIN))
-}
-
-/// The name of the program for `hook` in the object.
-pub fn program_name(hook: Hook) -> String {
-    format!("overlay_{}", hook.name())
 }
 
 /// The guard for kernels before Linux 5.18, which know no XDP on packets of several fragments.
@@ -151,56 +114,6 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<LoadedProgram, DatapathEr
             source: EbpfError::ProgramError(error),
         }),
     }
-}
-
-/// aya adopts whatever is pinned, so the layout is compared first. A flow table of another capacity
-/// is replaced: it is a cache.
-fn check_pinned_maps(pins: &PinDir, flows: FlowTables) -> Result<(), DatapathError> {
-    for mut spec in MAPS {
-        let capacity = flows.capacity(spec.name);
-        if let Some(entries) = capacity {
-            spec.max_entries = per_cpu_capacity(entries)?;
-        }
-        let path = pins.map(spec.name);
-        match spec.compare(&path) {
-            None | Some(Fit::Same) => {}
-            Some(Fit::Resized { .. }) if capacity.is_some() => remove_pin(&path)?,
-            Some(Fit::Resized { found }) => {
-                return Err(DatapathError::Layout {
-                    path,
-                    found: format!("{found} entries"),
-                    wanted: format!("{} entries", spec.max_entries),
-                });
-            }
-            Some(Fit::Different { found, wanted }) => {
-                return Err(DatapathError::Layout {
-                    path,
-                    found,
-                    wanted,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the kernel makes of `entries` in a table with one LRU list per CPU: a multiple of the
-/// number of possible CPUs (`htab_map_alloc`).
-fn per_cpu_capacity(entries: u32) -> Result<usize, DatapathError> {
-    let cpus = aya::util::nr_cpus()
-        .map_err(|(path, source)| DatapathError::HostFact {
-            path: path.into(),
-            source,
-        })?
-        .max(1);
-    Ok((entries as usize).next_multiple_of(cpus))
-}
-
-/// Linux 6.6 looks the interface up, which fails for index 0; older kernels do not know the
-/// attach type.
-fn has_tcx(program: &LoadedProgram) -> bool {
-    let attempt = sys::link_create(program.fd.as_fd(), 0, Place::TcxIngress, 0);
-    !attempt.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// `linux/capability.h`.
@@ -238,68 +151,6 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .filter(|&(number, name)| !has(number) && (name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
         .map(|(_, name)| name)
         .collect()
-}
-
-fn program_error(name: &str, error: ProgramError) -> DatapathError {
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } if !is_refusal(&io_error) => DatapathError::Verifier {
-            program: name.to_owned(),
-            source: io_error,
-            log: verifier_log.to_string(),
-        },
-        // The verifier also says EPERM, and then explains itself.
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            if log.trim().is_empty() {
-                DatapathError::Refused {
-                    step: "loading a program",
-                    source: io_error,
-                }
-            } else {
-                DatapathError::Verifier {
-                    program: name.to_owned(),
-                    source: io_error,
-                    log,
-                }
-            }
-        }
-        other => DatapathError::Object {
-            source: EbpfError::ProgramError(other),
-        },
-    }
-}
-
-fn object_error(error: EbpfError) -> DatapathError {
-    match error {
-        EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_refusal(&io_error) => {
-            DatapathError::Refused {
-                step: "creating a map",
-                source: io_error,
-            }
-        }
-        EbpfError::MapError(MapError::PinError {
-            error: PinError::SyscallError(SyscallError { io_error, .. }),
-            ..
-        }) if is_refusal(&io_error) => DatapathError::Refused {
-            step: "pinning a map",
-            source: io_error,
-        },
-        source => DatapathError::Object { source },
-    }
-}
-
-/// `ENOSYS`: the kernel was built without BPF, or a seccomp filter says so.
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EPERM | libc::EACCES | libc::ENOSYS)
-    )
 }
 
 #[cfg(test)]

@@ -4,9 +4,12 @@
 use aya::maps::{Array, MapData};
 use overlay_common::config::{Config, FASTPATH_OFF};
 
-use super::{config_lock::ConfigLock, map_error, open, typed};
+use super::{
+    config_lock::ConfigLock,
+    handle::{map_error, open, typed},
+};
 use crate::{
-    datapath::{DatapathError, pins::PinDir},
+    datapath::{error::DatapathError, pins::PinDir},
     model::{Family, V4},
 };
 

@@ -14,8 +14,8 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use crate::datapath::{
-    DatapathError,
-    pins::{PinDir, pin_error},
+    error::{DatapathError, pin_error},
+    pins::PinDir,
 };
 
 const RETRY: Duration = Duration::from_millis(5);

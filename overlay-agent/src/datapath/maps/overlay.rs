@@ -16,14 +16,13 @@ use overlay_common::{
     route::Route,
 };
 
-use super::{config::ConfigMap, gone_is_fine, map_error, open, typed};
+use super::{
+    config::ConfigMap,
+    contents::{Limits, Tables, subnet_of},
+    handle::{gone_is_fine, map_error, open, typed},
+};
 use crate::{
-    datapath::{
-        DatapathError,
-        pins::PinDir,
-        sys,
-        tables::plan::{Limits, Tables, subnet_of},
-    },
+    datapath::{error::DatapathError, pins::PinDir, sys},
     model::{Family, V4},
 };
 

@@ -9,15 +9,21 @@ use overlay_common::config::Config;
 use tracing::debug;
 
 use self::{
-    plan::{Step, Tables},
+    plan::Step,
     wanted::{Vtep, Wanted},
 };
 use super::{
-    DatapathError, Fastpath, HostFacts, SlowMark,
-    maps::{config::next_generation, config_lock::ConfigLock, overlay::OverlayMaps},
+    error::DatapathError,
+    host::HostFacts,
+    maps::{
+        config::next_generation, config_lock::ConfigLock, contents::Tables, overlay::OverlayMaps,
+    },
     pins::PinDir,
 };
-use crate::model::{Desired, Family, V4};
+use crate::{
+    config::{Fastpath, SlowMark},
+    model::{Desired, Family, V4},
+};
 
 /// An `overlay-agent flush` is done within microseconds, unless it was stopped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);

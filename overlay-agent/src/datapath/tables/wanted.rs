@@ -11,7 +11,7 @@ use overlay_common::{
 
 use crate::{
     config::Fastpath,
-    datapath::HostFacts,
+    datapath::host::HostFacts,
     model::{Backend, Desired, Family, LocalNode, Peer, V4, VxlanBackend},
 };
 
@@ -212,7 +212,7 @@ mod tests {
     use ipnetwork::Ipv4Network;
 
     use super::*;
-    use crate::{datapath::LeaseTimes, model::Underlay};
+    use crate::{datapath::host::LeaseTimes, model::Underlay};
 
     const FACTS: HostFacts = HostFacts {
         ttl: 64,
