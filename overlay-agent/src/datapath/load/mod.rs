@@ -20,7 +20,6 @@ use self::{
 use super::{
     attach::{tc, tcx},
     error::DatapathError,
-    maps::spec::MAPS,
     packet_log::{self, PacketLog},
     pins::PinDir,
     programs::{LoadedProgram, Programs, program_name},
@@ -41,7 +40,7 @@ pub fn load(
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(maps::FLOWS4, flows.ipv4);
     loader.map_max_entries(maps::FLOWS6, flows.ipv6);
-    for spec in MAPS {
+    for spec in maps::TABLE {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     let log_level = packet_log::level(log);

@@ -4,7 +4,7 @@ use overlay_common::maps;
 
 use crate::datapath::{
     error::DatapathError,
-    maps::spec::{Fit, MAPS},
+    maps::fit::{Fit, compare},
     pins::{PinDir, remove_pin},
 };
 
@@ -29,13 +29,13 @@ impl FlowTables {
 /// aya adopts whatever is pinned, so the layout is compared first. A flow table of another capacity
 /// is replaced: it is a cache.
 pub fn check_pinned_maps(pins: &PinDir, flows: FlowTables) -> Result<(), DatapathError> {
-    for mut spec in MAPS {
+    for mut spec in maps::TABLE {
         let capacity = flows.capacity(spec.name);
         if let Some(entries) = capacity {
             spec.max_entries = per_cpu_capacity(entries)?;
         }
         let path = pins.map(spec.name);
-        match spec.compare(&path) {
+        match compare(&spec, &path) {
             None | Some(Fit::Same) => {}
             Some(Fit::Resized { .. }) if capacity.is_some() => remove_pin(&path)?,
             Some(Fit::Resized { found }) => {

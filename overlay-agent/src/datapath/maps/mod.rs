@@ -3,9 +3,9 @@
 pub mod config;
 pub mod config_lock;
 pub mod contents;
+pub mod fit;
 mod handle;
 pub mod overlay;
-pub mod spec;
 
 use std::collections::BTreeMap;
 
