@@ -4,7 +4,6 @@
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
-mod ipv6;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -25,6 +24,7 @@ use crate::{
         flags::{self, daemon_help},
     },
     docker_opts, logging, output, run,
+    view::kernel,
 };
 
 const PROGRAM: &str = "overlay-agent";
@@ -103,12 +103,12 @@ async fn command(args: &[String]) -> ExitCode {
     match cli.command {
         Command::Run { flags } => daemon(&flags).await,
         Command::Status(args) => {
-            let ipv6 = ipv6::read_or_warn().await;
+            let ipv6 = kernel::read_or_warn().await;
             let host = status::Host::read().await;
             report(|out| status::run(&args, ipv6, &host, out))
         }
         Command::Routes(args) => {
-            let ipv6 = ipv6::read_or_warn().await;
+            let ipv6 = kernel::read_or_warn().await;
             report(|out| routes::run(&args, ipv6, out))
         }
         Command::Flows(args) => report(|out| flows::run(&args, out)),

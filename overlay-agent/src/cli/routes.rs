@@ -15,15 +15,13 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{
-    ipv6::{self, Tier},
-    pinned::Pinned,
-};
+use super::pinned::Pinned;
 use crate::{
     datapath::{DatapathError, Maps, OverlayMaps},
     model::Family,
     names::{interface_label, interface_name},
     output::{self, Table},
+    view::kernel::{self, Tier},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -37,7 +35,7 @@ pub struct Report {
     /// What the maps have, IPv4 first.
     pub routes: Vec<Row>,
     /// The kernel's routes to IPv6 subnets that the maps do not have.
-    pub ipv6_routes: Vec<ipv6::Row>,
+    pub ipv6_routes: Vec<kernel::Row>,
 }
 
 /// A peer subnet.
@@ -106,7 +104,7 @@ impl Report {
     }
 
     /// Adds what the kernel has and the maps do not.
-    fn add_kernel_routes(&mut self, mut routes: Vec<ipv6::Row>) {
+    fn add_kernel_routes(&mut self, mut routes: Vec<kernel::Row>) {
         let mapped: BTreeSet<IpNetwork> = self.routes.iter().map(|row| row.subnet).collect();
         routes.retain(|route| !mapped.contains(&route.subnet.into()));
         self.ipv6_routes = routes;
@@ -210,7 +208,7 @@ impl output::Report for Report {
             writeln!(out)?;
         }
         if !self.ipv6_routes.is_empty() {
-            ipv6::write_routes(&self.ipv6_routes, out)?;
+            kernel::write_routes(&self.ipv6_routes, out)?;
         }
         Ok(())
     }
@@ -390,7 +388,7 @@ mod tests {
 
     #[test]
     fn routes_of_the_kernel_are_listed_where_the_maps_have_none() {
-        let kernel = |subnet: &str| ipv6::Row {
+        let kernel = |subnet: &str| kernel::Row {
             subnet: subnet.parse().unwrap(),
             vtep: "fd00::2".parse().ok(),
             vtep_mac: Some("02:00:00:00:06:02".into()),

@@ -1,6 +1,5 @@
 //! `overlay-agent status`: is this node's fast path healthy, and if not, why not.
 
-mod observed;
 mod problems;
 mod state;
 #[cfg(test)]
@@ -16,17 +15,17 @@ use overlay_common::ABI_VERSION;
 use serde::Serialize;
 
 use self::{
-    observed::Observed,
     problems::{NO_AGENT, problems},
     state::{PinnedState, agent},
 };
-use super::{ipv6::Tier, pinned::Pinned};
+use super::pinned::Pinned;
 use crate::{
     datapath::{Absence, DatapathError},
     names::interface_name,
     netlink::{LinkTable, Netlink, Unserved, unserved},
     output::{self, Table},
     underlay::{self, HostSnapshot},
+    view::{ebpf::Observed, kernel::Tier},
 };
 
 #[derive(Clone, Debug, clap::Args)]

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use overlay_common::{maps::MAX_NODES, outcome::Hook};
 
-use super::observed::{Observed, Overlay};
-use crate::{model::Family, names::interface_label};
+use crate::{
+    model::Family,
+    names::interface_label,
+    view::ebpf::{Observed, Overlay},
+};
 
 pub const NO_AGENT: &str =
     "no agent is running: packets are forwarded as before, but nobody follows changes";

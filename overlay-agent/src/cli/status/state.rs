@@ -16,12 +16,9 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{
-    super::{
-        flows::{self, State},
-        stats::FastPath,
-    },
-    observed::{Observed, Overlay},
+use super::super::{
+    flows::{self, State},
+    stats::FastPath,
 };
 use crate::{
     datapath::{Fastpath, LinkState},
@@ -29,6 +26,7 @@ use crate::{
     model::{Family, V6},
     names::interface_label,
     output::{self, Table, grouped},
+    view::ebpf::{Observed, Overlay},
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

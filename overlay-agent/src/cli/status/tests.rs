@@ -13,13 +13,13 @@ use overlay_common::{
     route::Route,
 };
 
-use super::{observed::Overlay, *};
+use super::*;
 use crate::{
-    cli::ipv6::Device,
     datapath::{LinkState, PinDir},
     filter::per_packet::{self, ReportedRule},
     model::{Family, V4, V6},
     output::Format,
+    view::{ebpf::Overlay, kernel::Device},
 };
 
 /// The maps of a node with one live flow.

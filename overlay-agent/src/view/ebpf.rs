@@ -11,8 +11,8 @@ use overlay_common::{
     route::Route,
 };
 
-use super::super::pinned::Pinned;
 use crate::{
+    cli::pinned::Pinned,
     datapath::{self, DatapathError, LinkState, OverlayMaps},
     filter::per_packet::Report,
     model::{Family, V4, V6},
