@@ -1,35 +1,43 @@
-//! The IPv6 overlay of this node as the kernel has it, for `status` and `routes`: with the kernel tier
-//! alone, and for what is not in the pinned maps.
+//! The kernel tier as the kernel has it: what carries every packet where there are no programs, and the
+//! packets of what is not in the pinned maps.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    net::{IpAddr, Ipv6Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
 };
 
-use ipnetwork::Ipv6Network;
+use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::route::RouteType;
 use serde::Serialize;
 
 use crate::{
-    model::V6,
+    model::{Family, V4, V6},
     netlink::{
         FdbEntry, Link, LinkKind, Neighbour, Netlink, NetlinkError, ROUTE_PROTOCOL, Route,
         flannel_vni,
     },
-    output::Table,
 };
 
-/// The vxlan device, and the routes to other nodes.
+/// Both families of the kernel tier.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelTier {
+    /// `None` if there is nothing of the family's overlay.
+    pub ipv4: Option<Tier>,
+    pub ipv6: Option<Tier>,
+    /// What could not be read, in sentences.
+    pub missing: Vec<String>,
+}
+
+/// The vxlan device of a family, and its routes to other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tier {
     /// `None` with host-gw.
     pub device: Option<Device>,
-    pub routes: Vec<Row>,
+    pub routes: Vec<PeerRoute>,
 }
 
-/// `flannel-v6.<VNI>`.
+/// `flannel.<VNI>` or `flannel-v6.<VNI>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
     pub ifindex: u32,
@@ -41,14 +49,14 @@ pub struct Device {
     pub vni: u32,
     pub port: u16,
     pub mtu: u32,
-    /// Whether tunnel packets to it may have UDP checksum 0.
+    /// Whether tunnel packets to it may have UDP checksum 0; over IPv4 they always may.
     pub zero_checksum: bool,
 }
 
-/// A peer's IPv6 subnet.
+/// The route to a peer's subnet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
-    pub subnet: Ipv6Network,
+pub struct PeerRoute {
+    pub subnet: IpNetwork,
     /// `None` if the neighbour or the forwarding entry of a tunnel is missing.
     pub vtep: Option<IpAddr>,
     pub vtep_mac: Option<String>,
@@ -60,119 +68,83 @@ pub struct Row {
     pub mtu: Option<u32>,
 }
 
+impl KernelTier {
+    /// Asks the kernel.
+    pub async fn read() -> Self {
+        let mut kernel = Self::default();
+        kernel.ipv4 = kernel.family::<V4>().await;
+        kernel.ipv6 = kernel.family::<V6>().await;
+        kernel
+    }
+
+    async fn family<F: Family>(&mut self) -> Option<Tier> {
+        match Tier::read::<F>().await {
+            Ok(tier) => tier,
+            Err(error) => {
+                let what = format!("{} is left out: {error}", F::NAME);
+                self.missing.push(what);
+                None
+            }
+        }
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.ipv4.is_none() && self.ipv6.is_none()
+    }
+}
+
 /// What the kernel was seen to have.
-#[derive(Default)]
-struct Observed {
+struct Observed<F: Family> {
     links: Vec<Link>,
-    routes: Vec<Route<V6>>,
-    neighbours: Vec<Neighbour<V6>>,
+    routes: Vec<Route<F>>,
+    neighbours: Vec<Neighbour<F>>,
     fdb: Vec<FdbEntry>,
 }
 
 impl Tier {
-    /// Looks at the kernel. `None` if there is nothing of an IPv6 overlay.
-    pub async fn read() -> Result<Option<Self>, NetlinkError> {
+    async fn read<F: Family>() -> Result<Option<Self>, NetlinkError> {
         let netlink = Netlink::connect()?;
-        let mut observed = Observed {
+        let mut observed = Observed::<F> {
             links: netlink.links().await?,
             routes: netlink.routes().await?,
-            ..Observed::default()
+            neighbours: Vec::new(),
+            fdb: Vec::new(),
         };
         for link in &observed.links {
-            if flannel_vni::<V6>(link).is_some() {
+            if flannel_vni::<F>(link).is_some() {
                 let neighbours = netlink.neighbours(link.ifindex).await?;
                 observed.neighbours.extend(neighbours);
                 let fdb = netlink.forwarding_entries(link.ifindex).await?;
                 observed.fdb.extend(fdb);
             }
         }
-        Ok(Self::of(&observed))
+        let mut tier = Self::of(&observed);
+        if tier.routes.iter().any(|route| route.vtep.is_none()) {
+            // A peer that went while this was read lost its route first.
+            let routes = netlink.routes::<F>().await?;
+            let left: BTreeSet<IpNetwork> = routes.iter().map(|r| r.destination.into()).collect();
+            tier.routes
+                .retain(|route| route.vtep.is_some() || left.contains(&route.subnet));
+        }
+        Ok((tier != Self::default()).then_some(tier))
     }
 
-    fn of(observed: &Observed) -> Option<Self> {
-        let links: BTreeMap<u32, &Link> = observed
-            .links
-            .iter()
-            .map(|link| (link.ifindex, link))
-            .collect();
-        let tier = Self {
-            device: observed.links.iter().find_map(Device::of),
-            routes: observed
-                .routes
-                .iter()
+    fn of<F: Family>(observed: &Observed<F>) -> Self {
+        let ends = Ends::of(observed);
+        let routes = observed.routes.iter();
+        Self {
+            device: observed.links.iter().find_map(Device::of::<F>),
+            routes: routes
                 .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::Unicast)
-                .map(|route| Row::of(route, observed, &links))
+                .map(|route| ends.route(route))
                 .collect(),
-        };
-        (tier != Self::default()).then_some(tier)
-    }
-
-    /// What is not as it should be, in sentences that say what follows from it.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if let Some(device) = self.device.as_ref().filter(|device| !device.up) {
-            problems.push(format!(
-                "{} is down: IPv6 pods reach nobody through the tunnel",
-                device.ifname
-            ));
         }
-        for row in self.routes.iter().filter(|row| row.vtep.is_none()) {
-            problems.push(format!(
-                "{} has a route and no tunnel end: its packets are dropped",
-                row.subnet
-            ));
-        }
-        problems
     }
-
-    /// The lines of `status` where the maps say nothing about IPv6.
-    pub fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = Vec::new();
-        if let Some(device) = &self.device {
-            let vtep = device.vtep.map_or("-".to_owned(), |vtep| vtep.to_string());
-            let mac = device.vtep_mac.as_deref().unwrap_or("-");
-            lines.push(("ipv6 vtep", format!("{vtep} ({mac}) on {}", device.ifname)));
-            lines.push(("ipv6 mtu", device.mtu.to_string()));
-            let taken = if device.zero_checksum {
-                "taken"
-            } else {
-                "dropped"
-            };
-            lines.push(("ipv6 csum 0", taken.to_owned()));
-        }
-        let routes = self.routes.len();
-        lines.push(("ipv6 routes", format!("{routes}, in the kernel")));
-        lines
-    }
-}
-
-/// The table of `routes` for what the maps do not have.
-pub fn write_routes(routes: &[Row], out: &mut dyn Write) -> io::Result<()> {
-    let mut table = Table::new(&[
-        "IPV6 SUBNET",
-        "VTEP",
-        "VTEP MAC",
-        "MODE",
-        "INTERFACE",
-        "MTU>",
-    ]);
-    let dash = || "-".to_owned();
-    for row in routes {
-        table.row([
-            row.subnet.to_string(),
-            row.vtep.map_or("missing".into(), |vtep| vtep.to_string()),
-            row.vtep_mac.clone().unwrap_or_else(dash),
-            row.mode.to_owned(),
-            row.ifname.clone().unwrap_or_else(dash),
-            row.mtu.map_or_else(dash, |mtu| mtu.to_string()),
-        ]);
-    }
-    table.write(out)
 }
 
 impl Device {
-    fn of(link: &Link) -> Option<Self> {
-        let vni = flannel_vni::<V6>(link)?;
+    fn of<F: Family>(link: &Link) -> Option<Self> {
+        let vni = flannel_vni::<F>(link)?;
         let LinkKind::Vxlan(vxlan) = link.kind else {
             return None;
         };
@@ -185,25 +157,47 @@ impl Device {
             vni,
             port: vxlan.port,
             mtu: link.mtu,
-            zero_checksum: vxlan.zero_checksum,
+            zero_checksum: vxlan.zero_checksum || !F::CHECKSUM_IS_REQUIRED,
         })
     }
 }
 
-impl Row {
-    fn of(route: &Route<V6>, observed: &Observed, links: &BTreeMap<u32, &Link>) -> Self {
-        let link = route.ifindex.and_then(|ifindex| links.get(&ifindex));
+/// Where routes lead, by what they name; the interface comes first.
+struct Ends<'a, F: Family> {
+    links: BTreeMap<u32, &'a Link>,
+    neighbours: BTreeMap<(u32, F::Address), MacAddr>,
+    remotes: BTreeMap<(u32, MacAddr), IpAddr>,
+}
+
+impl<'a, F: Family> Ends<'a, F> {
+    fn of(observed: &'a Observed<F>) -> Self {
+        let links = observed.links.iter();
+        let neighbours = observed.neighbours.iter();
+        let fdb = observed.fdb.iter();
+        Self {
+            links: links.map(|link| (link.ifindex, link)).collect(),
+            neighbours: neighbours
+                .filter_map(|entry| Some(((entry.ifindex, entry.address), entry.mac?)))
+                .collect(),
+            remotes: fdb
+                .filter_map(|entry| Some(((entry.ifindex, entry.mac), entry.remote?)))
+                .collect(),
+        }
+    }
+
+    fn route(&self, route: &Route<F>) -> PeerRoute {
+        let link = route.ifindex.and_then(|ifindex| self.links.get(&ifindex));
+        let gateway = route.ifindex.zip(route.gateway);
         let (mode, vtep, mac) = if route.is_tunnel_shaped() {
-            let mac = route
-                .gateway
-                .and_then(|gateway| neighbour(gateway, route, observed));
-            let vtep = mac.and_then(|mac| tunnel_end(mac, route, observed));
+            let mac = gateway.and_then(|at| self.neighbours.get(&at).copied());
+            let end = route.ifindex.zip(mac);
+            let vtep = end.and_then(|at| self.remotes.get(&at).copied());
             ("tunnel", vtep, mac)
         } else {
-            ("direct", route.gateway.map(IpAddr::V6), None)
+            ("direct", route.gateway.map(Into::into), None)
         };
-        Self {
-            subnet: route.destination,
+        PeerRoute {
+            subnet: route.destination.into(),
             vtep,
             vtep_mac: mac.map(|mac| mac.to_string()),
             mode,
@@ -214,47 +208,23 @@ impl Row {
     }
 }
 
-fn neighbour(address: Ipv6Addr, route: &Route<V6>, observed: &Observed) -> Option<MacAddr> {
-    let mut entries = observed.neighbours.iter();
-    entries
-        .find(|entry| entry.address == address && Some(entry.ifindex) == route.ifindex)?
-        .mac
-}
-
-fn tunnel_end(mac: MacAddr, route: &Route<V6>, observed: &Observed) -> Option<IpAddr> {
-    let mut entries = observed.fdb.iter();
-    entries
-        .find(|entry| entry.mac == mac && Some(entry.ifindex) == route.ifindex)?
-        .remote
-}
-
-/// The IPv6 side of a report; what the kernel does not tell is left out, with the reason on standard
-/// error.
-pub async fn read_or_warn() -> Option<Tier> {
-    match Tier::read().await {
-        Ok(tier) => tier,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "IPv6 is left out: {error}");
-            None
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use rtnetlink::packet_route::route::RouteScope;
 
     use super::*;
-    use crate::{netlink::VxlanLink, output};
+    use crate::netlink::VxlanLink;
 
     const DEVICE: u32 = 7;
     const UNDERLAY: u32 = 2;
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 6, 2]);
 
-    fn link(ifindex: u32, name: &str, mtu: u32, kind: LinkKind) -> Link {
+    fn link(ifindex: u32, name: String, mtu: u32, kind: LinkKind) -> Link {
         Link {
             ifindex,
-            name: name.to_owned(),
+            name,
             kind,
             mac: Some(MacAddr::new([2, 0, 0, 0, 6, 1])),
             mtu,
@@ -263,93 +233,120 @@ mod tests {
         }
     }
 
-    fn route(subnet: &str, gateway: &str, ifindex: u32, onlink: bool) -> Route<V6> {
+    fn route<F: Family>(
+        destination: F::Network,
+        gateway: F::Address,
+        ifindex: u32,
+        onlink: bool,
+    ) -> Route<F> {
         Route {
-            destination: subnet.parse().unwrap(),
-            gateway: Some(gateway.parse().unwrap()),
+            destination,
+            gateway: Some(gateway),
             ifindex: Some(ifindex),
             onlink,
             kind: RouteType::Unicast,
             protocol: ROUTE_PROTOCOL,
             scope: RouteScope::Universe,
-            metric: 1024,
+            metric: F::DEFAULT_METRIC,
             tos: 0,
             table: 254,
         }
     }
 
-    fn observed() -> Observed {
+    /// A device that does not say it takes UDP checksum 0, a peer behind the tunnel, and one that is
+    /// reached directly.
+    fn observed<F: Family>(subnets: [F::Network; 2], vteps: [F::Address; 3]) -> Observed<F> {
+        let [tunnelled, direct] = subnets;
+        let [own, peer, near] = vteps;
         let vxlan = VxlanLink {
             vni: 1,
             underlay: Some(UNDERLAY),
-            local: "fd00::1".parse().ok(),
+            local: Some(own.into()),
             port: 8472,
-            zero_checksum: true,
             ..VxlanLink::default()
         };
         Observed {
             links: vec![
-                link(UNDERLAY, "eth0", 1500, LinkKind::Other),
-                link(DEVICE, "flannel-v6.1", 1430, LinkKind::Vxlan(vxlan)),
+                link(UNDERLAY, "eth0".to_owned(), 1500, LinkKind::Other),
+                link(DEVICE, F::device_name(1), 1430, LinkKind::Vxlan(vxlan)),
             ],
             routes: vec![
-                route("fd00:10:5:2::/64", "fd00:10:5:2::", DEVICE, true),
-                route("fd00:10:5:3::/64", "fd00::3", UNDERLAY, false),
+                route::<F>(tunnelled, F::first(tunnelled), DEVICE, true),
+                route::<F>(direct, near, UNDERLAY, false),
             ],
             neighbours: vec![Neighbour {
                 ifindex: DEVICE,
-                address: "fd00:10:5:2::".parse().unwrap(),
+                address: F::first(tunnelled),
                 mac: Some(MAC),
                 permanent: true,
             }],
             fdb: vec![FdbEntry {
                 ifindex: DEVICE,
                 mac: MAC,
-                remote: "fd00::2".parse().ok(),
+                remote: Some(peer.into()),
                 permanent: true,
                 overridden: false,
             }],
         }
     }
 
-    fn table(tier: &Tier) -> String {
-        let mut text = Vec::new();
-        write_routes(&tier.routes, &mut text).unwrap();
-        output::write_pairs(&mut text, &tier.describe()).unwrap();
-        String::from_utf8(text).unwrap()
+    fn ipv4() -> Observed<V4> {
+        let vtep = |last| Ipv4Addr::new(192, 168, 0, last);
+        let subnets = ["10.1.2.0/24", "10.1.3.0/24"].map(|text| text.parse().unwrap());
+        observed(subnets, [vtep(1), vtep(2), vtep(3)])
     }
 
-    #[test]
-    fn tunnelled_and_direct_ipv6_peers_are_told_apart() {
-        let tier = Tier::of(&observed()).unwrap();
-        assert_eq!(tier.problems(), Vec::<String>::new());
-        insta::assert_snapshot!(table(&tier));
+    fn ipv6() -> Observed<V6> {
+        let vtep = |last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last);
+        let subnets = ["fd00:10:5:2::/64", "fd00:10:5:3::/64"].map(|text| text.parse().unwrap());
+        let mut observed = observed(subnets, [vtep(1), vtep(2), vtep(3)]);
+        if let LinkKind::Vxlan(vxlan) = &mut observed.links[1].kind {
+            vxlan.zero_checksum = true;
+        }
+        observed
     }
 
     #[test]
     fn the_json_of_ipv6_is_as_documented() {
-        let tier = Tier::of(&observed()).unwrap();
+        let tier = Tier::of(&ipv6());
         insta::assert_snapshot!(serde_json::to_string_pretty(&tier).unwrap());
     }
 
     #[test]
-    fn a_device_that_is_down_and_a_lost_tunnel_end_are_problems() {
-        let mut broken = observed();
-        broken.links[1].up = false;
-        broken.fdb.clear();
-        let problems = Tier::of(&broken).unwrap().problems();
-        assert!(
-            matches!(&problems[..], [down, lost]
-                if down.contains("flannel-v6.1 is down") && lost.contains("fd00:10:5:2::/64")),
-            "{problems:#?}"
+    fn tunnelled_and_direct_peers_are_told_apart() {
+        let tier = Tier::of(&ipv4());
+        let device = tier.device.unwrap();
+        assert!(device.ifname == "flannel.1" && device.zero_checksum);
+        let routes: Vec<_> = tier
+            .routes
+            .iter()
+            .map(|route| (route.mode, route.vtep.unwrap().to_string()))
+            .collect();
+        assert_eq!(
+            routes,
+            [
+                ("tunnel", "192.168.0.2".to_owned()),
+                ("direct", "192.168.0.3".to_owned())
+            ]
         );
     }
 
     #[test]
-    fn a_node_without_ipv6_has_nothing_to_show() {
-        let mut ipv4 = observed();
-        ipv4.links.pop();
-        ipv4.routes.clear();
-        assert_eq!(Tier::of(&ipv4), None);
+    fn a_tunnel_without_an_end_is_seen() {
+        let mut broken = ipv4();
+        broken.fdb.clear();
+        let [tunnelled, direct] = &Tier::of(&broken).routes[..] else {
+            panic!("two routes")
+        };
+        assert!(tunnelled.vtep.is_none() && tunnelled.vtep_mac.is_some());
+        assert!(direct.vtep.is_some());
+    }
+
+    #[test]
+    fn a_node_without_the_family_has_nothing_to_show() {
+        let mut ipv4_alone = ipv6();
+        ipv4_alone.links.pop();
+        ipv4_alone.routes.clear();
+        assert_eq!(Tier::of(&ipv4_alone), Tier::default());
     }
 }

@@ -1,4 +1,33 @@
-//! What a node has, for those who present it: the pinned maps and links, and the kernel's own objects.
+//! What a node has, agent or no agent: the eBPF tier as it is pinned, the kernel tier as the kernel has
+//! it, and the host's interfaces. Whoever presents it, to people or to programs, looks here.
 
-pub mod ebpf;
-pub mod kernel;
+mod ebpf;
+mod flows;
+mod host;
+mod kernel;
+
+pub use self::{
+    ebpf::{EbpfTier, Overlay},
+    flows::{FlowTable, FlowTables, State, left},
+    host::Host,
+    kernel::{Device, KernelTier, PeerRoute, Tier},
+};
+use crate::datapath::{DatapathError, PinDir};
+
+/// Both tiers of a node.
+pub struct Snapshot {
+    /// Or why it cannot be read: there may be none.
+    pub ebpf: Result<EbpfTier, DatapathError>,
+    pub kernel: KernelTier,
+}
+
+impl Snapshot {
+    /// Looks at what is pinned and at the network namespace of the calling thread. Needs a tokio
+    /// runtime.
+    pub async fn read(pins: &PinDir) -> Self {
+        Self {
+            ebpf: EbpfTier::read(pins),
+            kernel: KernelTier::read().await,
+        }
+    }
+}
