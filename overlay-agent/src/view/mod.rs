@@ -25,9 +25,9 @@ impl Snapshot {
     /// Looks at what is pinned and at the network namespace of the calling thread. Needs a tokio
     /// runtime.
     pub async fn read(pins: &PinDir) -> Self {
-        Self {
-            ebpf: EbpfTier::read(pins),
-            kernel: KernelTier::read().await,
-        }
+        // In this order a peer that comes meanwhile is not taken for one that the maps lack.
+        let kernel = KernelTier::read().await;
+        let ebpf = EbpfTier::read(pins);
+        Self { ebpf, kernel }
     }
 }
