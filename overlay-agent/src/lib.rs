@@ -24,3 +24,4 @@ pub mod output;
 pub mod run;
 pub mod subnet_env;
 pub mod underlay;
+pub mod view;

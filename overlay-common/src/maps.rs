@@ -1,34 +1,102 @@
-//! Names and capacities of the maps: the single source for the programs, the agent and the tests.
+//! The maps: names, kinds, types and capacities. The single source for the programs, the agent, the
+//! documents and the tests; the declarations in the programs are compared with it.
 
-pub const ROUTES4: &str = "OVL_ROUTES4";
-pub const NODES: &str = "OVL_NODES";
-pub const NEXTHOPS: &str = "OVL_NEXTHOPS";
-pub const FLOWS4: &str = "OVL_FLOWS4";
-pub const CONFIG: &str = "OVL_CONFIG";
-pub const STATS: &str = "OVL_STATS";
-pub const PEERS4: &str = "OVL_PEERS4";
-pub const GATEWAYS: &str = "OVL_GATEWAYS";
-pub const PODS: &str = "OVL_PODS";
-pub const LEARNED: &str = "OVL_LEARNED";
-pub const MOVES: &str = "OVL_MOVES";
-pub const LEAVING: &str = "OVL_LEAVING";
-pub const ENTERED: &str = "OVL_ENTERED";
-pub const ENTERED6: &str = "OVL_ENTERED6";
-pub const DRAFT: &str = "OVL_DRAFT";
-pub const SEEN: &str = "OVL_SEEN";
-pub const SLOW: &str = "OVL_SLOW";
-pub const ROUTES6: &str = "OVL_ROUTES6";
-pub const NODES6: &str = "OVL_NODES6";
-pub const NEXTHOPS6: &str = "OVL_NEXTHOPS6";
-pub const PEERS6: &str = "OVL_PEERS6";
-pub const FLOWS6: &str = "OVL_FLOWS6";
-pub const CONFIG6: &str = "OVL_CONFIG6";
+use crate::{
+    addr::{Ipv4Be, Ipv6Be},
+    config::Config,
+    family::V6,
+    flow::{Entered, Flow, FlowKey},
+    node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
+    outcome::{COUNTERS, Counter},
+    route::Route,
+    slow::Slow,
+};
 
-/// Every map, in the order a person reads them.
-pub const ALL: [&str; 23] = [
-    ROUTES4, NODES, NEXTHOPS, PEERS4, FLOWS4, CONFIG, ROUTES6, NODES6, NEXTHOPS6, PEERS6, FLOWS6,
-    CONFIG6, GATEWAYS, PODS, LEARNED, MOVES, LEAVING, ENTERED, ENTERED6, DRAFT, SEEN, SLOW, STATS,
-];
+/// What a map is to the kernel, by the numbers of `enum bpf_map_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    Hash = 1,
+    Array = 2,
+    PerCpuArray = 6,
+    LruHash = 9,
+    LpmTrie = 11,
+}
+
+/// A type as the table names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TypeSpec {
+    pub name: &'static str,
+    pub size: usize,
+}
+
+/// What a map must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Of a trie what follows the prefix length.
+    pub key: TypeSpec,
+    pub value: TypeSpec,
+    pub max_entries: usize,
+}
+
+impl MapSpec {
+    /// As the kernel counts.
+    pub const fn key_size(&self) -> usize {
+        match self.kind {
+            Kind::LpmTrie => size_of::<u32>() + self.key.size,
+            Kind::Hash | Kind::Array | Kind::PerCpuArray | Kind::LruHash => self.key.size,
+        }
+    }
+}
+
+/// Makes the constants of the names, and the lists.
+macro_rules! maps {
+    ($($constant:ident = $name:literal, $kind:ident, $key:ty, $value:ty, $max_entries:expr;)+) => {
+        $(pub const $constant: &str = $name;)+
+
+        const COUNT: usize = [$($name),+].len();
+
+        /// Every map, in the order a person reads them.
+        pub const TABLE: [MapSpec; COUNT] = [$(MapSpec {
+            name: $name,
+            kind: Kind::$kind,
+            key: TypeSpec { name: stringify!($key), size: size_of::<$key>() },
+            value: TypeSpec { name: stringify!($value), size: size_of::<$value>() },
+            max_entries: $max_entries,
+        }),+];
+
+        /// The names, in the same order.
+        pub const ALL: [&str; COUNT] = [$($name),+];
+    };
+}
+
+maps! {
+    ROUTES4 = "OVL_ROUTES4", LpmTrie, Ipv4Be, Route, MAX_ROUTES;
+    NODES = "OVL_NODES", Array, u32, Node, MAX_NODES;
+    NEXTHOPS = "OVL_NEXTHOPS", Array, u32, Nexthop, MAX_NODES;
+    PEERS4 = "OVL_PEERS4", Hash, Ipv4Be, Peer, MAX_NODES;
+    FLOWS4 = "OVL_FLOWS4", LruHash, FlowKey, Flow, MAX_FLOWS;
+    CONFIG = "OVL_CONFIG", Array, u32, Config, 1;
+    ROUTES6 = "OVL_ROUTES6", LpmTrie, Ipv6Be, Route, MAX_ROUTES;
+    NODES6 = "OVL_NODES6", Array, u32, Node<V6>, MAX_NODES;
+    NEXTHOPS6 = "OVL_NEXTHOPS6", Array, u32, Nexthop, MAX_NODES;
+    PEERS6 = "OVL_PEERS6", Hash, Ipv6Be, Peer, MAX_NODES;
+    FLOWS6 = "OVL_FLOWS6", LruHash, FlowKey<V6>, Flow, MAX_FLOWS;
+    CONFIG6 = "OVL_CONFIG6", Array, u32, Config<V6>, 1;
+    GATEWAYS = "OVL_GATEWAYS", Hash, u32, Gateway, MAX_GATEWAYS;
+    PODS = "OVL_PODS", LruHash, PodKey, PodPort, MAX_PODS;
+    LEARNED = "OVL_LEARNED", LruHash, u32, u64, MAX_PODS;
+    MOVES = "OVL_MOVES", Array, u32, u32, MOVE_SLOTS;
+    LEAVING = "OVL_LEAVING", PerCpuArray, u32, Leaving, 1;
+    ENTERED = "OVL_ENTERED", PerCpuArray, u32, Entered, ENTERED_SLOTS;
+    ENTERED6 = "OVL_ENTERED6", PerCpuArray, u32, Entered<V6>, ENTERED_SLOTS;
+    DRAFT = "OVL_DRAFT", PerCpuArray, u32, [u64; 16], 1;
+    SEEN = "OVL_SEEN", Array, u32, u32, SEEN_SLOTS;
+    SLOW = "OVL_SLOW", Array, u32, Slow, 1;
+    STATS = "OVL_STATS", PerCpuArray, u32, Counter, COUNTERS;
+}
 
 /// The maps of one address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

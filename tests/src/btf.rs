@@ -19,6 +19,8 @@ pub struct Btf {
 /// A map as the object declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapTypes {
+    /// A number of `enum bpf_map_type`.
+    pub kind: u32,
     pub key: u32,
     pub value: u32,
     pub max_entries: u32,
@@ -118,21 +120,26 @@ impl Btf {
                     _ => None,
                 }
             };
-            let (Some(key), Some(value), Some(max_entries)) =
-                (pointee("key"), pointee("value"), pointee("max_entries"))
-            else {
-                continue;
-            };
             // A number is declared as a pointer to an array of that length.
-            let Type::Array { count, .. } = self.get(max_entries)? else {
-                bail!("{name}: max_entries is no array");
+            let number = |wanted: &str| match self.get(pointee(wanted)?).ok()? {
+                Type::Array { count, .. } => Some(*count),
+                _ => None,
+            };
+            let (Some(kind), Some(key), Some(value), Some(max_entries)) = (
+                number("type"),
+                pointee("key"),
+                pointee("value"),
+                number("max_entries"),
+            ) else {
+                continue;
             };
             maps.insert(
                 name.clone(),
                 MapTypes {
+                    kind,
                     key,
                     value,
-                    max_entries: *count,
+                    max_entries,
                 },
             );
         }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use overlay_agent::object::OBJECT;
+use overlay_agent::{object::OBJECT, output::grouped};
 use overlay_common::{
     ABI_VERSION,
-    maps::ALL,
+    maps::{self, Kind, MapSpec},
     outcome::{Hook, Outcome},
 };
 use overlay_tests::{
@@ -50,9 +50,9 @@ fn every_field_of_every_map_is_documented_with_its_place() -> Result<()> {
     let layout = document("map-layout.md")?;
     assert!(layout.contains(&format!("<pin-dir>/v{ABI_VERSION}/")));
     let btf = Btf::of_object(OBJECT)?;
-    let maps = btf.maps()?;
-    for name in ALL {
-        let map = maps
+    let found_maps = btf.maps()?;
+    for name in maps::ALL {
+        let map = found_maps
             .get(name)
             .with_context(|| format!("{name} is not in the object"))?;
         let mut wanted = BTreeSet::new();
@@ -73,6 +73,60 @@ fn every_field_of_every_map_is_documented_with_its_place() -> Result<()> {
         assert_eq!(found, wanted, "{name}: field, offset, size");
     }
     Ok(())
+}
+
+#[test]
+fn every_map_is_documented_with_its_kind_and_capacity() -> Result<()> {
+    let layout = document("map-layout.md")?;
+    let headings = layout
+        .lines()
+        .filter_map(|line| line.strip_prefix("## OVL_"))
+        .map(|name| format!("OVL_{name}"));
+    assert_eq!(headings.collect::<Vec<_>>(), maps::ALL);
+    for spec in maps::TABLE {
+        let text = section(&layout, spec.name)?.trim_start();
+        let twin = text
+            .strip_prefix("As `")
+            .and_then(|rest| rest.split('`').next());
+        if let Some(twin) = twin {
+            let twin = maps::TABLE.iter().find(|other| other.name == twin);
+            let twin = twin.with_context(|| format!("the twin of {}", spec.name))?;
+            assert_eq!(
+                (spec.kind, spec.max_entries),
+                (twin.kind, twin.max_entries),
+                "{} and {}",
+                spec.name,
+                twin.name
+            );
+            continue;
+        }
+        let (kind, capacity) = description(&spec);
+        let (head, _) = text.split_once('.').context("a sentence")?;
+        assert!(
+            head.starts_with(kind) && head.contains(&capacity),
+            "{}: {kind}, {capacity}",
+            spec.name
+        );
+    }
+    Ok(())
+}
+
+/// How the document puts what a map is.
+fn description(spec: &MapSpec) -> (&'static str, String) {
+    let kind = match spec.kind {
+        Kind::Hash => "Hash,",
+        Kind::Array => "Array,",
+        Kind::PerCpuArray => "Per-CPU array,",
+        Kind::LruHash => "LRU hash",
+        Kind::LpmTrie => "Longest-prefix-match trie,",
+    };
+    let unit = if spec.max_entries == 1 {
+        "entry"
+    } else {
+        "entries"
+    };
+    let number = grouped(spec.max_entries as u64);
+    (kind, format!(" {number} {unit}"))
 }
 
 /// Every Markdown file of the repository.

@@ -323,6 +323,60 @@ fn dual_stack_pods_of_the_bridge_keep_both_addresses() {
 }
 
 #[test]
+fn operator_commands_show_both_families_where_there_are_no_maps() {
+    let builder = Lab::builder().nodes(1).routed_nodes(1).config(DUAL);
+    scenario(builder, |lab| {
+        lab.start_agents(&["--datapath=kernel"])?;
+        let (node, peer) = (lab.node(0), lab.node(1));
+        let subnets = [
+            peer.subnet_env()?.subnet()?.to_string(),
+            peer.subnet_env6()?.subnet()?.to_string(),
+        ];
+        let vteps = [peer.address.to_string(), peer.address6().to_string()];
+        let devices = ["flannel.1", "flannel-v6.1"];
+        wait_for("both subnets of the peer", Duration::from_secs(10), || {
+            let table = node.operator(&["routes"])?;
+            ensure!(
+                subnets.iter().all(|subnet| table.contains(subnet)),
+                "{table}"
+            );
+            Ok(())
+        })?;
+        let routes = node.operator_json(&["routes"])?;
+        let status = node.operator_json(&["status"])?;
+        ensure!(status["health"] == "healthy", "{status}");
+        ensure!(rows(&routes, "routes")?.is_empty(), "{routes}");
+        for (index, family) in ["ipv4", "ipv6"].into_iter().enumerate() {
+            let [row] = rows(&routes, &format!("{family}_routes"))? else {
+                bail!("not one row for the peer: {routes}")
+            };
+            let mac = peer.mac(devices[index])?.to_string();
+            ensure!(row["subnet"] == subnets[index].as_str(), "{row}");
+            ensure!(row["vtep"] == vteps[index].as_str(), "{row}");
+            ensure!(row["vtep_mac"] == mac.as_str(), "{row}");
+            ensure!(row["mode"] == "tunnel", "{row}");
+            ensure!(row["ifname"] == devices[index], "{row}");
+            let tier = &status[family];
+            ensure!(tier["device"]["ifname"] == devices[index], "{status}");
+            ensure!(
+                tier["routes"] == routes[format!("{family}_routes")],
+                "{status}"
+            );
+        }
+        let (code, text) = node.status()?;
+        ensure!(code == Some(0), "{code:?}: {text}");
+        for line in [
+            "\nvtep: ",
+            "\nroutes:      1, in the kernel",
+            "\nipv6 routes: 1, in the kernel",
+        ] {
+            ensure!(text.contains(line), "no {line:?} in\n{text}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn operator_commands_show_both_families() {
     let builder = Lab::builder().nodes(1).routed_nodes(1).config(DUAL);
     scenario(builder, |lab| {
@@ -358,7 +412,9 @@ fn operator_commands_show_both_families() {
             ensure!(row["tunnel_allowed"] == true, "{row}");
             ensure!(row["next_hop"]["mode"] == "tunnel", "{row}");
         }
-        ensure!(rows(&routes, "ipv6_routes")?.is_empty(), "{routes}");
+        for left in ["ipv4_routes", "ipv6_routes"] {
+            ensure!(rows(&routes, left)?.is_empty(), "{routes}");
+        }
 
         let status = node.operator_json(&["status"])?;
         ensure!(status["health"] == "healthy", "{status}");
@@ -386,10 +442,9 @@ fn operator_commands_show_both_families() {
             ensure!(family["peers"] == 1 && family["routes"] == 1, "{status}");
         }
         ensure!(datapath["ipv6"]["zero_checksum_peers"] == 1, "{status}");
-        ensure!(
-            status["ipv6"]["device"]["ifname"] == "flannel-v6.1",
-            "{status}"
-        );
+        for (family, device) in ["ipv4", "ipv6"].into_iter().zip(devices) {
+            ensure!(status[family]["device"]["ifname"] == device, "{status}");
+        }
 
         // What the host's own changes flush, the next packets earn again.
         let flows = wait_for(

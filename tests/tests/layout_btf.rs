@@ -17,9 +17,9 @@ use overlay_common::{
     encap6::EncapHeader6,
     family::{V4, V6},
     flow::{Entered, Flow, FlowKey, FlowWords},
-    maps::{self, ENTERED_SLOTS, SEEN_SLOTS},
-    node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
-    outcome::{COUNTERS, Counter},
+    maps::{self, Kind},
+    node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
+    outcome::Counter,
     route::Route,
     slow::{Match, Slow},
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
@@ -178,31 +178,6 @@ fn check(
 fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     let btf = Btf::of_object(OBJECT)?;
     let found = btf.maps()?;
-    let wanted: [(&str, &str, &str, usize); 23] = [
-        (maps::ROUTES4, "Key<Ipv4Be>", "Route", maps::MAX_ROUTES),
-        (maps::NODES, "u32", "Node", maps::MAX_NODES),
-        (maps::NEXTHOPS, "u32", "Nexthop", maps::MAX_NODES),
-        (maps::PEERS4, "Ipv4Be", "Peer", maps::MAX_NODES),
-        (maps::FLOWS4, "FlowKey", "Flow", maps::MAX_FLOWS),
-        (maps::CONFIG, "u32", "Config", 1),
-        (maps::ROUTES6, "Key<Ipv6Be>", "Route", maps::MAX_ROUTES),
-        (maps::NODES6, "u32", "Node<V6>", maps::MAX_NODES),
-        (maps::NEXTHOPS6, "u32", "Nexthop", maps::MAX_NODES),
-        (maps::PEERS6, "Ipv6Be", "Peer", maps::MAX_NODES),
-        (maps::FLOWS6, "FlowKey<V6>", "Flow", maps::MAX_FLOWS),
-        (maps::CONFIG6, "u32", "Config<V6>", 1),
-        (maps::GATEWAYS, "u32", "Gateway", maps::MAX_GATEWAYS),
-        (maps::PODS, "PodKey", "PodPort", maps::MAX_PODS),
-        (maps::LEARNED, "u32", "u64", maps::MAX_PODS),
-        (maps::MOVES, "u32", "u32", MOVE_SLOTS),
-        (maps::SLOW, "u32", "Slow", 1),
-        (maps::LEAVING, "u32", "Leaving", 1),
-        (maps::ENTERED, "u32", "Entered", ENTERED_SLOTS),
-        (maps::ENTERED6, "u32", "Entered<V6>", ENTERED_SLOTS),
-        (maps::SEEN, "u32", "u32", SEEN_SLOTS),
-        (maps::DRAFT, "u32", "u1024", 1),
-        (maps::STATS, "u32", "Counter", COUNTERS),
-    ];
     assert_eq!(
         found.keys().map(String::as_str).collect::<BTreeSet<_>>(),
         BTreeSet::from(maps::ALL),
@@ -210,17 +185,32 @@ fn every_map_of_the_object_has_the_layout_the_agent_uses() -> Result<()> {
     );
     let layouts = layouts();
     let mut met = BTreeSet::new();
-    for (name, key, value, max_entries) in wanted {
+    for spec in maps::TABLE {
+        let name = spec.name;
         let map = &found[name];
         let type_name = |id| -> Result<String> {
             Ok(match (btf.struct_name(id)?, btf.size(id)?) {
                 (Some(name), _) => readable(name),
-                (None, size) => format!("u{}", size * 8),
+                (None, size @ ..=8) => format!("u{}", size * 8),
+                (None, size) => format!("[u64; {}]", size / 8),
             })
         };
+        let key = match spec.kind {
+            Kind::LpmTrie => format!("Key<{}>", spec.key.name),
+            _ => spec.key.name.to_owned(),
+        };
+        assert_eq!(map.kind, spec.kind as u32, "kind of {name}");
         assert_eq!(type_name(map.key)?, key, "key of {name}");
-        assert_eq!(type_name(map.value)?, value, "value of {name}");
-        assert_eq!(map.max_entries as usize, max_entries, "capacity of {name}");
+        assert_eq!(type_name(map.value)?, spec.value.name, "value of {name}");
+        assert_eq!(
+            (btf.size(map.key)?, btf.size(map.value)?),
+            (spec.key_size(), spec.value.size),
+            "sizes of {name}"
+        );
+        assert_eq!(
+            map.max_entries as usize, spec.max_entries,
+            "capacity of {name}"
+        );
         check(&btf, map.key, &layouts, &mut met)?;
         check(&btf, map.value, &layouts, &mut met)?;
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    mem::take,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
     time::Duration,
@@ -18,10 +19,10 @@ use super::{
     routes::mode_name,
 };
 use crate::{
-    datapath::{DatapathError, OverlayMaps, lease_clock},
-    model::{Family, V4, V6},
+    model::Family,
     names::{interface_label, interface_name, protocol_name},
     output::{self, Table, grouped},
+    view::{FlowTable, FlowTables, State, left},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -101,14 +102,6 @@ pub struct Lease {
     pub mode: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Live,
-    Expired,
-    Stale,
-}
-
 /// Which flows to show.
 #[derive(Clone, Copy, Debug, Default)]
 struct Filter {
@@ -117,60 +110,25 @@ struct Filter {
     limit: Option<usize>,
 }
 
-/// The flow table of a family.
-struct FlowTable<F: Family> {
-    flows: Vec<(FlowKey<F>, Flow)>,
-    generation: u32,
-}
-
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let maps = args.pinned.open()?;
+    let tables = FlowTables::read(&args.pinned.pins())?;
     let filter = Filter {
         pod: args.pod,
         all: args.all,
         limit: args.limit,
     };
-    let (ipv4, ipv6) = (FlowTable::read(&maps.ipv4)?, FlowTable::read(&maps.ipv6)?);
-    let report = Report::new(ipv4, ipv6, lease_clock()?, filter, interface_name);
+    let report = Report::new(tables, filter, interface_name);
     output::print(&report, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
-impl<F: Family> FlowTable<F> {
-    /// `None` if the node does not serve the family.
-    fn read(maps: &OverlayMaps<F>) -> Result<Option<Self>, DatapathError> {
-        let Some(config) = maps.served_config()? else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            flows: maps.flows()?,
-            generation: config.generation,
-        }))
-    }
-}
-
-/// Whether `flow` has a lease that counts at `now`.
-pub fn state(flow: &Flow, generation: u32, now: Duration) -> State {
-    if flow.generation != generation {
-        State::Stale
-    } else if left(flow.egress_until, now)
-        .or(left(flow.ingress_until, now))
-        .is_some()
-    {
-        State::Live
-    } else {
-        State::Expired
-    }
-}
-
 impl Report {
     fn new(
-        ipv4: Option<FlowTable<V4>>,
-        ipv6: Option<FlowTable<V6>>,
-        now: Duration,
+        tables: FlowTables,
         filter: Filter,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
+        let FlowTables { ipv4, ipv6, now } = tables;
         let mut report = Self::default();
         if let Some(table) = ipv4 {
             report.generations.ipv4 = Some(table.generation);
@@ -185,25 +143,21 @@ impl Report {
 
     fn add<F: Family>(
         &mut self,
-        table: FlowTable<F>,
+        mut table: FlowTable<F>,
         now: Duration,
         filter: Filter,
         interface_name: impl Fn(u32) -> Option<String>,
     ) {
-        let FlowTable {
-            mut flows,
-            generation,
-        } = table;
+        self.entries += table.flows.len();
+        self.live += table.live(now);
+        let mut flows = take(&mut table.flows);
         flows.sort_unstable_by_key(|(key, _)| *key);
-        let is_live = |flow: &Flow| state(flow, generation, now) == State::Live;
-        self.entries += flows.len();
-        self.live += flows.iter().filter(|(_, flow)| is_live(flow)).count();
         flows.retain(|(key, flow)| {
             let on_pod = |pod| {
                 let pod = F::address(pod).map(Into::into);
                 pod.is_some_and(|pod| [key.local, key.remote].contains(&pod))
             };
-            filter.pod.is_none_or(on_pod) && (filter.all || is_live(flow))
+            filter.pod.is_none_or(on_pod) && (filter.all || table.state(flow, now) == State::Live)
         });
         self.matching += flows.len();
         let address = |address: F::Be| F::Address::from(address).into();
@@ -216,7 +170,7 @@ impl Report {
             translation: translation::<F>(flow),
             egress: Lease::new(flow.egress_until, flow.egress_mode, now),
             ingress: Lease::new(flow.ingress_until, flow.ingress_mode, now),
-            state: state(flow, generation, now),
+            state: table.state(flow, now),
             generation: flow.generation,
             pod_ifindex: flow.pod_ifindex,
             pod_ifname: interface_name(flow.pod_ifindex),
@@ -274,13 +228,6 @@ impl Lease {
     }
 }
 
-/// Time until a deadline; `None` if it is over.
-fn left(until_ns: u64, now: Duration) -> Option<Duration> {
-    Duration::from_nanos(until_ns)
-        .checked_sub(now)
-        .filter(|left| !left.is_zero())
-}
-
 impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         if !self.flows.is_empty() {
@@ -323,16 +270,6 @@ impl output::Report for Report {
     }
 }
 
-impl State {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Expired => "expired",
-            Self::Stale => "stale",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
@@ -343,7 +280,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::output::Format;
+    use crate::{
+        model::{V4, V6},
+        output::Format,
+    };
 
     const NOW: Duration = Duration::from_secs(100);
     const SECOND: u64 = 1_000_000_000;
@@ -390,6 +330,7 @@ mod tests {
                 (key(6, 6), translated(REWRITE_SOURCE)),
             ],
             generation: 5,
+            capacity: 8,
         }
     }
 
@@ -408,13 +349,22 @@ mod tests {
                 (key("fd00:10:5:1::2", 58, 4115), flow(115 * SECOND, 0, 3)),
             ],
             generation: 3,
+            capacity: 8,
+        }
+    }
+
+    fn tables(ipv4: Option<FlowTable<V4>>, ipv6: Option<FlowTable<V6>>) -> FlowTables {
+        FlowTables {
+            ipv4,
+            ipv6,
+            now: NOW,
         }
     }
 
     /// Of a node that serves both families.
     fn report(filter: Filter) -> Report {
         let name = |_| Some("vethb2".into());
-        Report::new(Some(ipv4()), Some(ipv6()), NOW, filter, name)
+        Report::new(tables(Some(ipv4()), Some(ipv6())), filter, name)
     }
 
     fn text(report: &Report, format: Format) -> String {
@@ -439,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_node_of_one_family_shows_that_alone() {
-        let of = |ipv4, ipv6| Report::new(ipv4, ipv6, NOW, Filter::default(), |_| None);
+        let of = |ipv4, ipv6| Report::new(tables(ipv4, ipv6), Filter::default(), |_| None);
         let last = |report: &Report| {
             let text = text(report, Format::Table);
             text.lines().last().unwrap_or_default().to_owned()

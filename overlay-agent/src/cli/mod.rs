@@ -4,7 +4,6 @@
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
-mod ipv6;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -19,12 +18,14 @@ use std::{
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use self::pinned::Pinned;
 use crate::{
     config::{
         Invocation, ParsedOptions,
         flags::{self, daemon_help},
     },
     docker_opts, logging, output, run,
+    view::{Host, Snapshot},
 };
 
 const PROGRAM: &str = "overlay-agent";
@@ -103,13 +104,14 @@ async fn command(args: &[String]) -> ExitCode {
     match cli.command {
         Command::Run { flags } => daemon(&flags).await,
         Command::Status(args) => {
-            let ipv6 = ipv6::read_or_warn().await;
-            let host = status::Host::read().await;
-            report(|out| status::run(&args, ipv6, &host, out))
+            let snapshot = look(&args.pinned).await;
+            let host = Host::read().await;
+            warn(&host.missing);
+            report(|out| status::run(&args, snapshot, &host, out))
         }
         Command::Routes(args) => {
-            let ipv6 = ipv6::read_or_warn().await;
-            report(|out| routes::run(&args, ipv6, out))
+            let snapshot = look(&args.pinned).await;
+            report(|out| routes::run(&args, snapshot, out))
         }
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
@@ -122,6 +124,19 @@ async fn command(args: &[String]) -> ExitCode {
             docker_opts::main(&format!("{PROGRAM} docker-opts"), &args).await
         }
         Command::Version => print(&version()),
+    }
+}
+
+/// What the node has; what cannot be read of the kernel tier is left out, and said.
+async fn look(pinned: &Pinned) -> Snapshot {
+    let snapshot = Snapshot::read(&pinned.pins()).await;
+    warn(&snapshot.kernel.missing);
+    snapshot
+}
+
+fn warn(sentences: &[String]) {
+    for sentence in sentences {
+        let _ = writeln!(stderr(), "{sentence}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! `overlay-agent routes`: which subnet lives behind which VTEP, and how packets get there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{self, Write},
     net::IpAddr,
     process::ExitCode,
@@ -11,19 +11,16 @@ use ipnetwork::IpNetwork;
 use overlay_common::{
     addr::Address as _,
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_DIRECT, Nexthop, Node},
-    route::Route,
 };
 use serde::Serialize;
 
-use super::{
-    ipv6::{self, Tier},
-    pinned::Pinned,
-};
+use super::pinned::Pinned;
 use crate::{
-    datapath::{DatapathError, Maps, OverlayMaps},
+    datapath::DatapathError,
     model::Family,
     names::{interface_label, interface_name},
     output::{self, Table},
+    view::{EbpfTier, KernelTier, Overlay, PeerRoute, Snapshot, Tier},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -36,8 +33,9 @@ pub struct Args {
 pub struct Report {
     /// What the maps have, IPv4 first.
     pub routes: Vec<Row>,
-    /// The kernel's routes to IPv6 subnets that the maps do not have.
-    pub ipv6_routes: Vec<ipv6::Row>,
+    /// The kernel's routes to subnets that the maps do not have.
+    pub ipv4_routes: Vec<PeerRoute>,
+    pub ipv6_routes: Vec<PeerRoute>,
 }
 
 /// A peer subnet.
@@ -70,110 +68,94 @@ pub struct NextHop {
     pub mtu: u16,
 }
 
-/// What the maps of a family say about other nodes.
-struct Peers<F: Family> {
-    routes: BTreeMap<F::Network, Route>,
-    nodes: BTreeMap<u32, Node<F>>,
-    nexthops: BTreeMap<u32, Nexthop>,
-    /// Whether this node has a vxlan device.
-    has_tunnel: bool,
-}
-
-pub fn run(args: &Args, ipv6: Option<Tier>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let mut report = match args.pinned.open() {
-        Ok(maps) => Report::read(&maps)?,
+pub fn run(args: &Args, snapshot: Snapshot, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let Snapshot { ebpf, kernel } = snapshot;
+    let mut report = match ebpf {
+        Ok(tier) => Report::new(&tier, interface_name),
         // With the kernel tier alone there are no maps.
         Err(DatapathError::NotPinned { .. } | DatapathError::KernelTier { .. })
-            if ipv6.is_some() =>
+            if !kernel.is_empty() =>
         {
             Report::default()
         }
         Err(error) => return Err(error.into()),
     };
-    report.add_kernel_routes(ipv6.map(|tier| tier.routes).unwrap_or_default());
+    report.add_kernel_routes(kernel);
     output::print(&report, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Report {
-    fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        let mut routes = Peers::read(&maps.ipv4)?.rows(interface_name);
-        routes.extend(Peers::read(&maps.ipv6)?.rows(interface_name));
-        Ok(Self {
+    fn new(tier: &EbpfTier, interface_name: impl Fn(u32) -> Option<String>) -> Self {
+        let ipv4 = tier.ipv4.as_ref();
+        let ipv6 = tier.ipv6.as_ref();
+        let mut routes = ipv4.map_or_else(Vec::new, |ipv4| rows(ipv4, &interface_name));
+        routes.extend(ipv6.map_or_else(Vec::new, |ipv6| rows(ipv6, &interface_name)));
+        Self {
             routes,
-            ipv6_routes: Vec::new(),
-        })
+            ..Self::default()
+        }
     }
 
     /// Adds what the kernel has and the maps do not.
-    fn add_kernel_routes(&mut self, mut routes: Vec<ipv6::Row>) {
+    fn add_kernel_routes(&mut self, kernel: KernelTier) {
         let mapped: BTreeSet<IpNetwork> = self.routes.iter().map(|row| row.subnet).collect();
-        routes.retain(|route| !mapped.contains(&route.subnet.into()));
-        self.ipv6_routes = routes;
+        let unmapped = |tier: Option<Tier>| {
+            let mut routes = tier.map(|tier| tier.routes).unwrap_or_default();
+            routes.retain(|route| !mapped.contains(&route.subnet));
+            routes
+        };
+        self.ipv4_routes = unmapped(kernel.ipv4);
+        self.ipv6_routes = unmapped(kernel.ipv6);
     }
 }
 
-impl<F: Family> Peers<F> {
-    fn read(maps: &OverlayMaps<F>) -> Result<Self, DatapathError> {
-        let nodes = maps.nodes()?;
-        let routes = maps.routes()?;
-        let mut nexthops = BTreeMap::new();
-        for route in routes
-            .values()
-            .filter(|route| nodes.contains_key(&route.node))
-        {
-            nexthops.insert(route.node, maps.nexthop(route.node)?);
-        }
-        Ok(Self {
-            routes,
-            nodes,
-            nexthops,
-            has_tunnel: maps.config()?.vtep_ifindex != 0,
-        })
-    }
+/// The subnets of a family.
+fn rows<F: Family>(
+    overlay: &Overlay<F>,
+    interface_name: impl Fn(u32) -> Option<String>,
+) -> Vec<Row> {
+    let routes = overlay.routes.iter();
+    routes
+        .map(|(&subnet, route)| row(overlay, subnet, route.node, &interface_name))
+        .collect()
+}
 
-    fn rows(&self, interface_name: impl Fn(u32) -> Option<String>) -> Vec<Row> {
-        self.routes
-            .iter()
-            .map(|(&subnet, route)| self.row(subnet, route.node, &interface_name))
-            .collect()
-    }
-
-    fn row(
-        &self,
-        subnet: F::Network,
-        index: u32,
-        interface_name: impl Fn(u32) -> Option<String>,
-    ) -> Row {
-        let node = self.nodes.get(&index);
-        let takes_tunnel = Node::<F>::takes_tunnel_packets;
-        let tunnel_allowed = self.has_tunnel && node.is_some_and(takes_tunnel);
-        // The entry of a node that takes tunnel packets no more stays, and counts for nothing.
-        let counts = |node: &Node<F>, nexthop: &Nexthop| {
-            nexthop.vtep == node.vtep.tag()
-                && nexthop.ifindex != 0
-                && (nexthop.mode != MODE_TUNNEL || tunnel_allowed)
-        };
-        let next_hop = node
-            .zip(self.nexthops.get(&index))
-            .filter(|(node, nexthop)| counts(node, nexthop))
-            .map(|(_, nexthop)| NextHop {
-                mode: mode_name(nexthop.mode),
-                ifindex: nexthop.ifindex,
-                ifname: interface_name(nexthop.ifindex),
-                dst_mac: nexthop.dst_mac.to_string(),
-                src_mac: nexthop.src_mac.to_string(),
-                mtu: nexthop.mtu,
-            });
-        Row {
-            subnet: subnet.into(),
-            node: index,
-            vtep: node.map(|node| F::Address::from(node.vtep).into()),
-            vtep_mac: node.map(|node| node.vtep_mac.to_string()),
-            direct_allowed: node.is_some_and(|node| node.flags & NODE_DIRECT != 0),
-            tunnel_allowed,
-            next_hop,
-        }
+fn row<F: Family>(
+    overlay: &Overlay<F>,
+    subnet: F::Network,
+    index: u32,
+    interface_name: impl Fn(u32) -> Option<String>,
+) -> Row {
+    let has_tunnel = overlay.config.vtep_ifindex != 0;
+    let node = overlay.nodes.get(&index);
+    let takes_tunnel = Node::<F>::takes_tunnel_packets;
+    let tunnel_allowed = has_tunnel && node.is_some_and(takes_tunnel);
+    // The entry of a node that takes tunnel packets no more stays, and counts for nothing.
+    let counts = |node: &Node<F>, nexthop: &Nexthop| {
+        nexthop.vtep == node.vtep.tag()
+            && nexthop.ifindex != 0
+            && (nexthop.mode != MODE_TUNNEL || tunnel_allowed)
+    };
+    let next_hop = node
+        .zip(overlay.nexthops.get(&index))
+        .filter(|(node, nexthop)| counts(node, nexthop))
+        .map(|(_, nexthop)| NextHop {
+            mode: mode_name(nexthop.mode),
+            ifindex: nexthop.ifindex,
+            ifname: interface_name(nexthop.ifindex),
+            dst_mac: nexthop.dst_mac.to_string(),
+            src_mac: nexthop.src_mac.to_string(),
+            mtu: nexthop.mtu,
+        });
+    Row {
+        subnet: subnet.into(),
+        node: index,
+        vtep: node.map(|node| F::Address::from(node.vtep).into()),
+        vtep_mac: node.map(|node| node.vtep_mac.to_string()),
+        direct_allowed: node.is_some_and(|node| node.flags & NODE_DIRECT != 0),
+        tunnel_allowed,
+        next_hop,
     }
 }
 
@@ -200,24 +182,33 @@ pub const fn mode_name(mode: u8) -> &'static str {
 
 impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
-        if self.routes.is_empty() && self.ipv6_routes.is_empty() {
+        let mut tables = Vec::new();
+        if !self.routes.is_empty() {
+            tables.push(self.mapped());
+        }
+        for (header, routes) in [
+            ("IPV4 SUBNET", &self.ipv4_routes),
+            ("IPV6 SUBNET", &self.ipv6_routes),
+        ] {
+            if !routes.is_empty() {
+                tables.push(in_kernel(header, routes));
+            }
+        }
+        if tables.is_empty() {
             return writeln!(out, "no routes: no other node leases a subnet");
         }
-        if !self.routes.is_empty() {
-            self.write_routes(out)?;
-        }
-        if !self.routes.is_empty() && !self.ipv6_routes.is_empty() {
-            writeln!(out)?;
-        }
-        if !self.ipv6_routes.is_empty() {
-            ipv6::write_routes(&self.ipv6_routes, out)?;
+        for (index, table) in tables.iter().enumerate() {
+            if index > 0 {
+                writeln!(out)?;
+            }
+            table.write(out)?;
         }
         Ok(())
     }
 }
 
 impl Report {
-    fn write_routes(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn mapped(&self) -> Table {
         let mut table = Table::new(&[
             "SUBNET",
             "VTEP",
@@ -243,8 +234,25 @@ impl Report {
                 hop.map_or_else(dash, |hop| hop.mtu.to_string()),
             ]);
         }
-        table.write(out)
+        table
     }
+}
+
+/// The table for what the maps do not have.
+fn in_kernel(subnet: &str, routes: &[PeerRoute]) -> Table {
+    let mut table = Table::new(&[subnet, "VTEP", "VTEP MAC", "MODE", "INTERFACE", "MTU>"]);
+    let dash = || "-".to_owned();
+    for route in routes {
+        table.row([
+            route.subnet.to_string(),
+            route.vtep.map_or("missing".into(), |vtep| vtep.to_string()),
+            route.vtep_mac.clone().unwrap_or_else(dash),
+            route.mode.to_owned(),
+            route.ifname.clone().unwrap_or_else(dash),
+            route.mtu.map_or_else(dash, |mtu| mtu.to_string()),
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -252,7 +260,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use ipnetwork::{Ipv4Network, Ipv6Network};
-    use overlay_common::{addr::MacAddr, node::NODE_ZERO_CHECKSUM};
+    use overlay_common::{addr::MacAddr, config::Config, node::NODE_ZERO_CHECKSUM, route::Route};
 
     use super::*;
     use crate::{
@@ -284,7 +292,14 @@ mod tests {
         }
     }
 
-    fn ipv4() -> Peers<V4> {
+    fn tunnelling<F: Family>() -> Config<F> {
+        Config {
+            vtep_ifindex: 5,
+            ..Config::default()
+        }
+    }
+
+    fn ipv4() -> Overlay<V4> {
         let subnet = |third: u8| Ipv4Network::new([10, 1, third, 0].into(), 24).unwrap();
         let node = |last: u8, flags| Node {
             flags,
@@ -293,7 +308,8 @@ mod tests {
             ..Node::default()
         };
         let nexthop = |last, mode| nexthop([192, 168, 0, last], last, 1450, mode);
-        Peers {
+        Overlay {
+            config: tunnelling(),
             routes: (1..=5)
                 .map(|third| (subnet(third), route(third.into())))
                 .collect(),
@@ -307,13 +323,12 @@ mod tests {
                 (4, Nexthop::default()),
             ]
             .into(),
-            has_tunnel: true,
         }
     }
 
     /// One that takes checksum 0, two that do not, of which one was reached before, and one that is
     /// near enough to be reached directly.
-    fn ipv6() -> Peers<V6> {
+    fn ipv6() -> Overlay<V6> {
         let address = |base: &str, last: u16| -> Ipv6Addr {
             let base: Ipv6Addr = base.parse().unwrap();
             (base.to_bits() | u128::from(last)).into()
@@ -333,7 +348,8 @@ mod tests {
             let tag = node(index, 0).vtep.tag();
             nexthop(tag, index.to_be_bytes()[1], 1430, mode)
         };
-        Peers {
+        Overlay {
+            config: tunnelling(),
             routes: (1..=4)
                 .map(|index| (subnet(index), route(index.into())))
                 .collect(),
@@ -350,13 +366,12 @@ mod tests {
                 (4, nexthop(4, MODE_DIRECT)),
             ]
             .into(),
-            has_tunnel: true,
         }
     }
 
     fn sample() -> Report {
-        let mut routes = ipv4().rows(name);
-        routes.extend(ipv6().rows(name));
+        let mut routes = rows(&ipv4(), name);
+        routes.extend(rows(&ipv6(), name));
         Report {
             routes,
             ..Report::default()
@@ -381,30 +396,55 @@ mod tests {
 
     #[test]
     fn host_gw_allows_no_tunnel() {
-        let peers = Peers {
-            has_tunnel: false,
+        let overlay = Overlay {
+            config: Config::default(),
             ..ipv4()
         };
-        assert!(peers.rows(name).iter().all(|row| !row.tunnel_allowed));
+        assert!(rows(&overlay, name).iter().all(|row| !row.tunnel_allowed));
+    }
+
+    fn in_kernel(subnet: &str, vtep: &str, ifname: &str) -> PeerRoute {
+        PeerRoute {
+            subnet: subnet.parse().unwrap(),
+            vtep: vtep.parse().ok(),
+            vtep_mac: Some("02:00:00:00:06:02".into()),
+            mode: "tunnel",
+            ifindex: Some(7),
+            ifname: Some(ifname.into()),
+            mtu: Some(1430),
+        }
+    }
+
+    fn kernel() -> KernelTier {
+        let tier = |routes| {
+            Some(Tier {
+                device: None,
+                routes,
+            })
+        };
+        let ipv4 = |subnet| in_kernel(subnet, "192.168.0.2", "flannel.1");
+        let ipv6 = |subnet| in_kernel(subnet, "fd00::2", "flannel-v6.1");
+        KernelTier {
+            ipv4: tier(vec![ipv4("10.1.2.0/24"), ipv4("10.1.9.0/24")]),
+            ipv6: tier(vec![ipv6("fd00:10:5:2::/64"), ipv6("fd00:10:5:9::/64")]),
+            missing: Vec::new(),
+        }
     }
 
     #[test]
     fn routes_of_the_kernel_are_listed_where_the_maps_have_none() {
-        let kernel = |subnet: &str| ipv6::Row {
-            subnet: subnet.parse().unwrap(),
-            vtep: "fd00::2".parse().ok(),
-            vtep_mac: Some("02:00:00:00:06:02".into()),
-            mode: "tunnel",
-            ifindex: Some(7),
-            ifname: Some("flannel-v6.1".into()),
-            mtu: Some(1430),
+        let subnets = |routes: &[PeerRoute]| -> Vec<String> {
+            routes
+                .iter()
+                .map(|route| route.subnet.to_string())
+                .collect()
         };
-        let routes = vec![kernel("fd00:10:5:2::/64"), kernel("fd00:10:5:9::/64")];
         let mut mapped = sample();
-        mapped.add_kernel_routes(routes.clone());
-        assert_eq!(mapped.ipv6_routes, routes[1..]);
+        mapped.add_kernel_routes(kernel());
+        assert_eq!(subnets(&mapped.ipv4_routes), ["10.1.9.0/24"]);
+        assert_eq!(subnets(&mapped.ipv6_routes), ["fd00:10:5:9::/64"]);
         let mut unmapped = Report::default();
-        unmapped.add_kernel_routes(routes);
+        unmapped.add_kernel_routes(kernel());
         insta::assert_snapshot!(text(&unmapped, Format::Table));
     }
 }

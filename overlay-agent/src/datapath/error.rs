@@ -1,10 +1,13 @@
 //! What can go wrong with the eBPF tier; each message names the remedy.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::{EbpfError, maps::MapError};
 
-use super::Absence;
+use super::absence::Absence;
 
 /// Lines of a verifier's log that say why it refuses.
 const REASON: usize = 5;
@@ -143,6 +146,15 @@ pub enum DatapathError {
         found: String,
         wanted: &'static str,
     },
+}
+
+pub fn pin_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::Pin {
+        action,
+        path,
+        source,
+    }
 }
 
 /// The end of a verifier's log, where the reason is.

@@ -4,12 +4,17 @@
 use std::time::Duration;
 
 use super::{
-    DatapathError, Generations, config_lock::ConfigLock, config_map::ConfigMap, pins::PinDir,
+    error::DatapathError,
+    maps::{config::ConfigMap, config_lock::ConfigLock},
+    pins::PinDir,
 };
 use crate::model::{PerFamily, V4, V6, each_family};
 
 /// Whoever writes the configuration is done within microseconds, unless he was stopped.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The generations of the two families' leases.
+pub type Generations = PerFamily<u32>;
 
 /// The configurations of both families.
 pub struct Flusher {

@@ -4,11 +4,33 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::{DatapathError, LeaseTimes};
+use super::error::DatapathError;
 use crate::model::{Family, V4};
 
 /// For both families.
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// How long leases last, by protocol; 0: no flow of the protocol is fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTimes {
+    pub tcp: Duration,
+    pub udp: Duration,
+    pub icmp: Duration,
+}
+
+impl LeaseTimes {
+    /// Long enough that almost every packet of a steady flow is fast, shorter than the 30 s after which
+    /// conntrack forgets a UDP flow without replies.
+    pub const LONGEST: Self = Self::all(Duration::from_secs(15));
+
+    pub const fn all(time: Duration) -> Self {
+        Self {
+            tcp: time,
+            udp: time,
+            icmp: time,
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts<F: Family = V4> {

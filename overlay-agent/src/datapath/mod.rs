@@ -8,34 +8,28 @@
 //! for reading, agent or no agent.
 
 mod absence;
-mod clsact;
-mod config_lock;
-mod config_map;
+mod attach;
+mod attachment;
 mod counters;
 mod error;
-mod filters;
 mod flusher;
 mod host;
-mod links;
 mod load;
 mod maps;
 mod netlink;
-mod overlay;
-mod overlay_maps;
 mod packet_log;
 mod pins;
-mod plan;
+mod programs;
+mod removal;
 mod slow;
-mod spec;
 mod sys;
-mod wanted;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     marker::PhantomData,
     path::PathBuf,
-    time::Duration,
 };
 
 use overlay_common::addr::MacAddr;
@@ -43,47 +37,25 @@ use tracing::level_filters::LevelFilter;
 
 pub use self::{
     absence::Absence,
+    attach::{LinkSummary, states as link_states},
+    attachment::{Attached, Attachment, LinkState, XdpMode},
     counters::FastShare,
     error::DatapathError,
-    flusher::{Flushed, Flusher},
-    host::{HostFacts, lease_clock},
-    links::{Attached, Attachment, LinkState, LinkSummary, XdpMode, states as link_states},
-    maps::Maps,
-    overlay::Summary,
-    overlay_maps::OverlayMaps,
+    flusher::{Flushed, Flusher, Generations},
+    host::{HostFacts, LeaseTimes, lease_clock},
+    maps::{Maps, overlay::OverlayMaps},
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
     slow::SlowFlows,
-    wanted::Vtep,
+    tables::{Summary, wanted::Vtep},
 };
 use self::{
-    load::{FlowTables, Programs},
-    overlay::{Writer, Written},
+    load::FlowTables,
+    programs::Programs,
+    tables::{Writer, Written},
 };
 pub use crate::config::{Fastpath, SlowMark};
 use crate::model::{ByFamily, Desired, Family, PerFamily, V4, V6, each_family};
-
-/// How long leases last, by protocol; 0: no flow of the protocol is fast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseTimes {
-    pub tcp: Duration,
-    pub udp: Duration,
-    pub icmp: Duration,
-}
-
-impl LeaseTimes {
-    /// Long enough that almost every packet of a steady flow is fast, shorter than the 30 s after which
-    /// conntrack forgets a UDP flow without replies.
-    pub const LONGEST: Self = Self::all(Duration::from_secs(15));
-
-    pub const fn all(time: Duration) -> Self {
-        Self {
-            tcp: time,
-            udp: time,
-            icmp: time,
-        }
-    }
-}
 
 /// Capacity of the flow table of a family without pods: the kernel does not make one without any.
 const UNSERVED_FLOWS: u32 = 1;
@@ -139,7 +111,7 @@ impl Datapath {
             ipv4: capacity(options.serves.ipv4),
             ipv6: capacity(options.serves.ipv6),
         };
-        let programs = load::load(&pins, options, flows)?;
+        let programs = load::load(&pins, options.object, options.log, flows)?;
         let maps = Maps::open(&pins)?;
         let flusher = Flusher::open(&pins)?;
         let mut datapath = Self {
@@ -249,7 +221,7 @@ impl Datapath {
     /// others, defunct ones included. Once every link runs this agent's programs, maps of other ABI
     /// versions go.
     pub fn sync_links(&mut self, wanted: &BTreeSet<Attachment>) -> LinkSummary {
-        let mut summary = links::sync(&self.pins, &self.programs, wanted);
+        let mut summary = attach::sync(&self.pins, &self.programs, wanted);
         if summary.failed.is_empty() {
             summary.left.extend(self.pins.remove_other_versions().err());
         }
@@ -262,6 +234,3 @@ struct WriterOf<'a>(PhantomData<&'a ()>);
 impl<'a> ByFamily for WriterOf<'a> {
     type Of<F: Family> = Writer<'a, F>;
 }
-
-/// The generations of the two families' leases.
-pub type Generations = PerFamily<u32>;

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::{
     link::{LinkAttribute, LinkMessage, LinkXdp},
 };
 
-use super::links::XdpMode;
+use super::attachment::XdpMode;
 use crate::netlink::blocking;
 
 /// How the interface runs XDP program `id`; `None` if it does not.

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, event, level_filters::LevelFilter};
 
-use super::DatapathError;
+use super::error::DatapathError;
 use crate::names::{interface_label, interface_name, protocol_name};
 
 /// The target of the lines about packets.

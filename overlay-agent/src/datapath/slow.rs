@@ -2,7 +2,7 @@
 
 use overlay_common::slow::Slow;
 
-use super::{DatapathError, Flusher, maps::Maps, pins::PinDir};
+use super::{error::DatapathError, flusher::Flusher, maps::Maps, pins::PinDir};
 
 /// The writing side, with handles of its own: it waits for nothing else that is done to the maps.
 pub struct SlowFlows {

@@ -1,5 +1,6 @@
 //! `overlay-agent status`: is this node's fast path healthy, and if not, why not.
 
+mod kernel;
 mod observed;
 mod problems;
 mod state;
@@ -20,13 +21,13 @@ use self::{
     problems::{NO_AGENT, problems},
     state::{PinnedState, agent},
 };
-use super::{ipv6::Tier, pinned::Pinned};
+use super::pinned::Pinned;
 use crate::{
     datapath::{Absence, DatapathError},
     names::interface_name,
-    netlink::{LinkTable, Netlink, Unserved, unserved},
+    netlink::Unserved,
     output::{self, Table},
-    underlay::{self, HostSnapshot},
+    view::{FlowTables, Host, KernelTier, Snapshot, Tier},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -53,74 +54,56 @@ struct Report {
     /// `None` (JSON `null`) if the pinned state cannot be read.
     datapath: Option<PinnedState>,
     /// `None` (JSON `null`) where there are programs.
-    kernel_tier: Option<KernelTier>,
+    kernel_tier: Option<WithoutPrograms>,
     /// Interfaces of pods that have the kernel tier alone.
     unserved_pods: Vec<Unserved>,
-    /// The IPv6 overlay as the kernel has it; `None` without one.
+    /// The kernel tier of a family; `None` without one.
+    ipv4: Option<Tier>,
     ipv6: Option<Tier>,
 }
 
 pub fn run(
     args: &Args,
-    ipv6: Option<Tier>,
+    snapshot: Snapshot,
     host: &Host,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let pin_dir = args.pinned.pin_dir.clone();
-    let mut report = match Observed::read(&args.pinned, &host.addresses) {
+    let pins = args.pinned.pins();
+    let Snapshot { ebpf, kernel } = snapshot;
+    let observed = ebpf.and_then(|tier| {
+        Ok(Observed {
+            bare_underlay: host.bare_underlay(&tier),
+            flows: FlowTables::read(&pins)?,
+            tier,
+        })
+    });
+    let mut report = match observed {
         Ok(observed) => {
             let mut report = Report::new(pin_dir, &observed, interface_name);
-            report.unserved_pods = unserved(&host.links, observed.subnets());
+            report.unserved_pods = host.unserved(&observed.tier);
             report
         }
         Err(DatapathError::KernelTier { absence }) => {
-            let agent_running = args.pinned.pins().is_in_use()?;
-            Report::without_programs(pin_dir, &absence, agent_running)
+            Report::without_programs(pin_dir, &absence, pins.is_in_use()?)
         }
         Err(error) => Report {
             problems: vec![error.to_string()],
             ..Report::unknown(pin_dir)
         },
     };
-    report.add_ipv6(ipv6);
+    report.add_kernel(kernel);
     output::print(&report, args.pinned.output, out)?;
     Ok(report.health.exit_code())
 }
 
 /// A node on which an agent runs or ran without programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct KernelTier {
+struct WithoutPrograms {
     agent_running: bool,
     /// Whether `--datapath=kernel` asks for it; then it is no defect.
     asked: bool,
     reason: String,
-}
-
-/// The host's interfaces, as far as they are known.
-#[derive(Default)]
-pub struct Host {
-    links: LinkTable,
-    addresses: HostSnapshot,
-}
-
-impl Host {
-    /// What cannot be read is left out, with a warning.
-    pub async fn read() -> Self {
-        let mut host = Self::default();
-        match async { Netlink::connect()?.dump_links().await }.await {
-            Ok(links) => host.links.replace(links),
-            Err(error) => {
-                let _ = writeln!(io::stderr(), "pods without programs are left out: {error}");
-            }
-        }
-        match underlay::snapshot(None).await {
-            Ok(addresses) => host.addresses = addresses,
-            Err(error) => {
-                let _ = writeln!(io::stderr(), "the underlay's kind is left out: {error}");
-            }
-        }
-        host
-    }
 }
 
 impl Health {
@@ -169,6 +152,7 @@ impl Report {
             datapath: None,
             kernel_tier: None,
             unserved_pods: Vec::new(),
+            ipv4: None,
             ipv6: None,
         }
     }
@@ -191,7 +175,7 @@ impl Report {
                 Health::Degraded
             },
             problems,
-            kernel_tier: Some(KernelTier {
+            kernel_tier: Some(WithoutPrograms {
                 agent_running,
                 asked,
                 reason: absence.to_string(),
@@ -200,17 +184,29 @@ impl Report {
         }
     }
 
-    fn add_ipv6(&mut self, ipv6: Option<Tier>) {
-        let problems = ipv6.as_ref().map(Tier::problems).unwrap_or_default();
+    fn add_kernel(&mut self, kernel: KernelTier) {
+        let problems = kernel::problems(&kernel);
         if !problems.is_empty() && self.health == Health::Healthy {
             self.health = Health::Degraded;
         }
         self.problems.extend(problems);
-        self.ipv6 = ipv6;
+        (self.ipv4, self.ipv6) = (kernel.ipv4, kernel.ipv6);
+    }
+
+    /// The lines about the families of which the maps say nothing.
+    fn kernel_lines(&self) -> Vec<(String, String)> {
+        let datapath = self.datapath.as_ref();
+        let ipv4 = self.ipv4.as_ref();
+        let ipv6 = self.ipv6.as_ref();
+        let ipv4 = ipv4.filter(|_| !datapath.is_some_and(PinnedState::has_ipv4));
+        let ipv6 = ipv6.filter(|_| !datapath.is_some_and(PinnedState::has_ipv6));
+        let mut lines = ipv4.map_or_else(Vec::new, |tier| kernel::lines(tier, ""));
+        lines.extend(ipv6.map_or_else(Vec::new, |tier| kernel::lines(tier, "ipv6 ")));
+        lines
     }
 }
 
-impl KernelTier {
+impl WithoutPrograms {
     fn describe(&self) -> Vec<(&'static str, String)> {
         let tier = if self.asked {
             format!("kernel tier alone, {}", self.reason)
@@ -235,14 +231,14 @@ impl output::Report for Report {
             writeln!(out)?;
             datapath.write(device.map(|device| device.zero_checksum), out)?;
         }
-        let is_mapped = self.datapath.as_ref().is_some_and(PinnedState::has_ipv6);
         if let Some(kernel_tier) = &self.kernel_tier {
             writeln!(out)?;
             output::write_pairs(out, &kernel_tier.describe())?;
         }
-        if let Some(ipv6) = self.ipv6.as_ref().filter(|_| !is_mapped) {
+        let kernel_lines = self.kernel_lines();
+        if !kernel_lines.is_empty() {
             writeln!(out)?;
-            output::write_pairs(out, &ipv6.describe())?;
+            output::write_pairs(out, &kernel_lines)?;
         }
         if !self.unserved_pods.is_empty() {
             writeln!(out)?;

@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 
 use overlay_common::{maps::MAX_NODES, outcome::Hook};
 
-use super::observed::{Observed, Overlay};
-use crate::{model::Family, names::interface_label};
+use super::observed::Observed;
+use crate::{
+    model::Family,
+    names::interface_label,
+    view::{EbpfTier, Overlay},
+};
 
 pub const NO_AGENT: &str =
     "no agent is running: packets are forwarded as before, but nobody follows changes";
@@ -14,17 +18,22 @@ pub fn problems(
     observed: &Observed,
     interface_name: impl Fn(u32) -> Option<String>,
 ) -> Vec<String> {
+    let Observed {
+        tier,
+        bare_underlay,
+        ..
+    } = observed;
     let mut problems = Vec::new();
-    if !observed.agent_running {
+    if !tier.agent_running {
         problems.push(NO_AGENT.into());
     }
-    let (ipv4, ipv6) = (&observed.ipv4, &observed.ipv6);
+    let (ipv4, ipv6) = (&tier.ipv4, &tier.ipv6);
     if ipv4.is_none() && ipv6.is_none() {
         problems.push("the node is not configured yet: no lease was acquired".into());
         return problems;
     }
     let label = |ifindex| interface_label(ifindex, interface_name(ifindex).as_deref());
-    for link in observed.links.iter().filter(|link| !link.alive) {
+    for link in tier.links.iter().filter(|link| !link.alive) {
         problems.push(format!(
             "{} on {} is detached: its packets take the kernel path",
             link.hook.name(),
@@ -36,13 +45,13 @@ pub fn problems(
         ipv6.as_ref()
             .and_then(|overlay| full(overlay, "IPv6 node map")),
     );
-    if let Some(problem) = &observed.per_packet_rules.problem {
+    if let Some(problem) = &tier.per_packet_rules.problem {
         problems.push(format!("every flow is left to the kernel: {problem}"));
     }
-    if at(observed, Hook::Ingress).is_empty() && observed.bare_underlay.is_none() {
+    if at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
-    for underlay in at(observed, Hook::Ingress).difference(&at(observed, Hook::Confirm)) {
+    for underlay in at(tier, Hook::Ingress).difference(&at(tier, Hook::Confirm)) {
         problems.push(no_leases(Hook::Confirm, &label(*underlay)));
     }
     let devices = [
@@ -51,12 +60,12 @@ pub fn problems(
     ];
     for device in devices.into_iter().flatten().filter(|&device| device != 0) {
         for hook in [Hook::Confirm, Hook::Arrive] {
-            if !at(observed, hook).contains(&device) {
+            if !at(tier, hook).contains(&device) {
                 problems.push(no_leases(hook, &label(device)));
             }
         }
     }
-    for ifindex in at(observed, Hook::Egress).symmetric_difference(&at(observed, Hook::Deliver)) {
+    for ifindex in at(tier, Hook::Egress).symmetric_difference(&at(tier, Hook::Deliver)) {
         problems.push(format!(
             "{} has only one of the two pod programs: one direction stays on the kernel path",
             label(*ifindex)
@@ -75,8 +84,8 @@ fn no_leases(hook: Hook, interface: &str) -> String {
 }
 
 /// The interfaces that have a link of the hook.
-fn at(observed: &Observed, hook: Hook) -> BTreeSet<u32> {
-    let links = observed.links.iter().filter(|link| link.hook == hook);
+fn at(tier: &EbpfTier, hook: Hook) -> BTreeSet<u32> {
+    let links = tier.links.iter().filter(|link| link.hook == hook);
     links.map(|link| link.ifindex).collect()
 }
 

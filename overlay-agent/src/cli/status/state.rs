@@ -16,19 +16,14 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{
-    super::{
-        flows::{self, State},
-        stats::FastPath,
-    },
-    observed::{Observed, Overlay},
-};
+use super::{super::stats::FastPath, observed::Observed};
 use crate::{
     datapath::{Fastpath, LinkState},
     filter::per_packet::Report,
     model::{Family, V6},
     names::interface_label,
     output::{self, Table, grouped},
+    view::{FlowTable, Overlay},
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -161,23 +156,28 @@ impl PinnedState {
             ifname: interface_name(link.ifindex),
             alive: link.alive,
         };
-        let now = observed.now;
+        let Observed {
+            tier,
+            flows,
+            bare_underlay,
+        } = observed;
+        let now = flows.now;
+        let ipv4 = tier.ipv4.as_ref().zip(flows.ipv4.as_ref());
+        let ipv6 = tier.ipv6.as_ref().zip(flows.ipv6.as_ref());
         Self {
-            agent_running: observed.agent_running,
-            ipv4: observed
-                .ipv4
-                .as_ref()
-                .map(|ipv4| OverlayState::new(ipv4, now, &interface_name)),
-            ipv6: observed
-                .ipv6
-                .as_ref()
-                .map(|ipv6| Ipv6State::new(ipv6, now, &interface_name)),
-            bare_underlay: observed.bare_underlay.clone(),
-            links: observed.links.iter().map(link).collect(),
-            per_packet_rules: observed.per_packet_rules.clone(),
-            fast_path: FastPath::new(&observed.counters),
-            drops: drops(&observed.counters),
+            agent_running: tier.agent_running,
+            ipv4: ipv4.map(|(ipv4, flows)| OverlayState::new(ipv4, flows, now, &interface_name)),
+            ipv6: ipv6.map(|(ipv6, flows)| Ipv6State::new(ipv6, flows, now, &interface_name)),
+            bare_underlay: bare_underlay.clone(),
+            links: tier.links.iter().map(link).collect(),
+            per_packet_rules: tier.per_packet_rules.clone(),
+            fast_path: FastPath::new(&tier.counters),
+            drops: drops(&tier.counters),
         }
+    }
+
+    pub const fn has_ipv4(&self) -> bool {
+        self.ipv4.is_some()
     }
 
     pub const fn has_ipv6(&self) -> bool {
@@ -263,14 +263,11 @@ impl PinnedState {
 impl OverlayState {
     fn new<F: Family>(
         overlay: &Overlay<F>,
+        flows: &FlowTable<F>,
         now: Duration,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let config = &overlay.config;
-        let live = overlay
-            .flows
-            .iter()
-            .filter(|(_, flow)| flows::state(flow, config.generation, now) == State::Live);
         Self {
             fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
             generation: config.generation,
@@ -279,9 +276,9 @@ impl OverlayState {
             peers: overlay.nodes.len(),
             routes: overlay.routes.len(),
             flows: Flows {
-                live: live.count(),
-                entries: overlay.flows.len(),
-                capacity: overlay.max_flows,
+                live: flows.live(now),
+                entries: flows.flows.len(),
+                capacity: flows.capacity,
             },
         }
     }
@@ -323,6 +320,7 @@ impl OverlayState {
 impl Ipv6State {
     fn new(
         overlay: &Overlay<V6>,
+        flows: &FlowTable<V6>,
         now: Duration,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
@@ -332,7 +330,7 @@ impl Ipv6State {
             .filter(|node| node.flags & NODE_ZERO_CHECKSUM != 0)
             .count();
         Self {
-            overlay: OverlayState::new(overlay, now, interface_name),
+            overlay: OverlayState::new(overlay, flows, now, interface_name),
             zero_checksum_peers,
         }
     }

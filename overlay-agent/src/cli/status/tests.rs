@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
@@ -13,16 +14,30 @@ use overlay_common::{
     route::Route,
 };
 
-use super::{observed::Overlay, *};
+use super::*;
 use crate::{
-    cli::ipv6::Device,
     datapath::{LinkState, PinDir},
     filter::per_packet::{self, ReportedRule},
     model::{Family, V4, V6},
     output::Format,
+    view::{Device, FlowTable, Overlay, PeerRoute},
 };
 
-/// The maps of a node with one live flow.
+/// A table with one live flow.
+fn flows<F: Family>(overlay: &Overlay<F>) -> FlowTable<F> {
+    let generation = overlay.config.generation;
+    let flow = Flow {
+        generation,
+        egress_until: 2_000_000_000,
+        ..Flow::default()
+    };
+    FlowTable {
+        flows: vec![(FlowKey::default(), flow)],
+        generation,
+        capacity: 262_144,
+    }
+}
+
 fn overlay<F: Family>(
     config: Config<F>,
     nodes: Vec<(u32, Node<F>)>,
@@ -37,17 +52,11 @@ fn overlay<F: Family>(
         vni: [0, 0, 1],
         ..config
     };
-    let flow = Flow {
-        generation: config.generation,
-        egress_until: 2_000_000_000,
-        ..Flow::default()
-    };
     Overlay {
         config,
         nodes: nodes.into_iter().collect(),
         routes: routes.into_iter().collect(),
-        flows: vec![(FlowKey::default(), flow)],
-        max_flows: 262_144,
+        nexthops: BTreeMap::new(),
     }
 }
 
@@ -113,7 +122,12 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
         links.extend([(Hook::Confirm, 6), (Hook::Arrive, 6)]);
     }
     links.extend([(Hook::Egress, 7), (Hook::Deliver, 7)]);
-    Observed {
+    let flows = FlowTables {
+        ipv4: ipv4.as_ref().map(flows),
+        ipv6: ipv6.as_ref().map(flows),
+        now: Duration::from_secs(1),
+    };
+    let tier = EbpfTier {
         agent_running: true,
         ipv4,
         ipv6,
@@ -134,26 +148,56 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
             heeded: true,
             ..per_packet::Report::default()
         },
-        now: Duration::from_secs(1),
+    };
+    Observed {
+        tier,
+        flows,
         bare_underlay: None,
     }
 }
 
-/// What the kernel has of the IPv6 overlay.
-fn tier(zero_checksum: bool) -> Tier {
+/// A device, and the routes to two peers.
+fn tier(ifname: &str, vtep: &str, zero_checksum: bool, subnets: [&str; 2]) -> Tier {
+    let route = |subnet: &str| PeerRoute {
+        subnet: subnet.parse().unwrap(),
+        vtep: vtep.parse().ok(),
+        vtep_mac: Some("02:00:00:00:06:02".into()),
+        mode: "tunnel",
+        ifindex: Some(6),
+        ifname: Some(ifname.into()),
+        mtu: Some(1430),
+    };
     Tier {
         device: Some(Device {
             ifindex: 6,
-            ifname: "flannel-v6.1".into(),
+            ifname: ifname.into(),
             up: true,
-            vtep: "fd00::1".parse().ok(),
+            vtep: vtep.parse().ok(),
             vtep_mac: Some("02:00:00:00:06:01".into()),
             vni: 1,
             port: 8472,
             mtu: 1430,
             zero_checksum,
         }),
-        routes: Vec::new(),
+        routes: subnets.map(route).into(),
+    }
+}
+
+fn tier4() -> Tier {
+    let subnets = ["10.1.2.0/24", "10.1.3.0/24"];
+    tier("flannel.1", "192.168.0.1", true, subnets)
+}
+
+fn tier6(zero_checksum: bool) -> Tier {
+    let subnets = ["fd00:10:5:2::/64", "fd00:10:5:3::/64"];
+    tier("flannel-v6.1", "fd00::1", zero_checksum, subnets)
+}
+
+/// What the kernel has of IPv6 alone.
+fn kernel6(zero_checksum: bool) -> KernelTier {
+    KernelTier {
+        ipv6: Some(tier6(zero_checksum)),
+        ..KernelTier::default()
     }
 }
 
@@ -183,14 +227,14 @@ fn a_healthy_node_is_summed_up_on_one_screen() {
 #[test]
 fn a_dual_stack_node_is_summed_up_on_one_screen() {
     let mut report = report(&healthy(Some(ipv4()), Some(ipv6())));
-    report.add_ipv6(Some(tier(true)));
+    report.add_kernel(kernel6(true));
     insta::assert_snapshot!(text(&report, Format::Table));
 }
 
 #[test]
 fn a_node_without_ipv4_is_as_healthy() {
     let mut report = report(&healthy(None, Some(ipv6())));
-    report.add_ipv6(Some(tier(false)));
+    report.add_kernel(kernel6(false));
     insta::assert_snapshot!(text(&report, Format::Table));
 }
 
@@ -203,7 +247,10 @@ fn the_json_is_as_documented() {
 #[test]
 fn an_underlay_without_ethernet_headers_is_no_defect_but_said() {
     let mut observed = healthy(Some(ipv4()), None);
-    observed.links.retain(|link| link.hook != Hook::Ingress);
+    observed
+        .tier
+        .links
+        .retain(|link| link.hook != Hook::Ingress);
     observed.bare_underlay = Some("tun0".into());
     let report = report(&observed);
     assert_eq!(report.health, Health::Healthy, "{:?}", report.problems);
@@ -224,14 +271,14 @@ fn the_json_of_ipv6_is_as_documented() {
 #[test]
 fn rules_that_judge_each_packet_are_named_with_what_is_left_to_the_kernel() {
     let mut observed = healthy(Some(ipv4()), None);
-    observed.per_packet_rules.rules.push(ReportedRule {
+    observed.tier.per_packet_rules.rules.push(ReportedRule {
         table: "ip filter".into(),
         chain: "FORWARD".into(),
         rule: "-A FORWARD -p tcp -m tcp --dport 80 -m string --string \"x\" -j DROP".into(),
         judges_by: "string".into(),
         left_to_kernel: vec!["IPv4 tcp to port 80".into()],
     });
-    observed.per_packet_rules.more = 2;
+    observed.tier.per_packet_rules.more = 2;
     let report = report(&observed);
     assert_eq!(report.problems, Vec::<String>::new());
     insta::assert_snapshot!(text(&report, Format::Table));
@@ -245,7 +292,7 @@ fn rules_that_judge_each_packet_are_named_with_what_is_left_to_the_kernel() {
 #[test]
 fn rules_that_cannot_be_read_are_a_problem() {
     let mut observed = healthy(Some(ipv4()), None);
-    observed.per_packet_rules.problem = Some("the rules cannot be read: no tool".into());
+    observed.tier.per_packet_rules.problem = Some("the rules cannot be read: no tool".into());
     assert_eq!(
         report(&observed).problems,
         ["every flow is left to the kernel: the rules cannot be read: no tool"]
@@ -255,11 +302,13 @@ fn rules_that_cannot_be_read_are_a_problem() {
 #[test]
 fn every_defect_is_named_with_what_follows_from_it() {
     let mut observed = healthy(Some(ipv4()), None);
-    observed.agent_running = false;
+    observed.tier.agent_running = false;
     observed
+        .tier
         .links
         .retain(|link| !matches!(link.hook, Hook::Ingress | Hook::Arrive));
     for link in observed
+        .tier
         .links
         .iter_mut()
         .filter(|link| link.hook == Hook::Deliver)
@@ -267,7 +316,7 @@ fn every_defect_is_named_with_what_follows_from_it() {
         link.ifindex = 9;
         link.alive = false;
     }
-    observed.ipv4.as_mut().unwrap().nodes.clear();
+    observed.tier.ipv4.as_mut().unwrap().nodes.clear();
     let report = report(&observed);
     assert_eq!(report.health, Health::Degraded);
     insta::assert_snapshot!(text(&report, Format::Table));
@@ -277,6 +326,7 @@ fn every_defect_is_named_with_what_follows_from_it() {
 fn an_underlay_without_the_program_that_grants_leases_is_a_defect() {
     let mut observed = healthy(Some(ipv4()), None);
     observed
+        .tier
         .links
         .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 2));
     assert_eq!(
@@ -289,9 +339,10 @@ fn an_underlay_without_the_program_that_grants_leases_is_a_defect() {
 fn defects_of_ipv6_are_named_as_such() {
     let mut observed = healthy(Some(ipv4()), Some(ipv6()));
     observed
+        .tier
         .links
         .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 6));
-    observed.ipv6.as_mut().unwrap().nodes.remove(&2);
+    observed.tier.ipv6.as_mut().unwrap().nodes.remove(&2);
     assert_eq!(
         report(&observed).problems,
         [
@@ -311,11 +362,11 @@ fn fill<F: Family>(overlay: &mut Overlay<F>, one_less: bool) {
 #[test]
 fn a_full_node_map_is_a_problem_in_either_family() {
     let mut observed = healthy(Some(ipv4()), Some(ipv6()));
-    fill(observed.ipv4.as_mut().unwrap(), true);
-    fill(observed.ipv6.as_mut().unwrap(), true);
+    fill(observed.tier.ipv4.as_mut().unwrap(), true);
+    fill(observed.tier.ipv6.as_mut().unwrap(), true);
     assert_eq!(report(&observed).problems, Vec::<String>::new());
-    fill(observed.ipv4.as_mut().unwrap(), false);
-    fill(observed.ipv6.as_mut().unwrap(), false);
+    fill(observed.tier.ipv4.as_mut().unwrap(), false);
+    fill(observed.tier.ipv6.as_mut().unwrap(), false);
     assert_eq!(
         report(&observed).problems,
         [
@@ -344,7 +395,13 @@ fn without_pins_it_cannot_tell_and_says_where_it_looked() {
         },
     };
     let mut out = Vec::new();
-    let code = run(&args, None, &Host::default(), &mut out).unwrap();
+    let code = run(
+        &args,
+        snapshot(&args, KernelTier::default()),
+        &Host::default(),
+        &mut out,
+    )
+    .unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
     assert!(text.starts_with("unknown\n"), "{text}");
@@ -352,8 +409,15 @@ fn without_pins_it_cannot_tell_and_says_where_it_looked() {
     assert!(text.contains("--pin-dir"), "{text}");
 }
 
+fn snapshot(args: &Args, kernel: KernelTier) -> Snapshot {
+    Snapshot {
+        ebpf: EbpfTier::read(&args.pinned.pins()),
+        kernel,
+    }
+}
+
 /// What `status` says of a node whose agent noted `absence`, and its exit code.
-fn of_absence(absence: &Absence, is_running: bool) -> (String, String) {
+fn of_absence(absence: &Absence, is_running: bool, kernel: KernelTier) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
     let pin_dir = dir.path().join("overlay");
     let lock = PinDir::new(&pin_dir).note_absence(absence).unwrap();
@@ -365,7 +429,7 @@ fn of_absence(absence: &Absence, is_running: bool) -> (String, String) {
         },
     };
     let mut out = Vec::new();
-    let code = run(&args, None, &Host::default(), &mut out).unwrap();
+    let code = run(&args, snapshot(&args, kernel), &Host::default(), &mut out).unwrap();
     drop(lock);
     (String::from_utf8(out).unwrap(), format!("{code:?}"))
 }
@@ -378,7 +442,7 @@ fn code(code: u8) -> String {
 fn a_node_whose_kernel_refuses_the_programs_says_why() {
     let absence = Absence::Refused("the verifier rejected overlay_ingress".into());
     assert_eq!(
-        of_absence(&absence, true),
+        of_absence(&absence, true, KernelTier::default()),
         (
             "degraded\n  \
              kernel tier alone, every packet takes the kernel's way: the verifier rejected overlay_ingress\n\n\
@@ -391,18 +455,53 @@ fn a_node_whose_kernel_refuses_the_programs_says_why() {
 
 #[test]
 fn a_node_that_is_to_have_the_kernel_tier_is_healthy_while_an_agent_runs() {
-    let (text, exit) = of_absence(&Absence::Asked, true);
+    let (text, exit) = of_absence(&Absence::Asked, true, KernelTier::default());
     assert_eq!(
         text,
         "healthy\n\nagent: running\ntier:  kernel tier alone, as --datapath=kernel asks\n"
     );
     assert_eq!(exit, code(0));
-    let (text, exit) = of_absence(&Absence::Asked, false);
+    let (text, exit) = of_absence(&Absence::Asked, false, KernelTier::default());
     assert!(
         text.starts_with("degraded\n  no agent is running"),
         "{text}"
     );
     assert_eq!(exit, code(1));
+}
+
+#[test]
+fn a_node_without_programs_shows_what_the_kernel_has_of_both_families() {
+    let kernel = KernelTier {
+        ipv4: Some(tier4()),
+        ..kernel6(true)
+    };
+    let (text, exit) = of_absence(&Absence::Asked, true, kernel);
+    assert_eq!(exit, code(0));
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_device_that_is_down_and_a_lost_tunnel_end_are_problems_of_either_family() {
+    let mut kernel = KernelTier {
+        ipv4: Some(tier4()),
+        ..kernel6(true)
+    };
+    for tier in [&mut kernel.ipv4, &mut kernel.ipv6].into_iter().flatten() {
+        tier.device.as_mut().unwrap().up = false;
+        tier.routes[0].vtep = None;
+    }
+    let mut report = report(&healthy(Some(ipv4()), Some(ipv6())));
+    report.add_kernel(kernel);
+    assert_eq!(report.health, Health::Degraded);
+    assert_eq!(
+        report.problems,
+        [
+            "flannel.1 is down: IPv4 pods reach nobody through the tunnel",
+            "10.1.2.0/24 has a route and no tunnel end: its packets are dropped",
+            "flannel-v6.1 is down: IPv6 pods reach nobody through the tunnel",
+            "fd00:10:5:2::/64 has a route and no tunnel end: its packets are dropped",
+        ]
+    );
 }
 
 #[test]

@@ -1,20 +1,29 @@
 //! One family's maps kept as desired.
 
+pub mod plan;
+pub mod wanted;
+
 use std::time::Duration;
 
 use overlay_common::config::Config;
 use tracing::debug;
 
-use super::{
-    DatapathError, Fastpath, HostFacts, SlowMark, Vtep,
-    config_lock::ConfigLock,
-    config_map::next_generation,
-    overlay_maps::OverlayMaps,
-    pins::PinDir,
-    plan::{self, Step, Tables},
-    wanted::{self, Wanted},
+use self::{
+    plan::Step,
+    wanted::{Vtep, Wanted},
 };
-use crate::model::{Desired, Family, V4};
+use super::{
+    error::DatapathError,
+    host::HostFacts,
+    maps::{
+        config::next_generation, config_lock::ConfigLock, contents::Tables, overlay::OverlayMaps,
+    },
+    pins::PinDir,
+};
+use crate::{
+    config::{Fastpath, SlowMark},
+    model::{Desired, Family, V4},
+};
 
 /// An `overlay-agent flush` is done within microseconds, unless it was stopped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);

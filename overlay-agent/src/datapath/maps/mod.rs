@@ -1,11 +1,15 @@
 //! Typed handles of the pinned maps: those of each family, and those that serve both.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd as _, OwnedFd},
-};
+pub mod config;
+pub mod config_lock;
+pub mod contents;
+pub mod fit;
+mod handle;
+pub mod overlay;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use overlay_common::{
     addr::MacAddr,
     maps,
@@ -14,7 +18,11 @@ use overlay_common::{
     slow::Slow,
 };
 
-use super::{DatapathError, overlay_maps::OverlayMaps, pins::PinDir};
+use self::{
+    handle::{gone_is_fine, map_error, open, typed},
+    overlay::OverlayMaps,
+};
+use super::{error::DatapathError, pins::PinDir};
 use crate::model::{V4, V6};
 
 /// The maps of one pin directory.
@@ -67,7 +75,7 @@ impl Maps {
         self.slow.get(&0, 0).map_err(map_error("read", maps::SLOW))
     }
 
-    pub(super) fn put_slow(&mut self, slow: &Slow) -> Result<(), DatapathError> {
+    pub(in crate::datapath) fn put_slow(&mut self, slow: &Slow) -> Result<(), DatapathError> {
         self.slow
             .set(0, slow, 0)
             .map_err(map_error("write", maps::SLOW))
@@ -96,56 +104,5 @@ impl Maps {
 
     pub fn remove_gateway(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         gone_is_fine(self.gateways.remove(&ifindex)).map_err(map_error("remove", maps::GATEWAYS))
-    }
-}
-
-/// Opens one pinned map: its handle, a descriptor for batched reads, and its capacity.
-pub fn open(pins: &PinDir, name: &'static str) -> Result<(Map, OwnedFd, u32), DatapathError> {
-    let error = map_error("open", name);
-    let path = pins.map(name);
-    let parts = MapData::from_pin(&path).and_then(|data| {
-        let fd = data
-            .fd()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(MapError::IoError)?;
-        let max_entries = MapInfo::from_pin(&path)?.max_entries();
-        Ok((Map::from_map_data(data)?, fd, max_entries))
-    });
-    match parts {
-        Ok(parts) => Ok(parts),
-        Err(_) if !path.exists() => Err(pins.not_pinned()),
-        Err(source) => Err(error(source)),
-    }
-}
-
-pub fn typed<T: TryFrom<Map, Error = MapError>>(
-    map: Map,
-    name: &'static str,
-) -> Result<T, DatapathError> {
-    T::try_from(map).map_err(map_error("open", name))
-}
-
-/// Removing what is not there is what was wanted.
-pub fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-pub fn map_error(
-    action: &'static str,
-    map: &'static str,
-) -> impl Fn(MapError) -> DatapathError + Copy {
-    move |source| DatapathError::Map {
-        action,
-        map,
-        source,
     }
 }

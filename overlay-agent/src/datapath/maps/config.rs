@@ -5,12 +5,13 @@ use aya::maps::{Array, MapData};
 use overlay_common::config::{Config, FASTPATH_OFF};
 
 use super::{
-    DatapathError,
     config_lock::ConfigLock,
-    maps::{map_error, open, typed},
-    pins::PinDir,
+    handle::{map_error, open, typed},
 };
-use crate::model::{Family, V4};
+use crate::{
+    datapath::{error::DatapathError, pins::PinDir},
+    model::{Family, V4},
+};
 
 pub struct ConfigMap<F: Family = V4>(Array<MapData, Config<F>>);
 

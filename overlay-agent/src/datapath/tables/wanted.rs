@@ -9,9 +9,9 @@ use overlay_common::{
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
 
-use super::HostFacts;
 use crate::{
     config::Fastpath,
+    datapath::host::HostFacts,
     model::{Desired, Direct, Family, LocalNode, Peer, V4},
 };
 
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::{Alloc, HostGw, Kind, Vxlan},
-        datapath::LeaseTimes,
+        datapath::host::LeaseTimes,
         model::Underlay,
     };
 

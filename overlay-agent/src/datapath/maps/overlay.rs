@@ -17,14 +17,14 @@ use overlay_common::{
 };
 
 use super::{
-    DatapathError,
-    config_map::ConfigMap,
-    maps::{gone_is_fine, map_error, open, typed},
-    pins::PinDir,
-    plan::{Limits, Tables, subnet_of},
-    sys,
+    config::ConfigMap,
+    contents::{Limits, Tables, subnet_of},
+    handle::{gone_is_fine, map_error, open, typed},
 };
-use crate::model::{Family, V4};
+use crate::{
+    datapath::{error::DatapathError, pins::PinDir, sys},
+    model::{Family, V4},
+};
 
 /// The maps of one family in one pin directory.
 pub struct OverlayMaps<F: Family = V4> {
@@ -34,7 +34,7 @@ pub struct OverlayMaps<F: Family = V4> {
     nexthops: Array<MapData, Nexthop>,
     peers: HashMap<MapData, F::Be, Peer>,
     flows_fd: OwnedFd,
-    pub(super) config: ConfigMap<F>,
+    pub(in crate::datapath) config: ConfigMap<F>,
     limits: Limits,
     max_flows: u32,
 }

@@ -13,9 +13,9 @@ use std::{
 
 use nix::sys::stat::{major, minor};
 
-use super::{
-    DatapathError,
-    pins::{PinDir, pin_error},
+use crate::datapath::{
+    error::{DatapathError, pin_error},
+    pins::PinDir,
 };
 
 const RETRY: Duration = Duration::from_millis(5);

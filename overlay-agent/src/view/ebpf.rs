@@ -1,0 +1,106 @@
+//! The eBPF tier as it is pinned, but for the flow tables ([`super::flows`]), which may be large.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+use overlay_common::{
+    config::Config,
+    node::{Nexthop, Node},
+    outcome::{Counter, Hook, Outcome},
+    route::Route,
+};
+
+use crate::{
+    datapath::{self, DatapathError, LinkState, Maps, OverlayMaps, PinDir},
+    filter::per_packet::Report,
+    model::{Family, V4, V6},
+    netlink::Subnets,
+};
+
+/// What is pinned.
+pub struct EbpfTier {
+    pub agent_running: bool,
+    /// `None` if the node does not serve the family.
+    pub ipv4: Option<Overlay<V4>>,
+    pub ipv6: Option<Overlay<V6>>,
+    pub counters: Vec<(Hook, Outcome, Counter)>,
+    pub links: Vec<LinkState>,
+    /// What the packet filter judges packet by packet.
+    pub per_packet_rules: Report,
+}
+
+/// What the maps say of one family.
+pub struct Overlay<F: Family> {
+    pub config: Config<F>,
+    /// Remote nodes, by index.
+    pub nodes: BTreeMap<u32, Node<F>>,
+    pub routes: BTreeMap<F::Network, Route>,
+    /// Of the nodes that have a route.
+    pub nexthops: BTreeMap<u32, Nexthop>,
+}
+
+impl EbpfTier {
+    /// Reads the pinned maps and links.
+    pub fn read(pins: &PinDir) -> Result<Self, DatapathError> {
+        let maps = Maps::open(pins)?;
+        Ok(Self {
+            agent_running: pins.is_in_use()?,
+            ipv4: Overlay::read(&maps.ipv4)?,
+            ipv6: Overlay::read(&maps.ipv6)?,
+            counters: maps.counters()?,
+            links: datapath::link_states(pins)?,
+            per_packet_rules: Report::of(&maps.slow()?).unwrap_or_default(),
+        })
+    }
+
+    /// The node's own subnets.
+    pub fn subnets(&self) -> Subnets {
+        Subnets {
+            ipv4: self.ipv4.as_ref().and_then(Overlay::subnet),
+            ipv6: self.ipv6.as_ref().and_then(Overlay::subnet),
+        }
+    }
+
+    /// The addresses tunnel packets are sent from.
+    pub fn vteps(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4.as_ref().map(Overlay::vtep);
+        let ipv6 = self.ipv6.as_ref().map(Overlay::vtep);
+        ipv4.into_iter().chain(ipv6)
+    }
+}
+
+impl<F: Family> Overlay<F> {
+    /// `None` if the node does not serve the family.
+    fn read(maps: &OverlayMaps<F>) -> Result<Option<Self>, DatapathError> {
+        let Some(config) = maps.served_config()? else {
+            return Ok(None);
+        };
+        let nodes = maps.nodes()?;
+        let routes = maps.routes()?;
+        let mut nexthops = BTreeMap::new();
+        for route in routes
+            .values()
+            .filter(|route| nodes.contains_key(&route.node))
+        {
+            nexthops.insert(route.node, maps.nexthop(route.node)?);
+        }
+        Ok(Some(Self {
+            config,
+            nodes,
+            routes,
+            nexthops,
+        }))
+    }
+
+    fn vtep(&self) -> IpAddr {
+        F::Address::from(self.config.vtep).into()
+    }
+
+    /// The node's own subnet; `None` before the first lease.
+    fn subnet(&self) -> Option<F::Network> {
+        let subnet = F::Address::from(self.config.subnet).into();
+        let mask = F::Address::from(self.config.subnet_mask).into();
+        let prefix = IpNetwork::with_netmask(subnet, mask).ok()?.prefix();
+        F::with_prefix(F::address(subnet)?, prefix).filter(|_| prefix > 0)
+    }
+}
