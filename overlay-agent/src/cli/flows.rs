@@ -396,7 +396,7 @@ mod tests {
         };
         assert_eq!(
             last(&of(Some(ipv4()), None)),
-            "1 of 1 matching flows; 1 live of 3 entries (generation 5)"
+            "3 of 3 matching flows; 3 live of 5 entries (generation 5)"
         );
         assert_eq!(
             last(&of(None, Some(ipv6()))),
@@ -415,23 +415,23 @@ mod tests {
                 report.flows.len(),
             )
         };
-        assert_eq!(shown(Filter::default()), (5, 2, 2, 2));
+        assert_eq!(shown(Filter::default()), (7, 4, 4, 4));
         for pod in ["10.1.1.3", "fd00:10:5:1::3"] {
             let pod = pod.parse().ok();
             let live = Filter {
                 pod,
                 ..Filter::default()
             };
-            assert_eq!(shown(live), (5, 2, 0, 0));
-            assert_eq!(shown(Filter { all: true, ..live }), (5, 2, 1, 1));
+            assert_eq!(shown(live), (7, 4, 0, 0));
+            assert_eq!(shown(Filter { all: true, ..live }), (7, 4, 1, 1));
         }
-        for limit in 0..=5 {
+        for limit in 0..=7 {
             let filter = Filter {
                 pod: None,
                 all: true,
                 limit: Some(limit),
             };
-            assert_eq!(shown(filter), (5, 2, 5, limit));
+            assert_eq!(shown(filter), (7, 4, 7, limit));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     filter::per_packet::{self, ReportedRule},
     model::{Family, V4, V6},
     output::Format,
-    view::{Device, FlowTable, Overlay, PeerRoute},
+    view::{Device, EbpfTier, FlowTable, Overlay, PeerRoute},
 };
 
 /// A table with one live flow.
