@@ -1,9 +1,14 @@
 //! `cargo xtask test`: everything that must hold, from a bare machine, in one run.
 
+mod lab;
+mod pace;
+pub mod programs;
+
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
+use self::programs::Program;
 use crate::{
     build_ebpf,
     kernel::{self, Extent, Run, Version},
@@ -35,46 +40,70 @@ pub fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::locate();
     let mut report = Report::start();
     let mut installer = Installer::new(true);
-    prepare(&workspace, &mut installer, &mut report)?;
     let filter = args.filter.as_deref();
-    if !args.kernel.is_empty() {
-        let kernels = (args.kernel.as_slice(), Extent::Lab);
-        on_kernels(&workspace, &mut installer, &mut report, kernels, filter);
-        return report.finish(filter.is_some());
-    }
-    if filter.is_none() {
+    let only_kernels = !args.kernel.is_empty();
+    prepare(&workspace, &mut installer, &mut report)?;
+    if filter.is_none() && !only_kernels {
         for (name, mut command) in lint::commands(&workspace) {
             report.phase(name, || plain(&mut command));
         }
     }
-    for phase in test_phases(&workspace, filter) {
-        report.phase(phase.name, || test(phase));
+    let programs = report.required("test programs", || {
+        programs::build(&workspace, &["--workspace", "--all-targets"])
+    })?;
+    if only_kernels {
+        let kernels = (args.kernel.as_slice(), Extent::Lab);
+        on_kernels(
+            &workspace,
+            &mut installer,
+            &mut report,
+            &programs,
+            kernels,
+            filter,
+        );
+        return report.finish(filter.is_some());
     }
+    let (lab, units): (Vec<_>, Vec<_>) = programs
+        .iter()
+        .partition(|program| program.package == workspace.lab_crate());
+    report.phase("unit tests", || unit_tests(&units, filter));
+    report.phase("doc tests", || doc_tests(&workspace, filter));
+    report.phase("lab tests", || {
+        lab::run(&lab, &workspace.lab_logs(), filter)
+            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+    });
     // After the lab, whose measurements of time the emulator would disturb.
     if filter.is_none() {
         let kernels = (kernel::USUAL.as_slice(), Extent::Smoke);
-        on_kernels(&workspace, &mut installer, &mut report, kernels, None);
+        on_kernels(
+            &workspace,
+            &mut installer,
+            &mut report,
+            &programs,
+            kernels,
+            None,
+        );
     }
     report.finish(filter.is_some())
 }
 
-/// Runs tests on other kernels, one after the other. A kernel that was not asked for by name is
-/// skipped where it cannot be had.
+/// Runs tests on other kernels, side by side: an emulated machine does not keep two CPUs busy all the
+/// time. A kernel that was not asked for by name is skipped where it cannot be had.
 fn on_kernels(
     workspace: &Workspace,
     installer: &mut Installer,
     report: &mut Report,
+    programs: &[Program],
     (versions, extent): (&[Version], Extent),
     filter: Option<&str>,
 ) {
     let required = extent == Extent::Lab;
     let ready = installer.ensure(&[Group::Kernels]);
-    let built = kernel::build(workspace);
-    for &version in versions {
-        report.phase(version.phase(), || match (&ready, &built) {
-            (_, Err(error)) => Outcome::broken(format!("{error:#}")),
-            (Err(error), _) => kernel::unavailable(version, error, required),
-            (Ok(()), Ok(programs)) => Run {
+    let phases = versions.iter().map(|&version| {
+        let ready = &ready;
+        let body = move || match ready {
+            Err(error) => kernel::unavailable(version, error, required),
+            Ok(()) => Run {
                 workspace,
                 programs,
                 extent,
@@ -82,8 +111,10 @@ fn on_kernels(
                 required,
             }
             .on(version),
-        });
-    }
+        };
+        (version.phase(), body)
+    });
+    report.side_by_side(phases.collect());
 }
 
 /// What the tests cannot run without: its failure ends the run.
@@ -95,13 +126,6 @@ fn prepare(workspace: &Workspace, installer: &mut Installer, report: &mut Report
     report.required("BPF object", || {
         let object = build_ebpf::build_both(workspace, installer)?;
         stats::print(&object, &workspace.bpf_budget())
-    })?;
-    report.required("agent", || {
-        process::run(process::cargo().current_dir(workspace.root()).args([
-            "build",
-            "--package",
-            "overlay-agent",
-        ]))
     })
 }
 
@@ -122,42 +146,26 @@ fn is_mounted(mounts: &str, target: &str, kind: &str) -> bool {
     })
 }
 
-/// One `cargo test`.
-struct TestPhase {
-    name: &'static str,
-    command: Command,
-    /// Whether an empty run is a mistake rather than a crate without such tests.
-    must_run: bool,
+/// The tests inside the crates, and those of the command line.
+fn unit_tests(programs: &[&Program], filter: Option<&str>) -> Outcome {
+    let mut outcome = Outcome::default();
+    for program in programs {
+        println!("{}", program.name);
+        outcome.add(test(program.command().args(filter)));
+    }
+    if filter.is_none() && outcome.counts.ran() == 0 {
+        outcome.fail("no unit test ran".to_owned());
+    }
+    outcome
 }
 
-fn test_phases(workspace: &Workspace, filter: Option<&str>) -> [TestPhase; 3] {
-    let cargo_test = |arguments: &[&str]| {
-        let mut command = process::cargo();
-        command
-            .current_dir(workspace.root())
-            .args(["test", "--no-fail-fast"])
-            .args(arguments)
-            .args(filter);
-        command
-    };
-    let must_run = filter.is_none();
-    [
-        TestPhase {
-            name: "unit tests",
-            command: cargo_test(&["--workspace", "--exclude", "overlay-tests", "--all-targets"]),
-            must_run,
-        },
-        TestPhase {
-            name: "doc tests",
-            command: cargo_test(&["--workspace", "--doc"]),
-            must_run: false,
-        },
-        TestPhase {
-            name: "lab tests",
-            command: cargo_test(&["--package", "overlay-tests", "--all-targets"]),
-            must_run,
-        },
-    ]
+fn doc_tests(workspace: &Workspace, filter: Option<&str>) -> Outcome {
+    let mut command = process::cargo();
+    command
+        .current_dir(workspace.root())
+        .args(["test", "--no-fail-fast", "--workspace", "--doc"])
+        .args(filter);
+    test(&mut command)
 }
 
 fn plain(command: &mut Command) -> Outcome {
@@ -168,21 +176,21 @@ fn plain(command: &mut Command) -> Outcome {
     }
 }
 
-/// Runs the tests, shows their output as it comes, and counts.
-fn test(mut phase: TestPhase) -> Outcome {
-    let line = process::display(&phase.command);
+/// Runs tests, shows their output as it comes, and counts.
+fn test(command: &mut Command) -> Outcome {
+    let line = process::display(command);
     println!("{line}");
     let mut parser = Parser::default();
-    let finished = process::stream(&mut phase.command, |text| parser.line(text));
+    let finished = process::stream(command, |text| {
+        println!("{text}");
+        parser.line(text);
+    });
     let mut outcome = Outcome::from(parser);
     match finished {
         Err(error) => outcome.fail(format!("{error:#}")),
-        // Without a failed test it is a compile error, or a test binary that died.
+        // Without a failed test it is a compile error, or a test program that died.
         Ok(false) if outcome.counts.failed == 0 => {
             outcome.fail(format!("`{line}` failed, see its output above"));
-        }
-        Ok(true) if phase.must_run && outcome.counts.ran() == 0 => {
-            outcome.fail(format!("`{line}` ran no test"));
         }
         Ok(_) => {}
     }
@@ -193,23 +201,16 @@ fn test(mut phase: TestPhase) -> Outcome {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, must_run: bool) -> TestPhase {
-        let mut command = command("sh");
-        command.args(["-c", script]);
-        TestPhase {
-            name: "shell",
-            command,
-            must_run,
-        }
+    fn shell(script: &str) -> Outcome {
+        test(command("sh").args(["-c", script]))
     }
 
     #[test]
     fn a_failed_test_is_counted_once_and_named() {
-        let outcome = test(shell(
+        let outcome = shell(
             "echo 'test a::b ... FAILED'; \
              echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101",
-            true,
-        ));
+        );
         assert_eq!(outcome.counts.failed, 1);
         assert_eq!(outcome.counts.passed, 2);
         assert_eq!(outcome.problems, ["a::b"]);
@@ -217,16 +218,15 @@ mod tests {
 
     #[test]
     fn a_run_that_dies_without_a_result_is_a_failure() {
-        let outcome = test(shell("echo 'running 3 tests'; exit 101", true));
+        let outcome = shell("echo 'running 3 tests'; exit 101");
         assert_eq!(outcome.counts.failed, 1);
         assert!(outcome.problems[0].contains("failed"), "{outcome:?}");
     }
 
     #[test]
-    fn a_run_without_tests_is_a_failure_where_tests_are_expected() {
-        let empty = "echo 'test result: ok. 0 passed; 0 failed; 0 ignored'";
-        assert_eq!(test(shell(empty, true)).counts.failed, 1);
-        assert_eq!(test(shell(empty, false)).counts.failed, 0);
+    fn units_without_tests_are_a_failure_unless_they_are_filtered() {
+        assert_eq!(unit_tests(&[], None).counts.failed, 1);
+        assert_eq!(unit_tests(&[], Some("text")).counts.failed, 0);
     }
 
     #[test]
