@@ -1,13 +1,17 @@
 //! Which nodes take IPv6 tunnel packets with UDP checksum 0, and that their leases say it: a node does
-//! whose device the agent made; a device of flanneld does not and stays.
+//! whose device the agent made; a device of flanneld does not and stays. And what pods receive has the
+//! right checksums, with no card to compute any.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use etherparse::IpNumber;
 use nix::sys::signal::Signal;
+use overlay_common::outcome::Hook;
 use overlay_tests::{
     capture::{Capture, Direction, Frame},
-    decode6::udp_checksum_to,
+    decode6::{decode_ipv6, udp_checksum_to},
+    differ::raw::POD_INTERFACE,
     lab::{Lab, Node, Wire, ipv6::ping_matrix, scenario, underlay::NODE_INTERFACE},
     traffic::{ping6, tcp, udp},
     wait::wait_for,
@@ -149,5 +153,50 @@ fn a_device_of_flanneld_stays_as_it_is_until_it_is_deleted_and_the_lease_follows
             ping6::once(&pods[0], pods[1].address)
         })?;
         talk()
+    });
+}
+
+/// Nothing on the way leaves a checksum to a card: each must be right at the receiver.
+#[test]
+fn checksums_of_ipv6_packets_are_right_without_any_offload() {
+    scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
+        let pods = lab.bring_up6(&[])?;
+        for (node, pod) in lab.nodes().iter().zip(&pods) {
+            for interface in ["eth0", "vetha"] {
+                node.cmd("ethtool", ["-K", interface, "tx", "off", "gro", "off"])?;
+            }
+            // Merging leaves checksums open that were right before.
+            node.cmd("ethtool", ["-K", "flannel-v6.1", "gro", "off"])?;
+            pod.namespace
+                .run("ethtool", ["-K", POD_INTERFACE, "tx", "off"])?;
+        }
+        let captures = [
+            Capture::start(&pods[0].namespace, POD_INTERFACE)?,
+            Capture::start(&pods[1].namespace, POD_INTERFACE)?,
+        ];
+        for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+            tcp::transfer(from, to, tcp::Spec::bulk(300_000))?;
+            tcp::transfer(from, to, tcp::Spec::small_writes(10_000, 100))?;
+            udp::echo_each(from, to, &[8, 9, 100, 1_381, 1_382], 10)?.ensure_lossless()?;
+            ping6::all(from, to.address, 10)?;
+        }
+        let mut count = 0;
+        for capture in captures {
+            let frames = capture.stop()?;
+            let received = frames
+                .iter()
+                .filter(|frame| frame.direction == Direction::Received)
+                .filter_map(|frame| decode_ipv6(&frame.bytes).ok());
+            for packet in received {
+                if let IpNumber::UDP | IpNumber::TCP | IpNumber::IPV6_ICMP = packet.ip.next_header {
+                    ensure!(packet.has_valid_payload_checksum()?, "{packet:?}");
+                    count += 1;
+                }
+            }
+        }
+        ensure!(count > 1_000, "{count} packets arrived");
+        let fast = lab.node(1).counters()?.fast(Hook::Ingress);
+        ensure!(fast > 300, "{fast} packets were fast");
+        Ok(())
     });
 }

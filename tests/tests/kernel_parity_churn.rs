@@ -14,11 +14,10 @@ use aya::{
     programs::{loaded_links, loaded_programs},
     util::nr_cpus,
 };
-use overlay_common::{maps, outcome::Hook};
+use overlay_common::{family::V4, maps, outcome::Hook};
 use overlay_tests::{
     differ::{
         Mode, in_mode,
-        ipv4::V4,
         packets::{self, Header as _, Ip, UDP},
         raw::{RawPort, deafen, mac_of, undeafen},
     },

@@ -1,5 +1,7 @@
 //! The raw system calls of the lab, each behind a safe function.
 
+pub(crate) mod bpf;
+
 use std::{
     fs::File,
     io,
