@@ -50,11 +50,11 @@ fn translated_flows_stay_apart<A: Services>(flavour: Flavour) {
 }
 
 fn flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules<A: Services>() {
-    translated_flows_stay_apart::<A>(Flavour::Iptables)
+    translated_flows_stay_apart::<A>(Flavour::Iptables);
 }
 
 fn flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules<A: Services>() {
-    translated_flows_stay_apart::<A>(Flavour::Nftables)
+    translated_flows_stay_apart::<A>(Flavour::Nftables);
 }
 
 fn open_connections_survive_changes_of_iptables_rules<A: Services>() {

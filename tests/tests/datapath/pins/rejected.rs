@@ -8,7 +8,7 @@ use overlay_agent::{
 use overlay_common::outcome::Hook;
 use overlay_tests::seccomp::{BpfDenial, deny_bpf_here};
 
-use crate::sandbox::{at, output, refusal, sandbox, try_open, veth};
+use super::sandbox::{at, output, refusal, sandbox, try_open, veth};
 
 /// The object with an `exit` as the first instruction of the sections: nothing behind it can be
 /// reached.

@@ -11,7 +11,7 @@ use overlay_tests::prog::{
     packet::{TCP_ACK, Transport},
 };
 
-use crate::table::{Table, UDP, ethertype};
+use super::table::{Table, UDP, ethertype};
 
 /// What a pod of another node might send to make this one believe it is a node.
 pub fn arriving_injection<F: Oddities>(table: &mut Table<F>, remote: &Remote<F>) {

@@ -17,7 +17,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::common::DEADLINE;
+use super::common::DEADLINE;
 
 pub trait Frames: Family {
     /// The prefix length of pods' addresses, and what else `ip` has to know to add one for use at once.

@@ -17,7 +17,7 @@ use overlay_common::{
     maps,
 };
 
-use crate::sandbox::{apply, open, options, pinned, routed, sandbox, subnet};
+use super::sandbox::{apply, open, options, pinned, routed, sandbox, subnet};
 
 #[test]
 fn a_flush_waits_for_nobody_and_never_repeats_a_generation() {

@@ -15,7 +15,7 @@ use overlay_tests::{
     traffic::Endpoint,
 };
 
-use crate::{
+use super::{
     common::{PORT, connect, serve, warm},
     family::{Frames, addressed, announce},
 };

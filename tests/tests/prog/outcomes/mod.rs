@@ -28,7 +28,7 @@ use overlay_tests::{
     },
 };
 
-use crate::{
+use self::{
     arrive::arrive,
     confirm::{confirm, leaving},
     deliver::deliver,

@@ -11,7 +11,7 @@ use overlay_tests::prog::{
     packet::{ETH_LEN, Local, Packet, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
 };
 
-use crate::table::{Table, cut, ethertype, other_version, tcp};
+use super::table::{Table, cut, ethertype, other_version, tcp};
 
 /// A name, and how a packet differs.
 type Alteration<F> = (&'static str, fn(&mut Packet<F>));

@@ -15,7 +15,7 @@ use overlay_tests::{
     traffic::{Endpoint, ping},
 };
 
-use crate::common::pod;
+use super::common::pod;
 
 /// A tunnel packet to pod `to`, from an address of the first node's subnet that no pod has.
 fn tunnel_packet(lab: &Lab, to: &Pod) -> Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use overlay_tests::prog::{
     packet::{TCP_SYN, Transport},
 };
 
-use crate::{
+use super::{
     injection::arriving_injection,
     observers::observer_rows,
     table::{TCP, Table, UDP, tcp},

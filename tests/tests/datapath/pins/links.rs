@@ -6,7 +6,7 @@ use overlay_agent::datapath::{Attachment, PinDir, link_states};
 use overlay_common::outcome::Hook;
 use overlay_tests::private_netns::run;
 
-use crate::sandbox::{at, open, programs_at, sandbox, veth};
+use super::sandbox::{at, open, programs_at, sandbox, veth};
 
 #[test]
 fn links_follow_the_wanted_set_and_defunct_ones_go() {

@@ -16,7 +16,7 @@ use overlay_agent::{
 use overlay_common::{maps, outcome::Hook};
 use overlay_tests::private_netns::run;
 
-use crate::sandbox::{
+use super::sandbox::{
     apply, at, open, options, packets_at, pinned, programs_at, refusal, routed, sandbox, try_open,
     veth,
 };

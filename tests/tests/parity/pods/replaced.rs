@@ -12,7 +12,7 @@ use overlay_tests::{
     lab::{Attachment, Lab},
 };
 
-use crate::{
+use super::{
     common::{connect, pod, serve, warm},
     family::{addressed, announce},
 };

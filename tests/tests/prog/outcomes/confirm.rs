@@ -13,7 +13,7 @@ use overlay_tests::prog::{
     packet::{Local, Packet},
 };
 
-use crate::{
+use super::{
     observers::{observer_rows, stamp_rows},
     table::{TCP, Table, cut},
 };

@@ -12,7 +12,7 @@ use overlay_tests::prog::{
     packet::Local,
 };
 
-use crate::{
+use super::{
     observers::{observer_rows, stamp_rows},
     table::{TCP, Table},
 };

@@ -16,7 +16,7 @@ use overlay_tests::prog::{
     packet::{ETH_LEN, Local, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
 };
 
-use crate::{
+use super::{
     injection::tunnel_injection,
     table::{
         OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, cut, ethertype, other_version, padded, rewrite, tcp,

@@ -15,7 +15,7 @@ use overlay_tests::prog::{
     packet::{ETH_LEN, Local, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, with_macs},
 };
 
-use crate::{
+use super::{
     injection::arriving_injection,
     table::{
         OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, byte, cut, ethertype, other_version, padded, rewrite, tcp,
