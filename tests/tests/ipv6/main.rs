@@ -7,7 +7,6 @@ mod fastpath;
 mod guard;
 mod interop;
 mod only;
-mod paths;
 mod peers;
 mod pod_tunnel;
 mod repair;
