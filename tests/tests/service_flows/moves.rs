@@ -11,7 +11,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::bench::{Bench, Services, PROTOCOLS, SMALL, service};
+use crate::bench::{Bench, PROTOCOLS, SMALL, Services, service};
 
 /// Number of a service that the bench does not have by itself.
 const MOVING: u8 = 7;

@@ -19,7 +19,8 @@ use overlay_tests::prog::{
 use super::{
     injection::tunnel_injection,
     table::{
-        OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, cut, ethertype, other_version, padded, rewrite, tcp,
+        OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, cut, ethertype, other_version, padded, rewrite,
+        tcp,
     },
 };
 

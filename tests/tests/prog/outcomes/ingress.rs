@@ -18,7 +18,8 @@ use overlay_tests::prog::{
 use super::{
     injection::arriving_injection,
     table::{
-        OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, byte, cut, ethertype, other_version, padded, rewrite, tcp,
+        OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, byte, cut, ethertype, other_version, padded,
+        rewrite, tcp,
     },
 };
 
