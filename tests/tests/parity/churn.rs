@@ -107,8 +107,8 @@ fn leave_untracked(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Sends one datagram of each of `count` flows from a pod of the first node to a pod of the other,
-/// which does not answer.
+/// Sends two datagrams of each of `count` flows from a pod of the first node to a pod of the other,
+/// which does not answer: the second one earns the lease.
 fn open_flows(lab: &Lab, from: &Pod, to: &Pod, count: u32) -> Result<()> {
     deafen::<V4>(&to.namespace)?;
     let port = RawPort::open(from)?;
@@ -129,7 +129,10 @@ fn open_flows(lab: &Lab, from: &Pod, to: &Pod, count: u32) -> Result<()> {
         };
         let source = u16::from_be_bytes([low_a, low_b]);
         let segment = packets::udp(&ip, [source, 9 + u16::from(high)], b"");
-        port.send(&[&header[..], &ip.packet(&segment)].concat())?;
+        let frame = [&header[..], &ip.packet(&segment)].concat();
+        for _ in 0..2 {
+            port.send(&frame)?;
+        }
     }
     Ok(())
 }
