@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Attachment, Lab, Node, Wire, ipv6::ping_matrix, scenario, underlay::router_address6},
-    traffic::{Endpoint, flow::SteadyFlow, ping6, tcp, udp},
+    traffic::{Endpoint, flow::SteadyFlow, ping, ping6, tcp, udp},
     wait::wait_for,
 };
 use serde_json::Value;
@@ -337,6 +337,9 @@ fn operator_commands_show_both_families() {
         };
         lab.ping_matrix()?;
         ping_matrix(&pods6)?;
+        // The second packet of a flow earns its lease.
+        let [near, far] = [0, 1].map(|index| lab.node(index).pods()[0].endpoint());
+        ping::all(&near, far.address, 5)?;
         ping6::all(from, to.address, 5)?;
         let (node, peer) = (lab.node(0), lab.node(1));
 

@@ -10,6 +10,8 @@ use overlay_tests::{
 use std::time::Duration;
 
 const DIRECT: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+/// For nodes that start anew.
+const DEADLINE: Duration = Duration::from_secs(20);
 const TUNNEL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"host-gw"}}"#;
 
@@ -170,20 +172,16 @@ fn ipv6_follows_a_change_of_backend_or_vni_and_nothing_stale_stays() {
         ping6::all(&pods[0], pods[1].address, 3)?;
 
         switch(lab, HOST_GW)?;
-        wait_for(
-            "direct routes and no device",
-            Duration::from_secs(5),
-            || {
-                is_direct(n1, n2)?;
-                is_direct(n2, n1)?;
-                ensure!(!n1.has_interface("flannel-v6.1"), "the device stays");
-                Ok(())
-            },
-        )?;
+        wait_for("direct routes and no device", DEADLINE, || {
+            is_direct(n1, n2)?;
+            is_direct(n2, n1)?;
+            ensure!(!n1.has_interface("flannel-v6.1"), "the device stays");
+            Ok(())
+        })?;
         ping6::all(&pods[0], pods[1].address, 3)?;
 
         switch(lab, TUNNEL)?;
-        wait_for("tunnels", Duration::from_secs(5), || {
+        wait_for("tunnels", DEADLINE, || {
             is_tunnelled(n1, n2)?;
             is_tunnelled(n2, n1)
         })?;
@@ -193,7 +191,7 @@ fn ipv6_follows_a_change_of_backend_or_vni_and_nothing_stale_stays() {
             lab,
             &TUNNEL.replace(r#""vxlan""#, r#""vxlan","VNI":7,"Port":4789"#),
         )?;
-        wait_for("tunnels of the other VNI", Duration::from_secs(5), || {
+        wait_for("tunnels of the other VNI", DEADLINE, || {
             for (node, peer) in [(n1, n2), (n2, n1)] {
                 let route = route(node, peer)?;
                 ensure!(route.contains("dev flannel-v6.7 proto 241"), "{route}");
