@@ -31,6 +31,7 @@ const LONG: &[&str] = &[
     "lease::faults::",
     "parity::churn::",
     "parity::random::",
+    "prog::garbage::",
     "rules::conntrack_timeouts::",
     "rules::ipsec::",
 ];
