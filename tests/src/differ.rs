@@ -2,8 +2,8 @@
 //! happens in them must not differ.
 
 pub mod family;
-pub mod ipv4;
-pub mod ipv6;
+mod ipv4;
+mod ipv6;
 pub mod packets;
 pub mod packets6;
 pub mod raw;

@@ -49,6 +49,11 @@ pub struct Parser {
 /// How a test of the lab announces that it skips, `overlay_tests::requirements::SKIP_MARK`.
 const SKIP_MARK: &str = "skipped: ";
 
+/// Whether a test says that it skips, and why, in this line.
+pub fn is_skip(line: &str) -> bool {
+    line.starts_with(SKIP_MARK)
+}
+
 impl Parser {
     pub fn line(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
@@ -57,7 +62,7 @@ impl Parser {
             counts.passed -= announced;
             counts.skipped += announced;
             self.counts += counts;
-        } else if line.starts_with(SKIP_MARK) {
+        } else if is_skip(line) {
             self.announced += 1;
         } else if let Some(name) = line
             .strip_prefix("test ")

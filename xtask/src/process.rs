@@ -54,7 +54,20 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Copies standard output line by line while reading it; returns whether the command succeeded.
+/// Runs with the terminal's standard error and returns standard output.
+pub fn answer(command: &mut Command) -> Result<String> {
+    let line = display(command);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        bail!("`{line}` failed: {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Hands out each line of standard output as it comes; returns whether the command succeeded.
 pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
@@ -69,7 +82,6 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool>
         > 0
     {
         let line = String::from_utf8_lossy(&bytes);
-        print!("{line}");
         each(line.trim_end());
         bytes.clear();
     }

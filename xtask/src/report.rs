@@ -1,6 +1,10 @@
 //! What a run consists of, how each part went, and the summary.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::resume_unwind,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -62,6 +66,13 @@ impl Outcome {
         }
     }
 
+    /// Takes in what came of more of the same.
+    pub fn add(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.problems.extend(other.problems);
+        self.skipped = self.skipped.take().or(other.skipped);
+    }
+
     /// A failure that no test stands for counts as one, so that the summary never reads as a
     /// success.
     pub fn fail(&mut self, problem: String) {
@@ -79,27 +90,54 @@ impl Report {
     }
 
     pub fn phase(&mut self, name: &'static str, body: impl FnOnce() -> Outcome) {
-        println!(
-            "\n==> {name} (at {:.0} s)",
-            self.started.elapsed().as_secs_f32()
-        );
+        self.announce(name);
         let started = Instant::now();
         let outcome = body();
         self.phases.push((name, started.elapsed(), outcome));
     }
 
+    /// Runs phases at the same time.
+    pub fn side_by_side<F>(&mut self, phases: Vec<(&'static str, F)>)
+    where
+        F: FnOnce() -> Outcome + Send,
+    {
+        for (name, _) in &phases {
+            self.announce(name);
+        }
+        thread::scope(|scope| {
+            let timed = |body: F| {
+                let started = Instant::now();
+                let outcome = body();
+                (started.elapsed(), outcome)
+            };
+            let running: Vec<_> = phases
+                .into_iter()
+                .map(|(name, body)| (name, scope.spawn(move || timed(body))))
+                .collect();
+            for (name, thread) in running {
+                let (elapsed, outcome) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+                self.phases.push((name, elapsed, outcome));
+            }
+        });
+    }
+
+    fn announce(&self, name: &str) {
+        let seconds = self.started.elapsed().as_secs_f32();
+        println!("\n==> {name} (at {seconds:.0} s)");
+    }
+
     /// A phase whose failure leaves nothing to run.
-    pub fn required(
+    pub fn required<T>(
         &mut self,
         name: &'static str,
-        body: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        let mut result = Ok(());
-        self.phase(name, || {
-            result = body();
-            Outcome::default()
-        });
-        result.with_context(|| format!("{name}: cannot go on"))
+        body: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.announce(name);
+        let started = Instant::now();
+        let made = body().with_context(|| format!("{name}: cannot go on"))?;
+        self.phases
+            .push((name, started.elapsed(), Outcome::default()));
+        Ok(made)
     }
 
     pub fn finish(self, filtered: bool) -> Result<()> {
@@ -140,11 +178,32 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
     fn nothing_run_at_all_is_not_a_success() {
         assert!(Report::start().finish(true).is_err());
+    }
+
+    #[test]
+    fn phases_side_by_side_are_reported_in_their_order() {
+        let mut report = Report::start();
+        let (first, second) = mpsc::channel::<String>();
+        let ends: [Box<dyn FnOnce() -> Outcome + Send>; 2] = [
+            Box::new(move || Outcome::skipped(second.recv().expect("the second phase sends"))),
+            Box::new(move || {
+                first
+                    .send("second".to_owned())
+                    .expect("the first phase waits");
+                Outcome::default()
+            }),
+        ];
+        report.side_by_side(["one", "two"].into_iter().zip(ends).collect());
+        let names: Vec<&str> = report.phases.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, ["one", "two"]);
+        assert_eq!(report.phases[0].2.skipped.as_deref(), Some("second"));
     }
 
     #[test]

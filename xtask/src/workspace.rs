@@ -25,6 +25,16 @@ impl Workspace {
         self.root.join("overlay-ebpf")
     }
 
+    /// The crate of the lab and its tests.
+    pub fn lab_crate(&self) -> PathBuf {
+        self.root.join("tests")
+    }
+
+    /// What failed tests of the lab said.
+    pub fn lab_logs(&self) -> PathBuf {
+        self.root.join("target/lab-tests")
+    }
+
     /// What each BPF program may cost.
     pub fn bpf_budget(&self) -> PathBuf {
         self.ebpf_crate().join("budget.txt")

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
+use overlay_common::family::V4;
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
@@ -14,9 +15,6 @@ use super::{
     sequence::{BACKEND, Mac, SERVICE_PORT},
 };
 use crate::{lab::Lab, netns::Namespace};
-
-#[derive(Clone, Copy, Debug)]
-pub struct V4;
 
 /// Why something that arrives is not compared, and how it is recognised. The packet is whole, from
 /// the IP header on.

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use anyhow::{Result, ensure};
+use overlay_common::family::V6;
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
@@ -18,9 +19,6 @@ use crate::{
     lab::{Lab, ipv6::ping_matrix},
     netns::Namespace,
 };
-
-#[derive(Clone, Copy, Debug)]
-pub struct V6;
 
 /// Why something that arrives is not compared, and how it is recognised. The packet is whole, from
 /// the IP header on.

@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod counters;
 mod evidence;
+pub mod family;
 pub mod ipv6;
 pub mod node;
 pub mod pod;

@@ -11,10 +11,8 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::{
-    packet::ETH_LEN,
-    sys::{self, SkBuff},
-};
+use super::packet::ETH_LEN;
+use crate::sys::bpf::{self, SkBuff};
 
 /// Steps that fit the word of `cb` that holds them.
 const STEPS: usize = 4;
@@ -82,12 +80,12 @@ impl Dispatcher {
     /// For `programs`, which scripts name by their position.
     pub fn new(programs: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let count = u32::try_from(programs.len()).map_err(io::Error::other)?;
-        let array = sys::program_array_create(count)?;
+        let array = bpf::program_array_create(count)?;
         for (index, &program) in (0..).zip(programs) {
-            sys::program_array_set(array.as_fd(), index, program)?;
+            bpf::program_array_set(array.as_fd(), index, program)?;
         }
         Ok(Self {
-            program: sys::classifier_load(&instructions(array.as_fd()))?,
+            program: bpf::classifier_load(&instructions(array.as_fd()))?,
             _programs: array,
         })
     }
@@ -115,7 +113,7 @@ impl Dispatcher {
         context.cb[cb::CUT_AND_INDEX] = cut | u32::from(script.tc_index) << 16;
         context.cb[cb::PROGRAMS] = steps.iter().rev().fold(0, |all, step| all << 8 | step);
         let repeat = u32::try_from(steps.len()).map_err(io::Error::other)?;
-        let verdict = sys::test_run(self.program.as_fd(), frame, context, repeat, 0)?;
+        let verdict = bpf::test_run(self.program.as_fd(), frame, context, repeat, 0)?;
         Ok(if script.report {
             End::Left(Left {
                 hash: context.cb[cb::HASH],

@@ -1,17 +1,13 @@
 //! What rules write into the headers of pods' packets arrives with every packet.
 
-use std::{
-    collections::BTreeSet,
-    net::{Ipv4Addr, Ipv6Addr},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     capture::{Capture, Direction},
     differ::{Mode, in_both_modes, raw::POD_INTERFACE},
+    in_both_families,
     lab::{Lab, Node},
     traffic::{
         Endpoint,
@@ -21,7 +17,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::family::{BOUND, DEADLINE, Family, pods, two_nodes};
+use crate::family::{BOUND, DEADLINE, Header, pods, two_nodes};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 /// Packets to look at, in each direction.
@@ -39,7 +35,7 @@ struct Arrived {
 }
 
 /// Looks at what arrives at both pods.
-fn look<A: Family>(pods: &[Endpoint<A>; 2], flow: &SteadyFlow) -> Result<[Headers; 2]> {
+fn look<A: Header>(pods: &[Endpoint<A>; 2], flow: &SteadyFlow) -> Result<[Headers; 2]> {
     let [asks, answers] = pods;
     let captures = [answers, asks].map(|pod| Capture::start(&pod.namespace, POD_INTERFACE));
     let before = flow.sent();
@@ -65,7 +61,7 @@ fn look<A: Family>(pods: &[Endpoint<A>; 2], flow: &SteadyFlow) -> Result<[Header
     Ok(found)
 }
 
-fn arrive<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Arrived>> {
+fn arrive<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<Arrived>> {
     let pods = pods::<A>(lab)?;
     let [asks, answers] = &pods;
     let dscp = ["-j", "DSCP", "--set-dscp", "46"];
@@ -105,7 +101,7 @@ fn arrive<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Arrived>> {
     Ok(arrived)
 }
 
-fn what_rules_write_into_headers_arrives_with_every_packet<A: Family>() -> Result<()> {
+fn what_rules_write_into_headers_arrives_with_every_packet<A: Header>() -> Result<()> {
     let [fast, off] = in_both_modes(&two_nodes(), &[], arrive::<A>);
     ensure!(
         fast == off,
@@ -129,7 +125,7 @@ fn what_rules_write_into_headers_arrives_with_every_packet<A: Family>() -> Resul
 
 /// What arrives of one flow that every second packet of has by itself, in TOS or TTL, what the rule writes
 /// into all of them.
-fn arrive_of_mixed<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
+fn arrive_of_mixed<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
     let [asks, answers] = pods::<A>(lab)?;
     let mut arrived = Vec::new();
     for (target, own) in [
@@ -184,7 +180,7 @@ fn arrive_of_mixed<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Headers>> {
     Ok(arrived)
 }
 
-fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Family>() -> Result<()>
+fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Header>() -> Result<()>
 {
     let [fast, off] = in_both_modes(&two_nodes(), &[], arrive_of_mixed::<A>);
     ensure!(fast == off, "with the fast path {fast:?}\nwithout {off:?}");
@@ -192,22 +188,7 @@ fn a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike<A: Fa
     Ok(())
 }
 
-#[test]
-fn a_rule_holds_for_ipv4_packets_that_a_fast_one_of_their_flow_makes_look_alike() -> Result<()> {
-    a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike::<Ipv4Addr>()
-}
-
-#[test]
-fn a_rule_holds_for_ipv6_packets_that_a_fast_one_of_their_flow_makes_look_alike() -> Result<()> {
-    a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike::<Ipv6Addr>()
-}
-
-#[test]
-fn what_rules_write_into_ipv4_headers_arrives_with_every_packet() -> Result<()> {
-    what_rules_write_into_headers_arrives_with_every_packet::<Ipv4Addr>()
-}
-
-#[test]
-fn what_rules_write_into_ipv6_headers_arrives_with_every_packet() -> Result<()> {
-    what_rules_write_into_headers_arrives_with_every_packet::<Ipv6Addr>()
+in_both_families! { addresses:
+    a_rule_holds_for_packets_that_a_fast_one_of_their_flow_makes_look_alike,
+    what_rules_write_into_headers_arrives_with_every_packet,
 }

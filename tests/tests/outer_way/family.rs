@@ -1,4 +1,4 @@
-//! What the tests have to know of an address family, and the flows they look at.
+//! Headers of either address family, and the flows that the tests look at.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, UdpSocket},
@@ -14,13 +14,14 @@ use overlay_tests::{
     decode::decode_ipv4,
     decode6::decode_ipv6,
     differ::Mode,
-    lab::{Builder, Lab, Node},
+    lab::{Builder, Lab, family::Family},
     services::Connection,
-    traffic::{Address, Endpoint, ping, ping6},
+    traffic::Endpoint,
     wait::wait_for,
 };
 
-pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
+/// Of both families.
+pub const CONFIG: &str = Ipv6Addr::CONFIG;
 /// What a change may take to count for a flow that the fast path carries.
 pub const BOUND: Duration = Duration::from_secs(1);
 pub const DEADLINE: Duration = Duration::from_secs(15);
@@ -41,20 +42,10 @@ pub struct Tunnelled<A> {
     pub inner: Seen<A>,
 }
 
-pub trait Family: Address + Eq + Ord {
-    const IPTABLES: &str;
-    /// How `ip` is told of the family.
-    const IP: &str;
+/// How headers of a family are written and read.
+pub trait Header: Family {
     /// What sets a TTL or hop limit, with a value.
     const SET_TTL: [&str; 4];
-
-    /// The node on the underlay.
-    fn of(node: &Node) -> Self;
-
-    /// Adds pods with these names to a node.
-    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint<Self>>>;
-
-    fn ping(from: &Endpoint<Self>, to: Self) -> Result<()>;
 
     /// Sets TOS and TTL of what the socket sends from here on.
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()>;
@@ -63,27 +54,8 @@ pub trait Family: Address + Eq + Ord {
     fn read(frame: &[u8]) -> Option<(Seen<Self>, Vec<u8>)>;
 }
 
-impl Family for Ipv4Addr {
-    const IPTABLES: &str = "iptables-nft";
-    const IP: &str = "-4";
+impl Header for Ipv4Addr {
     const SET_TTL: [&str; 4] = ["-j", "TTL", "--ttl-set", "33"];
-
-    fn of(node: &Node) -> Self {
-        node.address
-    }
-
-    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint>> {
-        let add = |name: &char| {
-            let pod = node.add_pod(&name.to_string(), overlay_tests::lab::Attachment::Bridge)?;
-            ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
-            Ok(pod.endpoint())
-        };
-        names.iter().map(add).collect()
-    }
-
-    fn ping(from: &Endpoint, to: Self) -> Result<()> {
-        ping::once(from, to).map(drop)
-    }
 
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
         setsockopt(socket, sockopt::Ipv4Tos, &tos.into())?;
@@ -108,22 +80,8 @@ impl Family for Ipv4Addr {
     }
 }
 
-impl Family for Ipv6Addr {
-    const IPTABLES: &str = "ip6tables-nft";
-    const IP: &str = "-6";
+impl Header for Ipv6Addr {
     const SET_TTL: [&str; 4] = ["-j", "HL", "--hl-set", "33"];
-
-    fn of(node: &Node) -> Self {
-        node.address6()
-    }
-
-    fn add_pods(node: &Node, names: &[char]) -> Result<Vec<Endpoint<Self>>> {
-        names.iter().map(|&name| node.add_pod6(name)).collect()
-    }
-
-    fn ping(from: &Endpoint<Self>, to: Self) -> Result<()> {
-        ping6::once(from, to)
-    }
 
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
         setsockopt(socket, sockopt::Ipv6TClass, &tos.into())?;
@@ -148,7 +106,7 @@ impl Family for Ipv6Addr {
 }
 
 /// The tunnel packet in clear that `frame` is, if it is one.
-pub fn tunnelled<A: Family>(frame: &[u8]) -> Option<Tunnelled<A>> {
+pub fn tunnelled<A: Header>(frame: &[u8]) -> Option<Tunnelled<A>> {
     let (_, payload) = A::read(frame)?;
     let (udp, rest) = UdpHeader::from_slice(&payload).ok()?;
     if udp.destination_port != VXLAN_PORT {
@@ -162,7 +120,7 @@ pub fn tunnelled<A: Family>(frame: &[u8]) -> Option<Tunnelled<A>> {
 }
 
 /// The tunnel packets among what passed the hub's end of a node's wire, on their way from the node.
-pub fn sent<A: Family>(frames: &[Frame]) -> Vec<Tunnelled<A>> {
+pub fn sent<A: Header>(frames: &[Frame]) -> Vec<Tunnelled<A>> {
     let from_node = frames
         .iter()
         .filter(|frame| frame.direction == Direction::Received);
@@ -177,16 +135,11 @@ pub fn two_nodes() -> Builder {
 
 /// Pod `a` of the first node and pod `a` of the second, which can talk.
 pub fn pods<A: Family>(lab: &Lab) -> Result<[Endpoint<A>; 2]> {
-    let mut ends = Vec::new();
-    for node in lab.nodes() {
-        ends.extend(A::add_pods(node, &['a'])?);
-    }
+    let pods = A::add_pods(lab, &['a'])?;
     for node in lab.nodes() {
         node.wait_attached("vetha")?;
     }
-    let [from, to] = ends.try_into().ok().context("two nodes with a pod each")?;
-    A::ping(&from, to.address)?;
-    Ok([from, to])
+    pods.try_into().ok().context("two nodes with a pod each")
 }
 
 /// Uses the connections until the fast path carries them, if there is one: at both nodes and in both

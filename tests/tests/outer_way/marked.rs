@@ -1,16 +1,15 @@
 //! Marks and priorities that rules give packets are on fast packets when they leave the underlay.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     differ::{Mode, in_both_modes},
+    in_both_families,
     lab::{Lab, Node, underlay::NODE_INTERFACE},
     traffic::udp,
 };
 
-use crate::family::{Family, pods, two_nodes};
+use crate::family::{Header, pods, two_nodes};
 
 /// Datagrams of one look, each with an answer.
 const COUNT: u32 = 100;
@@ -52,7 +51,7 @@ fn classed(node: &Node) -> Result<u64> {
 }
 
 /// How many of the tunnel packets had what each rule gives them.
-fn counts<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
+fn counts<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
     let [from, to] = pods::<A>(lab)?;
     let node = lab.node(0);
     set_up(node)?;
@@ -92,7 +91,7 @@ fn counts<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-fn fast_packets_are_marked_and_classed_as_the_kernels<A: Family>() -> Result<()> {
+fn fast_packets_are_marked_and_classed_as_the_kernels<A: Header>() -> Result<()> {
     let [fast, off] = in_both_modes(&two_nodes(), &[], counts::<A>);
     ensure!(
         fast == off && fast.iter().all(|&(_, count)| count == u64::from(COUNT)),
@@ -101,12 +100,6 @@ fn fast_packets_are_marked_and_classed_as_the_kernels<A: Family>() -> Result<()>
     Ok(())
 }
 
-#[test]
-fn fast_ipv4_packets_are_marked_and_classed_as_the_kernels() -> Result<()> {
-    fast_packets_are_marked_and_classed_as_the_kernels::<Ipv4Addr>()
-}
-
-#[test]
-fn fast_ipv6_packets_are_marked_and_classed_as_the_kernels() -> Result<()> {
-    fast_packets_are_marked_and_classed_as_the_kernels::<Ipv6Addr>()
+in_both_families! { addresses:
+    fast_packets_are_marked_and_classed_as_the_kernels,
 }

@@ -1,7 +1,7 @@
 //! What stops tunnel packets behind the tunnel device stops those of fast flows.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -9,13 +9,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     differ::{Mode, in_both_modes},
+    in_both_families,
     lab::{Lab, Node},
     rules::Protocol,
     services::{Connection, Server, is_unreachable},
     traffic::Endpoint,
 };
 
-use crate::family::{BOUND, Family, pods, sent, two_nodes, warm};
+use crate::family::{BOUND, Header, pods, sent, two_nodes, warm};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PORT: u16 = 8080;
@@ -43,8 +44,8 @@ const OBSTACLES: [Obstacle; 4] = [
 ];
 
 impl Obstacle {
-    fn set<A: Family>(self, node: &Node, peer: A, present: bool) -> Result<()> {
-        let (from, to) = (A::of(node).to_string(), peer.to_string());
+    fn set<A: Header>(self, node: &Node, peer: A, present: bool) -> Result<()> {
+        let (from, to) = (A::host(node).address.to_string(), peer.to_string());
         match self {
             Self::Ipsec => {
                 let action = if present { "add" } else { "delete" };
@@ -103,7 +104,7 @@ struct Passed {
     connections: usize,
 }
 
-fn open<A: Family>(client: &Endpoint<A>, target: SocketAddr) -> Result<Vec<Connection>> {
+fn open<A: Header>(client: &Endpoint<A>, target: SocketAddr) -> Result<Vec<Connection>> {
     PROTOCOLS
         .iter()
         .map(|&protocol| Connection::open(client, protocol, target, 0))
@@ -118,9 +119,9 @@ fn resume(lab: &Lab, mode: Mode, connections: &mut [Connection]) -> Result<()> {
     warm(lab, mode, connections)
 }
 
-fn passes<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Passed>> {
+fn passes<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<Passed>> {
     let [client, server] = pods::<A>(lab)?;
-    let (node, peer) = (lab.node(0), A::of(lab.node(1)));
+    let (node, peer) = (lab.node(0), A::host(lab.node(1)).address);
     let target = SocketAddr::new(server.address.into(), PORT);
     let servers = PROTOCOLS.map(|protocol| Server::start(&server, protocol, PORT));
     let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
@@ -153,7 +154,7 @@ fn passes<A: Family>(lab: &Lab, mode: Mode) -> Result<Vec<Passed>> {
     Ok(passed)
 }
 
-fn what_stops_tunnel_packets_stops_fast_flows<A: Family>() -> Result<()> {
+fn what_stops_tunnel_packets_stops_fast_flows<A: Header>() -> Result<()> {
     let [fast, off] = in_both_modes(&two_nodes(), &[], passes::<A>);
     let nothing: Vec<Passed> = OBSTACLES
         .map(|obstacle| Passed {
@@ -169,14 +170,8 @@ fn what_stops_tunnel_packets_stops_fast_flows<A: Family>() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_stops_ipv4_tunnel_packets_stops_fast_flows() -> Result<()> {
-    what_stops_tunnel_packets_stops_fast_flows::<Ipv4Addr>()
-}
-
-#[test]
-fn what_stops_ipv6_tunnel_packets_stops_fast_flows() -> Result<()> {
-    what_stops_tunnel_packets_stops_fast_flows::<Ipv6Addr>()
+in_both_families! { addresses:
+    what_stops_tunnel_packets_stops_fast_flows,
 }
 
 /// An optional policy without a state lets packets pass in clear: flows are as fast as ever.

@@ -11,13 +11,14 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_common::{addr::MacAddr, outcome::Hook};
 use overlay_tests::{
     differ::{Mode, in_both_modes},
+    in_both_families,
     lab::{Lab, underlay::UNDERLAY_MTU},
     netns::Namespace,
     traffic::{Endpoint, flow::SteadyFlow},
     wait::wait_for,
 };
 
-use crate::family::{CONFIG, DEADLINE, Family, sent};
+use crate::family::{CONFIG, DEADLINE, Header, sent};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 /// Tunnel packets to look at, of each pod.
@@ -25,7 +26,7 @@ const PACKETS: usize = 200;
 const MARK: &str = "7";
 
 /// Addresses for a second gateway on the first segment, a second leg of the router.
-trait Gateway: Family {
+trait Gateway: Header {
     const SECOND: Self;
 }
 
@@ -88,11 +89,11 @@ fn gateways<A: Gateway>(lab: &Lab, mode: Mode) -> Result<Gateways> {
     };
     let second = add_gateway(lab)?;
     let first = lab.underlay().router_mac(0)?;
-    let [marked, unmarked]: [Endpoint<A>; 2] = A::add_pods(node, &['a', 'b'])?
+    let pods: [Endpoint<A>; 4] = A::add_pods(lab, &['a', 'b'])?
         .try_into()
         .ok()
-        .context("two pods")?;
-    let peers = A::add_pods(far, &['a', 'b'])?;
+        .context("two nodes with two pods each")?;
+    let [marked, unmarked, peer, other_peer] = pods;
     for veth in ["vetha", "vethb"] {
         node.wait_attached(veth)?;
         far.wait_attached(veth)?;
@@ -111,9 +112,9 @@ fn gateways<A: Gateway>(lab: &Lab, mode: Mode) -> Result<Gateways> {
         MARK,
     ];
     node.cmd(A::IPTABLES, rule)?;
-    route_marked(&node.namespace, A::of(far), second)?;
+    route_marked(&node.namespace, A::host(far).address, second)?;
 
-    let flows = [(&marked, &peers[0]), (&unmarked, &peers[1])]
+    let flows = [(&marked, &peer), (&unmarked, &other_peer)]
         .map(|(from, to)| SteadyFlow::start(from, to, INTERVAL));
     let flows = flows.into_iter().collect::<Result<Vec<_>>>()?;
     // Before Linux 6.10 nobody can ask which way a marked packet goes.
@@ -184,12 +185,6 @@ fn marked_and_unmarked_flows_go_by_their_own_gateways<A: Gateway>() -> Result<()
     Ok(())
 }
 
-#[test]
-fn marked_and_unmarked_ipv4_flows_go_by_their_own_gateways() -> Result<()> {
-    marked_and_unmarked_flows_go_by_their_own_gateways::<Ipv4Addr>()
-}
-
-#[test]
-fn marked_and_unmarked_ipv6_flows_go_by_their_own_gateways() -> Result<()> {
-    marked_and_unmarked_flows_go_by_their_own_gateways::<Ipv6Addr>()
+in_both_families! { addresses:
+    marked_and_unmarked_flows_go_by_their_own_gateways,
 }

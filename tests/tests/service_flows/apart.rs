@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{differ::Mode, services::Connection};
 
-use crate::bench::{Bench, FAR, Family, PROTOCOLS, SMALL, service};
+use crate::bench::{Bench, FAR, PROTOCOLS, SMALL, Services, service};
 
 /// A flow to a service and one to its backend, from one source port, at the same time: after
 /// translation they differ in nothing but what netfilter changes to keep them apart.
-pub fn shared_ports<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
+pub fn shared_ports<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     let client = bench.pod(0, 'a');
     let direct = bench.backend(1, 'b');
     let service = service::<A>(FAR);
@@ -36,7 +36,7 @@ pub fn shared_ports<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
 }
 
 /// Direct flows and those to services are fast at both ends.
-pub fn direct_and_service_flows_are_fast<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
+pub fn direct_and_service_flows_are_fast<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     let client = bench.pod(0, 'a');
     // Writes go out one at a time and each is echoed: so many packets in each direction at least.
     let writes = 60;

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use overlay_tests::{
     differ::{self, Mode},
-    lab::{Lab, Node},
+    lab::{Lab, Node, family::Family},
     rules::{Flavour, NodePort, Protocol, Service, install},
     services::{Connection, Server},
-    traffic::{Address, Endpoint},
+    traffic::Endpoint,
 };
 use serde_json::Value;
 
@@ -28,41 +28,35 @@ pub struct Bench<'a, A> {
 }
 
 /// A pod, which serves.
-pub struct ServicePod<A> {
+struct ServicePod<A> {
     /// Index of its node.
-    pub node: usize,
-    pub name: char,
-    pub endpoint: Endpoint<A>,
+    node: usize,
+    name: char,
+    endpoint: Endpoint<A>,
 }
 
-/// An address family of services.
-pub trait Family: Address + Eq {
-    const CONFIG: &str;
+/// Services of an address family.
+pub trait Services: Family {
     /// The network of pods, and that of cluster addresses.
     const PODS: &str;
     const SERVICES: &str;
-    /// The family in nft, and its iptables.
+    /// The family in nft.
     const NFT: &str;
-    const IPTABLES: &str;
     /// An address that nobody has.
     const NOBODY: &str;
 
     fn virtual_address(host: u8) -> Self;
-    fn outside(lab: &Lab) -> Endpoint<Self>;
-    fn host(node: &Node) -> Endpoint<Self>;
     /// Address of the pods' gateway, and of the VTEP.
     fn gateway_and_vtep(node: &Node) -> Result<[Self; 2]>;
-    /// Two pods on each node.
-    fn add_pods(lab: &Lab) -> Result<Vec<ServicePod<Self>>>;
 }
 
 /// Where a service is reached.
-pub fn service<A: Family>(host: u8) -> SocketAddr {
+pub fn service<A: Services>(host: u8) -> SocketAddr {
     SocketAddr::new(A::virtual_address(host).into(), 80)
 }
 
 /// Runs `test` on a bench with the fast path and on one without; what it returned on each.
-pub fn in_both_modes<A: Family, T: Send>(
+pub fn in_both_modes<A: Services, T: Send>(
     flavour: Flavour,
     test: impl Fn(&Bench<'_, A>) -> Result<T> + Sync,
 ) -> [T; 2] {
@@ -72,9 +66,17 @@ pub fn in_both_modes<A: Family, T: Send>(
     })
 }
 
-impl<'a, A: Family> Bench<'a, A> {
+impl<'a, A: Services> Bench<'a, A> {
     fn start(lab: &'a Lab, flavour: Flavour, mode: Mode) -> Result<Self> {
-        let pods = A::add_pods(lab)?;
+        let places = [(0, 'a'), (0, 'b'), (1, 'a'), (1, 'b')];
+        let pods = A::add_pods(lab, &['a', 'b'])?.into_iter().zip(places);
+        let pods: Vec<_> = pods
+            .map(|(endpoint, (node, name))| ServicePod {
+                node,
+                name,
+                endpoint,
+            })
+            .collect();
         let mut servers = Vec::new();
         for pod in &pods {
             // As the CNI plugin has it with `hairpinMode`: a pod may get its own packets back.

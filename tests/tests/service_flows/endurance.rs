@@ -13,13 +13,13 @@ use overlay_tests::{
     services::Connection,
 };
 
-use crate::bench::{Bench, FAR, Family, NEAR, OWN, PROTOCOLS, SMALL, service};
+use crate::bench::{Bench, FAR, NEAR, OWN, PROTOCOLS, SMALL, Services, service};
 
 /// A change under open connections.
 type Change<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 /// Connections of every kind outlive every change of rules that does not concern them.
-pub fn endurance<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
+pub fn endurance<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     let pod = bench.pod(0, 'a');
     let mut connections = Vec::new();
     for protocol in PROTOCOLS {
@@ -102,7 +102,7 @@ pub fn endurance<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
 }
 
 /// Rules come and go while data flows.
-fn under_load<A: Family>(bench: &Bench<'_, A>, unrelated: &Service) -> Result<()> {
+fn under_load<A: Services>(bench: &Bench<'_, A>, unrelated: &Service) -> Result<()> {
     let pod = bench.pod(0, 'a');
     let mut connections = [bench.backend(1, 'b'), service::<A>(FAR)]
         .into_iter()

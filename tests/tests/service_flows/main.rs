@@ -13,47 +13,65 @@ mod survey;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use overlay_tests::rules::Flavour;
+use anyhow::{Result, ensure};
+use overlay_tests::{in_both_families, rules::Flavour};
 
 use self::{
     apart::{direct_and_service_flows_are_fast, shared_ports},
-    bench::{Bench, Family, in_both_modes},
+    bench::{Bench, Services, in_both_modes},
     endurance::endurance,
     moves::endpoints_go,
     survey::{check_survey, survey},
 };
 
-fn all_clients_reach_all_services<A: Family>(flavour: Flavour) {
+fn all_clients_reach_all_services<A: Services>(flavour: Flavour) -> Result<()> {
     let [fast, off] = in_both_modes(flavour, survey::<A>);
     check_survey(&off);
-    assert_eq!(fast, off);
+    ensure!(
+        fast == off,
+        "with the fast path {fast:#?}\nwithout {off:#?}"
+    );
+    Ok(())
 }
 
-#[test]
-fn all_clients_reach_all_services_with_iptables_rules() {
-    all_clients_reach_all_services::<Ipv4Addr>(Flavour::Iptables);
+fn all_clients_reach_all_services_with_iptables_rules<A: Services>() -> Result<()> {
+    all_clients_reach_all_services::<A>(Flavour::Iptables)
 }
 
-#[test]
-fn all_clients_reach_all_services_with_nftables_rules() {
-    all_clients_reach_all_services::<Ipv4Addr>(Flavour::Nftables);
+fn all_clients_reach_all_services_with_nftables_rules<A: Services>() -> Result<()> {
+    all_clients_reach_all_services::<A>(Flavour::Nftables)
 }
 
-fn translated_flows_stay_apart<A: Family>(flavour: Flavour) {
+fn translated_flows_stay_apart<A: Services>(flavour: Flavour) {
     in_both_modes(flavour, |bench: &Bench<'_, A>| {
         direct_and_service_flows_are_fast(bench)?;
         shared_ports(bench)
     });
 }
 
-#[test]
-fn flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules() {
-    translated_flows_stay_apart::<Ipv4Addr>(Flavour::Iptables);
+fn flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules<A: Services>() {
+    translated_flows_stay_apart::<A>(Flavour::Iptables);
 }
 
-#[test]
-fn flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules() {
-    translated_flows_stay_apart::<Ipv4Addr>(Flavour::Nftables);
+fn flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules<A: Services>() {
+    translated_flows_stay_apart::<A>(Flavour::Nftables);
+}
+
+fn open_connections_survive_changes_of_iptables_rules<A: Services>() {
+    in_both_modes(Flavour::Iptables, endurance::<A>);
+}
+
+fn open_connections_survive_changes_of_nftables_rules<A: Services>() {
+    in_both_modes(Flavour::Nftables, endurance::<A>);
+}
+
+in_both_families! { addresses:
+    all_clients_reach_all_services_with_iptables_rules,
+    all_clients_reach_all_services_with_nftables_rules,
+    flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules,
+    flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules,
+    open_connections_survive_changes_of_iptables_rules,
+    open_connections_survive_changes_of_nftables_rules,
 }
 
 #[test]
@@ -64,44 +82,4 @@ fn udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_iptables_rules() {
 #[test]
 fn ipv6_udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_nftables_rules() {
     in_both_modes(Flavour::Nftables, endpoints_go::<Ipv6Addr>);
-}
-
-#[test]
-fn open_connections_survive_changes_of_iptables_rules() {
-    in_both_modes(Flavour::Iptables, endurance::<Ipv4Addr>);
-}
-
-#[test]
-fn open_connections_survive_changes_of_nftables_rules() {
-    in_both_modes(Flavour::Nftables, endurance::<Ipv4Addr>);
-}
-
-#[test]
-fn ipv6_all_clients_reach_all_services_with_iptables_rules() {
-    all_clients_reach_all_services::<Ipv6Addr>(Flavour::Iptables);
-}
-
-#[test]
-fn ipv6_all_clients_reach_all_services_with_nftables_rules() {
-    all_clients_reach_all_services::<Ipv6Addr>(Flavour::Nftables);
-}
-
-#[test]
-fn ipv6_flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules() {
-    translated_flows_stay_apart::<Ipv6Addr>(Flavour::Iptables);
-}
-
-#[test]
-fn ipv6_flows_that_share_ports_stay_apart_and_services_are_fast_with_nftables_rules() {
-    translated_flows_stay_apart::<Ipv6Addr>(Flavour::Nftables);
-}
-
-#[test]
-fn ipv6_open_connections_survive_changes_of_iptables_rules() {
-    in_both_modes(Flavour::Iptables, endurance::<Ipv6Addr>);
-}
-
-#[test]
-fn ipv6_open_connections_survive_changes_of_nftables_rules() {
-    in_both_modes(Flavour::Nftables, endurance::<Ipv6Addr>);
 }

@@ -11,7 +11,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::bench::{Bench, Family, PROTOCOLS, SMALL, service};
+use crate::bench::{Bench, PROTOCOLS, SMALL, Services, service};
 
 /// Number of a service that the bench does not have by itself.
 const MOVING: u8 = 7;
@@ -21,7 +21,7 @@ const BOUND: Duration = Duration::from_secs(3);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// UDP flows leave an endpoint that goes; TCP connections that are open stay with it.
-pub fn endpoints_go<A: Family>(bench: &Bench<'_, A>) -> Result<()> {
+pub fn endpoints_go<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     let client = bench.pod(0, 'a');
     let [old, new] = ['b', 'a'].map(|name| bench.backend(1, name));
     let on = |backend| {

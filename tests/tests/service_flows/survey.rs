@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{rules::Protocol, traffic::Endpoint};
 
-use crate::bench::{BOTH, Bench, FAR, Family, NEAR, OWN, PROTOCOLS, service};
+use crate::bench::{BOTH, Bench, FAR, NEAR, OWN, PROTOCOLS, Services, service};
 
 /// Every kind of client to every kind of service: who answered, and whom it saw.
-pub fn survey<A: Family>(bench: &Bench<'_, A>) -> Result<BTreeMap<String, (String, String)>> {
+pub fn survey<A: Services>(bench: &Bench<'_, A>) -> Result<BTreeMap<String, (String, String)>> {
     let clients = [
         ("n1/a", bench.pod(0, 'a')),
         ("n2/a", bench.pod(1, 'a')),
@@ -50,7 +50,7 @@ pub fn survey<A: Family>(bench: &Bench<'_, A>) -> Result<BTreeMap<String, (Strin
 }
 
 /// A client stays with the backend it got first.
-fn affinity<A: Family>(
+fn affinity<A: Services>(
     bench: &Bench<'_, A>,
     client: &Endpoint<A>,
     protocol: Protocol,

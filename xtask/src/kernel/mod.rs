@@ -6,13 +6,17 @@ mod fetch;
 mod run;
 mod vm;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::fs;
 
 use anyhow::{Context as _, Error, Result};
-use serde_json::Value;
 
 use self::{fetch::Kernel, run::Reading, vm::Task};
-use crate::{process, report::Outcome, workspace::Workspace};
+use crate::{
+    process,
+    report::Outcome,
+    test::programs::{self, Program},
+    workspace::Workspace,
+};
 
 /// The kernels that Debian has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -88,33 +92,6 @@ const SELECTIONS: &[Selection] = &[
     },
 ];
 
-/// The test programs by the file they are made of.
-pub type Programs = BTreeMap<String, PathBuf>;
-
-/// Builds the test programs that run in virtual machines.
-pub fn build(workspace: &Workspace) -> Result<Programs> {
-    let mut command = process::cargo();
-    command
-        .current_dir(workspace.root())
-        .args(["test", "--package", "overlay-tests", "--no-run"])
-        .args(["--message-format", "json-render-diagnostics"]);
-    for selection in SELECTIONS {
-        command.args(["--test", selection.file]);
-    }
-    Ok(test_programs(&process::output(&mut command)?))
-}
-
-/// The executables that cargo reports.
-fn test_programs(messages: &str) -> Programs {
-    let program = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let executable = message["executable"].as_str()?;
-        let name = message["target"]["name"].as_str()?;
-        Some((name.to_owned(), executable.into()))
-    };
-    messages.lines().filter_map(program).collect()
-}
-
 /// The outcome for a kernel that cannot be had here.
 pub fn unavailable(version: Version, error: &Error, required: bool) -> Outcome {
     let reason = format!("{} cannot be had: {error:#}", version.phase());
@@ -129,7 +106,7 @@ pub fn unavailable(version: Version, error: &Error, required: bool) -> Outcome {
 /// What a run on a kernel needs besides the kernel.
 pub struct Run<'a> {
     pub workspace: &'a Workspace,
-    pub programs: &'a Programs,
+    pub programs: &'a [Program],
     pub extent: Extent,
     /// Only tests whose name contains this text.
     pub filter: Option<&'a str>,
@@ -162,18 +139,20 @@ impl Run<'_> {
             out.display()
         );
         let mut reading = Reading::new(self.filter.is_none());
-        process::stream(&mut command, |line| reading.line(line))?;
+        process::stream(&mut command, |line| {
+            println!("{}: {line}", kernel.release);
+            reading.line(line);
+        })?;
         Ok(reading.outcome(&vm::last_words(&out)))
     }
 }
 
-fn tasks(programs: &Programs, extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
+fn tasks(programs: &[Program], extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
     let is_selected =
         |selection: &&Selection| extent == Extent::Lab || selection.extent == Extent::Smoke;
     let task = |selection: &Selection| {
-        let program = programs.get(selection.file);
-        let program = program.with_context(|| format!("no test program {}", selection.file))?;
-        let program = program.to_str().context("a path that is not UTF-8")?;
+        let program = programs::find(programs, selection.file)?;
+        let program = program.path.to_str().context("a path that is not UTF-8")?;
         let words = [program, "--color=never", "--nocapture", "--test-threads=2"]
             .into_iter()
             .chain(filter);

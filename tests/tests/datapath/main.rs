@@ -1,0 +1,8 @@
+//! Programs, maps and pins of a node.
+
+mod clsact;
+mod full;
+mod layout;
+mod log;
+mod modes;
+mod pins;

@@ -1,0 +1,4 @@
+//! The XDP guard on the underlay of a lab.
+
+mod flood;
+mod peer_address;

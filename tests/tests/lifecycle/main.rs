@@ -1,0 +1,9 @@
+//! What happens to a node while it runs: restarts, changes of the host, moves from and to other backends.
+
+mod absent;
+mod backend;
+mod device;
+mod flannel;
+mod host;
+mod lease;
+mod underlay;

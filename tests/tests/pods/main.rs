@@ -1,0 +1,5 @@
+//! Pods that nodes find, and their addresses.
+
+mod discovery;
+mod docker;
+mod mac;

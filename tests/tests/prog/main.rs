@@ -1,0 +1,12 @@
+//! What single programs make of single packets, run by `BPF_PROG_TEST_RUN`.
+
+mod cost;
+mod garbage;
+mod guard;
+mod leases;
+mod outcomes;
+mod paged;
+mod stamps;
+mod translated;
+mod tunnel;
+mod ways;
