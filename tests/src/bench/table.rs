@@ -106,7 +106,7 @@ mod tests {
         }
         assert_eq!(
             text.matches("| ≤ ").count() + text.matches("| ≥ ").count(),
-            20
+            27
         );
     }
 }
