@@ -19,7 +19,8 @@ use crate::filter::{RulesetVersion, exec::Executor};
 
 /// Others change rules in bursts; one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
-/// After a look the next one waits this many times as long as it took.
+/// After a look the next one waits this many times as long as it took; as long as it took if it failed:
+/// then every flow is left to the kernel.
 const COST_FACTOR: u32 = 9;
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -65,7 +66,8 @@ pub async fn keep(
             log(report.as_ref(), told.as_ref());
             told = report;
         }
-        let earliest = ended + (ended - started) * COST_FACTOR;
+        let factor = if failed { 1 } else { COST_FACTOR };
+        let earliest = ended + (ended - started) * factor;
         let retry = ended + RETRY;
         loop {
             tokio::select! {
