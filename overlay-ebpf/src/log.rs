@@ -207,7 +207,8 @@ mod flavour {
                 | Outcome::NotGateway
                 | Outcome::Handshake
                 | Outcome::Stamped
-                | Outcome::Leaving,
+                | Outcome::Leaving
+                | Outcome::FirstPacket,
             ) => Level::Debug,
             (Kind::Decline, _) => Level::Info,
         }

@@ -25,7 +25,8 @@ fn lacks(lines: &str) -> Option<String> {
         return Some("this kernel is too old for the programs".to_owned());
     }
     let thread = std::thread::current();
-    let name = format!("ovl-lacks-{:?}", thread.id()).replace(['(', ')'], "");
+    let name = format!("ovl-lacks-{}-{:?}", std::process::id(), thread.id());
+    let name = name.replace(['(', ')'], "");
     let namespace = Namespace::create(&name).expect("a network namespace");
     let made = namespace.ip_batch(lines);
     Namespace::delete(&name).expect("the namespace goes");

@@ -29,12 +29,13 @@ const CIPHER: &str = "enc cbc(aes) 0x000102030405060708090a0b0c0d0e0f \
 /// Why the kernel cannot cipher; `None` if it can.
 fn lacks_esp() -> Option<String> {
     require_root();
-    let namespace = Namespace::create("ovl-lacks-esp").expect("a network namespace");
+    let name = format!("ovl-lacks-{}", std::process::id());
+    let namespace = Namespace::create(&name).expect("a network namespace");
     let state = format!(
         "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode transport {CIPHER}"
     );
     let made = namespace.run("ip", state.split_whitespace());
-    Namespace::delete("ovl-lacks-esp").expect("the namespace goes");
+    Namespace::delete(&name).expect("the namespace goes");
     made.err().map(|error| format!("{error:#}"))
 }
 
