@@ -214,6 +214,12 @@ impl<F: Family> FlowWords<F> {
 
     /// As it stands in the packet, read as a native integer.
     #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        self.ports as u16
+    }
+
+    /// As [`Self::local_port`].
+    #[inline(always)]
     pub fn remote_port(self) -> u16 {
         (self.ports >> 16) as u16
     }

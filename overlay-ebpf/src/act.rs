@@ -32,8 +32,8 @@ pub struct Departure<'a, F: Ip> {
     pub source_port: u16,
 }
 
-/// Sends the packet, for the end `to` instead of its own if there is one, if the node may still be sent to in this way: its flags may have changed since the
-/// lease was granted.
+/// Sends the packet, to the end `to` instead of its own if there is one, and if the node may still be
+/// sent to in this way: its flags may have changed since the lease was granted.
 #[inline(always)]
 pub fn send<F: Ip>(
     skb: &Skb,
@@ -93,10 +93,7 @@ fn write_encap<F: Ip>(
         source_port,
     } = *departure;
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
-    F::write_hop(skb.packet(), inner, flow)?;
-    if let Some(to) = to {
-        rewrite(skb, inner, flow, Local::Source, to)?;
-    }
+    write_inner(skb, inner, flow, to)?;
     let packet = skb.packet();
     F::write_encap(packet, flow, node, outer_len, source_port)?;
     write_pair(packet, way.next_hop, way.source)
@@ -122,11 +119,24 @@ fn write_route<F: Ip>(
     to: Option<End<F>>,
     way: &Way,
 ) -> Option<()> {
-    F::write_hop(skb.packet(), ETH_LEN, flow)?;
-    if let Some(to) = to {
-        rewrite(skb, ETH_LEN, flow, Local::Source, to)?;
-    }
+    write_inner(skb, ETH_LEN, flow, to)?;
     write_pair(skb.packet(), way.next_hop, way.source)
+}
+
+/// Writes what changes of the pod's own packet, which is at `offset`. Packet pointers have to be taken again
+/// afterwards.
+#[inline(always)]
+fn write_inner<F: Ip>(
+    skb: &Skb,
+    offset: usize,
+    flow: &FlowPacket<F>,
+    to: Option<End<F>>,
+) -> Option<()> {
+    F::write_hop(skb.packet(), offset, flow)?;
+    match to {
+        Some(to) => rewrite(skb, offset, flow, Local::Source, to),
+        None => Some(()),
+    }
 }
 
 #[inline(always)]

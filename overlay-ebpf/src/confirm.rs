@@ -182,15 +182,14 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if node.flags & NODE_DIRECT == 0 {
         return Err(Outcome::OtherPath);
     }
-    let ports = seen.flow.words.ports;
     let lookup = Lookup::<F> {
         ifindex: skb.ingress_ifindex(),
         is_own: false,
         src: seen.flow.words.local(),
         dst: seen.flow.words.remote(),
         protocol: seen.flow.protocol,
-        src_port: ports as u16,
-        dst_port: (ports >> 16) as u16,
+        src_port: seen.flow.words.local_port(),
+        dst_port: seen.flow.words.remote_port(),
         tos: seen.flow.tos,
     };
     let until = lease_until(seen.config, &seen.flow, passage.is_translated)?;

@@ -65,8 +65,8 @@ fn is_judged<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> bool
 
 #[inline(always)]
 fn packet<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> Packet<F> {
-    let local_port = (words.ports as u16).to_be();
-    let remote_port = ((words.ports >> 16) as u16).to_be();
+    let local_port = words.local_port().to_be();
+    let remote_port = words.remote_port().to_be();
     let protocol = match protocol {
         IPPROTO_TCP => slow::TCP,
         IPPROTO_UDP => slow::UDP,
