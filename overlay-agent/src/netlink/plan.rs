@@ -251,7 +251,7 @@ pub fn want<F: Family>(
     wanted
 }
 
-fn peer_route<F: Family>(
+pub fn peer_route<F: Family>(
     destination: F::Network,
     gateway: F::Address,
     ifindex: u32,

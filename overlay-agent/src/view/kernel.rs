@@ -212,10 +212,8 @@ impl<'a, F: Family> Ends<'a, F> {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use rtnetlink::packet_route::route::RouteScope;
-
     use super::*;
-    use crate::netlink::VxlanLink;
+    use crate::netlink::{VxlanLink, peer_route};
 
     const DEVICE: u32 = 7;
     const UNDERLAY: u32 = 2;
@@ -230,26 +228,6 @@ mod tests {
             mtu,
             up: true,
             master: None,
-        }
-    }
-
-    fn route<F: Family>(
-        destination: F::Network,
-        gateway: F::Address,
-        ifindex: u32,
-        onlink: bool,
-    ) -> Route<F> {
-        Route {
-            destination,
-            gateway: Some(gateway),
-            ifindex: Some(ifindex),
-            onlink,
-            kind: RouteType::Unicast,
-            protocol: ROUTE_PROTOCOL,
-            scope: RouteScope::Universe,
-            metric: F::DEFAULT_METRIC,
-            tos: 0,
-            table: 254,
         }
     }
 
@@ -271,8 +249,8 @@ mod tests {
                 link(DEVICE, F::device_name(1), 1430, LinkKind::Vxlan(vxlan)),
             ],
             routes: vec![
-                route::<F>(tunnelled, F::first(tunnelled), DEVICE, true),
-                route::<F>(direct, near, UNDERLAY, false),
+                peer_route::<F>(tunnelled, F::first(tunnelled), DEVICE, true),
+                peer_route::<F>(direct, near, UNDERLAY, false),
             ],
             neighbours: vec![Neighbour {
                 ifindex: DEVICE,

@@ -1,7 +1,7 @@
 //! Dual-stack clusters: IPv4 pods keep their fast path, IPv6 pods have a device of their own, and
 //! leases and subnet files are flannel's.
 
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_common::outcome::Hook;
@@ -13,6 +13,14 @@ use overlay_tests::{
 use serde_json::Value;
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
+
+/// Agents on both nodes, and a pod of IPv6 on each, which reach each other.
+fn two_pods(lab: &Lab) -> Result<[Endpoint<Ipv6Addr>; 2]> {
+    lab.start_agents6(&[])?;
+    let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
+    ping_matrix(&pods)?;
+    Ok(pods)
+}
 
 #[test]
 fn pods_of_both_families_talk_and_ipv4_stays_on_the_fast_path() {
@@ -94,7 +102,7 @@ fn lease_and_subnet_file_have_flannels_text_and_the_lease_one_key_more() {
              FLANNEL_MTU=1430\n\
              FLANNEL_IPMASQ=false\n",
             std::net::Ipv4Addr::from_bits(gateway),
-            std::net::Ipv6Addr::from_bits(gateway6),
+            Ipv6Addr::from_bits(gateway6),
         );
         ensure!(text == exact, "expected\n{exact}\nthe file says\n{text}");
         Ok(())
@@ -104,9 +112,7 @@ fn lease_and_subnet_file_have_flannels_text_and_the_lease_one_key_more() {
 #[test]
 fn a_restarted_node_keeps_both_subnets_and_both_devices() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents6(&[])?;
-        let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
-        ping_matrix(&pods)?;
+        let pods = two_pods(lab)?;
         let node = lab.node(0);
         let state = || -> Result<_> {
             Ok((
@@ -133,9 +139,7 @@ fn a_restarted_node_keeps_both_subnets_and_both_devices() {
 #[test]
 fn ipv6_traffic_goes_on_through_a_kill_and_a_restart_without_loss() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents6(&[])?;
-        let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
-        ping_matrix(&pods)?;
+        let pods = two_pods(lab)?;
         let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(5))?;
         let node = lab.node(0);
         for starts in 2..=3 {
@@ -283,9 +287,7 @@ fn cleanup_removes_both_families() {
 #[test]
 fn a_changed_ipv6_address_of_a_node_is_republished_and_followed() {
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
-        lab.start_agents6(&[])?;
-        let pods = [lab.node(0).add_pod6('a')?, lab.node(1).add_pod6('a')?];
-        ping_matrix(&pods)?;
+        let pods = two_pods(lab)?;
         let node = lab.node(0);
         let old = node.address6().to_string();
         node.cmd(

@@ -144,6 +144,12 @@ fn bridge(name: &str, address: &str) {
     run(&format!("ip link set {name} up"));
 }
 
+/// Adds the interface `pod0` to a bridge.
+fn port_of(bridge: &str) {
+    run("ip link add pod0 type veth peer name in-pod0");
+    run(&format!("ip link set pod0 master {bridge}"));
+}
+
 /// A process in another network namespace, which ends with the test.
 struct Elsewhere(Child);
 
@@ -177,8 +183,7 @@ fn ports_of_any_bridge_in_the_subnet_are_found_whatever_its_name() {
         let mut discovery = Discovery::start().await;
         for name in ["docker0", "cni0", "my-bridge"] {
             bridge(name, "10.5.1.1/24");
-            run("ip link add pod0 type veth peer name in-pod0");
-            run(&format!("ip link set pod0 master {name}"));
+            port_of(name);
             discovery.until_pods(&["pod0"]).await;
             let pod = discovery.pod("pod0").expect("the pod");
             let gateway = discovery
@@ -198,8 +203,7 @@ fn ports_of_any_bridge_in_the_subnet_are_found_whatever_its_name() {
 fn ports_that_exist_before_the_agent_are_found_at_the_first_look() {
     in_private_netns(|| async {
         bridge("cni0", "10.5.1.1/24");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         let discovery = Discovery::start().await;
         assert!(discovery.pod("pod0").is_some(), "{:#?}", discovery.pods());
     });
@@ -228,8 +232,7 @@ fn a_port_is_a_pod_from_when_its_bridge_has_the_address_until_it_loses_it() {
     in_private_netns(|| async {
         let mut discovery = Discovery::start().await;
         run("ip link add cni0 type bridge");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         discovery.settle().await;
         discovery.until_pods(&[]).await;
         run("ip addr add 10.5.1.1/24 dev cni0");
@@ -244,8 +247,7 @@ fn a_changed_bridge_mac_becomes_the_gateway_mac() {
     in_private_netns(|| async {
         let mut discovery = Discovery::start().await;
         bridge("cni0", "10.5.1.1/24");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         discovery.until_pods(&["pod0"]).await;
         run("ip link set cni0 address 02:00:00:00:00:99");
         discovery
@@ -262,8 +264,7 @@ fn renaming_enslaving_and_releasing_are_followed() {
     in_private_netns(|| async {
         let mut discovery = Discovery::start().await;
         bridge("cni0", "10.5.1.1/24");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         discovery.until_pods(&["pod0"]).await;
         let incarnation = discovery.pod("pod0").expect("the pod").incarnation;
         run("ip link set pod0 name vethcafe");
@@ -354,8 +355,7 @@ fn pods_of_ipv6_are_found_alone_and_beside_ipv4_once() {
     in_private_netns(|| async {
         let mut discovery = Discovery::start().await;
         bridge("cni0", "fd00:5:0:1::1/64");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         discovery.until_pods(&["pod0"]).await;
         run("ip link add pod1 type veth peer name in-pod1");
         run("ip link set in-pod1 up");
@@ -390,8 +390,7 @@ fn ipv6_addresses_and_routes_that_go_with_their_interface_are_noticed() {
             std::fs::write(sysctl, silent).expect("sysctl");
             let mut discovery = Discovery::start().await;
             bridge("cni0", "fd00:5:0:1::1/64");
-            run("ip link add pod0 type veth peer name in-pod0");
-            run("ip link set pod0 master cni0");
+            port_of("cni0");
             run("ip link add pod1 type veth peer name in-pod1");
             run("ip link set pod1 up");
             run("ip route add fd00:5:0:1::9/128 dev pod1");
@@ -451,8 +450,7 @@ fn lost_events_end_in_a_fresh_look_and_the_right_pods() {
     in_private_netns(|| async {
         let mut discovery = Discovery::start().await;
         bridge("cni0", "10.5.1.1/24");
-        run("ip link add pod0 type veth peer name in-pod0");
-        run("ip link set pod0 master cni0");
+        port_of("cni0");
         discovery.until_pods(&["pod0"]).await;
         // Nobody reads while this runs, so the socket overruns; the last change is among the lost.
         let flood = "for n in $(seq 15000); do \

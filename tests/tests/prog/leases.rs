@@ -31,21 +31,7 @@ use overlay_tests::{
     },
 };
 
-/// The interface of a program run that names none.
-const LOOPBACK: u32 = 1;
-
-/// A way to alter something.
-type Change<'a, T> = &'a dyn Fn(&mut T);
-
-const TRANSPORTS: [Transport; 4] = [
-    tcp(TCP_ACK),
-    Transport::Udp {
-        src: 5_353,
-        dst: 53,
-    },
-    Transport::EchoRequest { id: 77 },
-    Transport::EchoReply { id: 78 },
-];
+use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
 
 /// Gives the protocols leases of different lengths, which are those of [`TRANSPORTS`].
 fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
@@ -60,15 +46,6 @@ fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
         config.icmp_lease_ns,
     ]
     .map(Duration::from_nanos)
-}
-
-const fn tcp(flags: u8) -> Transport {
-    Transport::Tcp {
-        src: 40_000,
-        dst: 80,
-        flags,
-        options: 0,
-    }
 }
 
 /// The clock of the leases.

@@ -5,6 +5,7 @@ mod garbage;
 mod guard;
 mod leases;
 mod outcomes;
+mod packets;
 mod paged;
 mod stamps;
 mod translated;

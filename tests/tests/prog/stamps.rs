@@ -18,30 +18,7 @@ use overlay_tests::{
     },
 };
 
-/// The interface of a program run that names none.
-const LOOPBACK: u32 = 1;
-
-/// A way to alter something.
-type Change<'a, T> = &'a dyn Fn(&mut T);
-
-const TRANSPORTS: [Transport; 4] = [
-    tcp(TCP_ACK),
-    Transport::Udp {
-        src: 5_353,
-        dst: 53,
-    },
-    Transport::EchoRequest { id: 77 },
-    Transport::EchoReply { id: 78 },
-];
-
-const fn tcp(flags: u8) -> Transport {
-    Transport::Tcp {
-        src: 40_000,
-        dst: 80,
-        flags,
-        options: 0,
-    }
-}
+use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
 
 fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod_or_a_service<F: Oddities>()
 -> Result<()> {

@@ -16,38 +16,15 @@ use overlay_tests::{
         fixture::{Fixture, LEAVING, OUTER_TTL, PATH_CHANGES, Remote, SOURCE_PORT, VTEP_MAC},
         node::{UNDERLAY_MAC, on_node},
         oddities::Oddities,
-        packet::{IpNumber, Local, Outer, Packet, TCP_ACK, Transport, with_macs},
+        packet::{IpNumber, Local, Outer, Packet, Transport, with_macs},
         passage::{at_underlay, earn, outward, sent_frame},
     },
 };
 
-/// The interface of a program run that names none.
-const LOOPBACK: u32 = 1;
+use crate::packets::{Change, LOOPBACK, TRANSPORTS};
 
 /// A MAC address that the underlay does not have.
 const OLD_UNDERLAY_MAC: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 0, 0x99]);
-
-/// A way to alter something.
-type Change<'a, T> = &'a dyn Fn(&mut T);
-
-const TRANSPORTS: [Transport; 4] = [
-    tcp(TCP_ACK),
-    Transport::Udp {
-        src: 5_353,
-        dst: 53,
-    },
-    Transport::EchoRequest { id: 77 },
-    Transport::EchoReply { id: 78 },
-];
-
-const fn tcp(flags: u8) -> Transport {
-    Transport::Tcp {
-        src: 40_000,
-        dst: 80,
-        flags,
-        options: 0,
-    }
-}
 
 fn a_lease_remembers_the_way_of_the_very_packet<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {

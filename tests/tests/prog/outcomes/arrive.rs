@@ -12,8 +12,9 @@ use overlay_tests::prog::{
 use super::{
     injection::arriving_injection,
     observers::observer_rows,
-    table::{TCP, Table, UDP, tcp},
+    table::{TCP, Table, UDP},
 };
+use crate::packets::tcp;
 
 pub fn arrive<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let mut table = Table::new(Hook::Arrive, interfaces);

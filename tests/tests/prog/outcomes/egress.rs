@@ -2,7 +2,6 @@
 
 use overlay_common::{
     addr::{Address as _, MacAddr},
-    config::{Config, FASTPATH_OFF},
     flow::{Flow, FlowKey},
     maps::MAX_NODES,
     node::{MODE_DIRECT, MODE_NONE, NODE_DIRECT, NODE_ZERO_CHECKSUM, Nexthop, Node},
@@ -20,9 +19,9 @@ use super::{
     injection::tunnel_injection,
     table::{
         OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, cut, ethertype, other_version, padded, rewrite,
-        tcp,
     },
 };
+use crate::packets::tcp;
 
 /// A name, and how the entries of a flow, its node and the node's next hop differ.
 type Entries<F> = (
@@ -93,21 +92,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
 
-    table.pass(
-        Outcome::Disabled,
-        "a leased flow while the fast path is off",
-        frame.clone(),
-        |fixture, _| {
-            fixture.grant(key, &F::TUNNELLED);
-            fixture.config.fastpath = FASTPATH_OFF;
-        },
-    );
-    table.pass(
-        Outcome::Unserved,
-        "a node without pods of the family",
-        frame.clone(),
-        |fixture, _| fixture.config = Config::default(),
-    );
+    table.switched_off(&frame, key);
     table.pass(
         Outcome::Truncated,
         "an Ethernet header alone",

@@ -2,7 +2,6 @@
 
 use overlay_common::{
     addr::MacAddr,
-    config::{Config, FASTPATH_OFF},
     flow::FlowKey,
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::{Hook, Outcome},
@@ -19,9 +18,10 @@ use super::{
     injection::arriving_injection,
     table::{
         OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, byte, cut, ethertype, other_version, padded,
-        rewrite, tcp,
+        rewrite,
     },
 };
+use crate::packets::tcp;
 
 pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let mut table = Table::new(Hook::Ingress, interfaces);
@@ -66,21 +66,7 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
 
-    table.pass(
-        Outcome::Disabled,
-        "a leased flow while the fast path is off",
-        frame.clone(),
-        |fixture, _| {
-            fixture.grant(key, &F::TUNNELLED);
-            fixture.config.fastpath = FASTPATH_OFF;
-        },
-    );
-    table.pass(
-        Outcome::Unserved,
-        "a node without pods of the family",
-        frame.clone(),
-        |fixture, _| fixture.config = Config::default(),
-    );
+    table.switched_off(&frame, key);
     let udp = ETH_LEN + F::IP_LEN;
     let inner_ip = ETH_LEN + usize::from(F::OVERHEAD);
     for (name, len) in [

@@ -11,7 +11,8 @@ use overlay_tests::prog::{
     packet::{ETH_LEN, Local, Packet, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
 };
 
-use super::table::{Table, cut, ethertype, other_version, tcp};
+use super::table::{Table, cut, ethertype, other_version};
+use crate::packets::tcp;
 
 /// A name, and how a packet differs.
 type Alteration<F> = (&'static str, fn(&mut Packet<F>));

@@ -2,7 +2,8 @@
 
 use overlay_common::{
     addr::{Address as _, MacAddr},
-    flow::{Flow, REWRITE_DESTINATION},
+    config::{Config, FASTPATH_OFF},
+    flow::{Flow, FlowKey, REWRITE_DESTINATION},
     outcome::{Hook, Outcome},
 };
 use overlay_tests::prog::{
@@ -36,15 +37,6 @@ pub const OTHER_HEADERS: [(&str, (u8, u8)); 4] = [
 
 pub const OTHER_MAC: MacAddr = MacAddr::new([0x02, 0x77, 0, 0, 0, 7]);
 
-pub const fn tcp(flags: u8) -> Transport {
-    Transport::Tcp {
-        src: 40_000,
-        dst: 80,
-        flags,
-        options: 0,
-    }
-}
-
 /// Has the entry rewrite the remote end's address to this one; its port stays.
 pub fn rewrite<F: Oddities>(flow: &mut Flow, address: F::Address) {
     let address: F::Be = address.into();
@@ -62,6 +54,25 @@ pub struct Table<F: Oddities> {
 }
 
 impl<F: Oddities> Table<F> {
+    /// What becomes of a packet of the flow `key`, which has a lease, where nothing is to be fast.
+    pub fn switched_off(&mut self, frame: &[u8], key: FlowKey<F>) {
+        self.pass(
+            Outcome::Disabled,
+            "a leased flow while the fast path is off",
+            frame.to_vec(),
+            |fixture, _| {
+                fixture.grant(key, &F::TUNNELLED);
+                fixture.config.fastpath = FASTPATH_OFF;
+            },
+        );
+        self.pass(
+            Outcome::Unserved,
+            "a node without pods of the family",
+            frame.to_vec(),
+            |fixture, _| fixture.config = Config::default(),
+        );
+    }
+
     pub fn new(hook: Hook, interfaces: Interfaces) -> Self {
         let (ifindex, ingress_ifindex) = match hook {
             Hook::Egress => (interfaces.pod, interfaces.pod),
