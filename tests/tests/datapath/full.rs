@@ -11,8 +11,8 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-/// For an agent to take in and write down thousands of peers.
-const DEADLINE: Duration = Duration::from_secs(90);
+/// For an agent to take in and write down thousands of peers, beside other tests.
+const DEADLINE: Duration = Duration::from_secs(240);
 /// Index 0 of the map stands for no node.
 const ROOM: usize = MAX_NODES - 1;
 const WARNING: &str = "the node map is full";
@@ -32,6 +32,7 @@ fn ghosts(count: usize) -> Vec<(String, String)> {
 fn wait_peers(node: &Node, count: usize) -> Result<()> {
     wait_for("the node to follow the leases", DEADLINE, || {
         node.check_running()?;
+        node.subnet_env()?;
         let mapped = node.mapped_subnets()?.len();
         ensure!(mapped == count, "{} maps {mapped} of {count}", node.name);
         Ok(())
@@ -60,14 +61,15 @@ fn a_peer_that_finds_no_room_has_the_kernel_tier_until_there_is_some() {
     let config = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.255.0","Backend":{"Type":"vxlan"}}"#;
     scenario(Lab::builder().nodes(2).config(config), |lab| {
         let (crowded, late) = (lab.node(0), lab.node(1));
-        lab.start_agent(crowded, &["--xdp=generic"])?;
-        let own = pod(crowded)?;
         let ghosts = ghosts(ROOM);
         lab.store().put_leases(&ghosts)?;
+        crowded.start_agent(lab.store(), &["--xdp=generic"])?;
         wait_peers(crowded, ROOM)?;
+        let own = pod(crowded)?;
         ensure!(guarded(crowded)?, "the guard is not attached");
 
-        lab.start_agent(late, &[])?;
+        late.start_agent(lab.store(), &[])?;
+        wait_peers(late, ROOM)?;
         let other = pod(late)?;
         wait_for("the node without room to say so", DEADLINE, || {
             let log = crowded.with_agent(|agent| Ok(agent.log()))?;
