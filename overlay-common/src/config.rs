@@ -12,12 +12,12 @@ use crate::{
 pub struct Config<F: Family = V4> {
     /// Secret of the stamps, random per load.
     pub stamp_key: [u64; 2],
-    /// How long a lease of a TCP flow lasts, nanoseconds; 0: none is granted.
-    pub tcp_lease_ns: u64,
+    /// How long a permit of a TCP flow lasts, nanoseconds; 0: none is granted.
+    pub tcp_permit_ns: u64,
     /// The same of a UDP flow.
-    pub udp_lease_ns: u64,
+    pub udp_permit_ns: u64,
     /// The same of a flow of ICMP echo.
-    pub icmp_lease_ns: u64,
+    pub icmp_permit_ns: u64,
     /// Flow entries of another generation do not count. Incremented to flush the flow table.
     pub generation: u32,
     /// One of the `FASTPATH_*` values.
@@ -45,7 +45,7 @@ pub struct Config<F: Family = V4> {
     pub vtep_ifindex: u32,
     /// MTU of the pod network, bytes: larger packets are left to the kernel.
     pub pod_mtu: u32,
-    /// Where `skb->mark & slow_mask == slow_mark`, a packet earns no lease. A mask of 0: no mark does
+    /// Where `skb->mark & slow_mask == slow_mark`, a packet earns no permit. A mask of 0: no mark does
     /// that.
     pub slow_mark: u32,
     pub slow_mask: u32,
@@ -60,7 +60,7 @@ impl<F: Family> Config<F> {
         self.subnet_mask != F::Be::default()
     }
 
-    /// The bits of [`Flow::egress_mode`](crate::flow::Flow::egress_mode) and the TTL above that a lease
+    /// The bits of [`Flow::egress_mode`](crate::flow::Flow::egress_mode) and the TTL above that a permit
     /// remembers of a packet's header: none in trusted mode. Without a branch, of which the verifier would
     /// walk both ways.
     #[inline(always)]
@@ -68,19 +68,19 @@ impl<F: Family> Config<F> {
         ((self.fastpath & FASTPATH_STRICT) as u16).wrapping_neg()
     }
 
-    /// How long a lease of a flow of `protocol` lasts; in trusted mode, where a flow is all that goes
+    /// How long a permit of a flow of `protocol` lasts; in trusted mode, where a flow is all that goes
     /// between two pods, the shortest of all.
     #[inline(always)]
-    pub fn lease_ns(&self, protocol: u8) -> u64 {
+    pub fn permit_ns(&self, protocol: u8) -> u64 {
         match protocol {
-            IPPROTO_TCP if self.fastpath != FASTPATH_TRUSTED => self.tcp_lease_ns,
-            IPPROTO_UDP if self.fastpath != FASTPATH_TRUSTED => self.udp_lease_ns,
-            _ if self.fastpath != FASTPATH_TRUSTED => self.icmp_lease_ns,
+            IPPROTO_TCP if self.fastpath != FASTPATH_TRUSTED => self.tcp_permit_ns,
+            IPPROTO_UDP if self.fastpath != FASTPATH_TRUSTED => self.udp_permit_ns,
+            _ if self.fastpath != FASTPATH_TRUSTED => self.icmp_permit_ns,
             _ => {
                 let shorter = |a, b| if a < b { a } else { b };
                 shorter(
-                    self.tcp_lease_ns,
-                    shorter(self.udp_lease_ns, self.icmp_lease_ns),
+                    self.tcp_permit_ns,
+                    shorter(self.udp_permit_ns, self.icmp_permit_ns),
                 )
             }
         }
@@ -99,10 +99,10 @@ impl<F: Family> Config<F> {
     }
 }
 
-/// Every packet takes the kernel path; nothing is stamped and no lease is granted.
+/// Every packet takes the kernel path; nothing is stamped and no permit is granted.
 pub const FASTPATH_OFF: u32 = 0;
-/// A direction of a flow is fast while its lease lives.
+/// A direction of a flow is fast while its permit lives.
 pub const FASTPATH_STRICT: u32 = 1;
-/// As strict, but one lease serves all flows between two pods, handshakes included. For hosts that
+/// As strict, but one permit serves all flows between two pods, handshakes included. For hosts that
 /// translate no pod traffic.
 pub const FASTPATH_TRUSTED: u32 = 2;

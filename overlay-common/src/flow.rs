@@ -39,7 +39,7 @@ pub struct Flow {
     /// flow while a program still reads it; `id` is written first and read last, so a reader that
     /// finds its own flow's id there has read its own flow's entry.
     pub id: u64,
-    /// Egress packets are fast before this time. Coarse monotonic clock, ns; 0: no lease.
+    /// Egress packets are fast before this time. Coarse monotonic clock, ns; 0: no permit.
     pub egress_until: u64,
     /// Ingress packets are fast before this time.
     pub ingress_until: u64,
@@ -68,13 +68,13 @@ pub struct Flow {
     pub ingress_ttl: u8,
     /// Host side of the local pod's veth, where ingress packets are redirected.
     pub pod_ifindex: u32,
-    /// What `OVL_MOVES` said of `pod_mac` when the ingress lease was granted; it counts while that is
+    /// What `OVL_MOVES` said of `pod_mac` when the ingress permit was granted; it counts while that is
     /// so.
     pub moves: u32,
-    /// The underlay interface by which the kernel sent the packet that earned the egress lease. What
+    /// The underlay interface by which the kernel sent the packet that earned the egress permit. What
     /// follows is read off that packet, too.
     pub underlay_ifindex: u32,
-    /// `path_changes` of the node in `OVL_NEXTHOPS` when the egress lease was granted; it counts while
+    /// `path_changes` of the node in `OVL_NEXTHOPS` when the egress permit was granted; it counts while
     /// that is so.
     pub path_changes: u32,
     /// Destination MAC on the underlay.
@@ -112,9 +112,9 @@ pub const REWRITE_NONE: u8 = 0;
 pub const REWRITE_DESTINATION: u8 = 1;
 /// Netfilter translates their source back: the entry is of the pods, in the direction into the local one.
 pub const REWRITE_SOURCE: u8 = 2;
-/// A lease of a translated UDP flow lasts no longer, ns: who takes an endpoint out of a service deletes
+/// A permit of a translated UDP flow lasts no longer, ns: who takes an endpoint out of a service deletes
 /// what conntrack knows of its UDP flows, and no one is told.
-pub const TRANSLATED_UDP_LEASE_NS: u64 = 2_000_000_000;
+pub const TRANSLATED_UDP_PERMIT_NS: u64 = 2_000_000_000;
 
 /// Value of `OVL_ENTERED` and `OVL_ENTERED6`, per CPU: with which tuple the packet of a stamp entered.
 #[derive(Clone, Copy, Debug)]
@@ -128,8 +128,8 @@ pub struct Entered<F: Family = V4> {
 
 /// The bits of [`Flow::egress_mode`] and [`Flow::ingress_mode`] that hold the mode. With the DSCP and the TTL
 /// beside it they make up the top 16 bits of a word of the entry. A packet with another DSCP or TTL than
-/// the one that earned the lease has to earn its own: rules may treat it differently. In trusted mode,
-/// where a lease is the pair of pods', both are 0.
+/// the one that earned the permit has to earn its own: rules may treat it differently. In trusted mode,
+/// where a permit is the pair of pods', both are 0.
 pub const MODE_BITS: u8 = 0b11;
 
 /// A [`Flow`] as the words it consists of: programs read, compare and build entries by whole words.

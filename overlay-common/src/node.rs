@@ -59,7 +59,7 @@ pub const NODE_DIRECT: u32 = 1 << 1;
 pub const NODE_ZERO_CHECKSUM: u32 = 1 << 2;
 
 /// Value of `OVL_NEXTHOPS` and `OVL_NEXTHOPS6`, same index as the node: how the kernel last sent a packet to the
-/// node. Written by `overlay_confirm` each time it grants an egress lease, from the very packet, for people to
+/// node. Written by `overlay_confirm` each time it grants an egress permit, from the very packet, for people to
 /// read; every flow has its own way in its entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
@@ -106,7 +106,7 @@ pub mod word {
     pub const PATH_CHANGES: usize = offset_of!(Nexthop, path_changes) / 8;
 }
 
-/// No lease in this direction.
+/// No permit in this direction.
 pub const MODE_NONE: u8 = 0;
 /// Encapsulated in vxlan.
 pub const MODE_TUNNEL: u8 = 1;
@@ -171,7 +171,7 @@ pub const fn move_slot(mac: u64) -> u32 {
 
 /// Value of `OVL_PODS`, written by `overlay_egress` from what pods send, as a bridge learns. A bridge
 /// that has forgotten an address floods frames for it to every pod; only where the address was seen
-/// may a delivered frame earn a lease.
+/// may a delivered frame earn a permit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PodPort {

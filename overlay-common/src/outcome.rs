@@ -28,7 +28,7 @@ pub enum Kind {
     /// Forwarded by the program itself.
     Fast,
     /// The packet went on its way in the kernel, and the flow table changed.
-    Lease,
+    Permit,
     /// Left to the kernel tier.
     Decline,
     /// Dropped by the program.
@@ -39,7 +39,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fast => "fast",
-            Self::Lease => "lease",
+            Self::Permit => "permit",
             Self::Decline => "decline",
             Self::Drop => "drop",
         }
@@ -141,10 +141,10 @@ outcomes! {
     /// Sent by `overlay_egress`; nothing to confirm.
     Forwarded = 2, Fast, "forwarded";
 
-    /// The kernel carried the packet unchanged: its direction got or kept a lease.
-    LeaseGranted = 8, Lease, "lease_granted";
+    /// The kernel carried the packet unchanged: its direction got or kept a permit.
+    PermitGranted = 8, Permit, "permit_granted";
     /// FIN or RST: the flow's entry was removed.
-    FlowClosed = 9, Lease, "flow_closed";
+    FlowClosed = 9, Permit, "flow_closed";
 
     /// The fast path is switched off, for now or for good.
     Disabled = 16, Decline, "disabled";
@@ -164,8 +164,8 @@ outcomes! {
     TcpControl = 23, Decline, "tcp_control";
     /// The TTL or hop limit ends here: the kernel sends the ICMP error.
     Ttl = 24, Decline, "ttl";
-    /// No lease for this direction of the flow, it ran out, or flows of the protocol get none.
-    NoLease = 25, Decline, "no_lease";
+    /// No permit for this direction of the flow, it ran out, or flows of the protocol get none.
+    NoPermit = 25, Decline, "no_permit";
     /// The entry is of a generation before the last flush.
     Generation = 26, Decline, "generation";
     /// The frame is not addressed to the gateway, or comes from a group's address or none: it is bridged
@@ -173,7 +173,7 @@ outcomes! {
     NotGateway = 27, Decline, "not_gateway";
     /// Larger than the path or the pod network takes: the kernel fragments or sends the ICMP error.
     Mtu = 28, Decline, "mtu";
-    /// The node is not known, or the way to it has changed since the lease was granted.
+    /// The node is not known, or the way to it has changed since the permit was granted.
     Nexthop = 29, Decline, "nexthop";
     /// The kernel refused to make room for the headers.
     AdjustRoom = 30, Decline, "adjust_room";
@@ -190,20 +190,20 @@ outcomes! {
     /// The stamp is missing or belongs to another flow, TOS or TTL: the packet was changed on its
     /// way, or did not come from a pod or a peer.
     Translated = 36, Decline, "translated";
-    /// SYN: an older flow's entry was removed; the lease comes with a later packet.
+    /// SYN: an older flow's entry was removed; the permit comes with a later packet.
     Handshake = 37, Decline, "handshake";
     /// The interface the packet came in by is no known gateway.
     NoGateway = 38, Decline, "no_gateway";
     /// The kernel sent the packet in another form or another way than the fast path would: neither by
     /// the tunnel nor directly to the node, encrypted, or by a route it does not tell of.
     OtherPath = 39, Decline, "other_path";
-    /// Stamped for a later lease.
+    /// Stamped for a later permit.
     Stamped = 40, Decline, "stamped";
     /// The flow table refused the entry.
     TableFull = 41, Decline, "table_full";
     /// The IP length disagrees with the frame's.
     Length = 42, Decline, "length";
-    /// Received another way (tunnel or direct) than the lease was granted for.
+    /// Received another way (tunnel or direct) than the permit was granted for.
     OtherMode = 43, Decline, "other_mode";
     /// Delivered where its MAC address was not seen: a bridge floods what it has forgotten.
     UnknownPod = 44, Decline, "unknown_pod";
@@ -228,18 +228,18 @@ outcomes! {
 
     /// The node has no pods of this address family, or is not configured yet.
     Unserved = 53, Decline, "unserved";
-    /// The pod's MAC address was seen on another interface since the lease was granted.
+    /// The pod's MAC address was seen on another interface since the permit was granted.
     PodMoved = 54, Decline, "pod_moved";
-    /// Let pass unchanged to the tunnel device: its direction gets the lease if the tunnel packet
+    /// Let pass unchanged to the tunnel device: its direction gets the permit if the tunnel packet
     /// leaves the underlay in clear.
     Leaving = 55, Decline, "leaving";
     /// The packet filter judges each packet of the flow: `status` names the rule.
     PerPacketRule = 56, Decline, "per_packet_rule";
     /// Carries the mark of `--slow-mark`: its flow is to stay on the kernel path.
     SlowMark = 57, Decline, "slow_mark";
-    /// Another DSCP or TTL than the packet that earned the lease: rules may treat it differently.
+    /// Another DSCP or TTL than the packet that earned the permit: rules may treat it differently.
     OtherHeader = 58, Decline, "other_header";
-    /// May be the only packet of its flow in this direction: the next one earns the lease.
+    /// May be the only packet of its flow in this direction: the next one earns the permit.
     FirstPacket = 59, Decline, "first_packet";
 }
 

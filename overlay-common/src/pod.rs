@@ -56,9 +56,9 @@ const fn size_of_field<T, M>(_: fn(&T) -> &M) -> usize {
 
 no_padding!(Config {
     stamp_key,
-    tcp_lease_ns,
-    udp_lease_ns,
-    icmp_lease_ns,
+    tcp_permit_ns,
+    udp_permit_ns,
+    icmp_permit_ns,
     generation,
     fastpath,
     vtep,

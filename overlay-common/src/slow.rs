@@ -1,5 +1,5 @@
 //! `OVL_SLOW`: flows whose packets the packet filter judges one by one, so that what it says of one
-//! says nothing of the next. They earn no lease. One entry, written by the agent.
+//! says nothing of the next. They earn no permit. One entry, written by the agent.
 
 use bytemuck::{Pod, Zeroable};
 

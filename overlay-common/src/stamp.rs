@@ -2,11 +2,11 @@
 //!
 //! It is written where a packet enters the host and compared where the packet leaves. Equal means
 //! that this very packet was not changed in between, but for the one hop of routing; that is what
-//! entitles its flow to a lease.
+//! entitles its flow to a permit.
 //!
 //! The stamp covers what else of the header a rule may rewrite and the fast path would not, the
 //! [`Header`], and the generation: a packet that was filtered before a flush cannot earn a
-//! lease after it. Both are folded into the two 16-bit halves alike, because the kernel
+//! permit after it. Both are folded into the two 16-bit halves alike, because the kernel
 //! derives the vxlan source port from their exclusive or ([`source_port`]): a flow keeps its
 //! source port whatever its packets' TOS, and across flushes (up to the rounding of one port).
 

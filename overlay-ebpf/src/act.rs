@@ -33,7 +33,7 @@ pub struct Departure<'a, F: Ip> {
 }
 
 /// Sends the packet, to the end `to` instead of its own if there is one, and if the node may still be
-/// sent to in this way: its flags may have changed since the lease was granted.
+/// sent to in this way: its flags may have changed since the permit was granted.
 #[inline(always)]
 pub fn send<F: Ip>(
     skb: &Skb,
@@ -50,7 +50,7 @@ pub fn send<F: Ip>(
             route(skb, flow, to, departure.way)
         }
         MODE_TUNNEL | MODE_DIRECT => Err(Outcome::Nexthop),
-        _ => Err(Outcome::NoLease),
+        _ => Err(Outcome::NoPermit),
     }
 }
 

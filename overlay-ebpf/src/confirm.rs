@@ -1,9 +1,9 @@
-//! Grants egress leases: a packet leaves the host as it came from the pod, so the kernel and its
+//! Grants egress permits: a packet leaves the host as it came from the pod, so the kernel and its
 //! packet filter let it pass unchanged, and the way it leaves is remembered with it.
 //!
 //! A tunnel packet is met twice. At the vxlan device the pod's own packet is compared with its stamp;
 //! what becomes of it behind that is for the host's output rules, IPsec policies and routes to say. At
-//! the underlay it earns the lease if it is there, in clear. A direct packet is met at the underlay alone.
+//! the underlay it earns the permit if it is there, in clear. A direct packet is met at the underlay alone.
 
 use overlay_common::{
     addr::Address as _,
@@ -25,7 +25,7 @@ use crate::{
     mac::Mac,
     maps,
     nexthop::NexthopEntry,
-    observe::{lease_until, observe, passage},
+    observe::{observe, passage, permit_until},
     packet::{ETH_LEN, Packet},
     parse::Tunnel,
 };
@@ -139,7 +139,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
             config.pod_mtu as u16
         }
     };
-    let until = lease_until(config, &flow, passage.is_translated)?;
+    let until = permit_until(config, &flow, passage.is_translated)?;
     grant(
         skb,
         &flow,
@@ -192,7 +192,7 @@ fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         dst_port: seen.flow.words.remote_port(),
         tos: seen.flow.tos,
     };
-    let until = lease_until(seen.config, &seen.flow, passage.is_translated)?;
+    let until = permit_until(seen.config, &seen.flow, passage.is_translated)?;
     grant(
         skb,
         &seen.flow,
@@ -210,9 +210,9 @@ fn node_of<F: Ip>(flow: &FlowPacket<F>) -> Result<(u32, &'static Node<F>), Outco
     Ok((index, F::node(index).ok_or(Outcome::Nexthop)?))
 }
 
-/// Grants the lease to the flow of a packet that leaves by the underlay, `until` a time. Interface, addresses, mark and
+/// Grants the permit to the flow of a packet that leaves by the underlay, `until` a time. Interface, addresses, mark and
 /// priority are the packet's own; the kernel's routes are asked only for the MTU of its way, and
-/// have to tell of the same way. The lease is of the generation in which the packet was let pass.
+/// have to tell of the same way. The permit is of the generation in which the packet was let pass.
 #[inline(always)]
 fn grant<F: Ip>(
     skb: &Skb,
@@ -246,5 +246,5 @@ fn grant<F: Ip>(
     };
     nexthop.show(&way);
     earn::egress(passage, index, until, (gateway, source_port), &way)?;
-    Ok(Outcome::LeaseGranted)
+    Ok(Outcome::PermitGranted)
 }

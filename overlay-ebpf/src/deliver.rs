@@ -1,4 +1,4 @@
-//! Grants ingress leases: a packet reaches the pod's veth as it reached the host, so the kernel and
+//! Grants ingress permits: a packet reaches the pod's veth as it reached the host, so the kernel and
 //! its packet filter let it pass unchanged. Where and how the kernel delivers it is remembered.
 
 use overlay_common::{
@@ -12,7 +12,7 @@ use crate::{
     helpers::Skb,
     ip::Ip,
     maps,
-    observe::{lease_until, observe},
+    observe::{observe, permit_until},
 };
 
 #[inline(always)]
@@ -30,7 +30,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     }
     let passage = seen.may_earn(skb)?;
     let (dst, config, flow) = (seen.dst, seen.config, &seen.flow);
-    let until = lease_until(config, flow, passage.is_translated)?;
+    let until = permit_until(config, flow, passage.is_translated)?;
     let moves = maps::moves(dst);
     if maps::pod_port(dst) != Some(skb.ifindex()) {
         return Err(Outcome::UnknownPod);
@@ -48,5 +48,5 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         moves,
     };
     earn::ingress(&passage, index, until, &delivery)?;
-    Ok(Outcome::LeaseGranted)
+    Ok(Outcome::PermitGranted)
 }

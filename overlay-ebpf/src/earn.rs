@@ -1,4 +1,4 @@
-//! Grants leases to flows of which the kernel let a packet pass. A lease says what to do with the next
+//! Grants permits to flows of which the kernel let a packet pass. A permit says what to do with the next
 //! packets: it is found by the tuple with which they enter the host, and remembers what the tuple was
 //! where this one left it.
 
@@ -26,7 +26,7 @@ pub struct Passage<'a, F: Tables> {
     pub generation: u32,
 }
 
-/// What an ingress lease remembers.
+/// What an ingress permit remembers.
 pub struct Delivery {
     pub mode: u8,
     /// [`FlowPacket::header_bits`](crate::flow_packet::FlowPacket::header_bits) behind the host's hop.
@@ -38,7 +38,7 @@ pub struct Delivery {
     pub moves: u32,
 }
 
-/// Grants an egress lease with node `index` until the time `until`.
+/// Grants an egress permit with node `index` until the time `until`.
 #[inline(always)]
 pub fn egress<F: Tables>(
     passage: &Passage<'_, F>,
@@ -58,7 +58,7 @@ pub fn egress<F: Tables>(
     draft.put(*passage.entered, &EGRESS, &INGRESS)
 }
 
-/// Grants an ingress lease with node `index` until the time `until`.
+/// Grants an ingress permit with node `index` until the time `until`.
 #[inline(always)]
 pub fn ingress<F: Tables>(
     passage: &Passage<'_, F>,

@@ -1,4 +1,4 @@
-//! From a pod to another node: sends whatever has an egress lease.
+//! From a pod to another node: sends whatever has an egress permit.
 
 use core::mem::offset_of;
 
@@ -29,7 +29,7 @@ use crate::{
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let result = classify::<F>(skb);
-    // What the fast path takes was learned when its lease was granted.
+    // What the fast path takes was learned when its permit was granted.
     if !matches!(result, Ok(_) | Err(Outcome::Disabled))
         && let Some(source) = Mac::read(skb.packet(), offset_of!(EthHeader, src))
     {
@@ -71,7 +71,7 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let entry = FlowEntry::find(flow.words);
     let result = match entry {
         Some(entry) => forward(skb, config, macs, &flow, entry),
-        None if to_pod => Err(Outcome::NoLease),
+        None if to_pod => Err(Outcome::NoPermit),
         None => Err(Outcome::NotOverlay),
     };
     result.inspect_err(|_| enter(skb, &flow, config))
@@ -138,7 +138,7 @@ fn forward<F: Ip>(
     let way = entry.way();
     let to = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
     if now() >= until || !entry.is_still(flow.words) {
-        return Err(Outcome::NoLease);
+        return Err(Outcome::NoPermit);
     }
     if generation != config.generation {
         return Err(Outcome::Generation);

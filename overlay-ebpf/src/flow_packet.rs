@@ -52,7 +52,7 @@ pub struct FlowPacket<F: Family> {
 }
 
 impl<F: Family> FlowPacket<F> {
-    /// What a lease remembers of the IP header beside the flow, as the top bits of an entry's word
+    /// What a permit remembers of the IP header beside the flow, as the top bits of an entry's word
     /// beside the mode. `hops` are still to be taken.
     #[inline(always)]
     pub fn header_bits(&self, hops: u8) -> u16 {

@@ -117,7 +117,7 @@ impl FlowEntry {
         (Mac::from_low_bits(word), (word >> 48) as u32)
     }
 
-    /// Source MAC of delivered frames, and mode and header bits of the ingress lease.
+    /// Source MAC of delivered frames, and mode and header bits of the ingress permit.
     #[inline(always)]
     pub fn deliver_and_mode(self) -> (Mac, u8, u16) {
         let word = self.0.get::<{ word::DELIVER_MODE }>();
@@ -125,7 +125,7 @@ impl FlowEntry {
         (Mac::from_low_bits(word), mode, header_of(word))
     }
 
-    /// The pod's interface, and how often its MAC had moved when the lease was granted.
+    /// The pod's interface, and how often its MAC had moved when the permit was granted.
     #[inline(always)]
     pub fn pod_ifindex_and_moves(self) -> (u32, u32) {
         let word = self.0.get::<{ word::POD_IFINDEX }>();
@@ -139,7 +139,7 @@ impl FlowEntry {
     }
 }
 
-/// What a lease remembers of packets' headers, beside the mode.
+/// What a permit remembers of packets' headers, beside the mode.
 #[inline(always)]
 const fn header_of(word: u64) -> u16 {
     (word >> 48) as u16 & !(MODE_BITS as u16)
@@ -254,8 +254,8 @@ impl Draft {
     }
 }
 
-/// Prolongs a lease in place. Should the kernel just have given the entry to another flow, that one
-/// earns its lease again.
+/// Prolongs a permit in place. Should the kernel just have given the entry to another flow, that one
+/// earns its permit again.
 #[inline(always)]
 fn renew<F: Tables>(
     entry: Words<FLOW_WORDS>,

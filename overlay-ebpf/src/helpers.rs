@@ -309,7 +309,7 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
     unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
 }
 
-/// The clock of the leases: monotonic, with the resolution of a timer tick, a few ns to read.
+/// The clock of the permits: monotonic, with the resolution of a timer tick, a few ns to read.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: takes nothing and returns an integer.

@@ -1,4 +1,4 @@
-//! From another node to a pod: decapsulate, or take as it is, whatever has an ingress lease.
+//! From another node to a pod: decapsulate, or take as it is, whatever has an ingress permit.
 //!
 //! Only ever delivered to a local pod: up to Linux 6.18 the kernel keeps tunnel marks on a packet
 //! that BPF decapsulated, which would mislead segmentation if it were transmitted again.
@@ -78,7 +78,7 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
 /// "Fragmentation needed", or "packet too big", about a packet to a node: it was fast, the kernel's
 /// own over IPv4 may be fragmented. The kernel is about to note the smaller MTU with its route. All flows
 /// to the node earn their way again with it; without this, large packets would go on being lost until
-/// the leases run out.
+/// the permits run out.
 #[inline(always)]
 fn heed_too_big<F: Ip>(skb: &Skb) {
     let message = ETH_LEN + F::LEN;
@@ -95,9 +95,9 @@ fn heed_too_big<F: Ip>(skb: &Skb) {
     }
 }
 
-/// Looks up the ingress lease of `flow`, a packet that came `by` tunnel or directly.
+/// Looks up the ingress permit of `flow`, a packet that came `by` tunnel or directly.
 #[inline(always)]
-fn lease<F: Ip>(
+fn permit<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
     flow: &FlowPacket<F>,
@@ -105,7 +105,7 @@ fn lease<F: Ip>(
     by: u8,
     outer_source: Option<F::Be>,
 ) -> Result<Delivery<F>, Outcome> {
-    let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoLease)?;
+    let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoPermit)?;
     if flow.control != Control::None {
         return Err(Outcome::TcpControl);
     }
@@ -116,7 +116,7 @@ fn lease<F: Ip>(
     let (ifindex, moves) = entry.pod_ifindex_and_moves();
     let from = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
     if now() >= until || !entry.is_still(flow.words) {
-        return Err(Outcome::NoLease);
+        return Err(Outcome::NoPermit);
     }
     if generation != config.generation {
         return Err(Outcome::Generation);
@@ -160,9 +160,9 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     let tunnel = Tunnel::read(packet, config, config.vtep_mac)?;
     let flow = FlowPacket::parse(packet, inner, Local::Destination, config)?;
     let source = tunnel.source;
-    let delivery = match lease(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {
+    let delivery = match permit(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {
         Ok(delivery) => delivery,
-        Err(Outcome::NoLease) if !F::is_peer(source) => return Err(Outcome::UnknownPeer),
+        Err(Outcome::NoPermit) if !F::is_peer(source) => return Err(Outcome::UnknownPeer),
         Err(outcome) => return Err(outcome),
     };
     // The kernel cuts the packet to what the outer headers announce, or drops it.
@@ -191,7 +191,7 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
 fn from_direct<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome> {
     let packet = skb.packet();
     let flow = FlowPacket::parse(packet, ETH_LEN, Local::Destination, config)?;
-    match lease(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
+    match permit(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
         Ok(delivery) => Ok(act::deliver(
             skb,
             &flow,

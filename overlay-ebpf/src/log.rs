@@ -197,12 +197,12 @@ mod flavour {
                 | Outcome::Protocol
                 | Outcome::Passed,
             ) => Level::Trace,
-            (Kind::Lease, _)
+            (Kind::Permit, _)
             | (
                 _,
                 Outcome::Disabled
                 | Outcome::TcpControl
-                | Outcome::NoLease
+                | Outcome::NoPermit
                 | Outcome::Generation
                 | Outcome::NotGateway
                 | Outcome::Handshake

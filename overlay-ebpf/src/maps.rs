@@ -294,7 +294,7 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
 }
 
 /// Remembers on which interface pods use the MAC address. That of an address that has moved is counted:
-/// leases of its pod deliver to where it was.
+/// permits of its pod deliver to where it was.
 #[inline(always)]
 pub fn learn_pod(mac: Mac, ifindex: u32) {
     let before = pod_port(mac);
@@ -316,7 +316,7 @@ pub fn learn_pod(mac: Mac, ifindex: u32) {
 }
 
 /// Whether another address may be learned on the interface now. What a pod floods its veth with must not
-/// evict the addresses of others faster than these are seen again, which is once in a lease's time.
+/// evict the addresses of others faster than these are seen again, which is once in a permit's time.
 #[inline(always)]
 fn may_learn(ifindex: u32) -> bool {
     let fresh = (now() >> LEARN_PERIOD_BITS) << 32;
@@ -338,7 +338,7 @@ fn may_learn(ifindex: u32) -> bool {
     true
 }
 
-/// How often an address of this one's slot has moved. To be read before [`pod_port`], so that a lease
+/// How often an address of this one's slot has moved. To be read before [`pod_port`], so that a permit
 /// of an address that moves meanwhile does not count.
 #[inline(always)]
 pub fn moves(mac: Mac) -> u32 {
@@ -353,7 +353,7 @@ pub fn moves(mac: Mac) -> u32 {
 #[inline(always)]
 pub fn pod_port(mac: Mac) -> Option<u32> {
     // SAFETY: copied at once. An entry that is evicted and reused meanwhile yields another
-    // address's interface: the frame then earns no lease, or the very one the kernel delivers to.
+    // address's interface: the frame then earns no permit, or the very one the kernel delivers to.
     unsafe { PODS.get(pod_key(mac)) }.map(|port| port.ifindex)
 }
 

@@ -2,7 +2,7 @@
 
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
-    flow::TRANSLATED_UDP_LEASE_NS,
+    flow::TRANSLATED_UDP_PERMIT_NS,
     outcome::Outcome,
     stamp::{self, Header},
     wire::IPPROTO_UDP,
@@ -59,8 +59,8 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
 }
 
 impl<F: Ip> Observed<F> {
-    /// Whether the packet, routed by now, may earn a lease: it left as it came but for what netfilter
-    /// translates of its remote end, neither opens nor closes a connection, which ends the leases there
+    /// Whether the packet, routed by now, may earn a permit: it left as it came but for what netfilter
+    /// translates of its remote end, neither opens nor closes a connection, which ends the permits there
     /// are, and what was decided about it holds for the next.
     #[inline(always)]
     pub fn may_earn(&self, skb: &Skb) -> Result<Passage<'_, F>, Outcome> {
@@ -154,22 +154,23 @@ pub fn passage<'a, F: Ip>(
     })
 }
 
-/// When a lease of `flow` that is granted now runs out.
+/// When a permit of `flow` that is granted now runs out.
 #[inline(always)]
-pub fn lease_until<F: Ip>(
+pub fn permit_until<F: Ip>(
     config: &Config<F>,
     flow: &FlowPacket<F>,
     is_translated: bool,
 ) -> Result<u64, Outcome> {
-    let lease = match config.lease_ns(flow.protocol) {
-        0 => return Err(Outcome::NoLease),
-        lease => lease,
+    let permit = match config.permit_ns(flow.protocol) {
+        0 => return Err(Outcome::NoPermit),
+        permit => permit,
     };
-    let is_short = is_translated && flow.protocol == IPPROTO_UDP && lease > TRANSLATED_UDP_LEASE_NS;
+    let is_short =
+        is_translated && flow.protocol == IPPROTO_UDP && permit > TRANSLATED_UDP_PERMIT_NS;
     Ok(now()
         + if is_short {
-            TRANSLATED_UDP_LEASE_NS
+            TRANSLATED_UDP_PERMIT_NS
         } else {
-            lease
+            permit
         })
 }

@@ -1,5 +1,5 @@
 //! Flows that stay on the kernel path because the packet filter judges each of their packets, or
-//! because a rule of the administrator marks them. Asked only where a lease would be granted: packets
+//! because a rule of the administrator marks them. Asked only where a permit would be granted: packets
 //! that have one cost nothing.
 
 use overlay_common::{

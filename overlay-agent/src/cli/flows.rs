@@ -1,4 +1,4 @@
-//! `overlay-agent flows`: the flow table, with what is left of each lease.
+//! `overlay-agent flows`: the flow table, with what is left of each permit.
 
 use std::{
     io::{self, Write},
@@ -32,7 +32,7 @@ pub struct Args {
     /// Only flows of this pod, on either side
     #[arg(long, value_name = "ADDRESS")]
     pub pod: Option<IpAddr>,
-    /// Print entries without a live lease, too
+    /// Print entries without a live permit, too
     #[arg(long)]
     pub all: bool,
     /// Print at most this many
@@ -47,7 +47,7 @@ pub struct Report {
     pub generations: Generations,
     /// Entries in the tables.
     pub entries: usize,
-    /// Entries with a lease that counts.
+    /// Entries with a permit that counts.
     pub live: usize,
     /// Entries that match the command line.
     pub matching: usize,
@@ -65,12 +65,12 @@ pub struct Row {
     pub remote_port: u16,
     /// What the remote end becomes in packets that netfilter translates.
     pub translation: Option<Translation>,
-    pub egress: Option<Lease>,
-    pub ingress: Option<Lease>,
+    pub egress: Option<Permit>,
+    pub ingress: Option<Permit>,
     /// `live`, `expired`, or `stale`: of a generation before the last flush.
     pub state: State,
     pub generation: u32,
-    /// Host side of the pod's veth; 0 before the first ingress lease.
+    /// Host side of the pod's veth; 0 before the first ingress permit.
     pub pod_ifindex: u32,
     pub pod_ifname: Option<String>,
     /// UDP source port of the flow's tunnel packets.
@@ -94,9 +94,9 @@ pub enum Rewritten {
     Source,
 }
 
-/// What is left of a lease.
+/// What is left of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Lease {
+pub struct Permit {
     pub seconds_left: f64,
     /// `tunnel` or `direct`.
     pub mode: &'static str,
@@ -168,8 +168,8 @@ impl Report {
             remote: address(key.remote),
             remote_port: u16::from_be_bytes(key.remote_port),
             translation: translation::<F>(flow),
-            egress: Lease::new(flow.egress_until, flow.egress_mode, now),
-            ingress: Lease::new(flow.ingress_until, flow.ingress_mode, now),
+            egress: Permit::new(flow.egress_until, flow.egress_mode, now),
+            ingress: Permit::new(flow.ingress_until, flow.ingress_mode, now),
             state: table.state(flow, now),
             generation: flow.generation,
             pod_ifindex: flow.pod_ifindex,
@@ -218,7 +218,7 @@ impl Row {
     }
 }
 
-impl Lease {
+impl Permit {
     fn new(until_ns: u64, mode: u8, now: Duration) -> Option<Self> {
         let left = left(until_ns, now)?;
         Some(Self {
@@ -236,9 +236,12 @@ impl output::Report for Report {
                 "STATE",
             ]);
             for row in &self.flows {
-                let mode = |lease: Option<Lease>| lease.map_or("-", |lease| lease.mode).to_owned();
-                let left = |lease: Option<Lease>| {
-                    lease.map_or_else(String::new, |lease| format!("{:.1} s", lease.seconds_left))
+                let mode =
+                    |permit: Option<Permit>| permit.map_or("-", |permit| permit.mode).to_owned();
+                let left = |permit: Option<Permit>| {
+                    permit.map_or_else(String::new, |permit| {
+                        format!("{:.1} s", permit.seconds_left)
+                    })
                 };
                 table.row([
                     row.protocol.clone(),

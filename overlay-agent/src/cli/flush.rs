@@ -1,4 +1,4 @@
-//! `overlay-agent flush`: make every flow earn its lease again, for rules that changed without the
+//! `overlay-agent flush`: make every flow earn its permit again, for rules that changed without the
 //! agent noticing.
 
 use std::{

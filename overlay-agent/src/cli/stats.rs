@@ -118,7 +118,7 @@ impl Share {
 impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut first = true;
-        for kind in [Kind::Drop, Kind::Decline, Kind::Lease, Kind::Fast] {
+        for kind in [Kind::Drop, Kind::Decline, Kind::Permit, Kind::Fast] {
             let rows = self.counters.iter().filter(|row| row.kind == kind.name());
             let mut table = Table::new(&["HOOK", "OUTCOME", "PACKETS>", "BYTES>", "MEANING"]);
             for row in rows {
@@ -156,7 +156,7 @@ impl output::Report for Report {
 const fn heading(kind: Kind) -> &'static str {
     match kind {
         Kind::Fast => "Forwarded by the fast path",
-        Kind::Lease => "Carried by the kernel, with a change to the flow table",
+        Kind::Permit => "Carried by the kernel, with a change to the flow table",
         Kind::Decline => "Left to the kernel",
         Kind::Drop => "Dropped",
     }
@@ -176,10 +176,10 @@ mod tests {
                     Outcome::FastTunnel,
                     counter(12_345, 1_234_500),
                 ),
-                (Hook::Egress, Outcome::NoLease, counter(5, 490)),
+                (Hook::Egress, Outcome::NoPermit, counter(5, 490)),
                 (Hook::Egress, Outcome::Ttl, counter(0, 0)),
                 (Hook::Egress, Outcome::PodTunnel, counter(1, 120)),
-                (Hook::Deliver, Outcome::LeaseGranted, counter(7, 686)),
+                (Hook::Deliver, Outcome::PermitGranted, counter(7, 686)),
             ],
             false,
         )

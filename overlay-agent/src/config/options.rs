@@ -169,7 +169,7 @@ pub enum PerPacketRules {
     /// What they can match is left to the kernel.
     #[default]
     Heed,
-    /// They judge the packets that earn leases, and no others.
+    /// They judge the packets that earn permits, and no others.
     Ignore,
 }
 

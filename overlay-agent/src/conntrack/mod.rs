@@ -1,10 +1,10 @@
 //! How long connection tracking remembers a flow of which it sees no packet, and what follows for the
-//! leases of the fast path.
+//! permits of the fast path.
 //!
-//! With a lease conntrack sees one packet of a direction and then none until it has run out. If it
+//! With a permit conntrack sees one packet of a direction and then none until it has run out. If it
 //! forgets the flow meanwhile, a rule that lets established flows pass drops the next packet. So a
-//! lease lasts half as long as the shortest timeout that may be in force for its protocol: from the last
-//! packet seen to the first one after the lease it is less than twice as long.
+//! permit lasts half as long as the shortest timeout that may be in force for its protocol: from the last
+//! packet seen to the first one after the permit it is less than twice as long.
 
 mod objects;
 mod settings;
@@ -14,11 +14,11 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 pub use self::watch::{TimeoutWatch, Timeouts};
 use crate::{
-    datapath::LeaseTimes,
+    datapath::PermitTimes,
     model::{PerFamily, each_family},
 };
 
-/// A protocol as far as leases go.
+/// A protocol as far as permits go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     Tcp,
@@ -71,56 +71,56 @@ impl FromIterator<Timeout> for Shortest {
     }
 }
 
-/// A lease shorter than this makes hardly a packet fast: no packet of the protocol is, then.
-const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// A permit shorter than this makes hardly a packet fast: no packet of the protocol is, then.
+const SHORTEST_PERMIT: Duration = Duration::from_secs(1);
 
-/// How long a lease lasts if conntrack forgets a flow after `timeout`; 0 if no lease makes sense.
-fn lease(timeout: Duration) -> Duration {
+/// How long a permit lasts if conntrack forgets a flow after `timeout`; 0 if no permit makes sense.
+fn permit(timeout: Duration) -> Duration {
     let half = timeout / 2;
-    if half < SHORTEST_LEASE {
+    if half < SHORTEST_PERMIT {
         Duration::ZERO
     } else {
-        half.min(LeaseTimes::LONGEST.udp)
+        half.min(PermitTimes::LONGEST.udp)
     }
 }
 
 impl Shortest {
-    fn lease(&self, protocol: Protocol) -> Duration {
+    fn permit(&self, protocol: Protocol) -> Duration {
         // What conntrack does not follow, it does not forget.
         let timeout = self.0.get(&protocol);
-        timeout.map_or(LeaseTimes::LONGEST.udp, |(seconds, _)| {
-            lease(Duration::from_secs((*seconds).into()))
+        timeout.map_or(PermitTimes::LONGEST.udp, |(seconds, _)| {
+            permit(Duration::from_secs((*seconds).into()))
         })
     }
 
     /// Of flows between pods of a family.
-    pub fn leases(&self) -> PerFamily<LeaseTimes> {
+    pub fn permits(&self) -> PerFamily<PermitTimes> {
         let icmp = PerFamily {
             ipv4: Protocol::Icmp,
             ipv6: Protocol::Icmpv6,
         };
-        each_family!(icmp, icmp => LeaseTimes {
-            tcp: self.lease(Protocol::Tcp),
-            udp: self.lease(Protocol::Udp),
-            icmp: self.lease(icmp),
+        each_family!(icmp, icmp => PermitTimes {
+            tcp: self.permit(Protocol::Tcp),
+            udp: self.permit(Protocol::Udp),
+            icmp: self.permit(icmp),
         })
     }
 
-    /// What is to be said about the leases, beyond the ordinary.
+    /// What is to be said about the permits, beyond the ordinary.
     pub fn remarks(&self) -> Vec<String> {
         let remark = |(protocol, (seconds, origin)): (&Protocol, &(u32, String))| {
-            let lease = self.lease(*protocol);
-            if lease == Duration::ZERO {
+            let permit = self.permit(*protocol);
+            if permit == Duration::ZERO {
                 Some(format!(
                     "no {protocol} packet is fast: conntrack forgets such flows after {seconds} s \
                      ({origin}); {} s or more are needed",
-                    2 * SHORTEST_LEASE.as_secs()
+                    2 * SHORTEST_PERMIT.as_secs()
                 ))
-            } else if lease < LeaseTimes::LONGEST.udp {
+            } else if permit < PermitTimes::LONGEST.udp {
                 Some(format!(
                     "{protocol} flows are confirmed every {} s: conntrack forgets them after \
                      {seconds} s ({origin})",
-                    lease.as_secs_f32()
+                    permit.as_secs_f32()
                 ))
             } else {
                 None
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_half_the_timeout_up_to_15_s_and_none_below_1_s() {
+    fn a_permit_is_half_the_timeout_up_to_15_s_and_none_below_1_s() {
         for (timeout, expected) in [
             (432_000, 15 * SECOND),
             (30, 15 * SECOND),
@@ -155,9 +155,9 @@ mod tests {
             (1, Duration::ZERO),
             (0, Duration::ZERO),
         ] {
-            let lease = lease(Duration::from_secs(timeout));
-            assert_eq!(lease, expected, "{timeout}");
-            assert!(lease * 2 <= Duration::from_secs(timeout) || lease.is_zero());
+            let permit = permit(Duration::from_secs(timeout));
+            assert_eq!(permit, expected, "{timeout}");
+            assert!(permit * 2 <= Duration::from_secs(timeout) || permit.is_zero());
         }
     }
 
@@ -172,9 +172,12 @@ mod tests {
         .into_iter()
         .collect();
         let longest = 15 * SECOND;
-        let of = |tcp, udp, icmp| LeaseTimes { tcp, udp, icmp };
-        assert_eq!(found.leases().ipv4, of(longest, 4 * SECOND, longest));
-        assert_eq!(found.leases().ipv6, of(longest, 4 * SECOND, Duration::ZERO));
+        let of = |tcp, udp, icmp| PermitTimes { tcp, udp, icmp };
+        assert_eq!(found.permits().ipv4, of(longest, 4 * SECOND, longest));
+        assert_eq!(
+            found.permits().ipv6,
+            of(longest, 4 * SECOND, Duration::ZERO)
+        );
         let remarks = found.remarks();
         assert!(
             matches!(&remarks[..], [udp, icmp]
@@ -185,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn without_conntrack_and_with_its_defaults_leases_are_the_longest() {
-        assert_eq!(Shortest::default().leases().ipv4, LeaseTimes::LONGEST);
+    fn without_conntrack_and_with_its_defaults_permits_are_the_longest() {
+        assert_eq!(Shortest::default().permits().ipv4, PermitTimes::LONGEST);
         let defaults: Shortest = [
             timeout(Protocol::Udp, 30, ""),
             timeout(Protocol::Icmp, 30, ""),
@@ -194,7 +197,7 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        assert_eq!(defaults.leases().ipv4, LeaseTimes::LONGEST);
+        assert_eq!(defaults.permits().ipv4, PermitTimes::LONGEST);
         assert!(defaults.remarks().is_empty());
     }
 }

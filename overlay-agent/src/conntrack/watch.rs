@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{filter::RulesetVersion, lifecycle::Supervisor};
 
-/// How often the sysctls are read: nine small files. A lease that was granted before ends within 15 s
+/// How often the sysctls are read: nine small files. A permit that was granted before ends within 15 s
 /// all the same.
 const SETTINGS_PERIOD: Duration = Duration::from_secs(1);
 /// How often the objects are listed, beyond each change of the rule set that is announced.
@@ -124,13 +124,13 @@ impl TimeoutWatch {
         let objects = objects.flat_map(|listed| listed.timeouts.iter().cloned());
         let found: Shortest = settings::read().into_iter().chain(objects).collect();
         self.shortest.send_if_modified(|shortest| {
-            if found.leases() != shortest.leases() {
+            if found.permits() != shortest.permits() {
                 let remarks = found.remarks();
                 for remark in &remarks {
                     info!("{remark}");
                 }
                 if remarks.is_empty() {
-                    info!("leases of all protocols are the longest again");
+                    info!("permits of all protocols are the longest again");
                 }
                 *shortest = found;
                 return true;

@@ -26,7 +26,7 @@ impl FastShare {
                     kernel: sum.kernel.saturating_add(counter.packets),
                     ..sum
                 },
-                Kind::Decline | Kind::Lease | Kind::Drop => sum,
+                Kind::Decline | Kind::Permit | Kind::Drop => sum,
             },
         )
     }
@@ -66,11 +66,11 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::FastDirect
         | Outcome::FastTranslated
         | Outcome::Forwarded
-        | Outcome::LeaseGranted
+        | Outcome::PermitGranted
         | Outcome::FlowClosed
         | Outcome::TcpControl
         | Outcome::Ttl
-        | Outcome::NoLease
+        | Outcome::NoPermit
         | Outcome::Generation
         | Outcome::NotGateway
         | Outcome::Mtu
@@ -116,10 +116,10 @@ mod tests {
         let counters = [
             (Hook::Egress, Outcome::FastTunnel, counter(9_900)),
             (Hook::Egress, Outcome::FastDirect, counter(90)),
-            (Hook::Egress, Outcome::NoLease, counter(10)),
+            (Hook::Egress, Outcome::NoPermit, counter(10)),
             (Hook::Egress, Outcome::NotOverlay, counter(50_000)),
-            (Hook::Ingress, Outcome::NoLease, counter(1)),
-            (Hook::Confirm, Outcome::LeaseGranted, counter(10)),
+            (Hook::Ingress, Outcome::NoPermit, counter(1)),
+            (Hook::Confirm, Outcome::PermitGranted, counter(10)),
         ];
         let share = FastShare::at(Hook::Egress, &counters);
         assert_eq!(

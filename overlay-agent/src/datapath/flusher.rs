@@ -1,4 +1,4 @@
-//! Makes flows earn their leases again, whatever else goes on: with handles of its own, and without
+//! Makes flows earn their permits again, whatever else goes on: with handles of its own, and without
 //! waiting for long for anybody.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::model::{PerFamily, V4, V6, each_family};
 /// Whoever writes the configuration is done within microseconds, unless he was stopped.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// The generations of the two families' leases.
+/// The generations of the two families' permits.
 pub type Generations = PerFamily<u32>;
 
 /// The configurations of both families.
@@ -46,7 +46,7 @@ impl Flusher {
         })
     }
 
-    /// Makes every flow earn its lease again. A process that was stopped while it had the
+    /// Makes every flow earn its permit again. A process that was stopped while it had the
     /// configuration locked is not waited for.
     pub fn flush(&mut self) -> Result<Flushed, DatapathError> {
         let (lock, contested) = match ConfigLock::acquire(&self.pins, PATIENCE) {

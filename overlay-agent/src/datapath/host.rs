@@ -10,15 +10,15 @@ use crate::model::{Family, V4};
 /// For both families.
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// How long leases last, by protocol; 0: no flow of the protocol is fast.
+/// How long permits last, by protocol; 0: no flow of the protocol is fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseTimes {
+pub struct PermitTimes {
     pub tcp: Duration,
     pub udp: Duration,
     pub icmp: Duration,
 }
 
-impl LeaseTimes {
+impl PermitTimes {
     /// Long enough that almost every packet of a steady flow is fast, shorter than the 30 s after which
     /// conntrack forgets a UDP flow without replies.
     pub const LONGEST: Self = Self::all(Duration::from_secs(15));
@@ -41,8 +41,8 @@ pub struct HostFacts<F: Family = V4> {
     pub local_port_range: (u16, u16),
     /// MTUs of the kernel's routes to VTEP addresses, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
-    /// How long leases last, which conntrack's timeouts decide.
-    pub leases: LeaseTimes,
+    /// How long permits last, which conntrack's timeouts decide.
+    pub permits: PermitTimes,
 }
 
 impl<F: Family> HostFacts<F> {
@@ -51,7 +51,7 @@ impl<F: Family> HostFacts<F> {
     pub fn read(
         underlay: &str,
         route_mtus: BTreeMap<F::Address, u32>,
-        leases: LeaseTimes,
+        permits: PermitTimes,
     ) -> Result<Self, DatapathError> {
         Ok(Self {
             ttl: read(&F::ttl_setting(underlay), "a TTL", |text| {
@@ -59,14 +59,14 @@ impl<F: Family> HostFacts<F> {
             })?,
             local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
             route_mtus,
-            leases,
+            permits,
         })
     }
 }
 
-/// The time that lease deadlines are compared with: the clock of `bpf_ktime_get_coarse_ns`, which is
+/// The time that permit deadlines are compared with: the clock of `bpf_ktime_get_coarse_ns`, which is
 /// behind by up to a timer tick.
-pub fn lease_clock() -> Result<Duration, DatapathError> {
+pub fn permit_clock() -> Result<Duration, DatapathError> {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(Duration::from)
         .map_err(|errno| DatapathError::Clock {

@@ -42,7 +42,7 @@ pub use self::{
     counters::FastShare,
     error::DatapathError,
     flusher::{Flushed, Flusher, Generations},
-    host::{HostFacts, LeaseTimes, lease_clock},
+    host::{HostFacts, PermitTimes, permit_clock},
     maps::{Maps, overlay::OverlayMaps},
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
@@ -171,7 +171,7 @@ impl Datapath {
     }
 
     /// The interfaces through which the host's IP layer receives pod packets, with their MAC
-    /// addresses. True if that changed anything; flows have to earn their leases again if it concerns
+    /// addresses. True if that changed anything; flows have to earn their permits again if it concerns
     /// some. One that cannot be written keeps the others from nothing.
     pub fn set_gateways(&mut self, wanted: &BTreeMap<u32, MacAddr>) -> Result<bool, DatapathError> {
         let observed = self.maps.gateways()?;
@@ -202,7 +202,7 @@ impl Datapath {
         Ok(changed)
     }
 
-    /// Makes every flow earn its lease again.
+    /// Makes every flow earn its permit again.
     pub fn flush(&mut self) -> Result<Generations, DatapathError> {
         self.flusher.flush().map(|flushed| flushed.generations)
     }

@@ -1,4 +1,4 @@
-//! `OVL_SLOW`: which flows earn no lease because the packet filter judges each of their packets.
+//! `OVL_SLOW`: which flows earn no permit because the packet filter judges each of their packets.
 
 use overlay_common::slow::Slow;
 
@@ -27,7 +27,7 @@ impl SlowFlows {
     }
 
     /// Leaves these flows to the kernel and no others. Returns whether that is news; then it is in the map
-    /// before every flow has to earn its lease again, so none goes on by what was there before.
+    /// before every flow has to earn its permit again, so none goes on by what was there before.
     pub fn put(&mut self, slow: &Slow) -> Result<bool, DatapathError> {
         if self.maps.slow()? == *slow && !self.flush_owed {
             return Ok(false);

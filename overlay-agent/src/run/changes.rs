@@ -31,7 +31,7 @@ pub struct Dirty {
     pub vtep: bool,
     /// The underlay interface or its address.
     pub underlay: bool,
-    /// Flows have to earn their leases again.
+    /// Flows have to earn their permits again.
     pub flush: bool,
     /// The link table is no longer to be trusted.
     pub resync: bool,

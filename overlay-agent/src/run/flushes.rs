@@ -56,7 +56,7 @@ impl Flushes {
         Self(sender)
     }
 
-    /// Makes every flow earn its lease again, at once.
+    /// Makes every flow earn its permit again, at once.
     pub fn request(&self) {
         self.0.send_replace(());
     }
@@ -101,7 +101,7 @@ where
             })) => format!("flows were flushed, but that may be undone: {error}"),
             Ok(Err(error)) => format!(
                 "cannot flush the flow table: {error}; what the packet filter drops from now on \
-                 may pass in flows that are fast, until their leases end"
+                 may pass in flows that are fast, until their permits end"
             ),
             Err(panic) => format!("cannot flush the flow table: {panic}"),
         };

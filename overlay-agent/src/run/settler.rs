@@ -137,10 +137,10 @@ impl Settler {
     async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
         let mut problems = Vec::new();
         let tier1 = &mut self.tier1;
-        each_family!(self.sides.as_mut().zip(timeouts.leases()), (side, leases) => {
+        each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
                 problems.extend(look.at(side, &self.netlink).await.err());
-                let applied = block_in_place(|| tier1.apply(side, leases));
+                let applied = block_in_place(|| tier1.apply(side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
         });

@@ -14,8 +14,8 @@ use super::{side::Side, sides::Sides};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     datapath::{
-        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, LeaseTimes, PinDir,
-        Serves, SlowFlows, XdpMode,
+        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PermitTimes,
+        PinDir, Serves, SlowFlows, XdpMode,
     },
     lifecycle::Supervisor,
     model::{Family, each_family},
@@ -106,13 +106,13 @@ impl Tier1 {
     pub fn apply<F: Family>(
         &mut self,
         side: &Side<F>,
-        leases: LeaseTimes,
+        permits: PermitTimes,
     ) -> Result<(), DatapathError> {
         let Self::Active { datapath, .. } = self else {
             return Ok(());
         };
         let underlay = &side.desired.local.underlay.name;
-        let facts = HostFacts::read(underlay, side.route_mtus.clone(), leases)?;
+        let facts = HostFacts::read(underlay, side.route_mtus.clone(), permits)?;
         let summary = datapath.apply(&side.desired, device(side), &facts)?;
         self.note(&summary);
         Ok(())

@@ -6,7 +6,7 @@ use overlay_common::flow::{Flow, FlowKey};
 use serde::Serialize;
 
 use crate::{
-    datapath::{DatapathError, Maps, OverlayMaps, PinDir, lease_clock},
+    datapath::{DatapathError, Maps, OverlayMaps, PinDir, permit_clock},
     model::{Family, V4, V6},
 };
 
@@ -15,7 +15,7 @@ pub struct FlowTables {
     /// `None` if the node does not serve the family.
     pub ipv4: Option<FlowTable<V4>>,
     pub ipv6: Option<FlowTable<V6>>,
-    /// By the clock of leases.
+    /// By the clock of permits.
     pub now: Duration,
 }
 
@@ -44,7 +44,7 @@ impl FlowTables {
         Ok(Self {
             ipv4: FlowTable::read(&maps.ipv4)?,
             ipv6: FlowTable::read(&maps.ipv6)?,
-            now: lease_clock()?,
+            now: permit_clock()?,
         })
     }
 }
@@ -61,7 +61,7 @@ impl<F: Family> FlowTable<F> {
         }))
     }
 
-    /// Whether `flow` has a lease that counts at `now`.
+    /// Whether `flow` has a permit that counts at `now`.
     pub fn state(&self, flow: &Flow, now: Duration) -> State {
         if flow.generation != self.generation {
             State::Stale
@@ -75,7 +75,7 @@ impl<F: Family> FlowTable<F> {
         }
     }
 
-    /// How many entries have a lease that counts at `now`.
+    /// How many entries have a permit that counts at `now`.
     pub fn live(&self, now: Duration) -> usize {
         let flows = self.flows.iter();
         flows

@@ -88,7 +88,7 @@ pub fn add_pods(lab: &Lab, node: &Node) -> Result<()> {
     lab.underlay().hub().ip_batch(&ups)
 }
 
-/// Fills the flow table of `node` with flows of other pods, all with live leases.
+/// Fills the flow table of `node` with flows of other pods, all with live permits.
 pub fn fill_flows(node: &Node) -> Result<()> {
     let config = MapData::from_pin(node.map_pin(maps::CONFIG))?;
     let config = Array::<_, Config>::try_from(Map::Array(config))?.get(&0, 0)?;

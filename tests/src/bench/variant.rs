@@ -29,7 +29,7 @@ pub struct Variant {
     pub between_nodes: bool,
     /// A thousand nodes, 250 pods on each of the two, 100 000 flows.
     pub crowded: bool,
-    /// A rule on each node changes the pod's own port of the measured flow: no lease is ever granted.
+    /// A rule on each node changes the pod's own port of the measured flow: no permit is ever granted.
     pub altered: bool,
     /// The client asks a service, as kube-proxy's iptables rules on its node make one.
     pub service: bool,

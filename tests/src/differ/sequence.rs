@@ -163,7 +163,7 @@ impl<F: Family> Generator<F> {
             [F::PODS[flow.sender], flow.destination],
             flow.protocol,
         );
-        // Packets of a flow have one TTL and one DSCP, mostly: to a lease others are another flow's.
+        // Packets of a flow have one TTL and one DSCP, mostly: to a permit others are another flow's.
         let of_flow = usize::from(flow.ports[0]);
         let mut pick = |values: &[u8]| {
             let index = if self.random.random_ratio(1, 30) {

@@ -270,7 +270,7 @@ impl<F: Cluster> Bench<F> {
         match (hook, outcome) {
             (Hook::Confirm | Hook::Deliver, _) => matches!(
                 outcome,
-                Outcome::LeaseGranted
+                Outcome::PermitGranted
                     | Outcome::TableFull
                     | Outcome::Handshake
                     | Outcome::FlowClosed

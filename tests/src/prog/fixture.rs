@@ -313,9 +313,9 @@ impl<F: Cluster> Fixture<F> {
             interfaces,
             config: Config {
                 stamp_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
-                tcp_lease_ns: 15_000_000_000,
-                udp_lease_ns: 15_000_000_000,
-                icmp_lease_ns: 15_000_000_000,
+                tcp_permit_ns: 15_000_000_000,
+                udp_permit_ns: 15_000_000_000,
+                icmp_permit_ns: 15_000_000_000,
                 generation: GENERATION,
                 fastpath: FASTPATH_STRICT,
                 vtep: F::be(F::VTEP),
@@ -393,7 +393,7 @@ impl<F: Cluster> Fixture<F> {
         }
     }
 
-    /// Gives the flow `key` live leases in both directions, with a pod on `remote`. Returns the
+    /// Gives the flow `key` live permits in both directions, with a pod on `remote`. Returns the
     /// entry for changes.
     pub fn grant(&mut self, key: FlowKey<F>, remote: &Remote<F>) -> &mut Flow {
         let flow = Flow {
@@ -418,7 +418,7 @@ impl<F: Cluster> Fixture<F> {
     }
 }
 
-/// Makes a lease that of packets with this one's DSCP and TTL.
+/// Makes a permit that of packets with this one's DSCP and TTL.
 pub fn remember<F: Cluster>(flow: &mut Flow, packet: &Packet<F>) {
     for (mode, ttl) in [
         (&mut flow.egress_mode, &mut flow.egress_ttl),

@@ -92,7 +92,7 @@ impl<'a, F: Reading> Model<'a, F> {
         }
     }
 
-    /// What must become of `frame`. Leases are either without end or have run out long ago.
+    /// What must become of `frame`. Permits are either without end or have run out long ago.
     pub fn decide(&self, hook: Hook, frame: &[u8]) -> Decision {
         let sent = match hook {
             Hook::Egress if self.is_injection(frame) => return Decision::Drop,
@@ -143,7 +143,7 @@ impl<'a, F: Reading> Model<'a, F> {
             return None;
         }
         let packet = flow::<F>(packet::<F>(frame)?, Local::Source)?;
-        let flow = self.lease(&packet)?;
+        let flow = self.permit(&packet)?;
         let node = self.node(flow)?;
         let nexthop = self.fixture.nexthops.get(&flow.node.into())?;
         let allowed = flow.egress_until == u64::MAX
@@ -198,7 +198,7 @@ impl<'a, F: Reading> Model<'a, F> {
             return self.decapsulated(ip, &header);
         }
         let packet = flow(ip, Local::Destination)?;
-        let flow = self.lease(&packet)?;
+        let flow = self.permit(&packet)?;
         let allowed = mode(flow.ingress_mode) == MODE_DIRECT && self.may_deliver(&packet, flow);
         allowed.then(|| framed::<F>(flow.pod_mac, flow.deliver_mac, &F::forwarded(packet.ip)))
     }
@@ -221,7 +221,7 @@ impl<'a, F: Reading> Model<'a, F> {
             return None;
         }
         let packet = flow(packet::<F>(&carried[8..])?, Local::Destination)?;
-        let flow = self.lease(&packet)?;
+        let flow = self.permit(&packet)?;
         let allowed = mode(flow.ingress_mode) == MODE_TUNNEL
             && self.node(flow)?.vtep == outer.src
             && self.may_deliver(&packet, flow)
@@ -240,7 +240,7 @@ impl<'a, F: Reading> Model<'a, F> {
         Some(framed::<F>(flow.pod_mac, flow.deliver_mac, &inner))
     }
 
-    /// Whether the packet has the DSCP and the TTL that its lease was earned with.
+    /// Whether the packet has the DSCP and the TTL that its permit was earned with.
     fn is_headed(&self, packet: &FlowPacket<'_, F>, mode: u8, ttl: u8) -> bool {
         let header = &packet.header;
         self.config().fastpath == FASTPATH_TRUSTED
@@ -255,7 +255,7 @@ impl<'a, F: Reading> Model<'a, F> {
     }
 
     /// The entry of the packet's flow, if it counts and the packet is one that may be fast.
-    fn lease(&self, packet: &FlowPacket<'_, F>) -> Option<&Flow> {
+    fn permit(&self, packet: &FlowPacket<'_, F>) -> Option<&Flow> {
         let config = self.config();
         let (local, remote) = (packet.key.local, packet.key.remote);
         let is_within = |address: F::Be, base: F::Be, mask: F::Be| {

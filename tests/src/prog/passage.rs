@@ -113,7 +113,7 @@ pub fn send<F: Cluster>(
     })
 }
 
-/// The same, which must earn a lease.
+/// The same, which must earn a permit.
 pub fn earn<F: Cluster>(
     bench: &mut Bench<F>,
     interfaces: &Interfaces,
@@ -122,12 +122,12 @@ pub fn earn<F: Cluster>(
     surroundings: Surroundings,
 ) -> Result<()> {
     let Passage { first, sent } = send(bench, interfaces, remote, packet, surroundings)?;
-    let granted = [(Hook::Confirm, Outcome::LeaseGranted)];
+    let granted = [(Hook::Confirm, Outcome::PermitGranted)];
     if let Some(sent) = sent {
         ensure!(
             first.outcomes()
                 == [
-                    (Hook::Egress, Outcome::NoLease),
+                    (Hook::Egress, Outcome::NoPermit),
                     (Hook::Confirm, Outcome::Leaving)
                 ],
             "{first:?}"
@@ -135,7 +135,7 @@ pub fn earn<F: Cluster>(
         ensure!(sent.outcomes() == granted, "{sent:?}");
     } else {
         ensure!(
-            first.outcomes() == [&[(Hook::Egress, Outcome::NoLease)][..], &granted].concat(),
+            first.outcomes() == [&[(Hook::Egress, Outcome::NoPermit)][..], &granted].concat(),
             "{first:?}"
         );
     }

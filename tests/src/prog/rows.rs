@@ -69,7 +69,7 @@ impl<F: Cluster> Row<F> {
             Expected::Pass(_) => (
                 Verdict::Pass,
                 Some(&self.frame),
-                &[Kind::Decline, Kind::Lease],
+                &[Kind::Decline, Kind::Permit],
             ),
             // Nobody sees the bytes of a dropped packet.
             Expected::Drop(_) => (Verdict::Drop, None, &[Kind::Drop]),

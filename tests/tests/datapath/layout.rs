@@ -86,12 +86,12 @@ fn layouts() -> BTreeMap<String, Layout> {
         PodKey { mac, _pad }
         PodPort { ifindex }
         Config<V4> {
-            stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
+            stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
         }
         Config<V6> {
-            stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
+            stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
         }

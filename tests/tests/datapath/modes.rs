@@ -29,7 +29,7 @@ fn start(lab: &Lab, arguments: &[&str]) -> Result<[Endpoint; 2]> {
 }
 
 #[test]
-fn in_trusted_mode_one_lease_serves_all_flows_of_two_pods_until_a_rule_ends_it() {
+fn in_trusted_mode_one_permit_serves_all_flows_of_two_pods_until_a_rule_ends_it() {
     scenario(Lab::builder().nodes(2), |lab| {
         let [from, to] = start(lab, &["--fastpath=trusted"])?;
         ping::all(&from, to.address, 3)?;
@@ -114,7 +114,7 @@ fn host_gw_routes_fast_packets_without_a_tunnel_and_puts_deleted_routes_back() {
 }
 
 #[test]
-fn connection_tracking_is_made_liberal_unless_told_not_to_and_outlasts_a_lease() {
+fn connection_tracking_is_made_liberal_unless_told_not_to_and_outlasts_a_permit() {
     scenario(Lab::builder().nodes(2), |lab| {
         let sysctl = |node: &Node, key: &str| -> Result<u64> {
             let key = format!("net.netfilter.{key}");
@@ -138,16 +138,16 @@ fn connection_tracking_is_made_liberal_unless_told_not_to_and_outlasts_a_lease()
             "by default and with the opt-out: {values:?}"
         );
 
-        // A lease that runs out later would renew a flow that is forgotten, as a new one.
+        // A permit that runs out later would renew a flow that is forgotten, as a new one.
         let timeout = sysctl(liberal, "nf_conntrack_udp_timeout")?;
-        let lease = wait_for("the lease's length", DEADLINE, || {
+        let permit = wait_for("the permit's length", DEADLINE, || {
             let status = liberal.operator_json(&["status"])?;
-            let seconds = status["datapath"]["lease_seconds"]["udp"].as_f64();
+            let seconds = status["datapath"]["permit_seconds"]["udp"].as_f64();
             seconds.with_context(|| format!("none in {status}"))
         })?;
         ensure!(
-            Duration::from_secs_f64(lease) * 2 <= Duration::from_secs(timeout),
-            "a lease lasts {lease} s, an idle UDP flow is tracked {timeout} s"
+            Duration::from_secs_f64(permit) * 2 <= Duration::from_secs(timeout),
+            "a permit lasts {permit} s, an idle UDP flow is tracked {timeout} s"
         );
         Ok(())
     });

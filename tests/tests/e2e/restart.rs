@@ -94,7 +94,7 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
 }
 
 /// Leaves the pins as an agent does whose maps have the layouts of version 1: in a directory of that name, and
-/// with nothing that grants leases on the underlay. Its programs go on with their maps.
+/// with nothing that grants permits on the underlay. Its programs go on with their maps.
 fn leave_pins_of_version_1(node: &Node) -> Result<()> {
     let maps = node.map_pin("OVL_CONFIG");
     let maps = maps.parent().context("the directory of the maps")?;

@@ -76,7 +76,7 @@ fn agents_that_end_start_flush_and_follow_peers_lose_no_fast_ipv6_packet() {
             .map(|hook| counted.packets(hook, Outcome::Generation))
             .iter()
             .sum::<u64>();
-        let granted = counted.packets(Hook::Confirm, Outcome::LeaseGranted);
+        let granted = counted.packets(Hook::Confirm, Outcome::PermitGranted);
         ensure!(refused > 0 && granted > 0, "{counted}");
 
         connection.close()?;
@@ -185,7 +185,7 @@ fn with_the_fast_path_off_the_kernel_carries_every_ipv6_packet() {
         udp::echo_each(&pods[0], &pods[1], &[100, 1_382], 50)?.ensure_lossless()?;
         for node in lab.nodes() {
             let counted = node.counters()?;
-            let granted = counted.packets(Hook::Confirm, Outcome::LeaseGranted);
+            let granted = counted.packets(Hook::Confirm, Outcome::PermitGranted);
             for hook in [Hook::Egress, Hook::Ingress] {
                 let declined = counted.packets(hook, Outcome::Disabled);
                 ensure!(

@@ -393,7 +393,7 @@ fn operator_commands_show_both_families() {
         };
         lab.ping_matrix()?;
         ping_matrix(&pods6)?;
-        // The second packet of a flow earns its lease.
+        // The second packet of a flow earns its permit.
         let [near, far] = [0, 1].map(|index| lab.node(index).pods()[0].endpoint());
         ping::all(&near, far.address, 5)?;
         ping6::all(from, to.address, 5)?;

@@ -38,7 +38,7 @@ fn transfer(lab: &Lab, mode: Mode) -> Result<()> {
     ensure!(big > 10, "{big} packets were big");
     let counters = lab.node(0).counters()?;
     if mode == Mode::Fast {
-        let left = [Outcome::Length, Outcome::Mtu, Outcome::NoLease];
+        let left = [Outcome::Length, Outcome::Mtu, Outcome::NoPermit];
         let declined = left.map(|outcome| counters.packets(Hook::Egress, outcome));
         let declined: u64 = declined.iter().sum();
         ensure!(declined >= big, "{big} were big:\n{counters}");

@@ -108,7 +108,7 @@ fn leave_untracked(lab: &Lab) -> Result<()> {
 }
 
 /// Sends two datagrams of each of `count` flows from a pod of the first node to a pod of the other,
-/// which does not answer: the second one earns the lease.
+/// which does not answer: the second one earns the permit.
 fn open_flows(lab: &Lab, from: &Pod, to: &Pod, count: u32) -> Result<()> {
     deafen::<V4>(&to.namespace)?;
     let port = RawPort::open(from)?;

@@ -137,7 +137,7 @@ fn arrivals<A: Marks>(lab: &Lab, mode: Mode) -> Result<Arrivals> {
     let mut fast = 0;
     for (outer, name) in CODEPOINTS.iter().enumerate() {
         mark_outer::<A>(lab, name)?;
-        // A rule is new: flows have to earn their leases, with a mark that no path drops.
+        // A rule is new: flows have to earn their permits, with a mark that no path drops.
         set_tos(1)?;
         wait_for("the fast path to carry the flow", DEADLINE, || {
             let before = fast_packets()?;

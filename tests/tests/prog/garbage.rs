@@ -55,7 +55,7 @@ fn transports(flow: u16) -> [Transport; 4] {
 /// Packets of each transport at each hook, and the fixture in which those that can be are fast. In
 /// trusted mode the pairs of pods are, handshakes included.
 fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<Case>, Fixture<F>) {
-    /// Leases that do not count, each for its own reason.
+    /// Permits that do not count, each for its own reason.
     const BROKEN: [fn(&mut Flow); 16] = [
         |flow| flow.egress_until = 1,
         |flow| flow.ingress_until = 1,
@@ -84,9 +84,9 @@ fn cases<F: Reading + Oddities>(interfaces: Interfaces, fastpath: u32) -> (Vec<C
         .flat_map(|number| [F::TUNNELLED, F::DIRECT].map(|remote| (number, remote, fast)));
     let broken = (1..)
         .zip(BROKEN)
-        .map(|(number, break_lease)| (number, F::TUNNELLED, break_lease));
+        .map(|(number, break_permit)| (number, F::TUNNELLED, break_permit));
     let trusted = fastpath == FASTPATH_TRUSTED;
-    // All flows of a pair share its lease: there is one, and it counts.
+    // All flows of a pair share its permit: there is one, and it counts.
     for (number, remote, adjust) in broken.filter(|_| !trusted).chain(fast) {
         let handshake = Transport::Tcp {
             src: number,
@@ -219,7 +219,7 @@ fn compare(case: &Case, run: &Run, wanted: &Decision) -> Result<Outcome> {
                 run.frame == case.frame,
                 "a packet that is passed on was changed"
             );
-            (Decision::Pass, &[Kind::Decline, Kind::Lease])
+            (Decision::Pass, &[Kind::Decline, Kind::Permit])
         }
         Verdict::Drop => (Decision::Drop, &[Kind::Drop]),
         Verdict::Redirect => (Decision::Redirect(run.frame.clone()), &[Kind::Fast]),
@@ -346,13 +346,13 @@ fn whatever_comes_is_handled_as_the_rules_say_and_counted_once<F: Reading + Oddi
         (Hook::Egress, Outcome::FastTunnel),
         (Hook::Egress, Outcome::FastDirect),
         (Hook::Egress, Outcome::PodTunnel),
-        (Hook::Egress, Outcome::NoLease),
+        (Hook::Egress, Outcome::NoPermit),
         (Hook::Confirm, Outcome::Leaving),
-        (Hook::Confirm, Outcome::LeaseGranted),
+        (Hook::Confirm, Outcome::PermitGranted),
         (Hook::Ingress, Outcome::FastTunnel),
         (Hook::Ingress, Outcome::FastDirect),
         (Hook::Arrive, Outcome::Stamped),
-        (Hook::Deliver, Outcome::LeaseGranted),
+        (Hook::Deliver, Outcome::PermitGranted),
     ];
 
     let (variable, default) = SEED;

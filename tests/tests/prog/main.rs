@@ -3,10 +3,10 @@
 mod cost;
 mod garbage;
 mod guard;
-mod leases;
 mod outcomes;
 mod packets;
 mod paged;
+mod permits;
 mod stamps;
 mod translated;
 mod tunnel;

@@ -35,7 +35,7 @@ fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod_or_a_service<F: Odd
             .into_iter()
             .map(|transport| F::DIRECT.from_pod(transport))
             .collect();
-        // With a lease, but declined.
+        // With a permit, but declined.
         stamped.push(F::TUNNELLED.from_pod(tcp(TCP_SYN)));
         stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).with(|p| p.ttl = 1));
         stamped.push(F::TUNNELLED.from_pod(TRANSPORTS[0]).sized(1451));
@@ -179,11 +179,11 @@ fn a_packet_whose_tos_or_ttl_was_changed_earns_nothing<F: Oddities>() -> Result<
             packet: as_delivered(&remote, TRANSPORTS[0]),
             local: Local::Destination,
             surroundings: inward(&interfaces, &remote),
-            unchanged: Outcome::LeaseGranted,
+            unchanged: Outcome::PermitGranted,
         };
         let crossings = [
             outward(F::TUNNELLED, Outcome::Leaving),
-            outward(F::DIRECT, Outcome::LeaseGranted),
+            outward(F::DIRECT, Outcome::PermitGranted),
             inward(Hook::Arrive, F::TUNNELLED),
             inward(Hook::Ingress, F::DIRECT),
         ];
@@ -239,7 +239,7 @@ fn a_packet_whose_tos_or_ttl_was_changed_earns_nothing<F: Oddities>() -> Result<
                 );
                 let granted = bench.flow(packet.flow(*local))?.is_some();
                 ensure!(
-                    granted == (want == Outcome::LeaseGranted),
+                    granted == (want == Outcome::PermitGranted),
                     "{stamps:?}, TOS and TTL from {before:?} to {after:?}: {granted}"
                 );
             }

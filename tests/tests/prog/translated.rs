@@ -7,7 +7,8 @@ use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     addr::Address as _,
     flow::{
-        Flow, FlowWords, REWRITE_DESTINATION, REWRITE_NONE, REWRITE_SOURCE, TRANSLATED_UDP_LEASE_NS,
+        Flow, FlowWords, REWRITE_DESTINATION, REWRITE_NONE, REWRITE_SOURCE,
+        TRANSLATED_UDP_PERMIT_NS,
     },
     outcome::{Hook, Outcome},
 };
@@ -157,7 +158,7 @@ fn rewritten<F: Oddities>(address: F::Address) -> [u8; 16] {
     bytemuck::cast(address.wide())
 }
 
-fn both_directions_earn_leases_that_remember_the_translation<F: Oddities>() -> Result<()> {
+fn both_directions_earn_permits_that_remember_the_translation<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         for flow in flows::<F>() {
             let mut bench = Bench::<F>::load()?;
@@ -165,16 +166,16 @@ fn both_directions_earn_leases_that_remember_the_translation<F: Oddities>() -> R
             bench.set(&fixture)?;
             let started = now()?;
             let outcome = flow.send(&mut bench, &interfaces, &flow.sent())?;
-            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            ensure!(outcome == Outcome::PermitGranted, "{outcome:?}");
             let key = flow.asked().flow(Local::Source);
             let entry = bench.entry(key)?;
             let is_udp = matches!(flow.transport, Transport::Udp { .. });
-            let lease = if is_udp {
-                TRANSLATED_UDP_LEASE_NS
+            let permit = if is_udp {
+                TRANSLATED_UDP_PERMIT_NS
             } else {
-                fixture.config.tcp_lease_ns
+                fixture.config.tcp_permit_ns
             };
-            let granted = Duration::from_nanos(entry.egress_until - lease);
+            let granted = Duration::from_nanos(entry.egress_until - permit);
             ensure!(
                 (started..=now()?).contains(&granted),
                 "{granted:?} is not since {started:?}"
@@ -194,7 +195,7 @@ fn both_directions_earn_leases_that_remember_the_translation<F: Oddities>() -> R
             ensure!(bench.flow(flow.sent().flow(Local::Source))?.is_none());
 
             let outcome = flow.receive(&mut bench, &interfaces, &flow.received())?;
-            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            ensure!(outcome == Outcome::PermitGranted, "{outcome:?}");
             let entry = bench.entry(flow.answer().flow(Local::Destination))?;
             let want = Flow {
                 rewrite: REWRITE_SOURCE,
@@ -379,7 +380,7 @@ fn a_direct_flow_does_not_keep_what_was_rewritten_before_it<F: Oddities>() -> Re
             flow.receive(&mut bench, &interfaces, &flow.received())?;
             let direct = as_delivered(&flow.remote, flow.back());
             let outcome = flow.receive(&mut bench, &interfaces, &direct)?;
-            ensure!(outcome == Outcome::LeaseGranted, "{outcome:?}");
+            ensure!(outcome == Outcome::PermitGranted, "{outcome:?}");
             let entry = bench.entry(flow.answer().flow(Local::Destination))?;
             ensure!(
                 entry.rewrite == REWRITE_NONE && entry.rewrite_address == [0; 16],
@@ -419,7 +420,7 @@ fn an_answer_from_another_node_is_not_translated<F: Oddities>() -> Result<()> {
 }
 
 in_both_families! {
-    both_directions_earn_leases_that_remember_the_translation,
+    both_directions_earn_permits_that_remember_the_translation,
     fast_packets_are_translated_as_by_netfilter,
     what_is_changed_otherwise_earns_nothing,
     a_handshake_and_an_end_forget_the_flow_by_both_of_its_names,

@@ -48,7 +48,7 @@ fn variants<F: Cluster>(packet: impl Fn(Transport) -> Packet<F>) -> Vec<Packet<F
     let mut packets = Vec::new();
     for transport in TRANSPORTS {
         for tos in 0..=255 {
-            // A lease is of one DSCP.
+            // A permit is of one DSCP.
             let transport = transport.of_flow(1000 + u16::from(tos >> 2));
             packets.push(packet(transport).with(|p| p.tos = tos));
         }

@@ -1,5 +1,5 @@
-//! The way that an egress lease remembers is the one that the kernel's own packet left by, or there is
-//! no lease.
+//! The way that an egress permit remembers is the one that the kernel's own packet left by, or there is
+//! no permit.
 
 use anyhow::{Result, ensure};
 use overlay_common::{
@@ -26,7 +26,7 @@ use crate::packets::{Change, LOOPBACK, TRANSPORTS};
 /// A MAC address that the underlay does not have.
 const OLD_UNDERLAY_MAC: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 0, 0x99]);
 
-fn a_lease_remembers_the_way_of_the_very_packet<F: Oddities>() -> Result<()> {
+fn a_permit_remembers_the_way_of_the_very_packet<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let fixture = Fixture::new(interfaces);
@@ -47,7 +47,7 @@ fn a_lease_remembers_the_way_of_the_very_packet<F: Oddities>() -> Result<()> {
             };
             let run = bench.run(Hook::Confirm, &frame, &surroundings)?;
             ensure!(
-                run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
+                run.outcomes() == [(Hook::Confirm, Outcome::PermitGranted)],
                 "{run:?}"
             );
             let got = bench.entry(key)?;
@@ -250,10 +250,10 @@ fn what_leaves_in_another_form_or_another_way_earns_nothing<F: Oddities>() -> Re
                 ensure!(left.is_none(), "{name}: {left:?}");
             }
         }
-        // The same packet earns the lease as it is.
+        // The same packet earns the permit as it is.
         let run = bench.run(Hook::Confirm, &sent, &at_underlay(&fixture, key))?;
         ensure!(
-            run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
+            run.outcomes() == [(Hook::Confirm, Outcome::PermitGranted)],
             "{run:?}"
         );
         Ok(())
@@ -288,7 +288,7 @@ fn an_outer_packet_with_another_tos_or_ttl_than_the_fast_paths_earns_nothing<F: 
             let frame = outer.around(&remote.leaving(&packet).bytes());
             let run = bench.run(Hook::Confirm, &frame, &at_underlay(&fixture, key))?;
             let want = if is_usual {
-                Outcome::LeaseGranted
+                Outcome::PermitGranted
             } else {
                 Outcome::OtherPath
             };
@@ -334,7 +334,7 @@ fn what_is_noted_of_a_packet_counts_for_its_flow_until_another_passes<F: Odditie
             let frame = remote.sent(SOURCE_PORT).around(&packet.bytes());
             Ok(bench.run(Hook::Confirm, &frame, &as_noted)?.outcomes())
         };
-        let granted = [(Hook::Confirm, Outcome::LeaseGranted)];
+        let granted = [(Hook::Confirm, Outcome::PermitGranted)];
         pass(&mut bench, &packet)?;
         // What does not pass takes nothing from what did.
         let to_internet = packet.clone().with(|p| p.dst = F::INTERNET.into());
@@ -552,7 +552,7 @@ fn flows_to_a_node_earn_their_way_again_when_a_router_finds_packets_to_it_too_la
 }
 
 in_both_families! {
-    a_lease_remembers_the_way_of_the_very_packet,
+    a_permit_remembers_the_way_of_the_very_packet,
     a_mark_and_a_priority_of_the_kernels_packet_are_on_fast_packets,
     what_leaves_in_another_form_or_another_way_earns_nothing,
     an_outer_packet_with_another_tos_or_ttl_than_the_fast_paths_earns_nothing,

@@ -16,7 +16,7 @@ use overlay_tests::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(15);
-/// More than two of the longest leases.
+/// More than two of the longest permits.
 const PUSHES: u32 = 400;
 const BEAT: Duration = Duration::from_millis(100);
 
@@ -31,11 +31,11 @@ fn set_timeouts(node: &Node, seconds: &str) -> Result<()> {
         .try_for_each(|key| node.namespace.set_sysctl(key, seconds))
 }
 
-fn wait_for_lease(node: &Node, protocol: &str, seconds: f64) -> Result<()> {
-    wait_for("leases to follow the timeouts", DEADLINE, || {
+fn wait_for_permit(node: &Node, protocol: &str, seconds: f64) -> Result<()> {
+    wait_for("permits to follow the timeouts", DEADLINE, || {
         let status = node.operator_json(&["status"])?;
-        let lease = status["datapath"]["lease_seconds"][protocol].as_f64();
-        ensure!(lease == Some(seconds), "{protocol}: {lease:?}");
+        let permit = status["datapath"]["permit_seconds"][protocol].as_f64();
+        ensure!(permit == Some(seconds), "{protocol}: {permit:?}");
         Ok(())
     })
 }
@@ -103,7 +103,7 @@ fn no_push_is_lost_where_conntrack_forgets_udp_flows_after_10_s() {
         lab.wait_attached()?;
         for node in lab.nodes() {
             set_timeouts(node, "10")?;
-            wait_for_lease(node, "udp", 5.0)?;
+            wait_for_permit(node, "udp", 5.0)?;
         }
         let (arrived, fast) = pushes_that_arrive(lab)?;
         ensure!(arrived == PUSHES, "{arrived} of {PUSHES} pushes arrived");
@@ -129,27 +129,27 @@ fn no_push_is_lost_without_the_fast_path_either() {
 }
 
 #[test]
-fn leases_follow_sysctls_and_timeout_objects_and_one_protocol_can_be_never_fast() {
+fn permits_follow_sysctls_and_timeout_objects_and_one_protocol_can_be_never_fast() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let node = lab.node(0);
-        wait_for_lease(node, "udp", 15.0)?;
+        wait_for_permit(node, "udp", 15.0)?;
         for command in [
             "add table ip timeouts",
             "add ct timeout ip timeouts short { protocol udp; policy = { unreplied : 8, replied : 9 }; }",
         ] {
             node.cmd("nft", [command])?;
         }
-        wait_for_lease(node, "udp", 4.0)?;
-        wait_for_lease(node, "tcp", 15.0)?;
+        wait_for_permit(node, "udp", 4.0)?;
+        wait_for_permit(node, "tcp", 15.0)?;
         set_timeouts(node, "6")?;
-        wait_for_lease(node, "udp", 3.0)?;
+        wait_for_permit(node, "udp", 3.0)?;
         node.cmd("nft", ["delete table ip timeouts"])?;
         set_timeouts(node, "30")?;
-        wait_for_lease(node, "udp", 15.0)?;
+        wait_for_permit(node, "udp", 15.0)?;
 
         set_timeouts(node, "1")?;
-        wait_for_lease(node, "udp", 0.0)?;
+        wait_for_permit(node, "udp", 0.0)?;
         let said = node.operator(&["status"])?;
         ensure!(said.contains("udp never"), "{said}");
         let (pods, before) = (lab.pods(), node.counters()?);

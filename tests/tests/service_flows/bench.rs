@@ -15,7 +15,7 @@ use serde_json::Value;
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// Port every pod serves on.
 pub const PORT: u16 = 8080;
-/// Bytes and size of writes of an exchange that earns leases, if the flow can have any.
+/// Bytes and size of writes of an exchange that earns permits, if the flow can have any.
 pub const SMALL: (usize, usize) = (6_000, 100);
 
 /// A lab with services, and the servers behind them.

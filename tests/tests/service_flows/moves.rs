@@ -15,7 +15,7 @@ use crate::bench::{Bench, PROTOCOLS, SMALL, Services, service};
 
 /// Number of a service that the bench does not have by itself.
 const MOVING: u8 = 7;
-/// What a datagram may go on to an endpoint that has gone: the lease of a translated UDP flow, and a
+/// What a datagram may go on to an endpoint that has gone: the permit of a translated UDP flow, and a
 /// little.
 const BOUND: Duration = Duration::from_secs(3);
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -52,7 +52,7 @@ pub fn problems(
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
     for underlay in at(tier, Hook::Ingress).difference(&at(tier, Hook::Confirm)) {
-        problems.push(no_leases(Hook::Confirm, &label(*underlay)));
+        problems.push(no_permits(Hook::Confirm, &label(*underlay)));
     }
     let devices = [
         ipv4.as_ref().map(|overlay| overlay.config.vtep_ifindex),
@@ -61,7 +61,7 @@ pub fn problems(
     for device in devices.into_iter().flatten().filter(|&device| device != 0) {
         for hook in [Hook::Confirm, Hook::Arrive] {
             if !at(tier, hook).contains(&device) {
-                problems.push(no_leases(hook, &label(device)));
+                problems.push(no_permits(hook, &label(device)));
             }
         }
     }
@@ -76,9 +76,9 @@ pub fn problems(
     problems
 }
 
-fn no_leases(hook: Hook, interface: &str) -> String {
+fn no_permits(hook: Hook, interface: &str) -> String {
     format!(
-        "no {} program on {interface}: no leases are granted",
+        "no {} program on {interface}: no permits are granted",
         hook.name()
     )
 }

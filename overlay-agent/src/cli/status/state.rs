@@ -53,8 +53,8 @@ struct OverlayState {
     /// `strict`, `trusted` or `off`.
     fastpath: &'static str,
     generation: u32,
-    /// How long leases of flows last.
-    lease_seconds: LeaseSeconds,
+    /// How long permits of flows last.
+    permit_seconds: PermitSeconds,
     node: LocalNode,
     /// Remote nodes.
     peers: usize,
@@ -64,24 +64,24 @@ struct OverlayState {
 
 /// 0: no flow of the protocol is fast.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct LeaseSeconds {
+struct PermitSeconds {
     tcp: f64,
     udp: f64,
     icmp: f64,
 }
 
-impl LeaseSeconds {
+impl PermitSeconds {
     fn of<F: Family>(config: &Config<F>) -> Self {
         let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
         Self {
-            tcp: seconds(config.tcp_lease_ns),
-            udp: seconds(config.udp_lease_ns),
-            icmp: seconds(config.icmp_lease_ns),
+            tcp: seconds(config.tcp_permit_ns),
+            udp: seconds(config.udp_permit_ns),
+            icmp: seconds(config.icmp_permit_ns),
         }
     }
 }
 
-impl fmt::Display for LeaseSeconds {
+impl fmt::Display for PermitSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tcp, udp, icmp } = *self;
         let time = |seconds: f64| {
@@ -126,7 +126,7 @@ struct LocalNode {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Flows {
-    /// With a lease that counts.
+    /// With a permit that counts.
     live: usize,
     entries: usize,
     capacity: u32,
@@ -271,7 +271,7 @@ impl OverlayState {
         Self {
             fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
             generation: config.generation,
-            lease_seconds: LeaseSeconds::of(config),
+            permit_seconds: PermitSeconds::of(config),
             node: LocalNode::new(config, interface_name),
             peers: overlay.nodes.len(),
             routes: overlay.routes.len(),
@@ -298,8 +298,8 @@ impl OverlayState {
             line("fast path", self.fastpath.into());
         }
         line(
-            "lease",
-            format!("{}, generation {}", self.lease_seconds, self.generation),
+            "permit",
+            format!("{}, generation {}", self.permit_seconds, self.generation),
         );
         line(
             "vtep",

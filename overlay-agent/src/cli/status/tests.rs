@@ -44,9 +44,9 @@ fn overlay<F: Family>(
     routes: Vec<(F::Network, Route)>,
 ) -> Overlay<F> {
     let config = Config {
-        tcp_lease_ns: 15_000_000_000,
-        udp_lease_ns: 15_000_000_000,
-        icmp_lease_ns: 15_000_000_000,
+        tcp_permit_ns: 15_000_000_000,
+        udp_permit_ns: 15_000_000_000,
+        icmp_permit_ns: 15_000_000_000,
         fastpath: FASTPATH_STRICT,
         vxlan_port: 8472u16.to_be_bytes(),
         vni: [0, 0, 1],
@@ -133,7 +133,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
         ipv6,
         counters: vec![
             (Hook::Egress, Outcome::FastTunnel, counter(999)),
-            (Hook::Egress, Outcome::NoLease, counter(1)),
+            (Hook::Egress, Outcome::NoPermit, counter(1)),
             (Hook::Egress, Outcome::PodTunnel, counter(0)),
         ],
         links: links
@@ -323,7 +323,7 @@ fn every_defect_is_named_with_what_follows_from_it() {
 }
 
 #[test]
-fn an_underlay_without_the_program_that_grants_leases_is_a_defect() {
+fn an_underlay_without_the_program_that_grants_permits_is_a_defect() {
     let mut observed = healthy(Some(ipv4()), None);
     observed
         .tier
@@ -331,7 +331,7 @@ fn an_underlay_without_the_program_that_grants_leases_is_a_defect() {
         .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 2));
     assert_eq!(
         report(&observed).problems,
-        ["no confirm program on eth0: no leases are granted"]
+        ["no confirm program on eth0: no permits are granted"]
     );
 }
 
@@ -346,7 +346,7 @@ fn defects_of_ipv6_are_named_as_such() {
     assert_eq!(
         report(&observed).problems,
         [
-            "no confirm program on flannel-v6.1: no leases are granted",
+            "no confirm program on flannel-v6.1: no permits are granted",
             "fd00:10:5:3::/64 has no node entry: the kernel carries its packets",
         ]
     );

@@ -425,7 +425,7 @@ pub const FLAGS: &[Flag] = &[
         form: Form::Value("heed|ignore"),
         default: "heed",
         help: "rules that judge packets one by one (string matches, queues, limits, quotas): heed: what \
-               they can match stays in the kernel; ignore: they see what earns leases, and no more",
+               they can match stays in the kernel; ignore: they see what earns permits, and no more",
         set: |draft, value| {
             draft.options.datapath.per_packet_rules = choice(
                 value,
@@ -516,7 +516,7 @@ pub const FLAGS: &[Flag] = &[
         form: Form::Value("off|error|warn|info|debug|trace"),
         default: "off",
         help: "log what the eBPF programs do with packets: warn: those dropped; info: and what keeps \
-               flows off the fast path; debug: and leases; trace: and every other packet; slows all \
+               flows off the fast path; debug: and permits; trace: and every other packet; slows all \
                packets down",
         set: |draft, value| {
             draft.options.datapath.log = choice(

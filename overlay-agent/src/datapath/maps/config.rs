@@ -49,7 +49,7 @@ impl<F: Family> ConfigMap<F> {
         self.set(new)
     }
 
-    /// Makes every flow earn its lease again. `before` is a generation that may have been used
+    /// Makes every flow earn its permit again. `before` is a generation that may have been used
     /// already, although it is not the present one. Returns the new one.
     pub fn flush(&mut self, before: Option<u32>, lock: &ConfigLock) -> Result<u32, DatapathError> {
         let old = self.read()?;

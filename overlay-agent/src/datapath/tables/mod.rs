@@ -68,7 +68,7 @@ pub struct Summary<F: Family = V4> {
     pub left_to_kernel: Vec<F::Network>,
     /// Leases tier 1 cannot serve: without a VTEP MAC, or with this node's own address.
     pub unusable: Vec<F::Network>,
-    /// Every flow has to earn its lease again.
+    /// Every flow has to earn its permit again.
     pub flushed: bool,
     pub generation: u32,
 }

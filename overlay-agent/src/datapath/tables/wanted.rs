@@ -113,9 +113,9 @@ fn config<F: Family>(
     let [_, vni @ ..] = tunnel.map_or(0, |tunnel| tunnel.vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
     Config {
-        tcp_lease_ns: nanoseconds(facts.leases.tcp),
-        udp_lease_ns: nanoseconds(facts.leases.udp),
-        icmp_lease_ns: nanoseconds(facts.leases.icmp),
+        tcp_permit_ns: nanoseconds(facts.permits.tcp),
+        udp_permit_ns: nanoseconds(facts.permits.udp),
+        icmp_permit_ns: nanoseconds(facts.permits.icmp),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
         network: F::first(local.network).into(),
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::{Alloc, HostGw, Kind, Vxlan},
-        datapath::host::LeaseTimes,
+        datapath::host::PermitTimes,
         model::Underlay,
     };
 
@@ -214,7 +214,7 @@ mod tests {
         ttl: 64,
         local_port_range: (32_768, 60_999),
         route_mtus: BTreeMap::new(),
-        leases: LeaseTimes::LONGEST,
+        permits: PermitTimes::LONGEST,
     };
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
 

@@ -26,7 +26,7 @@ const COST_FACTOR: u32 = 9;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps `put` told which flows are to be left to the kernel: after each change of the rule set by
-/// others, and of what it is seen from. `put` has the flows earn their leases again if that changes
+/// others, and of what it is seen from. `put` has the flows earn their permits again if that changes
 /// anything. Ends with `stop`.
 pub async fn keep(
     executor: &Executor,

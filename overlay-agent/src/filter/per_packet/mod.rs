@@ -1,5 +1,5 @@
 //! Rules that judge packets one by one: string matches, queues to user space, limits, quotas. What
-//! netfilter says of one packet of a flow says nothing of the next there, so such flows earn no lease.
+//! netfilter says of one packet of a flow says nothing of the next there, so such flows earn no permit.
 //!
 //! [`keep`] reads the rule set after each change, finds these rules ([`walk`]), and writes what they can
 //! match to `OVL_SLOW`. What is not known counts as judging each packet; what half of all hosts have and

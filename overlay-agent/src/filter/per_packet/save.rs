@@ -12,7 +12,7 @@ use super::{
 use crate::filter::family::Family;
 
 /// Matches that are the same for all packets of a flow which the fast path takes, or change only with
-/// what flows are flushed for or leases run out for. Those of other protocols, of fragments and of
+/// what flows are flushed for or permits run out for. Those of other protocols, of fragments and of
 /// extension headers never hold there.
 const OF_THE_FLOW: [&str; 37] = [
     "addrtype",

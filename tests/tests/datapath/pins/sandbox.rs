@@ -12,7 +12,7 @@ use nix::{
 use overlay_agent::{
     backend::{Kind as _, Vxlan},
     datapath::{
-        Attachment, Datapath, DatapathError, Fastpath, HostFacts, LeaseTimes, Maps, Options,
+        Attachment, Datapath, DatapathError, Fastpath, HostFacts, Maps, Options, PermitTimes,
         PinDir, Serves, Summary, XdpMode,
     },
     model::{Desired, LocalNode, Peer, Underlay, V4},
@@ -26,7 +26,7 @@ pub const FACTS: HostFacts = HostFacts {
     ttl: 64,
     local_port_range: (32_768, 60_999),
     route_mtus: BTreeMap::new(),
-    leases: LeaseTimes::LONGEST,
+    permits: PermitTimes::LONGEST,
 };
 
 /// Runs `body` in a network and mount namespace of its own, with a BPF file system that goes with

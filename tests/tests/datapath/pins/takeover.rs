@@ -45,7 +45,7 @@ fn a_restarted_agent_takes_over_the_maps() {
         assert_eq!(
             adopted.generation,
             before.1.generation + 1,
-            "flows have to earn their leases"
+            "flows have to earn their permits"
         );
 
         let summary = apply(&mut second, &[(2, 2), (3, 3)]);

@@ -53,9 +53,9 @@ fn at_tunnel<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     }
     leaves(
         Outcome::Leaving,
-        "of a protocol without a lease time",
+        "of a protocol without a permit time",
         &F::TUNNELLED,
-        &|fixture, _| fixture.config.tcp_lease_ns = 0,
+        &|fixture, _| fixture.config.tcp_permit_ns = 0,
     );
     leaves(
         Outcome::OtherPath,
@@ -119,14 +119,14 @@ fn encapsulated<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         (inner.flow(Local::Source), remote.sent(SOURCE_PORT), inner)
     };
     for (outcome, name, remote) in [
-        (Outcome::LeaseGranted, "to a node", F::TUNNELLED),
+        (Outcome::PermitGranted, "to a node", F::TUNNELLED),
         (
-            Outcome::LeaseGranted,
+            Outcome::PermitGranted,
             "to a node that a router separates",
             F::ROUTED,
         ),
         (
-            Outcome::LeaseGranted,
+            Outcome::PermitGranted,
             "to a node that may be reached directly",
             F::DIRECT,
         ),
@@ -184,7 +184,7 @@ fn encapsulated<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         });
     };
     sent(
-        Outcome::LeaseGranted,
+        Outcome::PermitGranted,
         "from an interface that is no gateway since",
         &|_, around| {
             around.ingress_ifindex = interfaces.pod;
@@ -222,10 +222,10 @@ fn encapsulated<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     sent(
-        Outcome::NoLease,
-        "of a protocol without a lease time",
+        Outcome::NoPermit,
+        "of a protocol without a permit time",
         &|fixture, _| {
-            fixture.config.tcp_lease_ns = 0;
+            fixture.config.tcp_permit_ns = 0;
         },
     );
     sent(Outcome::NotOverlay, "by somebody else", &|_, around| {
@@ -257,14 +257,14 @@ fn direct<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     };
     let neighbour = F::DIRECT.neighbour;
     leaves(
-        Outcome::LeaseGranted,
+        Outcome::PermitGranted,
         "to a direct peer",
         &F::DIRECT,
         neighbour,
         &|_, _| {},
     );
     leaves(
-        Outcome::LeaseGranted,
+        Outcome::PermitGranted,
         "to a direct peer that does not say that it takes UDP checksum 0",
         &F::DIRECT,
         neighbour,
@@ -303,11 +303,11 @@ fn direct<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         &|_, around| around.ifindex = interfaces.wire,
     );
     leaves(
-        Outcome::NoLease,
-        "of a protocol without a lease time",
+        Outcome::NoPermit,
+        "of a protocol without a permit time",
         &F::DIRECT,
         neighbour,
-        &|fixture, _| fixture.config.tcp_lease_ns = 0,
+        &|fixture, _| fixture.config.tcp_permit_ns = 0,
     );
     leaves(
         Outcome::NoGateway,

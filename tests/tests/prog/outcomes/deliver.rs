@@ -79,22 +79,22 @@ pub fn deliver<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.pass(
-        Outcome::LeaseGranted,
+        Outcome::PermitGranted,
         "as it came out of the tunnel",
         packet.bytes(),
         |_, surroundings| surroundings.hash = stamp,
     );
     table.pass(
-        Outcome::NoLease,
-        "of a protocol without a lease time",
+        Outcome::NoPermit,
+        "of a protocol without a permit time",
         packet.bytes(),
         |fixture, surroundings| {
             surroundings.hash = stamp;
-            fixture.config.tcp_lease_ns = 0;
+            fixture.config.tcp_permit_ns = 0;
         },
     );
     table.pass(
-        Outcome::LeaseGranted,
+        Outcome::PermitGranted,
         "as it came directly",
         packet.bytes(),
         |_, surroundings| {

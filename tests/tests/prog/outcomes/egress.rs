@@ -40,7 +40,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let direct_key = direct.flow(Local::Source);
 
     table.row(
-        "a leased flow to a tunnelled peer",
+        "a permitted flow to a tunnelled peer",
         frame.clone(),
         Expected::Redirect(
             Outcome::FastTunnel,
@@ -51,7 +51,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.row(
-        "a leased flow to a peer behind a router",
+        "a permitted flow to a peer behind a router",
         F::ROUTED.from_pod(UDP).bytes(),
         Expected::Redirect(
             Outcome::FastTunnel,
@@ -62,7 +62,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.row(
-        "a leased flow to a direct peer",
+        "a permitted flow to a direct peer",
         direct.bytes(),
         Expected::Redirect(Outcome::FastDirect, F::DIRECT.routed(&direct.bytes())),
         |fixture, _| {
@@ -72,7 +72,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let asked = packet.clone().with(|p| p.dst = F::ELSEWHERE.into());
     let asked_key = asked.flow(Local::Source);
     table.row(
-        "a leased flow to a service",
+        "a permitted flow to a service",
         asked.bytes(),
         Expected::Redirect(
             Outcome::FastTranslated,
@@ -148,29 +148,29 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     tunnel_injection(&mut table);
 
     table.pass(
-        Outcome::NoLease,
+        Outcome::NoPermit,
         "a flow without an entry",
         frame.clone(),
         |_, _| {},
     );
     table.pass(
-        Outcome::NoLease,
-        "a lease that ran out",
+        Outcome::NoPermit,
+        "a permit that ran out",
         frame.clone(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED).egress_until = 1;
         },
     );
     table.pass(
-        Outcome::NoLease,
-        "a lease for the other direction only",
+        Outcome::NoPermit,
+        "a permit for the other direction only",
         frame.clone(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED).egress_until = 0;
         },
     );
     table.pass(
-        Outcome::NoLease,
+        Outcome::NoPermit,
         "an entry that was passed on to another flow",
         frame.clone(),
         |fixture, _| {
@@ -178,8 +178,8 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.pass(
-        Outcome::NoLease,
-        "a lease for no way at all",
+        Outcome::NoPermit,
+        "a permit for no way at all",
         frame.clone(),
         |fixture, _| fixture.grant(key, &F::TUNNELLED).egress_mode = MODE_NONE,
     );
@@ -202,7 +202,7 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     }
     table.pass(
         Outcome::Generation,
-        "a lease of before the flush",
+        "a permit of before the flush",
         frame.clone(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED);
@@ -283,7 +283,7 @@ fn nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
     );
     let changes: [Entries<F>; 5] = [
         (
-            "a node that moved since the lease was granted",
+            "a node that moved since the permit was granted",
             |_| {},
             |node| node.vtep = F::be(F::STRANGER),
             |_| {},
@@ -295,7 +295,7 @@ fn nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
             |_| {},
         ),
         (
-            "a way that became another since the lease was granted",
+            "a way that became another since the permit was granted",
             |_| {},
             |_| {},
             |nexthop| nexthop.path_changes += 1,
@@ -323,7 +323,7 @@ fn nexthop<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
     }
     // What people are shown of a node decides nothing.
     table.row(
-        "a lease for another way than the last one to the node",
+        "a permit for another way than the last one to the node",
         frame.to_vec(),
         Expected::Redirect(
             Outcome::FastTunnel,

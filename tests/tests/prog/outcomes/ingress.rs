@@ -35,12 +35,12 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     arriving_injection(&mut table, &F::DIRECT);
     table.pass(
         Outcome::PodMoved,
-        "a leased flow whose pod's MAC was seen elsewhere since",
+        "a permitted flow whose pod's MAC was seen elsewhere since",
         frame.clone(),
         |fixture, _| fixture.grant(key, &F::TUNNELLED).moves = 7,
     );
     table.row(
-        "a leased flow through a tunnel",
+        "a permitted flow through a tunnel",
         frame.clone(),
         Expected::Redirect(Outcome::FastTunnel, delivered::<F>(&inner.bytes())),
         |fixture, _| {
@@ -48,7 +48,7 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.row(
-        "a leased flow that came directly",
+        "a permitted flow that came directly",
         direct.bytes(),
         Expected::Redirect(Outcome::FastDirect, delivered::<F>(&direct.bytes())),
         |fixture, _| {
@@ -56,7 +56,7 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         },
     );
     table.row(
-        "a peer that may be reached directly, but used the tunnel when it got its lease",
+        "a peer that may be reached directly, but used the tunnel when it got its permit",
         F::DIRECT
             .outer()
             .around(&direct.clone().macs(VTEP_MAC, F::DIRECT.vtep_mac).bytes()),
@@ -135,7 +135,7 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         });
     }
     vxlan(&mut table, &inner, key);
-    leases(&mut table, &frame, key);
+    permits(&mut table, &frame, key);
     peers(&mut table, &inner, key);
 
     for (name, by, frame, remote, key) in [
@@ -158,14 +158,14 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         p.transport = p.transport.with_ports(|(_, dst)| (80, dst));
     });
     table.row(
-        "a leased flow from a service",
+        "a permitted flow from a service",
         frame.clone(),
         Expected::Redirect(Outcome::FastTranslated, delivered::<F>(&received.bytes())),
         |fixture, _| rewrite::<F>(fixture.grant(key, &F::TUNNELLED), received.src),
     );
     table.pass(
-        Outcome::NoLease,
-        "a direct packet without a lease",
+        Outcome::NoPermit,
+        "a direct packet without a permit",
         direct.bytes(),
         |_, _| {},
     );
@@ -271,31 +271,31 @@ fn vxlan<F: Oddities>(table: &mut Table<F>, inner: &Packet<F>, key: FlowKey<F>) 
     }
 }
 
-fn leases<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
+fn permits<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
     table.pass(
-        Outcome::NoLease,
+        Outcome::NoPermit,
         "a flow without an entry",
         frame.to_vec(),
         |_, _| {},
     );
     table.pass(
-        Outcome::NoLease,
-        "a lease that ran out",
+        Outcome::NoPermit,
+        "a permit that ran out",
         frame.to_vec(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED).ingress_until = 1;
         },
     );
     table.pass(
-        Outcome::NoLease,
-        "a lease for the other direction only",
+        Outcome::NoPermit,
+        "a permit for the other direction only",
         frame.to_vec(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED).ingress_until = 0;
         },
     );
     table.pass(
-        Outcome::NoLease,
+        Outcome::NoPermit,
         "an entry that was passed on to another flow",
         frame.to_vec(),
         |fixture, _| {
@@ -304,7 +304,7 @@ fn leases<F: Oddities>(table: &mut Table<F>, frame: &[u8], key: FlowKey<F>) {
     );
     table.pass(
         Outcome::Generation,
-        "a lease of before the flush",
+        "a permit of before the flush",
         frame.to_vec(),
         |fixture, _| {
             fixture.grant(key, &F::TUNNELLED);
@@ -363,7 +363,7 @@ fn peers<F: Oddities>(table: &mut Table<F>, inner: &Packet<F>, key: FlowKey<F>) 
         ("no peer", F::STRANGER),
         ("this node itself", F::VTEP),
     ] {
-        let name = format!("a leased flow's packet from {name}");
+        let name = format!("a permitted flow's packet from {name}");
         table.pass(Outcome::WrongPeer, &name, from(address), |fixture, _| {
             fixture.grant(key, &F::TUNNELLED);
         });

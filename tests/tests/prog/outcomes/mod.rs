@@ -102,7 +102,7 @@ fn egress_takes_or_declines_each_packet_for_the_right_reason<F: Oddities>() -> R
     check::<F>(egress)
 }
 
-fn confirm_grants_or_refuses_an_egress_lease_for_the_right_reason<F: Oddities>() -> Result<()> {
+fn confirm_grants_or_refuses_an_egress_permit_for_the_right_reason<F: Oddities>() -> Result<()> {
     check::<F>(confirm)
 }
 
@@ -110,11 +110,11 @@ fn ingress_takes_or_declines_each_packet_for_the_right_reason<F: Oddities>() -> 
     check::<F>(ingress)
 }
 
-fn arrive_stamps_what_may_earn_a_lease_and_nothing_else<F: Oddities>() -> Result<()> {
+fn arrive_stamps_what_may_earn_a_permit_and_nothing_else<F: Oddities>() -> Result<()> {
     check::<F>(arrive)
 }
 
-fn deliver_grants_or_refuses_an_ingress_lease_for_the_right_reason<F: Oddities>() -> Result<()> {
+fn deliver_grants_or_refuses_an_ingress_permit_for_the_right_reason<F: Oddities>() -> Result<()> {
     check::<F>(deliver)
 }
 
@@ -129,15 +129,15 @@ fn a_flow_that_the_table_refuses_stays_with_the_kernel<F: Oddities>() -> Result<
 
 in_both_families! {
     egress_takes_or_declines_each_packet_for_the_right_reason,
-    confirm_grants_or_refuses_an_egress_lease_for_the_right_reason,
+    confirm_grants_or_refuses_an_egress_permit_for_the_right_reason,
     ingress_takes_or_declines_each_packet_for_the_right_reason,
-    arrive_stamps_what_may_earn_a_lease_and_nothing_else,
-    deliver_grants_or_refuses_an_ingress_lease_for_the_right_reason,
+    arrive_stamps_what_may_earn_a_permit_and_nothing_else,
+    deliver_grants_or_refuses_an_ingress_permit_for_the_right_reason,
     a_flow_that_the_table_refuses_stays_with_the_kernel,
 }
 
 /// An outcome that no row reaches although the documents list it: it needs the mark that
-/// `overlay_egress` leaves, and the tests of leases run both programs.
+/// `overlay_egress` leaves, and the tests of permits run both programs.
 const CHAINED: (Hook, Outcome) = (Hook::Confirm, Outcome::Forwarded);
 
 /// What the rows of a family reach.

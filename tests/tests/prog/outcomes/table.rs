@@ -27,12 +27,15 @@ pub const UDP: Transport = Transport::Udp {
     dst: 53,
 };
 
-/// TOS and TTL with which packets do not fall under the lease of the others.
+/// TOS and TTL with which packets do not fall under the permit of the others.
 pub const OTHER_HEADERS: [(&str, (u8, u8)); 4] = [
-    ("another DSCP than the lease was earned with", (46 << 2, 64)),
+    (
+        "another DSCP than the permit was earned with",
+        (46 << 2, 64),
+    ),
     ("the smallest other DSCP", (4, 64)),
-    ("a smaller TTL than the lease was earned with", (0, 63)),
-    ("a larger TTL than the lease was earned with", (0, 65)),
+    ("a smaller TTL than the permit was earned with", (0, 63)),
+    ("a larger TTL than the permit was earned with", (0, 65)),
 ];
 
 pub const OTHER_MAC: MacAddr = MacAddr::new([0x02, 0x77, 0, 0, 0, 7]);
@@ -54,11 +57,11 @@ pub struct Table<F: Oddities> {
 }
 
 impl<F: Oddities> Table<F> {
-    /// What becomes of a packet of the flow `key`, which has a lease, where nothing is to be fast.
+    /// What becomes of a packet of the flow `key`, which has a permit, where nothing is to be fast.
     pub fn switched_off(&mut self, frame: &[u8], key: FlowKey<F>) {
         self.pass(
             Outcome::Disabled,
-            "a leased flow while the fast path is off",
+            "a permitted flow while the fast path is off",
             frame.to_vec(),
             |fixture, _| {
                 fixture.grant(key, &F::TUNNELLED);

@@ -1,4 +1,4 @@
-//! How flows earn their leases, and what ends them.
+//! How flows earn their permits, and what ends them.
 //!
 //! Two programs run one after the other on the same packet, with the hop of the kernel's forwarding
 //! between them. What leaves by the tunnel meets a third one: another run, on the tunnel packet.
@@ -33,22 +33,22 @@ use overlay_tests::{
 
 use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
 
-/// Gives the protocols leases of different lengths, which are those of [`TRANSPORTS`].
-fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
+/// Gives the protocols permits of different lengths, which are those of [`TRANSPORTS`].
+fn set_permit_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
     let config = &mut fixture.config;
-    config.tcp_lease_ns = 15_000_000_000;
-    config.udp_lease_ns = 9_000_000_000;
-    config.icmp_lease_ns = 4_000_000_000;
+    config.tcp_permit_ns = 15_000_000_000;
+    config.udp_permit_ns = 9_000_000_000;
+    config.icmp_permit_ns = 4_000_000_000;
     [
-        config.tcp_lease_ns,
-        config.udp_lease_ns,
-        config.icmp_lease_ns,
-        config.icmp_lease_ns,
+        config.tcp_permit_ns,
+        config.udp_permit_ns,
+        config.icmp_permit_ns,
+        config.icmp_permit_ns,
     ]
     .map(Duration::from_nanos)
 }
 
-/// The clock of the leases.
+/// The clock of the permits.
 fn now() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.into())
 }
@@ -57,7 +57,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
-        let lease_times = set_lease_times(&mut fixture);
+        let permit_times = set_permit_times(&mut fixture);
         for (remote, mtu) in [
             (F::TUNNELLED, F::POD_MTU),
             (F::DIRECT, 1500),
@@ -65,7 +65,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
             (F::ROUTED, 1400 - F::OVERHEAD),
         ] {
             fixture.seen_at(outward(&interfaces, &remote).ifindex);
-            for (transport, lease) in TRANSPORTS.into_iter().zip(lease_times) {
+            for (transport, permit) in TRANSPORTS.into_iter().zip(permit_times) {
                 bench.set(&fixture)?;
                 let packet = remote.from_pod(transport);
                 let key = packet.flow(Local::Source);
@@ -75,7 +75,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
                 let got = bench.entry(key)?;
                 let until = Duration::from_nanos(got.egress_until);
                 ensure!(
-                    (started..=now()?).contains(&(until.saturating_sub(lease))),
+                    (started..=now()?).contains(&(until.saturating_sub(permit))),
                     "granted at {started:?} until {until:?}"
                 );
                 let source_port = if remote.mode == MODE_DIRECT {
@@ -133,22 +133,22 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
     })
 }
 
-fn a_protocol_without_a_lease_time_earns_nothing<F: Oddities>() -> Result<()> {
+fn a_protocol_without_a_permit_time_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let off: [Change<'_, Fixture<F>>; 3] = [
-            &|fixture| fixture.config.tcp_lease_ns = 0,
-            &|fixture| fixture.config.udp_lease_ns = 0,
-            &|fixture| fixture.config.icmp_lease_ns = 0,
+            &|fixture| fixture.config.tcp_permit_ns = 0,
+            &|fixture| fixture.config.udp_permit_ns = 0,
+            &|fixture| fixture.config.icmp_permit_ns = 0,
         ];
         for (switched, switch_off) in off.into_iter().enumerate() {
             let mut fixture = Fixture::new(interfaces);
             switch_off(&mut fixture);
             for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 2]) {
                 let want = if number == switched {
-                    Outcome::NoLease
+                    Outcome::NoPermit
                 } else {
-                    Outcome::LeaseGranted
+                    Outcome::PermitGranted
                 };
                 for remote in [F::TUNNELLED, F::DIRECT] {
                     bench.set(&fixture)?;
@@ -181,7 +181,7 @@ fn a_protocol_without_a_lease_time_earns_nothing<F: Oddities>() -> Result<()> {
     })
 }
 
-/// Only an acknowledgement without data earns a lease as the first packet.
+/// Only an acknowledgement without data earns a permit as the first packet.
 fn a_first_packet_earns_nothing_and_the_second_does<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
@@ -205,12 +205,12 @@ fn a_first_packet_earns_nothing_and_the_second_does<F: Oddities>() -> Result<()>
                 }
                 let is_acknowledgement = matches!(transport, Transport::Tcp { .. }) && payload == 0;
                 let first = if is_acknowledgement {
-                    Outcome::LeaseGranted
+                    Outcome::PermitGranted
                 } else {
                     Outcome::FirstPacket
                 };
                 ensure!(
-                    outcomes == [first, Outcome::LeaseGranted],
+                    outcomes == [first, Outcome::PermitGranted],
                     "{packet:?}: {outcomes:?}"
                 );
             }
@@ -224,9 +224,9 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
-        let lease_times = set_lease_times(&mut fixture);
+        let permit_times = set_permit_times(&mut fixture);
         for remote in [F::TUNNELLED, F::DIRECT, F::ROUTED] {
-            for (transport, lease) in TRANSPORTS.into_iter().zip(lease_times) {
+            for (transport, permit) in TRANSPORTS.into_iter().zip(permit_times) {
                 bench.set(&fixture)?;
                 let packet = as_delivered(&remote, transport);
                 let key = packet.flow(Local::Destination);
@@ -240,14 +240,14 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
                     first.outcomes()
                         == [
                             (Hook::Arrive, Outcome::Stamped),
-                            (Hook::Deliver, Outcome::LeaseGranted)
+                            (Hook::Deliver, Outcome::PermitGranted)
                         ],
                     "{first:?}"
                 );
                 let got = bench.entry(key)?;
                 let until = Duration::from_nanos(got.ingress_until);
                 ensure!(
-                    (started..=now()?).contains(&(until.saturating_sub(lease))),
+                    (started..=now()?).contains(&(until.saturating_sub(permit))),
                     "granted at {started:?} until {until:?}"
                 );
                 let want = Flow {
@@ -285,7 +285,7 @@ fn a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on<F: Oddi
     })
 }
 
-fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: Oddities>()
+fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_permits_apart<F: Oddities>()
 -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
@@ -333,7 +333,7 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
         ensure!(both.ingress_until != 0, "{both:?}");
 
         let granted = Duration::from_nanos(both.egress_until.max(both.ingress_until));
-        wait_for_tick(granted.saturating_sub(Duration::from_nanos(fixture.config.tcp_lease_ns)))?;
+        wait_for_tick(granted.saturating_sub(Duration::from_nanos(fixture.config.tcp_permit_ns)))?;
         grant_egress(&mut bench)?;
         let renewed = bench.entry(key)?;
         ensure!(
@@ -360,7 +360,7 @@ fn the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart<F: O
     })
 }
 
-/// Returns when the clock of the leases is past `time`.
+/// Returns when the clock of the permits is past `time`.
 fn wait_for_tick(time: Duration) -> Result<()> {
     let deadline = now()? + Duration::from_secs(5);
     while now()? <= time {
@@ -406,7 +406,7 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
                 &at_underlay(&fixture, key),
             )?;
             ensure!(
-                run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
+                run.outcomes() == [(Hook::Confirm, Outcome::PermitGranted)],
                 "{run:?}"
             );
             let flow = bench.entry(key)?;
@@ -423,7 +423,7 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
     })
 }
 
-fn opening_or_closing_a_connection_ends_its_leases<F: Oddities>() -> Result<()> {
+fn opening_or_closing_a_connection_ends_its_permits<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         for (flags, outcome) in [
@@ -467,7 +467,7 @@ fn opening_or_closing_a_connection_ends_its_leases<F: Oddities>() -> Result<()> 
     })
 }
 
-fn a_lease_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Result<()> {
+fn a_permit_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
         let mut fixture = Fixture::new(interfaces);
@@ -500,7 +500,7 @@ fn a_lease_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Res
             &sent,
         )?;
         ensure!(
-            run.outcomes() == [(Hook::Confirm, Outcome::LeaseGranted)],
+            run.outcomes() == [(Hook::Confirm, Outcome::PermitGranted)],
             "{run:?}"
         );
         let next = bench.run(Hook::Egress, &packet.bytes(), &Surroundings::default())?;
@@ -509,7 +509,7 @@ fn a_lease_earned_with_one_hop_less_serves_the_next_packet<F: Oddities>() -> Res
     })
 }
 
-fn a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone<F: Oddities>()
+fn a_pod_that_moves_to_another_port_ends_the_ingress_permits_of_its_address_alone<F: Oddities>()
 -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
@@ -551,12 +551,12 @@ fn a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone
 
 in_both_families! {
     a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on,
-    a_protocol_without_a_lease_time_earns_nothing,
+    a_protocol_without_a_permit_time_earns_nothing,
     a_first_packet_earns_nothing_and_the_second_does,
     a_flow_that_is_delivered_untranslated_is_fast_from_the_next_packet_on,
-    the_two_directions_of_a_flow_share_an_entry_and_renew_their_leases_apart,
+    the_two_directions_of_a_flow_share_an_entry_and_renew_their_permits_apart,
     a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions,
-    opening_or_closing_a_connection_ends_its_leases,
-    a_lease_earned_with_one_hop_less_serves_the_next_packet,
-    a_pod_that_moves_to_another_port_ends_the_ingress_leases_of_its_address_alone,
+    opening_or_closing_a_connection_ends_its_permits,
+    a_permit_earned_with_one_hop_less_serves_the_next_packet,
+    a_pod_that_moves_to_another_port_ends_the_ingress_permits_of_its_address_alone,
 }
