@@ -90,7 +90,7 @@ pub fn docker_opts(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let (words, file) = text.split_once("\n\n").unwrap_or((&text, ""));
     let words: Vec<String> = words.lines().map(str::to_owned).collect();
-    if let Ok(docker_opts::args::Request::Write(args)) = docker_opts::args::parse(&words) {
+    if let Ok(docker_opts::args::Invocation::Write(args)) = docker_opts::args::parse(&words) {
         let variables = Dotenv::parse(file).variables;
         let _ = docker_opts::text::render(&args, variables);
     }

@@ -3,13 +3,13 @@
 
 use crate::{
     addr::{Address as _, MacAddr},
-    family::{Family, V4},
+    family::{V4, WireFamily},
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Config<F: Family = V4> {
+pub struct Config<F: WireFamily = V4> {
     /// Secret of the stamps, random per load.
     pub stamp_key: [u64; 2],
     /// How long a permit of a TCP flow lasts, nanoseconds; 0: none is granted.
@@ -53,7 +53,7 @@ pub struct Config<F: Family = V4> {
     pub _pad2: F::Be,
 }
 
-impl<F: Family> Config<F> {
+impl<F: WireFamily> Config<F> {
     /// Whether the node has pods of the family, and knows their subnet.
     #[inline(always)]
     pub fn is_served(&self) -> bool {

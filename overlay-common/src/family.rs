@@ -1,5 +1,5 @@
 //! The two overlays. IPv4 and IPv6 pods have maps of the same shapes and nothing in common but the
-//! hooks: what is about addresses is generic over the [`Family`], and IPv4 unless said otherwise.
+//! hooks: what is about addresses is generic over the [`WireFamily`], and IPv4 unless said otherwise.
 
 use core::{fmt::Debug, hash::Hash};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// An address family, of pods and of the underlay that carries their packets alike.
-pub trait Family:
+pub trait WireFamily:
     sealed::Sealed + Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'static
 {
     /// An address in network order.
@@ -44,7 +44,7 @@ pub struct V4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct V6;
 
-impl Family for V4 {
+impl WireFamily for V4 {
     type Be = Ipv4Be;
     type Pair = u64;
     type Encap = EncapHeader;
@@ -65,7 +65,7 @@ impl Family for V4 {
     }
 }
 
-impl Family for V6 {
+impl WireFamily for V6 {
     type Be = Ipv6Be;
     type Pair = [u64; 4];
     type Encap = EncapHeader6;

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::MacAddr,
-    family::{Family, Pair as _, V4, V6},
+    family::{Pair as _, V4, V6, WireFamily},
     spread::SPREAD,
 };
 
@@ -13,7 +13,7 @@ use crate::{
 /// Aligned, because programs build it on their stack, where the verifier wants aligned accesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C, align(8))]
-pub struct FlowKey<F: Family = V4> {
+pub struct FlowKey<F: WireFamily = V4> {
     /// Pod on this node.
     pub local: F::Be,
     /// Pod on another node.
@@ -119,7 +119,7 @@ pub const TRANSLATED_UDP_PERMIT_NS: u64 = 2_000_000_000;
 /// Value of `OVL_ENTERED` and `OVL_ENTERED6`, per CPU: with which tuple the packet of a stamp entered.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Entered<F: Family = V4> {
+pub struct Entered<F: WireFamily = V4> {
     pub words: FlowWords<F>,
     pub stamp: u32,
     #[doc(hidden)]
@@ -175,12 +175,12 @@ pub mod word {
 /// in native order, addresses first, then ports and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct FlowWords<F: Family = V4> {
+pub struct FlowWords<F: WireFamily = V4> {
     pub addresses: F::Pair,
     pub ports: u64,
 }
 
-impl<F: Family> FlowWords<F> {
+impl<F: WireFamily> FlowWords<F> {
     /// From addresses and ports as they stand in the packet, the ports read as native integers.
     #[inline(always)]
     pub fn new(
@@ -252,7 +252,7 @@ impl<F: Family> FlowWords<F> {
     }
 }
 
-impl<F: Family> From<FlowKey<F>> for FlowWords<F> {
+impl<F: WireFamily> From<FlowKey<F>> for FlowWords<F> {
     fn from(key: FlowKey<F>) -> Self {
         bytemuck::cast(key)
     }
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
     use crate::addr::{Address as _, Ipv4Be, Ipv6Be};
 
-    fn check_words<F: Family>(key: FlowKey<F>) -> Result<(), TestCaseError> {
+    fn check_words<F: WireFamily>(key: FlowKey<F>) -> Result<(), TestCaseError> {
         let words = FlowWords::new(
             key.local,
             key.remote,

@@ -11,7 +11,7 @@ use crate::{
     flow::{Entered, Flow, FlowKey4, FlowKey6},
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
-    route::Route,
+    route::RouteEntry,
     slow::{Match, Slow},
 };
 
@@ -49,7 +49,7 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Route, size 8, align 4, node at 0, flags at 4;
+    RouteEntry, size 8, align 4, node at 0, flags at 4;
 
     Node<V4>, size 80, align 8,
     flags at 0, vtep at 4, ipv4_sum at 8, subnet at 12, vtep_mac at 16, prefix_len at 22,

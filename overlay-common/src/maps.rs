@@ -8,7 +8,7 @@ use crate::{
     flow::{Entered, Flow, FlowKey},
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
-    route::Route,
+    route::RouteEntry,
     slow::Slow,
 };
 
@@ -73,13 +73,13 @@ macro_rules! maps {
 }
 
 maps! {
-    ROUTES4 = "OVL_ROUTES4", LpmTrie, Ipv4Be, Route, MAX_ROUTES;
+    ROUTES4 = "OVL_ROUTES4", LpmTrie, Ipv4Be, RouteEntry, MAX_ROUTES;
     NODES = "OVL_NODES", Array, u32, Node, MAX_NODES;
     NEXTHOPS = "OVL_NEXTHOPS", Array, u32, Nexthop, MAX_NODES;
     PEERS4 = "OVL_PEERS4", Hash, Ipv4Be, Peer, MAX_NODES;
     FLOWS4 = "OVL_FLOWS4", LruHash, FlowKey, Flow, MAX_FLOWS;
     CONFIG = "OVL_CONFIG", Array, u32, Config, 1;
-    ROUTES6 = "OVL_ROUTES6", LpmTrie, Ipv6Be, Route, MAX_ROUTES;
+    ROUTES6 = "OVL_ROUTES6", LpmTrie, Ipv6Be, RouteEntry, MAX_ROUTES;
     NODES6 = "OVL_NODES6", Array, u32, Node<V6>, MAX_NODES;
     NEXTHOPS6 = "OVL_NEXTHOPS6", Array, u32, Nexthop, MAX_NODES;
     PEERS6 = "OVL_PEERS6", Hash, Ipv6Be, Peer, MAX_NODES;

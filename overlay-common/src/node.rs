@@ -4,14 +4,14 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::MacAddr,
-    family::{Family, V4},
+    family::{V4, WireFamily},
 };
 
 /// Value of `OVL_NODES` and `OVL_NODES6`: one remote node, written by the agent alone. Index 0 is
 /// never used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
-pub struct Node<F: Family = V4> {
+pub struct Node<F: WireFamily = V4> {
     /// `NODE_*` bits. An entry without [`NODE_VALID`] is free.
     pub flags: u32,
     /// VTEP address: where the tunnel ends, the lease's `PublicIP` or `PublicIPv6`.
@@ -35,7 +35,7 @@ pub struct Node<F: Family = V4> {
     pub _pad2: F::Be,
 }
 
-impl<F: Family> Node<F> {
+impl<F: WireFamily> Node<F> {
     /// Flags without which no tunnel packet may be sent to a node.
     pub const TUNNEL_FLAGS: u32 = if F::ASKS_FOR_ZERO_CHECKSUM {
         NODE_ZERO_CHECKSUM

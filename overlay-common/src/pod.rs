@@ -17,7 +17,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     config::Config,
-    family::{Family, V4, V6},
+    family::{V4, V6, WireFamily},
     flow::{Entered, FlowKey, FlowWords},
     node::Node,
     slow::Match,
@@ -27,7 +27,7 @@ use crate::{
 macro_rules! no_padding {
     ($ty:ident { $($field:ident),+ $(,)? }) => {
         const _: () = {
-            const fn sum<F: Family>() -> usize {
+            const fn sum<F: WireFamily>() -> usize {
                 $(size_of_field(|value: &$ty<F>| &value.$field) +)+ 0
             }
             assert!(sum::<V4>() == size_of::<$ty<V4>>(), "padding in IPv4's");
@@ -37,16 +37,16 @@ macro_rules! no_padding {
         const _: () = {
             const fn is_pod<T: Pod>(_: &T) {}
             #[expect(dead_code, reason = "it is there to be type-checked")]
-            const fn every_field_is_pod<F: Family>(value: &$ty<F>) {
+            const fn every_field_is_pod<F: WireFamily>(value: &$ty<F>) {
                 let $ty { $($field),+ } = value;
                 $(is_pod($field);)+
             }
         };
         // SAFETY: every field is plain old data, for which all zeros is a value.
-        unsafe impl<F: Family> Zeroable for $ty<F> {}
+        unsafe impl<F: WireFamily> Zeroable for $ty<F> {}
         // SAFETY: the struct is `repr(C)`, its fields are plain old data, and for the two families
         // there are (the trait is sealed) they leave no byte of it over.
-        unsafe impl<F: Family> Pod for $ty<F> {}
+        unsafe impl<F: WireFamily> Pod for $ty<F> {}
     };
 }
 
@@ -139,7 +139,7 @@ map_types!(
     crate::node::PodKey,
     crate::node::PodPort,
     crate::outcome::Counter,
-    crate::route::Route,
+    crate::route::RouteEntry,
     crate::slow::Slow,
 );
 
@@ -148,14 +148,14 @@ macro_rules! family_map_types {
     ($($ty:ident),+ $(,)?) => {$(
         const _: fn() = || {
             fn is_pod<T: bytemuck::Pod>() {}
-            fn of_any_family<F: Family>() {
+            fn of_any_family<F: WireFamily>() {
                 is_pod::<$ty<F>>();
             }
             of_any_family::<V4>();
         };
         // SAFETY: as in `map_types`.
         #[cfg(feature = "user")]
-        unsafe impl<F: Family> aya::Pod for $ty<F> {}
+        unsafe impl<F: WireFamily> aya::Pod for $ty<F> {}
     )+};
 }
 

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 /// Alignment 4: the kernel places trie values right behind the 4 bytes of key data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Route {
+pub struct RouteEntry {
     /// Index into the nodes and next hops of the family.
     pub node: u32,
     /// Reserved, zero.

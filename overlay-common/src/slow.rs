@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::Address as _,
-    family::{Family, V4, V6},
+    family::{V4, V6, WireFamily},
 };
 
 /// Matches kept per family. More are merged into fewer, wider ones.
@@ -29,7 +29,7 @@ pub const INGRESS: u8 = 2;
 /// Packets by what all packets of a flow have in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
-pub struct Match<F: Family = V4> {
+pub struct Match<F: WireFamily = V4> {
     pub src: F::Be,
     pub src_mask: F::Be,
     pub dst: F::Be,
@@ -45,7 +45,7 @@ pub struct Match<F: Family = V4> {
 
 /// A packet as matches see it.
 #[derive(Clone, Copy)]
-pub struct Packet<F: Family = V4> {
+pub struct Packet<F: WireFamily = V4> {
     pub src: F::Be,
     pub dst: F::Be,
     /// Host order.
@@ -57,7 +57,7 @@ pub struct Packet<F: Family = V4> {
     pub direction: u8,
 }
 
-impl<F: Family> Match<F> {
+impl<F: WireFamily> Match<F> {
     /// Without branches, which the verifier would walk through one by one.
     #[inline(always)]
     pub fn contains(&self, packet: &Packet<F>) -> bool {

@@ -11,7 +11,7 @@
 //! source port whatever its packets' TOS, and across flushes (up to the rounding of one port).
 
 use crate::{
-    family::{Family, Pair as _},
+    family::{Pair as _, WireFamily},
     flow::FlowWords,
     maps::SEEN_SLOTS,
     spread::SPREAD_2,
@@ -46,7 +46,7 @@ impl Header {
 
 /// The stamp of a packet of `flow` with this header. Never 0, which the kernel reads as "no hash".
 #[inline(always)]
-pub fn stamp<F: Family>(
+pub fn stamp<F: WireFamily>(
     flow: FlowWords<F>,
     header: Header,
     secret: &[u64; 2],

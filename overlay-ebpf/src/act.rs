@@ -10,7 +10,7 @@ use overlay_common::{
 use crate::{
     Handled,
     flow_packet::{FlowPacket, Local},
-    flows::{End, Way},
+    flows::{FlowEnd, Way},
     helpers::{Skb, redirect, redirect_peer},
     ip::Ip,
     mac::{Mac, write_pair},
@@ -38,7 +38,7 @@ pub struct Departure<'a, F: Ip> {
 pub fn send<F: Ip>(
     skb: &Skb,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
     departure: &Departure<'_, F>,
     frame_len: u32,
 ) -> Result<Handled, Outcome> {
@@ -58,7 +58,7 @@ pub fn send<F: Ip>(
 fn encapsulate<F: Ip>(
     skb: &Skb,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
     departure: &Departure<'_, F>,
     frame_len: u32,
 ) -> Result<Handled, Outcome> {
@@ -83,7 +83,7 @@ fn encapsulate<F: Ip>(
 fn write_encap<F: Ip>(
     skb: &Skb,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
     departure: &Departure<'_, F>,
     outer_len: u32,
 ) -> Option<()> {
@@ -103,7 +103,7 @@ fn write_encap<F: Ip>(
 fn route<F: Ip>(
     skb: &Skb,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
     way: &Way,
 ) -> Result<Handled, Outcome> {
     match write_route(skb, flow, to, way) {
@@ -116,7 +116,7 @@ fn route<F: Ip>(
 fn write_route<F: Ip>(
     skb: &Skb,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
     way: &Way,
 ) -> Option<()> {
     write_inner(skb, ETH_LEN, flow, to)?;
@@ -130,7 +130,7 @@ fn write_inner<F: Ip>(
     skb: &Skb,
     offset: usize,
     flow: &FlowPacket<F>,
-    to: Option<End<F>>,
+    to: Option<FlowEnd<F>>,
 ) -> Option<()> {
     F::write_hop(skb.packet(), offset, flow)?;
     match to {
@@ -140,7 +140,7 @@ fn write_inner<F: Ip>(
 }
 
 #[inline(always)]
-fn counted<F: Ip>(outcome: Outcome, rewritten: &Option<End<F>>) -> Outcome {
+fn counted<F: Ip>(outcome: Outcome, rewritten: &Option<FlowEnd<F>>) -> Outcome {
     match rewritten {
         Some(_) => Outcome::FastTranslated,
         None => outcome,
@@ -161,7 +161,7 @@ pub struct Delivery<F: Ip> {
     pub dst: Mac,
     pub src: Mac,
     /// The end it is from, where that is not its own.
-    pub from: Option<End<F>>,
+    pub from: Option<FlowEnd<F>>,
 }
 
 /// Takes the packet, bare of any encapsulation, one hop further: into the pod. `tos` is what it arrives
@@ -205,7 +205,7 @@ fn rewrite<F: Ip>(
     offset: usize,
     flow: &FlowPacket<F>,
     local: Local,
-    end: End<F>,
+    end: FlowEnd<F>,
 ) -> Option<()> {
     let words = flow.words;
     let is_udp = words.protocol() == IPPROTO_UDP;

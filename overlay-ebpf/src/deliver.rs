@@ -7,7 +7,7 @@ use overlay_common::{
 };
 
 use crate::{
-    earn::{self, Delivery},
+    earn::{self, IngressPermit},
     flow_packet::Local,
     helpers::Skb,
     ip::Ip,
@@ -38,7 +38,7 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let index = F::node_of(passage.entered.remote()).ok_or(Outcome::UnknownPeer)?;
     let by_tunnel = skb.ingress_ifindex() == config.vtep_ifindex;
     let mtu = skb.device_mtu();
-    let delivery = Delivery {
+    let delivery = IngressPermit {
         mode: if by_tunnel { MODE_TUNNEL } else { MODE_DIRECT },
         header: flow.header_bits(0),
         pod: dst,

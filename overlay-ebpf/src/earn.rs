@@ -27,7 +27,7 @@ pub struct Passage<'a, F: Tables> {
 }
 
 /// What an ingress permit remembers.
-pub struct Delivery {
+pub struct IngressPermit {
     pub mode: u8,
     /// [`FlowPacket::header_bits`](crate::flow_packet::FlowPacket::header_bits) behind the host's hop.
     pub header: u16,
@@ -64,7 +64,7 @@ pub fn ingress<F: Tables>(
     passage: &Passage<'_, F>,
     index: u32,
     until: u64,
-    to: &Delivery,
+    to: &IngressPermit,
 ) -> Result<(), Outcome> {
     let draft = passage.draft(index, REWRITE_SOURCE)?;
     draft.set::<{ word::INGRESS_UNTIL }>(until);

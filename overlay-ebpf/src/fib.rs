@@ -26,7 +26,7 @@ pub struct Lookup<F: Ip> {
 }
 
 /// How the kernel routes.
-pub struct Route {
+pub struct FibRoute {
     pub ifindex: u32,
     pub next_hop: Mac,
     /// MTU of the path as far as the kernel tells, bytes.
@@ -36,7 +36,7 @@ pub struct Route {
 /// How the kernel routes a packet with the mark of this one, if it has a usable neighbour for the next
 /// hop. Before Linux 6.10 nobody can ask for packets with a mark, and is told of those without.
 #[inline(always)]
-pub fn route<F: Ip>(skb: &Skb, about: &Lookup<F>) -> Option<Route> {
+pub fn route<F: Ip>(skb: &Skb, about: &Lookup<F>) -> Option<FibRoute> {
     let own = if about.is_own {
         BPF_FIB_LOOKUP_OUTPUT
     } else {
@@ -58,7 +58,7 @@ pub fn route<F: Ip>(skb: &Skb, about: &Lookup<F>) -> Option<Route> {
             answered => answered,
         }
     };
-    (result == 0).then_some(Route {
+    (result == 0).then_some(FibRoute {
         ifindex: words[1] as u32,
         next_hop: Mac::from_low_bits(words[7] >> 16),
         mtu: (words[0] >> 48) as u16,

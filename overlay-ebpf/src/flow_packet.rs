@@ -2,7 +2,7 @@
 
 use overlay_common::{
     config::Config,
-    family::Family,
+    family::WireFamily,
     flow::FlowWords,
     stamp::{self, Header as Stamped},
     wire::{IPPROTO_TCP, IPPROTO_UDP},
@@ -33,7 +33,7 @@ pub enum Control {
 }
 
 /// A packet of a flow. Integers are in host order.
-pub struct FlowPacket<F: Family> {
+pub struct FlowPacket<F: WireFamily> {
     pub words: FlowWords<F>,
     pub protocol: u8,
     pub control: Control,
@@ -51,7 +51,7 @@ pub struct FlowPacket<F: Family> {
     pub header_mask: u16,
 }
 
-impl<F: Family> FlowPacket<F> {
+impl<F: WireFamily> FlowPacket<F> {
     /// What a permit remembers of the IP header beside the flow, as the top bits of an entry's word
     /// beside the mode. `hops` are still to be taken.
     #[inline(always)]

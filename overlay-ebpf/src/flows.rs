@@ -2,7 +2,7 @@
 
 use overlay_common::{
     addr::Address as _,
-    family::Family,
+    family::WireFamily,
     flow::{FlowImage, FlowWords, MODE_BITS, word},
     outcome::Outcome,
 };
@@ -21,7 +21,7 @@ const FLOW_WORDS: usize = size_of::<FlowImage>() / 8;
 
 /// An end of a flow: an address, and a port as it stands in the packet.
 #[derive(Clone, Copy)]
-pub struct End<F: Family> {
+pub struct FlowEnd<F: WireFamily> {
     pub address: F::Be,
     pub port: u16,
 }
@@ -72,12 +72,12 @@ impl FlowEntry {
 
     /// What the remote end is rewritten to.
     #[inline(always)]
-    pub fn rewrite<F: Family>(self) -> End<F> {
+    pub fn rewrite<F: WireFamily>(self) -> FlowEnd<F> {
         let words = [
             self.0.get::<{ word::REWRITE_ADDRESS }>(),
             self.0.get::<{ word::REWRITE_ADDRESS_2 }>(),
         ];
-        End {
+        FlowEnd {
             address: F::Be::from_wide(words),
             port: self.0.get::<{ word::REWRITE_PORT }>() as u16,
         }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use overlay_common::{
     addr::{Ipv4Be, Ipv6Be},
     config::Config,
-    family::{Family, V4, V6},
+    family::{V4, V6, WireFamily},
     flow::{Entered, Flow, FlowImage, FlowKey},
     maps::{
         ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES,
@@ -18,7 +18,7 @@ use overlay_common::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
     },
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
-    route::Route,
+    route::RouteEntry,
     slow::{MAX_MATCHES, Match, Slow},
     stamp::seen_slot,
 };
@@ -26,7 +26,7 @@ use overlay_common::{
 use crate::{helpers::now, mac::Mac};
 
 #[btf_map(name = "OVL_ROUTES4")]
-static ROUTES4: LpmTrie<Ipv4Be, Route, MAX_ROUTES> = LpmTrie::new();
+static ROUTES4: LpmTrie<Ipv4Be, RouteEntry, MAX_ROUTES> = LpmTrie::new();
 
 #[btf_map(name = "OVL_NODES")]
 static NODES: Array<Node, MAX_NODES> = Array::new();
@@ -46,7 +46,7 @@ static FLOWS4: LruHashMap<FlowKey<V4>, Flow, MAX_FLOWS, { BPF_F_NO_COMMON_LRU as
 static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "OVL_ROUTES6")]
-static ROUTES6: LpmTrie<Ipv6Be, Route, MAX_ROUTES> = LpmTrie::new();
+static ROUTES6: LpmTrie<Ipv6Be, RouteEntry, MAX_ROUTES> = LpmTrie::new();
 
 #[btf_map(name = "OVL_NODES6")]
 static NODES6: Array<Node<V6>, MAX_NODES> = Array::new();
@@ -98,7 +98,7 @@ static SLOW: Array<Slow, 1> = Array::new();
 static STATS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
 /// The maps of an address family.
-pub trait Tables: Family {
+pub trait Tables: WireFamily {
     fn config() -> Option<&'static Config<Self>>;
 
     /// Index of the node that owns `address`.
@@ -235,7 +235,7 @@ pub fn slow() -> Option<&'static Slow> {
 /// The generation there is now. What is decided by it must read it once: the agent may increment it at
 /// any time.
 #[inline(always)]
-pub fn generation<F: Family>(config: &Config<F>) -> u32 {
+pub fn generation<F: WireFamily>(config: &Config<F>) -> u32 {
     // SAFETY: the reference is to a live, aligned value of the array map, which is read once, whole.
     unsafe { (&raw const config.generation).read_volatile() }
 }

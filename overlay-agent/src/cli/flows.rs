@@ -22,7 +22,7 @@ use crate::{
     model::Family,
     names::{interface_label, interface_name, protocol_name},
     output::{self, Table, grouped},
-    view::{FlowTable, FlowTables, State, left},
+    view::{FlowState, FlowTable, FlowTables, left},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -68,7 +68,7 @@ pub struct Row {
     pub egress: Option<Permit>,
     pub ingress: Option<Permit>,
     /// `live`, `expired`, or `stale`: of a generation before the last flush.
-    pub state: State,
+    pub state: FlowState,
     pub generation: u32,
     /// Host side of the pod's veth; 0 before the first ingress permit.
     pub pod_ifindex: u32,
@@ -157,7 +157,8 @@ impl Report {
                 let pod = F::address(pod).map(Into::into);
                 pod.is_some_and(|pod| [key.local, key.remote].contains(&pod))
             };
-            filter.pod.is_none_or(on_pod) && (filter.all || table.state(flow, now) == State::Live)
+            filter.pod.is_none_or(on_pod)
+                && (filter.all || table.state(flow, now) == FlowState::Live)
         });
         self.matching += flows.len();
         let address = |address: F::Be| F::Address::from(address).into();

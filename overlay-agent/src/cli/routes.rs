@@ -260,7 +260,9 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use ipnetwork::{Ipv4Network, Ipv6Network};
-    use overlay_common::{addr::MacAddr, config::Config, node::NODE_ZERO_CHECKSUM, route::Route};
+    use overlay_common::{
+        addr::MacAddr, config::Config, node::NODE_ZERO_CHECKSUM, route::RouteEntry,
+    };
 
     use super::*;
     use crate::{
@@ -272,8 +274,8 @@ mod tests {
         MacAddr::new([first, 0, 0, 0, 0, last])
     }
 
-    fn route(node: u32) -> Route {
-        Route { node, flags: 0 }
+    fn route(node: u32) -> RouteEntry {
+        RouteEntry { node, flags: 0 }
     }
 
     fn name(ifindex: u32) -> Option<String> {

@@ -8,12 +8,12 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-use super::record::{Entry, Expect, Observed, Put, PutOutcome, Snapshot, WatchEvent};
+use super::record::{Entry, Expect, Put, PutOutcome, RecordState, Snapshot, WatchEvent};
 use crate::model::{ConfigText, LeaseAttrs, LeaseKey, ValueError};
 
 /// The state of the store and its history.
 #[derive(Debug)]
-pub struct State {
+pub struct StoreState {
     pub now: Instant,
     pub revision: i64,
     pub config: Option<ConfigText>,
@@ -34,7 +34,7 @@ fn half(subnet: Ipv4Network) -> Option<Ipv4Network> {
     Ipv4Network::new(subnet.network(), subnet.prefix() + 1).ok()
 }
 
-impl State {
+impl StoreState {
     pub fn new(now: Instant) -> Self {
         Self {
             now,
@@ -142,8 +142,8 @@ impl State {
         }
     }
 
-    pub fn observe(&self, key: &LeaseKey) -> Observed {
-        Observed {
+    pub fn observe(&self, key: &LeaseKey) -> RecordState {
+        RecordState {
             revision: self.revision,
             entry: self.records.get(key).cloned(),
         }

@@ -11,9 +11,9 @@ use rand::{Rng, RngCore};
 
 use super::{
     absent::{GRACE, OUTAGE, REGISTRATION, Stay},
-    own::{Held, Own, Renewal, Request},
-    peers::{Change, Peers},
-    record::{Observed, PutOutcome, Snapshot, WatchEvent},
+    own::{Held, Own, Renewal, StoreRequest},
+    peers::{PeerChange, Peers},
+    record::{PutOutcome, RecordState, Snapshot, WatchEvent},
 };
 use crate::model::{Alarm, ConfigText, LeaseAttrs, LeaseKey, OwnLease, PeerLease, StoreError};
 
@@ -25,7 +25,7 @@ pub enum Input {
     Listed(Snapshot),
     Watch(WatchEvent),
     Written(Result<PutOutcome, StoreError>),
-    Got(Result<Observed, StoreError>),
+    Got(Result<RecordState, StoreError>),
     TimeToLive(Result<Option<Duration>, StoreError>),
     /// The own record is to say this.
     Publish(LeaseAttrs),
@@ -44,7 +44,7 @@ pub enum Output {
     List,
     /// Watch from [`Core::next_revision`], in place of a watch that stands.
     Watch,
-    Request(Request),
+    Request(StoreRequest),
     Peer {
         subnet: IpNetwork,
         lease: Option<PeerLease>,
@@ -238,7 +238,7 @@ impl<R: RngCore> Core<R> {
             .entries
             .into_iter()
             .partition::<Vec<_>, _>(|entry| entry.key == own);
-        let observed = Observed {
+        let observed = RecordState {
             revision: snapshot.revision,
             entry: mine.into_iter().next(),
         };
@@ -283,7 +283,7 @@ impl<R: RngCore> Core<R> {
                     if entry.key == self.own.key() {
                         let entry = Some(entry);
                         self.own
-                            .observe(now, Observed { revision, entry }, &mut self.rng);
+                            .observe(now, RecordState { revision, entry }, &mut self.rng);
                     } else {
                         let changes = self.peers.put(entry);
                         self.changed(changes);
@@ -327,7 +327,7 @@ impl<R: RngCore> Core<R> {
         if key == self.own.key() {
             let entry = None;
             self.own
-                .observe(now, Observed { revision, entry }, &mut self.rng);
+                .observe(now, RecordState { revision, entry }, &mut self.rng);
         } else {
             let change = self.peers.delete(&key, Stay::grace(now));
             self.changed(change);
@@ -336,7 +336,7 @@ impl<R: RngCore> Core<R> {
 
     /// Lists if an answer shows that events were missed: the own record is gone without one, or
     /// the store went back in time.
-    fn compare(&mut self, now: Instant, observed: &Observed) {
+    fn compare(&mut self, now: Instant, observed: &RecordState) {
         if observed.entry.is_none() || observed.revision < self.revision {
             self.list(now);
         }
@@ -359,7 +359,7 @@ impl<R: RngCore> Core<R> {
         }
     }
 
-    fn changed(&mut self, changes: impl IntoIterator<Item = Change>) {
+    fn changed(&mut self, changes: impl IntoIterator<Item = PeerChange>) {
         let outputs = changes
             .into_iter()
             .map(|(subnet, lease)| Output::Peer { subnet, lease });

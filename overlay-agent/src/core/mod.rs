@@ -17,7 +17,7 @@ mod usable;
 
 pub use absent::{GRACE, OUTAGE, REGISTRATION};
 pub use machine::{Core, Input, Output};
-pub use own::{Held, Own, Renewal, Request};
+pub use own::{Held, Own, Renewal, StoreRequest};
 pub use peers::Peers;
-pub use record::{Entry, Expect, Observed, Put, PutOutcome, Snapshot, WatchEvent};
+pub use record::{Entry, Expect, Put, PutOutcome, RecordState, Snapshot, WatchEvent};
 pub use usable::Unusable;

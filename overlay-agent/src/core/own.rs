@@ -11,7 +11,7 @@ use std::{
 
 use rand::RngCore;
 
-use super::record::{Entry, Expect, Observed, Put, PutOutcome};
+use super::record::{Entry, Expect, Put, PutOutcome, RecordState};
 use crate::{
     backoff::Backoff,
     model::{Alarm, LeaseAttrs, LeaseKey, OwnLease, OwnState, StoreError},
@@ -38,7 +38,7 @@ pub struct Held {
 
 /// A request to the store about the own record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum StoreRequest {
     Put(Put),
     Get(LeaseKey),
     TimeToLive(i64),
@@ -67,8 +67,8 @@ pub struct Own {
     claim: Claim,
     /// Revision of the newest observation.
     seen: i64,
-    under_way: Option<(Request, Instant)>,
-    waiting: Option<Observed>,
+    under_way: Option<(StoreRequest, Instant)>,
+    waiting: Option<RecordState>,
     /// The record must be read before it is trusted again.
     doubtful: bool,
     /// The end of the etcd lease must be asked for.
@@ -214,9 +214,9 @@ impl Own {
     }
 
     /// The record, or its absence, as the store had it.
-    pub fn observe(&mut self, now: Instant, observed: Observed, rng: &mut dyn RngCore) {
+    pub fn observe(&mut self, now: Instant, observed: RecordState, rng: &mut dyn RngCore) {
         if self.under_way.is_some() {
-            let newer = |waiting: &Observed| waiting.revision <= observed.revision;
+            let newer = |waiting: &RecordState| waiting.revision <= observed.revision;
             if self.waiting.as_ref().is_none_or(newer) {
                 self.waiting = Some(observed);
             }
@@ -234,7 +234,7 @@ impl Own {
 
     /// The record as an answer has it. Answers come from the leader and never lag, so one that is
     /// older than what was seen before it was asked for is from a store that went back in time.
-    fn read(&mut self, now: Instant, observed: Observed, rng: &mut dyn RngCore) {
+    fn read(&mut self, now: Instant, observed: RecordState, rng: &mut dyn RngCore) {
         self.seen = self.seen.min(observed.revision);
         self.observe(now, observed, rng);
     }
@@ -300,7 +300,7 @@ impl Own {
     }
 
     /// The next request, if one is due and none is under way.
-    pub fn poll(&mut self, now: Instant) -> Option<Request> {
+    pub fn poll(&mut self, now: Instant) -> Option<StoreRequest> {
         if self.fight.last.is_some_and(|last| now >= last + QUIET) {
             self.fight.last = None;
             self.fight.changes = 0;
@@ -314,17 +314,17 @@ impl Own {
         Some(request)
     }
 
-    fn due(&self, now: Instant) -> Option<Request> {
+    fn due(&self, now: Instant) -> Option<StoreRequest> {
         if let Claim::Held {
             life: Life::Until { id, .. },
             ..
         } = self.claim
             && self.unsure_of_end
         {
-            return Some(Request::TimeToLive(id));
+            return Some(StoreRequest::TimeToLive(id));
         }
         if self.doubtful {
-            return Some(Request::Get(self.key));
+            return Some(StoreRequest::Get(self.key));
         }
         match &self.claim {
             Claim::Taken { .. } => None,
@@ -342,7 +342,7 @@ impl Own {
                 match life {
                     Life::Reservation if stale => Some(self.put(expect, None)),
                     Life::Reservation => None,
-                    Life::Unasked { id } if !stale => Some(Request::TimeToLive(*id)),
+                    Life::Unasked { id } if !stale => Some(StoreRequest::TimeToLive(*id)),
                     Life::Until { renew, .. } if !stale && now < *renew => None,
                     _ => Some(self.put(expect, Some(self.renewal.ttl))),
                 }
@@ -350,8 +350,8 @@ impl Own {
         }
     }
 
-    fn put(&self, expect: Expect, ttl: Option<Duration>) -> Request {
-        Request::Put(Put {
+    fn put(&self, expect: Expect, ttl: Option<Duration>) -> StoreRequest {
+        StoreRequest::Put(Put {
             key: self.key,
             attrs: self.wanted.clone(),
             expect,
@@ -380,7 +380,7 @@ impl Own {
         answer: Result<PutOutcome, StoreError>,
         rng: &mut dyn RngCore,
     ) {
-        let Some((Request::Put(put), sent)) = self.under_way.take() else {
+        let Some((StoreRequest::Put(put), sent)) = self.under_way.take() else {
             return;
         };
         self.failing = answer.is_err();
@@ -406,7 +406,7 @@ impl Own {
             Ok(PutOutcome::Conflict(observed)) => {
                 self.read(now, observed, rng);
                 // What the conflict taught must change the next write.
-                if self.due(now) == Some(Request::Put(put)) {
+                if self.due(now) == Some(StoreRequest::Put(put)) {
                     self.pause = Some(now + self.retry.failed(rng));
                 }
             }
@@ -418,7 +418,7 @@ impl Own {
     /// Whether the answer to the `TimeToLive` under way tells that the store has lost a lease that
     /// should still be alive.
     pub fn is_lost_too_early(&self, now: Instant, answer: Option<Duration>) -> bool {
-        let asked = matches!(self.under_way, Some((Request::TimeToLive(_), _)));
+        let asked = matches!(self.under_way, Some((StoreRequest::TimeToLive(_), _)));
         let alive = |end: Instant| end > now + CLOCK_SLACK;
         asked && answer.is_none() && self.lease().expires.is_some_and(alive)
     }
@@ -430,7 +430,7 @@ impl Own {
         answer: &Result<Option<Duration>, StoreError>,
         rng: &mut dyn RngCore,
     ) {
-        let Some((Request::TimeToLive(asked), sent)) = self.under_way.take() else {
+        let Some((StoreRequest::TimeToLive(asked), sent)) = self.under_way.take() else {
             return;
         };
         self.failing &= answer.is_err();
@@ -454,7 +454,7 @@ impl Own {
     pub fn got(
         &mut self,
         now: Instant,
-        answer: Result<Observed, StoreError>,
+        answer: Result<RecordState, StoreError>,
         rng: &mut dyn RngCore,
     ) {
         self.under_way = None;

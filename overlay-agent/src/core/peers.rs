@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A subnet whose peer changed: its lease now, or `None`.
-pub type Change = (IpNetwork, Option<PeerLease>);
+pub type PeerChange = (IpNetwork, Option<PeerLease>);
 
 /// The table of other nodes' leases.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Peers {
         self.absent.hold(held);
     }
 
-    pub fn put(&mut self, entry: Entry) -> Vec<Change> {
+    pub fn put(&mut self, entry: Entry) -> Vec<PeerChange> {
         let subnet = entry.key.subnet();
         let mut touched = self.record(entry);
         touched.insert(subnet);
@@ -83,7 +83,7 @@ impl Peers {
     }
 
     /// The record is gone; the peer stays as long as `stay` says.
-    pub fn delete(&mut self, key: &LeaseKey, stay: Stay) -> Option<Change> {
+    pub fn delete(&mut self, key: &LeaseKey, stay: Stay) -> Option<PeerChange> {
         if self.is_shown(key) {
             self.absent.insert(*key, stay);
         }
@@ -102,7 +102,7 @@ impl Peers {
         mut entries: Vec<Entry>,
         stay: Stay,
         is_newer: impl Fn(&LeaseKey) -> bool,
-    ) -> Vec<Change> {
+    ) -> Vec<PeerChange> {
         entries.retain(|entry| !is_newer(&entry.key));
         let listed: BTreeSet<_> = entries.iter().map(|entry| entry.key).collect();
         let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet()).collect();
@@ -125,7 +125,7 @@ impl Peers {
     }
 
     /// Lets go of absent peers whose time is over.
-    pub fn expire(&mut self, now: Instant) -> Vec<Change> {
+    pub fn expire(&mut self, now: Instant) -> Vec<PeerChange> {
         let expired = self.absent.expire(now);
         for key in &expired {
             self.remove(key);
@@ -134,7 +134,7 @@ impl Peers {
     }
 
     /// The own public IP changed: records that show it are judged anew.
-    pub fn set_own_ip(&mut self, own_ip: IpAddr) -> Vec<Change> {
+    pub fn set_own_ip(&mut self, own_ip: IpAddr) -> Vec<PeerChange> {
         if self.own_ip == own_ip {
             return Vec::new();
         }
@@ -204,13 +204,13 @@ impl Peers {
         absent.filter(contradicts).copied().collect()
     }
 
-    fn refresh_all(&mut self, subnets: impl IntoIterator<Item = IpNetwork>) -> Vec<Change> {
+    fn refresh_all(&mut self, subnets: impl IntoIterator<Item = IpNetwork>) -> Vec<PeerChange> {
         let changes = subnets.into_iter().filter_map(|s| self.refresh(s));
         changes.collect()
     }
 
     /// The lease to show for a subnet: the one written last, if several keys name it.
-    fn refresh(&mut self, subnet: IpNetwork) -> Option<Change> {
+    fn refresh(&mut self, subnet: IpNetwork) -> Option<PeerChange> {
         let same_subnet = self
             .records
             .range(LeaseKey::first_of(subnet)..)

@@ -25,7 +25,7 @@ pub struct Snapshot {
 
 /// One record, or its absence, at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct RecordState {
     pub revision: i64,
     pub entry: Option<Entry>,
 }
@@ -72,7 +72,7 @@ pub enum PutOutcome {
         ttl: Option<Duration>,
     },
     /// The key was not in the expected state; this is the state it was in.
-    Conflict(Observed),
+    Conflict(RecordState),
 }
 
 /// One message of a watch.

@@ -47,7 +47,7 @@ pub use self::{
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
     slow::SlowFlows,
-    tables::{Summary, wanted::Vtep},
+    tables::{Summary, wanted::LocalVtep},
 };
 use self::{
     load::FlowTables,
@@ -138,7 +138,7 @@ impl Datapath {
     pub fn apply<F: Family>(
         &mut self,
         desired: &Desired<F>,
-        vtep: Option<Vtep>,
+        vtep: Option<LocalVtep>,
         facts: &HostFacts<F>,
     ) -> Result<Summary<F>, DatapathError> {
         let mut writer = F::pick::<WriterOf<'_>>(self.writers());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::subnet_env::dotenv::is_name;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum Invocation {
     Write(Args),
     Help,
 }
@@ -69,12 +69,12 @@ impl Default for Args {
     }
 }
 
-pub fn parse(words: &[String]) -> Result<Request, ArgsError> {
+pub fn parse(words: &[String]) -> Result<Invocation, ArgsError> {
     let mut args = Args::default();
     let mut words = words.iter();
     while let Some(word) = words.next() {
         if word == "--help" {
-            return Ok(Request::Help);
+            return Ok(Invocation::Help);
         }
         let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
             break;
@@ -110,14 +110,14 @@ pub fn parse(words: &[String]) -> Result<Request, ArgsError> {
         args.individual = true;
         args.combined = true;
     }
-    Ok(Request::Write(args))
+    Ok(Invocation::Write(args))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(words: &[&str]) -> Result<Request, ArgsError> {
+    fn parsed(words: &[&str]) -> Result<Invocation, ArgsError> {
         parse(
             &words
                 .iter()
@@ -128,7 +128,7 @@ mod tests {
 
     fn written(words: &[&str]) -> Args {
         match parsed(words) {
-            Ok(Request::Write(args)) => args,
+            Ok(Invocation::Write(args)) => args,
             other => panic!("{words:?}: {other:?}"),
         }
     }
@@ -183,7 +183,7 @@ mod tests {
         );
         assert_eq!(parsed(&["-h"]), Err(ArgsError::Usage));
         assert_eq!(parsed(&["-?"]), Err(ArgsError::Usage));
-        assert_eq!(parsed(&["--help"]), Ok(Request::Help));
+        assert_eq!(parsed(&["--help"]), Ok(Invocation::Help));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use self::args::{Args, Request};
+use self::args::{Args, Invocation};
 use crate::{
     subnet_env::{FileError, atomic, dotenv::Dotenv},
     underlay::{self, HostSnapshot},
@@ -35,8 +35,8 @@ pub enum DockerOptsError {
 /// Runs the command; `program` is the name it was called by, `args` what follows.
 pub async fn main(program: &str, args: &[String]) -> ExitCode {
     let args = match args::parse(args) {
-        Ok(Request::Write(args)) => args,
-        Ok(Request::Help) => {
+        Ok(Invocation::Write(args)) => args,
+        Ok(Invocation::Help) => {
             let _ = stdout().write_all(args::usage(program).as_bytes());
             return ExitCode::SUCCESS;
         }

@@ -4,21 +4,21 @@ use std::{
 };
 
 use super::*;
-use crate::underlay::{Link, Route};
+use crate::underlay::{UnderlayLink, UnderlayRoute};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\n\
                           FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
 
 fn host(destination: &str, gateway: Option<&str>) -> HostSnapshot {
     HostSnapshot {
-        links: vec![Link {
+        links: vec![UnderlayLink {
             ifindex: 7,
             name: "eth0".to_owned(),
             mtu: 1500,
             hardware: true,
             ethernet: true,
         }],
-        routes: vec![Route {
+        routes: vec![UnderlayRoute {
             destination: destination.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             interfaces: vec![7],

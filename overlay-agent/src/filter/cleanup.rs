@@ -6,7 +6,7 @@ use super::{
     absent_chains,
     error::FilterError,
     exec::Executor,
-    family::Family,
+    family::RuleFamily,
     iptables::{Installed, diff::ChainSpec},
     nftables::{Nft, OWN_TABLES, TableId},
     rules::{POD_SOURCE_TABLE, pod_source_chain},
@@ -39,7 +39,7 @@ pub async fn cleanup_beside_flannel(
     executor: &Executor,
     dry_run: bool,
 ) -> (Vec<Removal>, Vec<FilterError>) {
-    let tables = Family::ALL.map(|family| (family, POD_SOURCE_TABLE));
+    let tables = RuleFamily::ALL.map(|family| (family, POD_SOURCE_TABLE));
     remove(executor, &tables, &[pod_source_chain(None)], dry_run).await
 }
 
@@ -63,7 +63,7 @@ async fn remove(
             }
         }
     }
-    for family in Family::ALL {
+    for family in RuleFamily::ALL {
         for iptables in Installed::discover(family, executor).await.iter_mut() {
             match iptables.ensure(chains, dry_run).await {
                 Ok(changes) => removals.extend(changes.into_iter().map(|change| Removal {

@@ -2,12 +2,12 @@
 
 /// Address family of a rule set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
+pub enum RuleFamily {
     V4,
     V6,
 }
 
-impl Family {
+impl RuleFamily {
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family's name in nftables.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     error::FilterError,
     exec::Executor,
-    family::Family,
+    family::RuleFamily,
     iptables::{Installed, Iptables, Variant},
 };
 
@@ -30,7 +30,7 @@ pub struct LegacyTables {
 impl LegacyTables {
     pub async fn open(executor: &Executor) -> Self {
         let mut tools = Vec::new();
-        for family in Family::ALL {
+        for family in RuleFamily::ALL {
             let installed = Installed::discover(family, executor).await;
             tools.extend(installed.variant(Variant::Legacy).cloned());
         }

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 pub use self::{
     cleanup::{Removal, cleanup, cleanup_beside_flannel},
     error::FilterError,
-    family::Family,
+    family::RuleFamily,
     keep::keep,
     rules::{Masquerade, Mode, PodNetwork, Settings},
     watch::{FilterWatch, RulesetVersion, Writer, writers},
@@ -54,12 +54,12 @@ pub struct Filter {
     settings: Settings,
     executor: Executor,
     nft: Option<Nft>,
-    iptables: BTreeMap<Family, Iptables>,
+    iptables: BTreeMap<RuleFamily, Iptables>,
 }
 
 /// One thing [`Filter::ensure`] had to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct FilterChange {
     /// Where: `iptables-nft` or `nft`.
     pub tool: String,
     /// Which chain or table.
@@ -67,7 +67,7 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for FilterChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} {}", self.tool, self.object, self.kind)
     }
@@ -89,7 +89,7 @@ impl Filter {
             iptables: BTreeMap::new(),
             executor,
         };
-        for family in Family::ALL {
+        for family in RuleFamily::ALL {
             let installed = Installed::discover(family, &filter.executor).await;
             if let Some(iptables) = installed.in_use(&absent_chains()).await {
                 filter.iptables.insert(family, iptables);
@@ -129,17 +129,17 @@ impl Filter {
     /// Whether the kernel announces changes of all the rules wanted, as nf_tables does and the old
     /// ip_tables does not.
     pub fn changes_are_announced(&self) -> bool {
-        let is_legacy = |family: &Family| {
+        let is_legacy = |family: &RuleFamily| {
             self.iptables
                 .get(family)
                 .is_some_and(|iptables| iptables.variant() == Variant::Legacy)
         };
-        let wanted = |family: &Family| {
+        let wanted = |family: &RuleFamily| {
             self.wanted_chains(*family)
                 .iter()
                 .any(|spec| spec.rules.is_some())
         };
-        !Family::ALL
+        !RuleFamily::ALL
             .iter()
             .any(|family| is_legacy(family) && wanted(family))
     }
@@ -156,7 +156,7 @@ impl Filter {
 
     /// Installs what is missing or different, and removes what is not asked for. A family or tool
     /// that fails does not keep the others from being served; the first failure is returned.
-    pub async fn ensure(&mut self) -> Result<Vec<Change>, FilterError> {
+    pub async fn ensure(&mut self) -> Result<Vec<FilterChange>, FilterError> {
         let mut changes = Vec::new();
         let mut failure = None;
         let tables = self.wanted_tables();
@@ -169,7 +169,7 @@ impl Filter {
                 }
             }
         }
-        for family in Family::ALL {
+        for family in RuleFamily::ALL {
             let specs = self.wanted_chains(family);
             let Some(iptables) = self.iptables.get_mut(&family) else {
                 continue;
@@ -206,7 +206,7 @@ impl Filter {
                 }
             }
         }
-        for family in Family::ALL {
+        for family in RuleFamily::ALL {
             for iptables in Installed::discover(family, &self.executor).await.iter_mut() {
                 if let Err(error) = self.remove_stray_chains(iptables, previous).await {
                     warn!(%error, "cannot check for rules left behind");
@@ -264,7 +264,7 @@ impl Filter {
         tables
     }
 
-    fn wanted_chains(&self, family: Family) -> Vec<ChainSpec> {
+    fn wanted_chains(&self, family: RuleFamily) -> Vec<ChainSpec> {
         let pod = self
             .settings
             .networks
@@ -296,16 +296,16 @@ fn absent_chains() -> Vec<ChainSpec> {
     ]
 }
 
-fn table_change((family, name): TableId, kind: ChangeKind) -> Change {
-    Change {
+fn table_change((family, name): TableId, kind: ChangeKind) -> FilterChange {
+    FilterChange {
         tool: "nft".into(),
         object: format!("table {} {name}", family.nft()),
         kind,
     }
 }
 
-fn chain_change(iptables: &Iptables, change: &ChainChange) -> Change {
-    Change {
+fn chain_change(iptables: &Iptables, change: &ChainChange) -> FilterChange {
+    FilterChange {
         tool: iptables.name(),
         object: format!("chain {}", change.chain),
         kind: change.kind,

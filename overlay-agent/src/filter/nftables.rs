@@ -7,20 +7,20 @@ use tracing::warn;
 use super::{
     error::FilterError,
     exec::Executor,
-    family::Family,
+    family::RuleFamily,
     iptables::diff::ChangeKind,
     rules::{Dialect, NftTable, POD_SOURCE_TABLE},
 };
 
 /// A table of ours by family and name.
-pub type TableId = (Family, &'static str);
+pub type TableId = (RuleFamily, &'static str);
 
 /// Every table this agent may own.
 pub const OWN_TABLES: [TableId; 4] = [
-    (Family::V4, "flannel-ipv4"),
-    (Family::V6, "flannel-ipv6"),
-    (Family::V4, POD_SOURCE_TABLE),
-    (Family::V6, POD_SOURCE_TABLE),
+    (RuleFamily::V4, "flannel-ipv4"),
+    (RuleFamily::V6, "flannel-ipv6"),
+    (RuleFamily::V4, POD_SOURCE_TABLE),
+    (RuleFamily::V6, POD_SOURCE_TABLE),
 ];
 
 #[derive(Clone, Debug)]

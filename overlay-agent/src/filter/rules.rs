@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use super::{
-    family::Family,
-    iptables::diff::{ChainSpec, Place, Table},
+    family::RuleFamily,
+    iptables::diff::{ChainSpec, IptablesTable, Place},
 };
 
 /// Mark kube-proxy puts on packets it wants masqueraded.
@@ -75,7 +75,7 @@ pub struct Dialect {
 /// A whole table, written as `nft list table` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftTable {
-    pub family: Family,
+    pub family: RuleFamily,
     pub name: &'static str,
     pub text: String,
 }
@@ -111,10 +111,10 @@ impl PodNetwork {
         }
     }
 
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> RuleFamily {
         match self.network {
-            IpNetwork::V4(_) => Family::V4,
-            IpNetwork::V6(_) => Family::V6,
+            IpNetwork::V4(_) => RuleFamily::V4,
+            IpNetwork::V6(_) => RuleFamily::V6,
         }
     }
 }
@@ -141,7 +141,7 @@ pub fn masquerade_chain(pod: Option<&PodNetwork>, random: bool) -> ChainSpec {
         )
     });
     ChainSpec {
-        table: Table::Nat,
+        table: IptablesTable::Nat,
         name: "FLANNEL-POSTRTG",
         hook: "POSTROUTING",
         place: Place::Last,
@@ -163,7 +163,7 @@ pub fn forward_chain(pod: Option<&PodNetwork>) -> ChainSpec {
         )
     });
     ChainSpec {
-        table: Table::Filter,
+        table: IptablesTable::Filter,
         name: "FLANNEL-FWD",
         hook: "FORWARD",
         place: Place::Last,
@@ -190,7 +190,7 @@ pub fn pod_source_chain(pod: Option<&PodNetwork>) -> ChainSpec {
         )
     });
     ChainSpec {
-        table: Table::Nat,
+        table: IptablesTable::Nat,
         name: "OVERLAY-PODSRC",
         hook: "POSTROUTING",
         place: Place::First,
@@ -201,7 +201,7 @@ pub fn pod_source_chain(pod: Option<&PodNetwork>) -> ChainSpec {
 
 /// Rules that flannel up to v0.19 put straight into the built-in chains, for the network and
 /// subnet it used then, with and without their comment: `(table, hook, rule)`.
-pub fn chainless_rules(pod: &PodNetwork) -> Vec<(Table, &'static str, String)> {
+pub fn chainless_rules(pod: &PodNetwork) -> Vec<(IptablesTable, &'static str, String)> {
     let (c, p, m) = (pod.network, pod.subnet, pod.family().multicast());
     let nat = [
         (format!("-s {c} -d {c}"), "RETURN"),
@@ -222,8 +222,8 @@ pub fn chainless_rules(pod: &PodNetwork) -> Vec<(Table, &'static str, String)> {
         .map(plain)
         .chain(commented(FORWARD_COMMENT, &forward));
     nat_rules
-        .map(|rule| (Table::Nat, "POSTROUTING", rule))
-        .chain(forward_rules.map(|rule| (Table::Filter, "FORWARD", rule)))
+        .map(|rule| (IptablesTable::Nat, "POSTROUTING", rule))
+        .chain(forward_rules.map(|rule| (IptablesTable::Filter, "FORWARD", rule)))
         .collect()
 }
 
@@ -334,7 +334,7 @@ struct NftChain {
 /// Renders a table exactly as `nft list table` prints it, so that what is read back can be
 /// compared.
 fn table_text(
-    family: Family,
+    family: RuleFamily,
     name: &str,
     comment: &str,
     chains: &[NftChain],

@@ -7,7 +7,7 @@ mod supervisor;
 
 pub use self::{
     notify::{Progress, ServiceManager},
-    signals::{Request, Signals},
+    signals::{SignalRequest, Signals},
     sleep::SleepWatch,
     supervisor::Supervisor,
 };

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum SignalRequest {
     /// Stop, because of this signal.
     Stop(&'static str),
     /// Read the configuration again and reconcile.
@@ -60,15 +60,15 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal. After [`Request::Stop`] the next such signal kills.
-    pub async fn next(&mut self) -> Request {
+    /// Waits for the next signal. After [`SignalRequest::Stop`] the next such signal kills.
+    pub async fn next(&mut self) -> SignalRequest {
         let name = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.quit.recv() => "SIGQUIT",
-            _ = self.hangup.recv() => return Request::Reload,
+            _ = self.hangup.recv() => return SignalRequest::Reload,
         };
         self.stopping.store(true, Ordering::SeqCst);
-        Request::Stop(name)
+        SignalRequest::Stop(name)
     }
 }

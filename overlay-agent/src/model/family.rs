@@ -18,7 +18,7 @@ use overlay_common::{
 use super::PerFamily;
 
 /// An address family. flannel keeps the two apart in everything: device, routes, rules.
-pub trait Family: family::Family<Be: aya::Pod> {
+pub trait Family: family::WireFamily<Be: aya::Pod> {
     type Address: Copy
         + Debug
         + Display

@@ -36,7 +36,9 @@ pub use error::NetlinkError;
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
 #[cfg(test)]
 pub use plan::peer_route;
-pub use plan::{Change, Leftover, Observed, Plan, ROUTE_PROTOCOL, Wanted, diff, want};
+pub use plan::{
+    Leftover, ObjectChange, ObjectPlan, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, want,
+};
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Standing, Summary};
 pub use transport::TIMEOUT;

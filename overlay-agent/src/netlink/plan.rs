@@ -53,7 +53,7 @@ pub struct Wanted<F: Family = V4> {
 /// Kernel state as dumped: addresses, neighbours and forwarding entries of the vxlan device, the
 /// main routing table in the kernel's order, and devices of an earlier configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed<F: Family = V4> {
+pub struct ObservedObjects<F: Family = V4> {
     pub addresses: Vec<Address<F>>,
     pub neighbours: Vec<Neighbour<F>>,
     pub fdb: Vec<FdbEntry>,
@@ -61,7 +61,7 @@ pub struct Observed<F: Family = V4> {
     pub leftovers: Vec<Leftover>,
 }
 
-impl<F: Family> Observed<F> {
+impl<F: Family> ObservedObjects<F> {
     /// What is there if all of `wanted` is, and nothing else.
     pub fn just(wanted: &Wanted<F>) -> Self {
         let mut observed = Self {
@@ -109,7 +109,7 @@ pub struct Leftover {
 
 /// One step from observed to wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change<F: Family = V4> {
+pub enum ObjectChange<F: Family = V4> {
     AddAddress {
         ifindex: u32,
         address: F::Network,
@@ -141,8 +141,8 @@ pub enum Change<F: Family = V4> {
 
 /// The changes, in an order that never leaves a peer without a path it has before and after.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan<F: Family = V4> {
-    pub changes: Vec<Change<F>>,
+pub struct ObjectPlan<F: Family = V4> {
+    pub changes: Vec<ObjectChange<F>>,
     /// Objects that are already as wanted.
     pub kept: usize,
 }
@@ -160,7 +160,7 @@ impl<F: Family> Default for Wanted<F> {
     }
 }
 
-impl<F: Family> Change<F> {
+impl<F: Family> ObjectChange<F> {
     /// The step takes something away.
     pub const fn removes(&self) -> bool {
         matches!(
@@ -174,7 +174,7 @@ impl<F: Family> Change<F> {
     }
 }
 
-impl<F: Family> fmt::Display for Change<F> {
+impl<F: Family> fmt::Display for ObjectChange<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddAddress { address, .. } => write!(f, "add address {address}"),
@@ -277,8 +277,8 @@ pub(super) fn tunnel_address<F: Family>(local: &LocalNode<F>) -> F::Network {
 }
 
 /// The changes that turn `observed` into `wanted`.
-pub fn diff<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>) -> Plan<F> {
-    let mut plan = Plan::default();
+pub fn diff<F: Family>(wanted: &Wanted<F>, observed: &ObservedObjects<F>) -> ObjectPlan<F> {
+    let mut plan = ObjectPlan::default();
     let mut removals = Vec::new();
     if let Some(vtep) = wanted.vtep {
         diff_addresses(wanted, observed, vtep, &mut plan);
@@ -291,15 +291,15 @@ pub fn diff<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>) -> Plan<F> {
     plan.changes.append(&mut removals);
     let leftovers = observed.leftovers.iter();
     plan.changes
-        .extend(leftovers.copied().map(Change::DeleteVtep));
+        .extend(leftovers.copied().map(ObjectChange::DeleteVtep));
     plan
 }
 
 fn diff_addresses<F: Family>(
     wanted: &Wanted<F>,
-    observed: &Observed<F>,
+    observed: &ObservedObjects<F>,
     vtep: u32,
-    plan: &mut Plan<F>,
+    plan: &mut ObjectPlan<F>,
 ) {
     let Some((address, network)) = wanted.address else {
         return;
@@ -308,7 +308,7 @@ fn diff_addresses<F: Family>(
     if on_vtep().any(|a| a.local == address) {
         plan.kept += 1;
     } else {
-        plan.changes.push(Change::AddAddress {
+        plan.changes.push(ObjectChange::AddAddress {
             ifindex: vtep,
             address,
         });
@@ -319,16 +319,16 @@ fn diff_addresses<F: Family>(
         other.local != address && ip.is_some_and(|ip| F::contains(network, ip))
     };
     for other in on_vtep().filter(is_ours) {
-        plan.changes.push(Change::DeleteAddress(*other));
+        plan.changes.push(ObjectChange::DeleteAddress(*other));
     }
 }
 
 fn diff_fdb<F: Family>(
     wanted: &Wanted<F>,
-    observed: &Observed<F>,
+    observed: &ObservedObjects<F>,
     vtep: u32,
-    plan: &mut Plan<F>,
-    removals: &mut Vec<Change<F>>,
+    plan: &mut ObjectPlan<F>,
+    removals: &mut Vec<ObjectChange<F>>,
 ) {
     let mut present = BTreeSet::new();
     for entry in observed
@@ -342,7 +342,7 @@ fn diff_fdb<F: Family>(
                     present.insert(entry.mac);
                 }
             }
-            None => removals.push(Change::DeleteFdb {
+            None => removals.push(ObjectChange::DeleteFdb {
                 ifindex: vtep,
                 mac: entry.mac,
                 remote: entry.remote,
@@ -351,7 +351,7 @@ fn diff_fdb<F: Family>(
     }
     plan.kept += present.len();
     for (&mac, &remote) in wanted.fdb.iter().filter(|(mac, _)| !present.contains(mac)) {
-        plan.changes.push(Change::SetFdb {
+        plan.changes.push(ObjectChange::SetFdb {
             ifindex: vtep,
             mac,
             remote,
@@ -361,10 +361,10 @@ fn diff_fdb<F: Family>(
 
 fn diff_neighbours<F: Family>(
     wanted: &Wanted<F>,
-    observed: &Observed<F>,
+    observed: &ObservedObjects<F>,
     vtep: u32,
-    plan: &mut Plan<F>,
-    removals: &mut Vec<Change<F>>,
+    plan: &mut ObjectPlan<F>,
+    removals: &mut Vec<ObjectChange<F>>,
 ) {
     let mut present = BTreeSet::new();
     for entry in observed
@@ -378,7 +378,7 @@ fn diff_neighbours<F: Family>(
                     present.insert(entry.address);
                 }
             }
-            None => removals.push(Change::DeleteNeighbour {
+            None => removals.push(ObjectChange::DeleteNeighbour {
                 ifindex: vtep,
                 address: entry.address,
             }),
@@ -390,7 +390,7 @@ fn diff_neighbours<F: Family>(
         .iter()
         .filter(|(a, _)| !present.contains(a))
     {
-        plan.changes.push(Change::SetNeighbour {
+        plan.changes.push(ObjectChange::SetNeighbour {
             ifindex: vtep,
             address,
             mac,
@@ -398,7 +398,11 @@ fn diff_neighbours<F: Family>(
     }
 }
 
-fn diff_routes<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>, plan: &mut Plan<F>) {
+fn diff_routes<F: Family>(
+    wanted: &Wanted<F>,
+    observed: &ObservedObjects<F>,
+    plan: &mut ObjectPlan<F>,
+) {
     let in_main_table = || observed.routes.iter().filter(|r| r.in_main_table());
     let target = |route: &Route<F>| wanted.routes.get(&route.destination);
     let present: BTreeSet<F::Network> = in_main_table()
@@ -417,17 +421,17 @@ fn diff_routes<F: Family>(wanted: &Wanted<F>, observed: &Observed<F>, plan: &mut
     {
         let alike = target(route).filter(|t| (t.metric, t.tos) == (route.metric, route.tos));
         if F::ONLINK_IS_CHECKED && missing.iter().any(|new| obstructs(route, new)) {
-            obstacles.push(Change::DeleteRoute(*route));
+            obstacles.push(ObjectChange::DeleteRoute(*route));
         } else if F::ROUTES_SHARE && alike.is_some() && !present.contains(&route.destination) {
             // The new route takes its place.
         } else {
-            stale.push(Change::DeleteRoute(*route));
+            stale.push(ObjectChange::DeleteRoute(*route));
         }
     }
     plan.kept += present.len();
     plan.changes.append(&mut obstacles);
     plan.changes
-        .extend(missing.into_iter().copied().map(Change::AddRoute));
+        .extend(missing.into_iter().copied().map(ObjectChange::AddRoute));
     plan.changes.append(&mut stale);
 }
 

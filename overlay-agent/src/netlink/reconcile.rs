@@ -18,7 +18,9 @@ use super::{
     Netlink, NetlinkError,
     admit::{Admission, PeerPath, Refusal, admit},
     object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route},
-    plan::{Change, Leftover, Observed, ROUTE_PROTOCOL, Wanted, diff, tunnel_address, want},
+    plan::{
+        Leftover, ObjectChange, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, tunnel_address, want,
+    },
     request,
     route_mtu::{self, RouteMtu},
     transport::Request,
@@ -32,7 +34,7 @@ const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
 /// A change the kernel refused.
 #[derive(Debug)]
 pub struct Failure<F: Family = V4> {
-    pub change: Change<F>,
+    pub change: ObjectChange<F>,
     pub error: io::Error,
 }
 
@@ -119,7 +121,7 @@ impl Netlink {
         standing: Standing<F>,
     ) -> Result<Summary<F>, NetlinkError> {
         let on_link = self.on_link_of(desired, vtep, standing.on_link).await?;
-        let observed = Observed::just(&standing.wanted);
+        let observed = ObservedObjects::just(&standing.wanted);
         self.bring_about(desired, vtep, on_link, &observed, standing.routes)
             .await
     }
@@ -129,7 +131,7 @@ impl Netlink {
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
         on_link: OnLink<F>,
-        observed: &Observed<F>,
+        observed: &ObservedObjects<F>,
         routes: Vec<RouteMtu<F>>,
     ) -> Result<Summary<F>, NetlinkError> {
         if vtep.is_none() && desired.local.forwarding.tunnel.is_some() {
@@ -267,12 +269,12 @@ impl Netlink {
         &self,
         local: &LocalNode<F>,
         vtep: Option<&Vtep>,
-    ) -> Result<(Observed<F>, Vec<RouteMtu<F>>), NetlinkError> {
+    ) -> Result<(ObservedObjects<F>, Vec<RouteMtu<F>>), NetlinkError> {
         let routes = self.routes_with_mtu().await?;
-        let mut observed = Observed {
+        let mut observed = ObservedObjects {
             routes: routes.iter().map(|found| found.route).collect(),
             addresses: self.addresses().await?,
-            ..Observed::default()
+            ..ObservedObjects::default()
         };
         let current = vtep.map(|vtep| vtep.ifindex);
         let own = tunnel_address(local);
@@ -408,36 +410,38 @@ fn new_neighbours(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = &Nei
     })
 }
 
-fn encode<F: Family>(change: &Change<F>) -> Request {
+fn encode<F: Family>(change: &ObjectChange<F>) -> Request {
     match change {
-        Change::AddAddress { ifindex, address } => request::add_address::<F>(*ifindex, *address),
-        Change::DeleteAddress(address) => request::delete_address(*address),
-        Change::SetFdb {
+        ObjectChange::AddAddress { ifindex, address } => {
+            request::add_address::<F>(*ifindex, *address)
+        }
+        ObjectChange::DeleteAddress(address) => request::delete_address(*address),
+        ObjectChange::SetFdb {
             ifindex,
             mac,
             remote,
         } => request::set_fdb(*ifindex, *mac, (*remote).into()),
-        Change::SetNeighbour {
+        ObjectChange::SetNeighbour {
             ifindex,
             address,
             mac,
         } => request::set_neighbour::<F>(*ifindex, *address, *mac),
-        Change::AddRoute(route) => request::set_route(route),
-        Change::DeleteRoute(route) => request::delete_route(route),
-        Change::DeleteNeighbour { ifindex, address } => {
+        ObjectChange::AddRoute(route) => request::set_route(route),
+        ObjectChange::DeleteRoute(route) => request::delete_route(route),
+        ObjectChange::DeleteNeighbour { ifindex, address } => {
             request::delete_neighbour::<F>(*ifindex, *address)
         }
-        Change::DeleteFdb {
+        ObjectChange::DeleteFdb {
             ifindex,
             mac,
             remote,
         } => request::delete_fdb(*ifindex, *mac, *remote),
-        Change::DeleteVtep(leftover) => request::delete_link(leftover.ifindex),
+        ObjectChange::DeleteVtep(leftover) => request::delete_link(leftover.ifindex),
     }
 }
 
 /// Someone else made the change between observation and application.
-fn already_so<F: Family>(change: &Change<F>, error: &io::Error) -> bool {
+fn already_so<F: Family>(change: &ObjectChange<F>, error: &io::Error) -> bool {
     match error.raw_os_error() {
         Some(libc::EEXIST) => !change.removes(),
         Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL | libc::ENODEV) => change.removes(),

@@ -22,13 +22,13 @@ pub struct Controller {
 
 /// What of one family another desired state puts in question.
 #[derive(Clone, Copy, Debug)]
-struct Change {
+struct DesiredChange {
     any: bool,
     /// It is about this node, not its peers.
     local: bool,
 }
 
-impl Change {
+impl DesiredChange {
     fn between<F: Family>(before: Option<&Desired<F>>, after: Option<&Desired<F>>) -> Self {
         let local = |side: Option<&Desired<F>>| side.map(|side| side.local.clone());
         Self {
@@ -60,7 +60,7 @@ impl Controller {
     /// Takes over a new desired state of the same families and says what it puts in question.
     pub fn want(&mut self, desired: DesiredNode) -> Dirty {
         let pairs = self.desired.present().zip(desired.present());
-        let changes = each_family!(pairs, (before, after) => Change::between(before, after));
+        let changes = each_family!(pairs, (before, after) => DesiredChange::between(before, after));
         self.desired = desired;
         let local = changes.into_iter().any(|change| change.local);
         Dirty {

@@ -11,12 +11,12 @@ use crate::{
 };
 
 /// One family's underlay and device, before the node has a lease.
-pub struct End<F: Family> {
+pub struct TunnelEnd<F: Family> {
     underlay: Underlay<F>,
     pub vtep: Option<Vtep>,
 }
 
-impl<F: Family> End<F> {
+impl<F: Family> TunnelEnd<F> {
     /// Has the family's device exist, on its underlay. `None` without an underlay: the network does
     /// not have the family.
     pub async fn prepare(
@@ -89,7 +89,7 @@ pub fn report_checksums<F: Family>(vtep: &Vtep) {
 /// Removes what is left of a family that the network config has not.
 pub async fn sweep<F: Family>(
     netlink: &Netlink,
-    end: Option<&End<F>>,
+    end: Option<&TunnelEnd<F>>,
     underlay_ifindex: u32,
 ) -> anyhow::Result<()> {
     if end.is_some() {

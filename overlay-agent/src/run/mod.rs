@@ -39,7 +39,7 @@ use self::{
 use crate::{
     config::DaemonOptions,
     health::{Condition, HealthServer, Readiness},
-    lifecycle::{Progress, Request, ServiceManager, Signals, SleepWatch, Supervisor},
+    lifecycle::{Progress, ServiceManager, SignalRequest, Signals, SleepWatch, Supervisor},
     model::{OwnState, each_family},
     netlink::Netlink,
 };
@@ -122,7 +122,7 @@ async fn stop_requested(signals: &mut Signals, progress: &Progress) -> &'static 
     let mut beat = interval(BEAT);
     loop {
         tokio::select! {
-            request = signals.next() => if let Request::Stop(name) = request { return name },
+            request = signals.next() => if let SignalRequest::Stop(name) = request { return name },
             _ = beat.tick() => progress.beat(),
         }
     }
@@ -158,13 +158,13 @@ async fn serve(
     loop {
         let dirty = tokio::select! {
             request = signals.next() => match request {
-                Request::Stop(name) => {
+                SignalRequest::Stop(name) => {
                     info!(signal = name, "stopping; forwarding goes on");
                     // What is half written is written to its end, if that does not take long.
                     let _ = timeout(GRACE, Work::done(&mut work)).await;
                     return Ok(());
                 }
-                Request::Reload => {
+                SignalRequest::Reload => {
                     manager.reloading();
                     info!("reloading");
                     config = Some(Box::pin(daemon.read_config()));

@@ -12,7 +12,7 @@ use super::{
     changes::Dirty,
     controller::Controller,
     convert,
-    end::{End, follow, set_backend, sweep},
+    end::{TunnelEnd, follow, set_backend, sweep},
     flushes::Flushes,
     past::{held_addresses, recorded},
     per_packet::PerPacket,
@@ -112,14 +112,14 @@ impl Daemon {
         }
         let recorded = recorded(&known, &backend, &selection);
         let ends = each_family!(selection.underlays().zip(recorded), (underlay, recorded) => {
-            End::prepare(&netlink, &backend, underlay, recorded).await?
+            TunnelEnd::prepare(&netlink, &backend, underlay, recorded).await?
         });
         each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
 
         let wish = Wish {
             attrs: convert::attrs(
                 &backend,
-                each_family!(ends.present(), end => end.map(End::advertised)),
+                each_family!(ends.present(), end => end.map(TunnelEnd::advertised)),
             ),
             allocation: config.pools,
             previous: previous.ipv4_subnet,

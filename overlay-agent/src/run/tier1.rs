@@ -256,8 +256,8 @@ fn needs_operator(error: &DatapathError) -> bool {
 }
 
 /// The vxlan device as the maps name it.
-fn device<F: Family>(side: &Side<F>) -> Option<datapath::Vtep> {
-    side.vtep.as_ref().map(|vtep| datapath::Vtep {
+fn device<F: Family>(side: &Side<F>) -> Option<datapath::LocalVtep> {
+    side.vtep.as_ref().map(|vtep| datapath::LocalVtep {
         ifindex: vtep.ifindex,
         mac: vtep.mac,
     })

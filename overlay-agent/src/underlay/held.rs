@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{
     address::{Rank, rank},
     selection::Selection,
-    snapshot::{HostSnapshot, Link},
+    snapshot::{HostSnapshot, UnderlayLink},
 };
 use crate::model::each_family;
 
@@ -89,7 +89,11 @@ impl Held {
 
     /// The address in use on this interface, of one family, if it is an ordinary one: then none of lower
     /// rank takes its place, also while it is gone.
-    pub fn ordinary(&self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    pub fn ordinary(
+        &self,
+        link: &UnderlayLink,
+        family: impl Fn(&IpAddr) -> bool,
+    ) -> Option<IpAddr> {
         let present = self.present.as_ref()?;
         let in_use = present.addresses.iter().find(|(ip, _)| family(ip));
         in_use

@@ -8,7 +8,7 @@ use super::{
     address::{Preferred, Rank, rank, usable},
     held::Held,
     selection::Families,
-    snapshot::{HostSnapshot, InterfaceAddress, Link, Route},
+    snapshot::{HostSnapshot, InterfaceAddress, UnderlayLink, UnderlayRoute},
 };
 use crate::{
     go::value::parse_ip,
@@ -73,19 +73,19 @@ pub enum UnderlayError {
 /// An interface, and the addresses that the criterion fixes.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    pub link: &'a Link,
+    pub link: &'a UnderlayLink,
     pub addresses: PerFamily<Option<Ipv4Addr>, Option<Ipv6Addr>>,
 }
 
 impl<'a> Found<'a> {
-    fn any(link: &'a Link) -> Self {
+    fn any(link: &'a UnderlayLink) -> Self {
         Self {
             link,
             addresses: PerFamily::default(),
         }
     }
 
-    pub fn at(link: &'a Link, ip: IpAddr) -> Self {
+    pub fn at(link: &'a UnderlayLink, ip: IpAddr) -> Self {
         Self {
             link,
             addresses: PerFamily {
@@ -160,7 +160,7 @@ impl<'a> Lookup<'a> {
             })
     }
 
-    fn matching_address(self, link: &'a Link, regex: &Regex) -> Option<Found<'a>> {
+    fn matching_address(self, link: &'a UnderlayLink, regex: &Regex) -> Option<Found<'a>> {
         let addresses = self.of_link(link).zip(self.families.served());
         let addresses = each_family!(addresses, (addresses, served) => if served {
             let mut addresses = addresses.into_iter();
@@ -173,7 +173,7 @@ impl<'a> Lookup<'a> {
 
     /// The interfaces and their addresses for an error text.
     fn available(self) -> String {
-        let describe = |link: &Link| {
+        let describe = |link: &UnderlayLink| {
             let texts: PerFamily<Vec<_>> = each_family!(self.of_link(link), addresses => {
                 addresses.iter().map(ToString::to_string).collect()
             });
@@ -240,8 +240,12 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    fn default_link(self, any: IpAddr, family: &'static str) -> Result<&'a Link, UnderlayError> {
-        let is_default = |route: &&Route| {
+    fn default_link(
+        self,
+        any: IpAddr,
+        family: &'static str,
+    ) -> Result<&'a UnderlayLink, UnderlayError> {
+        let is_default = |route: &&UnderlayRoute| {
             route.destination.prefix() == 0 && route.destination.is_ipv4() == any.is_ipv4()
         };
         let Some(route) = self.host.routes.iter().find(is_default) else {
@@ -268,7 +272,7 @@ impl<'a> Lookup<'a> {
 
     fn completed<F: Family>(
         self,
-        link: &Link,
+        link: &UnderlayLink,
         (fixed, served): (Option<F::Address>, bool),
     ) -> Result<Option<F::Address>, UnderlayError> {
         if fixed.is_some() || !served {
@@ -282,7 +286,7 @@ impl<'a> Lookup<'a> {
 
     fn missing(
         self,
-        link: &Link,
+        link: &UnderlayLink,
         family: &'static str,
         is_of_family: impl Fn(&IpAddr) -> bool,
     ) -> UnderlayError {
@@ -299,7 +303,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// The interface that has exactly this address.
-    pub fn owner_of(self, ip: IpAddr) -> Option<&'a Link> {
+    pub fn owner_of(self, ip: IpAddr) -> Option<&'a UnderlayLink> {
         self.host.links.iter().find(|link| {
             self.host
                 .addresses
@@ -308,23 +312,23 @@ impl<'a> Lookup<'a> {
         })
     }
 
-    fn link(self, ifindex: u32) -> Option<&'a Link> {
+    fn link(self, ifindex: u32) -> Option<&'a UnderlayLink> {
         self.host.links.iter().find(|link| link.ifindex == ifindex)
     }
 
-    fn of_link(self, link: &Link) -> PerFamily<Vec<Ipv4Addr>, Vec<Ipv6Addr>> {
+    fn of_link(self, link: &UnderlayLink) -> PerFamily<Vec<Ipv4Addr>, Vec<Ipv6Addr>> {
         PerFamily {
             ipv4: self.addresses_of_family::<V4>(link),
             ipv6: self.addresses_of_family::<V6>(link),
         }
     }
 
-    fn addresses_of_family<F: Family>(self, link: &Link) -> Vec<F::Address> {
+    fn addresses_of_family<F: Family>(self, link: &UnderlayLink) -> Vec<F::Address> {
         let addresses = self.addresses(link, |ip| F::address(*ip).is_some());
         addresses.into_iter().filter_map(F::address).collect()
     }
 
-    fn addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+    fn addresses(self, link: &UnderlayLink, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
         let of_link: Vec<_> = self.addresses_of(link, &family).collect();
         let preferred = Preferred {
             named: self.named,
@@ -334,7 +338,11 @@ impl<'a> Lookup<'a> {
         usable(&of_link, preferred)
     }
 
-    fn lesser_addresses(self, link: &Link, family: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+    fn lesser_addresses(
+        self,
+        link: &UnderlayLink,
+        family: impl Fn(&IpAddr) -> bool,
+    ) -> Vec<IpAddr> {
         let all = self.addresses_of(link, family);
         all.filter(|address| rank(address) != Rank::Ordinary)
             .map(|address| address.ip)
@@ -343,7 +351,7 @@ impl<'a> Lookup<'a> {
 
     fn addresses_of(
         self,
-        link: &Link,
+        link: &UnderlayLink,
         family: impl Fn(&IpAddr) -> bool,
     ) -> impl Iterator<Item = &'a InterfaceAddress> {
         let ifindex = link.ifindex;

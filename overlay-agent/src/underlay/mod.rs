@@ -18,7 +18,8 @@ pub use self::{
     lookup::UnderlayError,
     selection::{Addresses, Families, Selection},
     snapshot::{
-        AddressFlags, HostSnapshot, InterfaceAddress, Link, Reach, Route, SnapshotError, snapshot,
+        AddressFlags, HostSnapshot, InterfaceAddress, Reach, SnapshotError, UnderlayLink,
+        UnderlayRoute, snapshot,
     },
 };
 use crate::{

@@ -21,17 +21,17 @@ use rtnetlink::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostSnapshot {
     /// In the order of their indices.
-    pub links: Vec<Link>,
+    pub links: Vec<UnderlayLink>,
     /// In the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
     /// The main table, in the kernel's order.
-    pub routes: Vec<Route>,
+    pub routes: Vec<UnderlayRoute>,
     /// The kernel's answer for `--iface-can-reach`, or why there is none; `None` if it was not asked.
     pub reach: Option<Result<Reach, String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct UnderlayLink {
     pub ifindex: u32,
     pub name: String,
     pub mtu: u32,
@@ -64,7 +64,7 @@ pub struct InterfaceAddress {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct UnderlayRoute {
     pub destination: IpNetwork,
     pub gateway: Option<IpAddr>,
     /// One per next hop; none for a route that forwards nothing.
@@ -135,14 +135,14 @@ async fn list<M, T>(
 
 /// A link, and what tells whether a bond is made of hardware.
 struct Found {
-    link: Link,
+    link: UnderlayLink,
     is_bond: bool,
     master: Option<u32>,
 }
 
 fn link(message: LinkMessage) -> Option<Found> {
     let mut found = Found {
-        link: Link {
+        link: UnderlayLink {
             ifindex: message.header.index,
             name: String::new(),
             mtu: 0,
@@ -178,7 +178,7 @@ fn link(message: LinkMessage) -> Option<Found> {
 }
 
 /// A bond hands native XDP on to its members: it is hardware if all of them are.
-fn links(found: &[Found]) -> Vec<Link> {
+fn links(found: &[Found]) -> Vec<UnderlayLink> {
     let members = |bond: &Found| {
         let mut members = found
             .iter()
@@ -186,9 +186,9 @@ fn links(found: &[Found]) -> Vec<Link> {
             .peekable();
         members.peek().is_some() && members.all(|member| member.link.hardware)
     };
-    let mut links: Vec<Link> = found
+    let mut links: Vec<UnderlayLink> = found
         .iter()
-        .map(|found| Link {
+        .map(|found| UnderlayLink {
             hardware: found.link.hardware || (found.is_bond && members(found)),
             ..found.link.clone()
         })
@@ -225,7 +225,7 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     })
 }
 
-fn route(message: RouteMessage) -> Option<Route> {
+fn route(message: RouteMessage) -> Option<UnderlayRoute> {
     let mut table = u32::from(message.header.table);
     let mut destination = None;
     let mut gateway = None;
@@ -253,7 +253,7 @@ fn route(message: RouteMessage) -> Option<Route> {
         _ => None,
     })?;
     let prefix = message.header.destination_prefix_length;
-    Some(Route {
+    Some(UnderlayRoute {
         destination: IpNetwork::new(destination, prefix).ok()?,
         gateway,
         interfaces,
@@ -301,7 +301,7 @@ mod tests {
 
     fn found(ifindex: u32, kind: Option<&InfoKind>, master: Option<u32>) -> Found {
         Found {
-            link: Link {
+            link: UnderlayLink {
                 ifindex,
                 name: format!("if{ifindex}"),
                 mtu: 1500,

@@ -30,7 +30,7 @@ fn host(interfaces: &[(&str, &[&str])]) -> HostSnapshot {
         .into_iter()
         .chain(interfaces.iter().copied());
     for (ifindex, (name, addresses)) in (1..).zip(all) {
-        host.links.push(Link {
+        host.links.push(UnderlayLink {
             ifindex,
             name: name.to_owned(),
             mtu: 1500,
@@ -67,8 +67,8 @@ fn two_interfaces() -> HostSnapshot {
     host
 }
 
-fn route(destination: &str, gateway: Option<&str>, interfaces: &[u32]) -> Route {
-    Route {
+fn route(destination: &str, gateway: Option<&str>, interfaces: &[u32]) -> UnderlayRoute {
+    UnderlayRoute {
         destination: destination.parse().unwrap(),
         gateway: gateway.map(|gateway| gateway.parse().unwrap()),
         interfaces: interfaces.to_owned(),

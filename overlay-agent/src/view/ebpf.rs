@@ -7,7 +7,7 @@ use overlay_common::{
     config::Config,
     node::{Nexthop, Node},
     outcome::{Counter, Hook, Outcome},
-    route::Route,
+    route::RouteEntry,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ pub struct Overlay<F: Family> {
     pub config: Config<F>,
     /// Remote nodes, by index.
     pub nodes: BTreeMap<u32, Node<F>>,
-    pub routes: BTreeMap<F::Network, Route>,
+    pub routes: BTreeMap<F::Network, RouteEntry>,
     /// Of the nodes that have a route.
     pub nexthops: BTreeMap<u32, Nexthop>,
 }

@@ -31,7 +31,7 @@ pub struct FlowTable<F: Family> {
 /// Whether an entry counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum FlowState {
     Live,
     Expired,
     Stale,
@@ -62,16 +62,16 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// Whether `flow` has a permit that counts at `now`.
-    pub fn state(&self, flow: &Flow, now: Duration) -> State {
+    pub fn state(&self, flow: &Flow, now: Duration) -> FlowState {
         if flow.generation != self.generation {
-            State::Stale
+            FlowState::Stale
         } else if left(flow.egress_until, now)
             .or(left(flow.ingress_until, now))
             .is_some()
         {
-            State::Live
+            FlowState::Live
         } else {
-            State::Expired
+            FlowState::Expired
         }
     }
 
@@ -79,12 +79,12 @@ impl<F: Family> FlowTable<F> {
     pub fn live(&self, now: Duration) -> usize {
         let flows = self.flows.iter();
         flows
-            .filter(|(_, flow)| self.state(flow, now) == State::Live)
+            .filter(|(_, flow)| self.state(flow, now) == FlowState::Live)
             .count()
     }
 }
 
-impl State {
+impl FlowState {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Live => "live",

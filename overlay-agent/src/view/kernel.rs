@@ -94,7 +94,7 @@ impl KernelTier {
 }
 
 /// What the kernel was seen to have.
-struct Observed<F: Family> {
+struct KernelObjects<F: Family> {
     links: Vec<Link>,
     routes: Vec<Route<F>>,
     neighbours: Vec<Neighbour<F>>,
@@ -104,7 +104,7 @@ struct Observed<F: Family> {
 impl Tier {
     async fn read<F: Family>() -> Result<Option<Self>, NetlinkError> {
         let netlink = Netlink::connect()?;
-        let mut observed = Observed::<F> {
+        let mut observed = KernelObjects::<F> {
             links: netlink.links().await?,
             routes: netlink.routes().await?,
             neighbours: Vec::new(),
@@ -129,7 +129,7 @@ impl Tier {
         Ok((tier != Self::default()).then_some(tier))
     }
 
-    fn of<F: Family>(observed: &Observed<F>) -> Self {
+    fn of<F: Family>(observed: &KernelObjects<F>) -> Self {
         let ends = Ends::of(observed);
         let routes = observed.routes.iter();
         Self {
@@ -170,7 +170,7 @@ struct Ends<'a, F: Family> {
 }
 
 impl<'a, F: Family> Ends<'a, F> {
-    fn of(observed: &'a Observed<F>) -> Self {
+    fn of(observed: &'a KernelObjects<F>) -> Self {
         let links = observed.links.iter();
         let neighbours = observed.neighbours.iter();
         let fdb = observed.fdb.iter();
@@ -233,7 +233,7 @@ mod tests {
 
     /// A device that does not say it takes UDP checksum 0, a peer behind the tunnel, and one that is
     /// reached directly.
-    fn observed<F: Family>(subnets: [F::Network; 2], vteps: [F::Address; 3]) -> Observed<F> {
+    fn observed<F: Family>(subnets: [F::Network; 2], vteps: [F::Address; 3]) -> KernelObjects<F> {
         let [tunnelled, direct] = subnets;
         let [own, peer, near] = vteps;
         let vxlan = VxlanLink {
@@ -243,7 +243,7 @@ mod tests {
             port: 8472,
             ..VxlanLink::default()
         };
-        Observed {
+        KernelObjects {
             links: vec![
                 link(UNDERLAY, "eth0".to_owned(), 1500, LinkKind::Other),
                 link(DEVICE, F::device_name(1), 1430, LinkKind::Vxlan(vxlan)),
@@ -268,13 +268,13 @@ mod tests {
         }
     }
 
-    fn ipv4() -> Observed<V4> {
+    fn ipv4() -> KernelObjects<V4> {
         let vtep = |last| Ipv4Addr::new(192, 168, 0, last);
         let subnets = ["10.1.2.0/24", "10.1.3.0/24"].map(|text| text.parse().unwrap());
         observed(subnets, [vtep(1), vtep(2), vtep(3)])
     }
 
-    fn ipv6() -> Observed<V6> {
+    fn ipv6() -> KernelObjects<V6> {
         let vtep = |last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last);
         let subnets = ["fd00:10:5:2::/64", "fd00:10:5:3::/64"].map(|text| text.parse().unwrap());
         let mut observed = observed(subnets, [vtep(1), vtep(2), vtep(3)]);

@@ -8,7 +8,7 @@ mod kernel;
 
 pub use self::{
     ebpf::{EbpfTier, Overlay},
-    flows::{FlowTable, FlowTables, State, left},
+    flows::{FlowState, FlowTable, FlowTables, left},
     host::Host,
     kernel::{Device, KernelTier, PeerRoute, Tier},
 };

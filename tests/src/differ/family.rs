@@ -9,7 +9,7 @@ use super::{packets::Header, sequence::Mac};
 use crate::{lab::Lab, netns::Namespace, traffic::Address};
 
 /// An address family of a sequence.
-pub trait Family: Copy + Debug + Send + Sync + 'static {
+pub trait SequenceFamily: Copy + Debug + Send + Sync + 'static {
     type Address: Address + Eq + Debug;
     type Ip: Header;
 

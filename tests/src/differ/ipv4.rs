@@ -7,7 +7,7 @@ use overlay_common::family::V4;
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
-    family::Family,
+    family::SequenceFamily,
     packets::{
         DONT_FRAGMENT, Header as _, ICMP, IP_LEN, Ip, MORE_FRAGMENTS, has_valid_header_check,
         header_len, set_header_check,
@@ -61,7 +61,7 @@ fn source(packet: &[u8]) -> Ipv4Addr {
     octets.map_or(Ipv4Addr::UNSPECIFIED, |octets: [u8; 4]| octets.into())
 }
 
-impl Family for V4 {
+impl SequenceFamily for V4 {
     type Address = Ipv4Addr;
     type Ip = Ip;
 

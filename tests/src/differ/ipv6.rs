@@ -7,7 +7,7 @@ use overlay_common::family::V6;
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
-    family::Family,
+    family::SequenceFamily,
     packets::Header as _,
     packets6::{
         DESTINATION_OPTIONS, Extension, FRAGMENT, FRAGMENT_LEN, HOP_BY_HOP, ICMP6, IP6_LEN, Ip6,
@@ -79,7 +79,7 @@ const fn pod(node: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x10, 5, node, 0, 0, 0, host)
 }
 
-impl Family for V6 {
+impl SequenceFamily for V6 {
     type Address = Ipv6Addr;
     type Ip = Ip6;
 

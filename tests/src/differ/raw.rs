@@ -14,7 +14,7 @@ use nix::{
 use overlay_common::addr::MacAddr;
 use serde_json::Value;
 
-use super::family::Family;
+use super::family::SequenceFamily;
 use crate::{lab::Pod, netns::Namespace, sys};
 
 /// Interface of every pod.
@@ -85,7 +85,7 @@ pub fn mac_of(namespace: &Namespace, interface: &str) -> Result<MacAddr> {
 
 /// Makes a pod's IP layer deaf: nothing answers what arrives, address resolution excepted. Captures
 /// still see it.
-pub fn deafen<F: Family>(pod: &Namespace) -> Result<()> {
+pub fn deafen<F: SequenceFamily>(pod: &Namespace) -> Result<()> {
     let rules = format!(
         "table netdev deaf {{ chain everything {{ type filter hook ingress device {POD_INTERFACE} \
          priority 0; {} }}; }}",

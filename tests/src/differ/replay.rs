@@ -20,7 +20,7 @@ use overlay_common::{addr::MacAddr, outcome::Hook};
 
 use super::{
     Mode,
-    family::Family,
+    family::SequenceFamily,
     in_both_modes,
     raw::{POD_INTERFACE, RawPort, deafen, mac_of},
     sequence::{Mac, Step, generate},
@@ -38,7 +38,7 @@ const ETH_LEN: usize = 14;
 
 /// Panics with the differences, if there are any. Sends `packets`, those that `seed` stands for,
 /// unless the environment says otherwise.
-pub fn ensure_same<F: Family>(builder: &Builder, seed: u64, packets: u64) {
+pub fn ensure_same<F: SequenceFamily>(builder: &Builder, seed: u64, packets: u64) {
     let number = |variable, default| match env::var(variable) {
         Ok(text) => text
             .parse()
@@ -63,7 +63,7 @@ pub fn ensure_same<F: Family>(builder: &Builder, seed: u64, packets: u64) {
 }
 
 /// Sends the steps; what each pod received, in an order of its own.
-fn replay<F: Family>(lab: &Lab, mode: Mode, steps: &[Step]) -> Result<Vec<Vec<Vec<u8>>>> {
+fn replay<F: SequenceFamily>(lab: &Lab, mode: Mode, steps: &[Step]) -> Result<Vec<Vec<Vec<u8>>>> {
     for node in lab.nodes() {
         for (key, value) in F::SYSCTLS {
             node.namespace.set_sysctl(key, value)?;
@@ -173,7 +173,7 @@ fn check_counters(lab: &Lab, mode: Mode, steps: usize) -> Result<()> {
 }
 
 /// What is compared of a frame: the names of its MAC addresses, and the packet.
-fn normalise<F: Family>(frame: &[u8], names: &BTreeMap<[u8; 6], u8>) -> Option<Vec<u8>> {
+fn normalise<F: SequenceFamily>(frame: &[u8], names: &BTreeMap<[u8; 6], u8>) -> Option<Vec<u8>> {
     let (header, packet) = frame.split_first_chunk::<ETH_LEN>()?;
     if header[12..] != F::ETHERTYPE || !F::is_compared(packet) {
         return None;

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
-    family::Family,
+    family::SequenceFamily,
     packets::{Header as _, TCP, UDP, tcp, udp},
 };
 use crate::traffic::pattern;
@@ -34,7 +34,7 @@ pub enum Mac {
 /// One frame to send.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// Index in [`Family::PODS`].
+    /// Index in [`SequenceFamily::PODS`].
     pub sender: usize,
     pub dst: Mac,
     pub src: Mac,
@@ -45,7 +45,7 @@ pub struct Step {
 
 /// One end of a flow as the sending pod sees it.
 #[derive(Clone, Copy, Debug)]
-struct Flow<F: Family> {
+struct SentFlow<F: SequenceFamily> {
     sender: usize,
     destination: F::Address,
     protocol: u8,
@@ -56,7 +56,7 @@ struct Flow<F: Family> {
 }
 
 /// `count` steps and a few fragments more. The first ones start the translated flows.
-pub fn generate<F: Family>(seed: u64, count: usize) -> Vec<Step> {
+pub fn generate<F: SequenceFamily>(seed: u64, count: usize) -> Vec<Step> {
     let mut generator = Generator::<F> {
         random: StdRng::seed_from_u64(seed),
         number: 0,
@@ -87,7 +87,7 @@ pub fn generate<F: Family>(seed: u64, count: usize) -> Vec<Step> {
     generator.steps
 }
 
-fn flows<F: Family>() -> Vec<Flow<F>> {
+fn flows<F: SequenceFamily>() -> Vec<SentFlow<F>> {
     let mut flows = Vec::new();
     for (sender, _) in F::PODS.iter().enumerate() {
         for (receiver, &destination) in F::PODS.iter().enumerate().filter(|(to, _)| *to != sender) {
@@ -103,7 +103,7 @@ fn flows<F: Family>() -> Vec<Flow<F>> {
                     [ends[1], ends[0]]
                 };
                 for protocol in [TCP, UDP] {
-                    flows.push(Flow {
+                    flows.push(SentFlow {
                         sender,
                         destination,
                         protocol,
@@ -112,7 +112,7 @@ fn flows<F: Family>() -> Vec<Flow<F>> {
                     });
                 }
                 let echo = [u16::from(sender == high), 40_000 + pair + number];
-                flows.push(Flow {
+                flows.push(SentFlow {
                     sender,
                     destination,
                     protocol: F::ICMP,
@@ -126,14 +126,14 @@ fn flows<F: Family>() -> Vec<Flow<F>> {
         for (client, &address_of_client) in F::PODS.iter().enumerate().take(2) {
             for port in [50_001, 50_002] {
                 let (backend, backend_port) = BACKEND;
-                let request = Flow {
+                let request = SentFlow {
                     sender: client,
                     destination: F::SERVICE,
                     protocol,
                     ports: [port, SERVICE_PORT],
                     translated: true,
                 };
-                let reply = Flow {
+                let reply = SentFlow {
                     sender: backend,
                     destination: address_of_client,
                     ports: [backend_port, port],
@@ -146,7 +146,7 @@ fn flows<F: Family>() -> Vec<Flow<F>> {
     flows
 }
 
-struct Generator<F: Family> {
+struct Generator<F: SequenceFamily> {
     random: StdRng,
     /// Packets so far; the packet has it where it tells where a packet came from.
     number: u16,
@@ -154,8 +154,8 @@ struct Generator<F: Family> {
     family: PhantomData<F>,
 }
 
-impl<F: Family> Generator<F> {
-    fn ip(&mut self, flow: Flow<F>) -> F::Ip {
+impl<F: SequenceFamily> Generator<F> {
+    fn ip(&mut self, flow: SentFlow<F>) -> F::Ip {
         self.number = self.number.wrapping_add(1);
         let mut ip = F::header(
             &mut self.random,
@@ -179,7 +179,7 @@ impl<F: Family> Generator<F> {
         ip
     }
 
-    fn push(&mut self, flow: Flow<F>, packet: Vec<u8>) {
+    fn push(&mut self, flow: SentFlow<F>, packet: Vec<u8>) {
         self.steps.push(Step {
             sender: flow.sender,
             dst: Mac::Gateway,
@@ -200,7 +200,7 @@ impl<F: Family> Generator<F> {
     }
 
     /// The transport segment of an ordinary packet, at most `most` bytes.
-    fn segment(&mut self, flow: Flow<F>, ip: &F::Ip, most: usize) -> Vec<u8> {
+    fn segment(&mut self, flow: SentFlow<F>, ip: &F::Ip, most: usize) -> Vec<u8> {
         match flow.protocol {
             TCP => {
                 let options: &[u8] = match self.random.random_range(0..4) {
@@ -235,14 +235,14 @@ impl<F: Family> Generator<F> {
         }
     }
 
-    fn ordinary(&mut self, flow: Flow<F>) {
+    fn ordinary(&mut self, flow: SentFlow<F>) {
         let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, F::MTU - F::LEN);
         self.push(flow, ip.packet(&segment));
     }
 
     /// A datagram in fragments, in any order; now and then one is missing.
-    fn fragmented(&mut self, flow: Flow<F>) {
+    fn fragmented(&mut self, flow: SentFlow<F>) {
         let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, 4_000);
         let most = (F::MTU - F::LEN - F::FRAGMENT_LEN) / 8;
@@ -270,14 +270,14 @@ impl<F: Family> Generator<F> {
         }
     }
 
-    fn with_options(&mut self, flow: Flow<F>) {
+    fn with_options(&mut self, flow: SentFlow<F>) {
         let mut ip = self.ip(flow);
         F::add_options(&mut self.random, &mut ip);
         let segment = self.segment(flow, &ip, 1_000);
         self.push(flow, ip.packet(&segment));
     }
 
-    fn low_ttl(&mut self, flow: Flow<F>) {
+    fn low_ttl(&mut self, flow: SentFlow<F>) {
         let mut ip = self.ip(flow);
         ip.set_ttl(self.random.random_range(0..4));
         let segment = self.segment(flow, &ip, F::MTU - F::LEN);
@@ -285,8 +285,8 @@ impl<F: Family> Generator<F> {
     }
 
     /// Any TCP flags.
-    fn tcp_control(&mut self, flow: Flow<F>) {
-        let flow = Flow {
+    fn tcp_control(&mut self, flow: SentFlow<F>) {
+        let flow = SentFlow {
             protocol: TCP,
             ..flow
         };
@@ -308,7 +308,7 @@ impl<F: Family> Generator<F> {
     }
 
     /// One thing is wrong.
-    fn damaged(&mut self, flow: Flow<F>) {
+    fn damaged(&mut self, flow: SentFlow<F>) {
         let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, 1_200);
         let mut packet = ip.packet(&segment);
@@ -318,7 +318,7 @@ impl<F: Family> Generator<F> {
     }
 
     /// Other MAC addresses than a router's client uses, or a VLAN tag.
-    fn odd_frame(&mut self, flow: Flow<F>) {
+    fn odd_frame(&mut self, flow: SentFlow<F>) {
         self.ordinary(flow);
         let neighbour = flow.sender ^ 1;
         let choice = self.random.random_range(0..6);
@@ -338,7 +338,7 @@ impl<F: Family> Generator<F> {
     }
 
     /// Addresses that the pod does not have, or that are no single host's.
-    fn odd_addresses(&mut self, flow: Flow<F>) {
+    fn odd_addresses(&mut self, flow: SentFlow<F>) {
         let mut ip = self.ip(flow);
         let neighbour = F::PODS[flow.sender ^ 1];
         let group = F::odd_addresses(&mut self.random, &mut ip, neighbour);
@@ -353,8 +353,8 @@ impl<F: Family> Generator<F> {
     }
 
     /// The largest packet there may be, and its neighbours.
-    fn fixed_length(&mut self, flow: Flow<F>) {
-        let flow = Flow {
+    fn fixed_length(&mut self, flow: SentFlow<F>) {
+        let flow = SentFlow {
             protocol: UDP,
             ..flow
         };
@@ -368,7 +368,7 @@ impl<F: Family> Generator<F> {
     }
 
     /// What has no ports, and ICMP other than echo.
-    fn other_protocol(&mut self, flow: Flow<F>) {
+    fn other_protocol(&mut self, flow: SentFlow<F>) {
         let mut ip = self.ip(flow);
         let payload = self.payload(800);
         let segment = F::other_protocol(&mut self.random, &mut ip, payload);

@@ -22,7 +22,7 @@ use overlay_common::{
     addr::{Ipv4Be, MacAddr},
     maps,
     outcome::Hook,
-    route::Route,
+    route::RouteEntry,
 };
 
 use super::{
@@ -255,7 +255,7 @@ impl Node {
     pub fn mapped_subnets(&self) -> Result<Vec<Ipv4Network>> {
         let pin = self.map_pin(maps::ROUTES4);
         let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-        let map = LpmTrie::<_, Ipv4Be, Route>::try_from(Map::LpmTrie(data))?;
+        let map = LpmTrie::<_, Ipv4Be, RouteEntry>::try_from(Map::LpmTrie(data))?;
         map.keys()
             .map(|key| {
                 let key = key?;

@@ -39,12 +39,12 @@ pub struct Subnets {
 /// The stand-in's state: what flanneld keeps in memory.
 #[derive(Debug)]
 pub struct Stock {
-    sides: Vec<Side>,
+    sides: Vec<StockSide>,
 }
 
 /// One address family of the stand-in.
 #[derive(Debug)]
-struct Side {
+struct StockSide {
     cluster: Cluster,
     subnet: IpNetwork,
     /// Its own address on the underlay.
@@ -119,7 +119,7 @@ impl Stock {
         let ipv6 = subnets.ipv6.map(|subnet| (subnet, node.address6().into()));
         let mut sides = Vec::new();
         for (subnet, local) in ipv4.into_iter().chain(ipv6) {
-            let side = Side {
+            let side = StockSide {
                 cluster: cluster.clone(),
                 subnet,
                 local,
@@ -166,7 +166,7 @@ impl Stock {
     }
 }
 
-impl Side {
+impl StockSide {
     fn device(&self) -> String {
         let family = if self.local.is_ipv6() { "-v6" } else { "" };
         format!("flannel{family}.{}", self.cluster.vni)

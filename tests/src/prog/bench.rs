@@ -21,7 +21,7 @@ use overlay_common::{
 };
 
 use super::{
-    dispatcher::{Dispatcher, End, HOP, Left, Script, TAIL_CALL_FAILED},
+    dispatcher::{Dispatcher, Ending, HOP, Left, Script, TAIL_CALL_FAILED},
     fixture::{Cluster, Fixture},
     maps::{SLOTS, pin_refusing_flow_table},
     run::{Run, Step, Surroundings, Verdict},
@@ -125,11 +125,11 @@ impl<F: Cluster> Bench<F> {
         }
         let (run, end) = self.script(steps, frame, surroundings, false)?;
         match end {
-            End::Verdict(verdict) => Ok(Run {
+            Ending::Verdict(verdict) => Ok(Run {
                 verdict: verdict.into(),
                 ..run
             }),
-            End::Left(_) => bail!("the dispatcher reported what nobody asked for"),
+            Ending::Left(_) => bail!("the dispatcher reported what nobody asked for"),
         }
     }
 
@@ -145,8 +145,8 @@ impl<F: Cluster> Bench<F> {
             .script(&[Step::Program(hook)], frame, surroundings, true)?
             .1
         {
-            End::Left(left) => Ok(left),
-            End::Verdict(verdict) => bail!("the dispatcher ended with verdict {verdict}"),
+            Ending::Left(left) => Ok(left),
+            Ending::Verdict(verdict) => bail!("the dispatcher ended with verdict {verdict}"),
         }
     }
 
@@ -185,7 +185,7 @@ impl<F: Cluster> Bench<F> {
         frame: &[u8],
         surroundings: &Surroundings,
         report: bool,
-    ) -> Result<(Run, End)> {
+    ) -> Result<(Run, Ending)> {
         if surroundings.hash != 0 {
             self.set_seen(surroundings.hash, surroundings.seen)?;
         }
@@ -221,7 +221,7 @@ impl<F: Cluster> Bench<F> {
                     0
                 };
                 let verdict = bpf::test_run(program, &mut frame, &mut context, 1, flags);
-                End::Verdict(verdict.context("BPF_PROG_TEST_RUN")?)
+                Ending::Verdict(verdict.context("BPF_PROG_TEST_RUN")?)
             }
             steps => {
                 let number = |&step| match step {
@@ -241,7 +241,7 @@ impl<F: Cluster> Bench<F> {
             }
         };
         ensure!(
-            !matches!(end, End::Verdict(TAIL_CALL_FAILED)),
+            !matches!(end, Ending::Verdict(TAIL_CALL_FAILED)),
             "a tail call of the dispatcher failed"
         );
         let run = Run {

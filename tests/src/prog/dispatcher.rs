@@ -65,7 +65,7 @@ pub struct Left {
 
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
-pub enum End {
+pub enum Ending {
     Verdict(u32),
     Left(Left),
 }
@@ -95,7 +95,7 @@ impl Dispatcher {
         script: Script<'_>,
         frame: &mut Vec<u8>,
         context: &mut SkBuff,
-    ) -> io::Result<End> {
+    ) -> io::Result<Ending> {
         let steps: Vec<u32> = script
             .steps
             .iter()
@@ -115,12 +115,12 @@ impl Dispatcher {
         let repeat = u32::try_from(steps.len()).map_err(io::Error::other)?;
         let verdict = bpf::test_run(self.program.as_fd(), frame, context, repeat, 0)?;
         Ok(if script.report {
-            End::Left(Left {
+            Ending::Left(Left {
                 hash: context.cb[cb::HASH],
                 tc_index: context.cb[cb::CUT_AND_INDEX],
             })
         } else {
-            End::Verdict(verdict)
+            Ending::Verdict(verdict)
         })
     }
 }

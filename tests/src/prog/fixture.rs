@@ -22,7 +22,7 @@ use overlay_common::{
     flow::{Flow, FlowKey, FlowWords},
     maps::FamilyMaps,
     node::{Gateway, Leaving, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
-    route::Route,
+    route::RouteEntry,
     slow::Slow,
     stamp::{Header, stamp},
 };
@@ -252,10 +252,10 @@ impl<F: Cluster> Remote<F> {
         }
     }
 
-    fn route(&self) -> ((F::Octets, u8), Route) {
-        let route = Route {
+    fn route(&self) -> ((F::Octets, u8), RouteEntry) {
+        let route = RouteEntry {
             node: self.index,
-            ..Route::default()
+            ..RouteEntry::default()
         };
         ((self.subnet, F::SUBNET_LEN), route)
     }
@@ -285,7 +285,7 @@ pub struct Fixture<F: Wire = V4> {
     pub config: Config<F>,
     pub nodes: BTreeMap<u32, Node<F>>,
     pub nexthops: BTreeMap<u32, Nexthop>,
-    pub routes: BTreeMap<(F::Octets, u8), Route>,
+    pub routes: BTreeMap<(F::Octets, u8), RouteEntry>,
     pub peers: BTreeMap<F::Be, Peer>,
     pub gateways: BTreeMap<u32, Gateway>,
     pub pods: BTreeMap<PodKey, PodPort>,

@@ -19,7 +19,7 @@ use overlay_common::{
     maps,
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
-    route::Route,
+    route::RouteEntry,
     slow::Slow,
     stamp::seen_slot,
 };
@@ -75,7 +75,7 @@ impl<F: Cluster> Bench<F> {
         self.hash::<u32, Gateway>(maps::GATEWAYS, &fixture.gateways)?;
         let mut slow: Array<_, Slow> = self.map(maps::SLOW)?.try_into()?;
         slow.set(0, fixture.slow, 0)?;
-        let mut routes: LpmTrie<_, F::Be, Route> = self.map(F::MAPS.routes)?.try_into()?;
+        let mut routes: LpmTrie<_, F::Be, RouteEntry> = self.map(F::MAPS.routes)?.try_into()?;
         let key = |&(subnet, prefix_len): &(F::Octets, u8)| {
             Key::new(u32::from(prefix_len), F::be(subnet))
         };

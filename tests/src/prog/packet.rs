@@ -13,7 +13,7 @@ pub use etherparse::IpNumber;
 use etherparse::{IcmpEchoHeader, TcpHeader, UdpHeader};
 use overlay_common::{
     addr::MacAddr,
-    family::{Family, V4},
+    family::{V4, WireFamily},
     flow::FlowKey,
 };
 
@@ -25,7 +25,7 @@ pub use self::{
 pub const ETH_LEN: usize = 14;
 
 /// How packets of an address family are written.
-pub trait Wire: Family<Be: aya::Pod> {
+pub trait Wire: WireFamily<Be: aya::Pod> {
     /// An address as its octets.
     type Octets: Copy + Debug + Ord;
     type Address: Copy

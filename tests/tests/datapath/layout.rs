@@ -20,7 +20,7 @@ use overlay_common::{
     maps::{self, Kind},
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
-    route::Route,
+    route::RouteEntry,
     slow::{Match, Slow},
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
 };
@@ -63,7 +63,7 @@ fn layouts() -> BTreeMap<String, Layout> {
         Ipv4Be { octets }
         Ipv6Be { octets }
         MacAddr { octets }
-        Route { node, flags }
+        RouteEntry { node, flags }
         Node<V4> {
             flags, vtep, ipv4_sum, subnet, vtep_mac, prefix_len, _pad, encap, route_mtu, _pad2,
         }

@@ -3,13 +3,13 @@
 
 use overlay_common::family::{V4, V6};
 use overlay_tests::{
-    differ::{family::Family, replay::ensure_same},
+    differ::{family::SequenceFamily, replay::ensure_same},
     in_both_families,
     lab::Lab,
 };
 
 /// A run of a family.
-trait Run: Family {
+trait Run: SequenceFamily {
     const PACKETS: u64;
     const SEED: u64;
     /// Network configs with a tunnel to the other node, and with direct routes.

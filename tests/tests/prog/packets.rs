@@ -6,7 +6,7 @@ use overlay_tests::prog::packet::{TCP_ACK, Transport};
 pub const LOOPBACK: u32 = 1;
 
 /// A way to alter something.
-pub type Change<'a, T> = &'a dyn Fn(&mut T);
+pub type Edit<'a, T> = &'a dyn Fn(&mut T);
 
 /// One flow of each protocol.
 pub const TRANSPORTS: [Transport; 4] = [

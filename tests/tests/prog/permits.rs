@@ -12,7 +12,7 @@ use overlay_common::{
     flow::{Flow, FlowWords},
     node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, Nexthop},
     outcome::{Hook, Outcome},
-    route::Route,
+    route::RouteEntry,
     stamp::source_port,
 };
 use overlay_tests::{
@@ -31,7 +31,7 @@ use overlay_tests::{
     },
 };
 
-use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
+use crate::packets::{Edit, LOOPBACK, TRANSPORTS, tcp};
 
 /// Gives the protocols permits of different lengths, which are those of [`TRANSPORTS`].
 fn set_permit_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
@@ -136,7 +136,7 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
 fn a_protocol_without_a_permit_time_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
-        let off: [Change<'_, Fixture<F>>; 3] = [
+        let off: [Edit<'_, Fixture<F>>; 3] = [
             &|fixture| fixture.config.tcp_permit_ns = 0,
             &|fixture| fixture.config.udp_permit_ns = 0,
             &|fixture| fixture.config.icmp_permit_ns = 0,
@@ -377,9 +377,9 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
         let packet = F::TUNNELLED.from_pod(TRANSPORTS[0]);
         let key = packet.flow(Local::Source);
         let moved = |fixture: &mut Fixture<F>| {
-            let route = Route {
+            let route = RouteEntry {
                 node: F::ROUTED.index,
-                ..Route::default()
+                ..RouteEntry::default()
             };
             fixture
                 .routes
@@ -391,7 +391,7 @@ fn a_flow_that_changed_its_node_or_generation_starts_over_in_both_directions<F: 
                 flow.id ^= 1;
             }
         };
-        let changes: [Change<'_, Fixture<F>>; 3] = [&moved, &flushed, &passed_on];
+        let changes: [Edit<'_, Fixture<F>>; 3] = [&moved, &flushed, &passed_on];
         for (change, node) in changes
             .into_iter()
             .zip([F::ROUTED, F::TUNNELLED, F::TUNNELLED])

@@ -18,7 +18,7 @@ use overlay_tests::{
     },
 };
 
-use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
+use crate::packets::{Edit, LOOPBACK, TRANSPORTS, tcp};
 
 fn what_egress_declines_is_stamped_if_it_is_for_a_remote_pod_or_a_service<F: Oddities>()
 -> Result<()> {
@@ -110,7 +110,7 @@ fn a_translated_packet_earns_nothing<F: Oddities>() -> Result<()> {
         let fixture = Fixture::new(interfaces);
         let before = F::TUNNELLED.from_pod(TRANSPORTS[0]);
         let hash = fixture.stamp(before.flow(Local::Source));
-        let translations: [Change<'_, Packet<F>>; 4] = [
+        let translations: [Edit<'_, Packet<F>>; 4] = [
             &|p| p.src = F::OTHER_POD.into(),
             &|p| p.dst = F::UNLEASED.into(),
             &|p| {

@@ -25,7 +25,7 @@ use overlay_tests::{
 };
 
 /// A name, how a packet differs, and what comes of it.
-type Change<F> = (&'static str, fn(&mut Packet<F>), Outcome);
+type EditCase<F> = (&'static str, fn(&mut Packet<F>), Outcome);
 
 const SERVICE_PORT: u16 = 80;
 const PORT: u16 = 8080;
@@ -292,7 +292,7 @@ fn fast_packets_are_translated_as_by_netfilter<F: Oddities>() -> Result<()> {
 fn what_is_changed_otherwise_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         for flow in flows::<F>() {
-            let changes: [Change<F>; 5] = [
+            let changes: [EditCase<F>; 5] = [
                 (
                     "masqueraded as another pod",
                     |p| p.src = F::OTHER_POD.into(),

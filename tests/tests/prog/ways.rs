@@ -21,7 +21,7 @@ use overlay_tests::{
     },
 };
 
-use crate::packets::{Change, LOOPBACK, TRANSPORTS};
+use crate::packets::{Edit, LOOPBACK, TRANSPORTS};
 
 /// A MAC address that the underlay does not have.
 const OLD_UNDERLAY_MAC: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 0, 0x99]);
@@ -119,7 +119,7 @@ fn what_leaves_in_another_form_or_another_way_earns_nothing<F: Oddities>() -> Re
         let outer = remote.sent(SOURCE_PORT);
         let inner = remote.leaving(&packet).bytes();
         let sent = outer.around(&inner);
-        let with = |change: Change<'_, Outer<F>>| {
+        let with = |change: Edit<'_, Outer<F>>| {
             let mut outer = outer.clone();
             change(&mut outer);
             outer.around(&inner)
@@ -128,8 +128,8 @@ fn what_leaves_in_another_form_or_another_way_earns_nothing<F: Oddities>() -> Re
             .macs(remote.neighbour, UNDERLAY_MAC)
             .sized(sent.len());
         // The way it is sent, a tunnel packet and all its surroundings.
-        let usual: Change<'_, Surroundings> = &|_| {};
-        let cases: [(&str, Vec<u8>, Change<'_, Surroundings>, Outcome); 17] = [
+        let usual: Edit<'_, Surroundings> = &|_| {};
+        let cases: [(&str, Vec<u8>, Edit<'_, Surroundings>, Outcome); 17] = [
             ("as ESP", esp.bytes(), usual, Outcome::OtherPath),
             (
                 "to another node",

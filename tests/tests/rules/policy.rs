@@ -75,7 +75,7 @@ struct Bench<'a, A> {
 }
 
 /// An address family of pods, and what the tools call it.
-trait Family: Address {
+trait PolicyFamily: Address {
     const NFT: &str;
     const IPTABLES: [&str; 2];
     const DEVICE: &str;
@@ -85,7 +85,7 @@ trait Family: Address {
     fn add_pods(lab: &Lab) -> Result<Vec<Endpoint<Self>>>;
 }
 
-impl Family for Ipv4Addr {
+impl PolicyFamily for Ipv4Addr {
     const NFT: &str = "ip";
     const IPTABLES: [&str; 2] = ["iptables-nft", "iptables-legacy"];
     const DEVICE: &str = "flannel.1";
@@ -98,7 +98,7 @@ impl Family for Ipv4Addr {
     }
 }
 
-impl Family for Ipv6Addr {
+impl PolicyFamily for Ipv6Addr {
     const NFT: &str = "ip6";
     const IPTABLES: [&str; 2] = ["ip6tables-nft", "ip6tables-legacy"];
     const DEVICE: &str = "flannel-v6.1";
@@ -111,7 +111,7 @@ impl Family for Ipv6Addr {
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 
-fn with_bench<A: Family>(test: impl FnOnce(&Bench<'_, A>) -> Result<()>) {
+fn with_bench<A: PolicyFamily>(test: impl FnOnce(&Bench<'_, A>) -> Result<()>) {
     scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
         lab.start_agents(&["--ip-masq"])?;
         lab.wait_converged()?;
@@ -132,7 +132,7 @@ fn with_bench<A: Family>(test: impl FnOnce(&Bench<'_, A>) -> Result<()>) {
     });
 }
 
-impl<A: Family> Bench<'_, A> {
+impl<A: PolicyFamily> Bench<'_, A> {
     fn open(&self) -> Result<Vec<Connection>> {
         PROTOCOLS
             .iter()
@@ -243,7 +243,7 @@ struct Pulse {
 }
 
 impl Pulse {
-    fn start<A: Family>(bench: &Bench<'_, A>) -> Result<Self> {
+    fn start<A: PolicyFamily>(bench: &Bench<'_, A>) -> Result<Self> {
         let socket = bench.client.namespace.enter(|| -> Result<_> {
             let socket = UdpSocket::bind((A::ANY, 0))?;
             socket.connect(bench.target)?;
@@ -315,7 +315,7 @@ impl Pulse {
     }
 }
 
-fn a_drop_rule_is_honoured<A: Family>(filter: Filter, places: &[Place]) {
+fn a_drop_rule_is_honoured<A: PolicyFamily>(filter: Filter, places: &[Place]) {
     with_bench(|bench: &Bench<'_, A>| {
         for &place in places {
             drop_and_resume(bench, filter, place)
@@ -325,7 +325,11 @@ fn a_drop_rule_is_honoured<A: Family>(filter: Filter, places: &[Place]) {
     });
 }
 
-fn drop_and_resume<A: Family>(bench: &Bench<'_, A>, filter: Filter, place: Place) -> Result<()> {
+fn drop_and_resume<A: PolicyFamily>(
+    bench: &Bench<'_, A>,
+    filter: Filter,
+    place: Place,
+) -> Result<()> {
     let mut connections = bench.open()?;
     let pulse = Pulse::start(bench)?;
     pulse.wait_beat(Instant::now())?;

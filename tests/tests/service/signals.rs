@@ -13,7 +13,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use overlay_agent::lifecycle::{Request, Signals};
+use overlay_agent::lifecycle::{SignalRequest, Signals};
 use overlay_tests::{lab::scenario, wait::wait_for};
 
 use crate::support::{PATIENCE, one_node};
@@ -88,9 +88,9 @@ fn hang_after_the_first_signal() -> ! {
     runtime.block_on(async {
         let mut signals = Signals::install().unwrap();
         println!("waiting");
-        assert_eq!(signals.next().await, Request::Reload);
+        assert_eq!(signals.next().await, SignalRequest::Reload);
         println!("reloaded");
-        assert_eq!(signals.next().await, Request::Stop("SIGTERM"));
+        assert_eq!(signals.next().await, SignalRequest::Stop("SIGTERM"));
         println!("stopping");
         loop {
             thread::sleep(Duration::from_hours(1));

@@ -19,7 +19,7 @@ const OFF: &[&str] = &["--fastpath=off"];
 const VIRTUAL: &str = "172.30.0.100";
 
 /// The addresses a node has in its lease and in its device, if they are the same.
-fn address_in_use(lab: &Lab, node: &Node, family: Family) -> Result<IpAddr> {
+fn address_in_use(lab: &Lab, node: &Node, family: UnderlayFamily) -> Result<IpAddr> {
     let subnet = node.subnet_env()?.subnet()?;
     let key = format!("{}-{}", subnet.network(), subnet.prefix());
     let leases = lab.store().leases()?;
@@ -29,8 +29,8 @@ fn address_in_use(lab: &Lab, node: &Node, family: Family) -> Result<IpAddr> {
         .with_context(|| format!("no lease {key}"))?;
     let value: Value = serde_json::from_str(&lease.value)?;
     let (field, device, local) = match family {
-        Family::Ipv4 => ("PublicIP", "flannel.1", "local"),
-        Family::Ipv6 => ("PublicIPv6", "flannel-v6.1", "local6"),
+        UnderlayFamily::Ipv4 => ("PublicIP", "flannel.1", "local"),
+        UnderlayFamily::Ipv6 => ("PublicIPv6", "flannel-v6.1", "local6"),
     };
     let links = node.cmd("ip", ["-json", "-details", "link", "show", "dev", device])?;
     let links: Value = serde_json::from_str(&links)?;
@@ -44,12 +44,12 @@ fn address_in_use(lab: &Lab, node: &Node, family: Family) -> Result<IpAddr> {
 }
 
 #[derive(Clone, Copy)]
-enum Family {
+enum UnderlayFamily {
     Ipv4,
     Ipv6,
 }
 
-fn wait_for_address(lab: &Lab, node: &Node, family: Family, address: IpAddr) -> Result<()> {
+fn wait_for_address(lab: &Lab, node: &Node, family: UnderlayFamily, address: IpAddr) -> Result<()> {
     wait_for(&format!("{} to use {address}", node.name), PATIENCE, || {
         node.check_running()?;
         let found = address_in_use(lab, node, family)?;
@@ -103,7 +103,7 @@ fn two_nodes(arguments: &[&str], test: impl FnOnce(&Lab) -> Result<()>) {
         lab.wait_converged()?;
         lab.ping_matrix()?;
         for node in lab.nodes() {
-            wait_for_address(lab, node, Family::Ipv4, node.address.into())?;
+            wait_for_address(lab, node, UnderlayFamily::Ipv4, node.address.into())?;
         }
         test(lab)
     });
@@ -130,7 +130,7 @@ fn keep_their_own(arguments: &[&str]) {
                 wait_noticed(node, mtu)?;
             }
             for node in lab.nodes() {
-                wait_for_address(lab, node, Family::Ipv4, node.address.into())?;
+                wait_for_address(lab, node, UnderlayFamily::Ipv4, node.address.into())?;
                 ip(
                     node,
                     &format!("address del {VIRTUAL}/32 dev {NODE_INTERFACE}"),
@@ -178,7 +178,7 @@ fn return_to_their_own(arguments: &[&str]) {
             ensure!(log.matches("INFO ready").count() == 2, "{log}");
             Ok(())
         })?;
-        wait_for_address(lab, node, Family::Ipv4, node.address.into())?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, node.address.into())?;
         wait_talking(lab)?;
         let log = log_of(node)?;
         ensure!(!log.contains("underlay changed"), "{log}");
@@ -215,10 +215,10 @@ fn a_node_returns_to_its_own_address_from_one_that_stood_in() {
             &format!("address del {}/24 dev {NODE_INTERFACE}", node.address),
         )?;
         ip(node, "route replace default via 172.30.0.1")?;
-        wait_for_address(lab, node, Family::Ipv4, VIRTUAL.parse()?)?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, VIRTUAL.parse()?)?;
         wait_talking(lab)?;
         give_back(node)?;
-        wait_for_address(lab, node, Family::Ipv4, node.address.into())?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, node.address.into())?;
         wait_talking(lab)
     });
 }
@@ -242,7 +242,7 @@ fn a_start_beside_virtual_and_better_looking_addresses_takes_what_the_node_had()
                 fs::remove_file(&node.subnet_file)?;
             }
             lab.start_agent(node, FAST)?;
-            wait_for_address(lab, node, Family::Ipv4, node.address.into())?;
+            wait_for_address(lab, node, UnderlayFamily::Ipv4, node.address.into())?;
             let found = (node.mac("flannel.1")?, node.subnet_env()?.subnet()?);
             ensure!(found == (mac, subnet), "{found:?}");
             wait_talking(lab)?;
@@ -268,7 +268,7 @@ fn hold_what_is_named(interface: Option<&str>, argument: Option<String>) {
         lab.add_pods(1)?;
         lab.wait_converged()?;
         let named = VIRTUAL.parse()?;
-        wait_for_address(lab, node, Family::Ipv4, named)?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, named)?;
         lab.ping_matrix()?;
 
         ip(
@@ -276,7 +276,7 @@ fn hold_what_is_named(interface: Option<&str>, argument: Option<String>) {
             &format!("address add 172.30.0.101/24 dev {NODE_INTERFACE}"),
         )?;
         wait_noticed(node, 1490)?;
-        wait_for_address(lab, node, Family::Ipv4, named)?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, named)?;
 
         ip(
             node,
@@ -284,7 +284,7 @@ fn hold_what_is_named(interface: Option<&str>, argument: Option<String>) {
         )?;
         wait_noticed_or_missing(node)?;
         ip(node, &add)?;
-        wait_for_address(lab, node, Family::Ipv4, named)?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, named)?;
         wait_talking(lab)
     });
 }
@@ -317,7 +317,7 @@ fn ipv6_nodes_keep_their_own_address_beside_virtual_ones_too() {
         lab.start_agents6(&[])?;
         lab.add_pods(1)?;
         for node in lab.nodes() {
-            let own = address_in_use(lab, node, Family::Ipv6)?;
+            let own = address_in_use(lab, node, UnderlayFamily::Ipv6)?;
             let subnet = format!("{own}/64 dev {NODE_INTERFACE} nodad");
             add_virtual(node)?;
             ip(
@@ -325,7 +325,10 @@ fn ipv6_nodes_keep_their_own_address_beside_virtual_ones_too() {
                 &format!("address add fd00:172:30::100/128 dev {NODE_INTERFACE}"),
             )?;
             wait_noticed6(node, 1490)?;
-            for (family, address) in [(Family::Ipv4, node.address.into()), (Family::Ipv6, own)] {
+            for (family, address) in [
+                (UnderlayFamily::Ipv4, node.address.into()),
+                (UnderlayFamily::Ipv6, own),
+            ] {
                 wait_for_address(lab, node, family, address)?;
             }
             ip(node, &format!("address del {own}/64 dev {NODE_INTERFACE}"))?;
@@ -335,7 +338,7 @@ fn ipv6_nodes_keep_their_own_address_beside_virtual_ones_too() {
                 Ok(())
             })?;
             ip(node, &format!("address add {subnet}"))?;
-            wait_for_address(lab, node, Family::Ipv6, own)?;
+            wait_for_address(lab, node, UnderlayFamily::Ipv6, own)?;
             let log = log_of(node)?;
             ensure!(log.matches("underlay changed").count() == 2, "{log}");
         }
@@ -361,7 +364,7 @@ fn what_one_family_has_lost_does_not_hold_up_the_other() {
         lab.add_pods(1)?;
         lab.wait_converged()?;
         let node = lab.node(0);
-        let own = address_in_use(lab, node, Family::Ipv6)?;
+        let own = address_in_use(lab, node, UnderlayFamily::Ipv6)?;
         ip(node, &format!("address del {own}/64 dev {NODE_INTERFACE}"))?;
         wait_for("the loss to be noticed", PATIENCE, || {
             let log = log_of(node)?;
@@ -377,7 +380,7 @@ fn what_one_family_has_lost_does_not_hold_up_the_other() {
             &format!("address add 172.30.0.77/24 dev {NODE_INTERFACE}"),
         )?;
         ip(node, "route add default via 172.30.0.1")?;
-        wait_for_address(lab, node, Family::Ipv4, "172.30.0.77".parse()?)?;
+        wait_for_address(lab, node, UnderlayFamily::Ipv4, "172.30.0.77".parse()?)?;
         wait_talking(lab)?;
         let log = log_of(node)?;
         ensure!(log.matches("INFO ready").count() == 1, "{log}");

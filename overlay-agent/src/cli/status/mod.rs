@@ -1,8 +1,8 @@
 //! `overlay-agent status`: is this node's fast path healthy, and if not, why not.
 
 mod kernel;
-mod observed;
 mod problems;
+mod sources;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -17,8 +17,8 @@ use overlay_common::ABI_VERSION;
 use serde::Serialize;
 
 use self::{
-    observed::Observed,
     problems::{NO_AGENT, problems},
+    sources::Sources,
     state::{PinnedState, agent},
 };
 use super::pinned::Pinned;
@@ -72,7 +72,7 @@ pub fn run(
     let pins = args.pinned.pins();
     let Snapshot { ebpf, kernel } = snapshot;
     let observed = ebpf.and_then(|tier| {
-        Ok(Observed {
+        Ok(Sources {
             bare_underlay: host.bare_underlay(&tier),
             flows: FlowTables::read(&pins)?,
             tier,
@@ -127,7 +127,7 @@ impl Health {
 impl Report {
     fn new(
         pin_dir: PathBuf,
-        observed: &Observed,
+        observed: &Sources,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let problems = problems(observed, &interface_name);

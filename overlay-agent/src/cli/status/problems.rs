@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use overlay_common::{maps::MAX_NODES, outcome::Hook};
 
-use super::observed::Observed;
+use super::sources::Sources;
 use crate::{
     model::Family,
     names::interface_label,
@@ -14,11 +14,8 @@ use crate::{
 pub const NO_AGENT: &str =
     "no agent is running: packets are forwarded as before, but nobody follows changes";
 
-pub fn problems(
-    observed: &Observed,
-    interface_name: impl Fn(u32) -> Option<String>,
-) -> Vec<String> {
-    let Observed {
+pub fn problems(observed: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Vec<String> {
+    let Sources {
         tier,
         bare_underlay,
         ..

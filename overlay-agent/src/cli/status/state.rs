@@ -16,7 +16,7 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{super::stats::FastPath, observed::Observed};
+use super::{super::stats::FastPath, sources::Sources};
 use crate::{
     datapath::{Fastpath, LinkState},
     filter::per_packet::Report,
@@ -38,7 +38,7 @@ pub struct PinnedState {
     /// The underlay interface if it has no Ethernet headers, which is why nothing is fast; else `None`
     /// (JSON `null`).
     bare_underlay: Option<String>,
-    links: Vec<Link>,
+    links: Vec<AttachedProgram>,
     /// Rules that judge packets one by one, and what is left to the kernel because of them.
     per_packet_rules: Report,
     /// Of both families.
@@ -133,7 +133,7 @@ struct Flows {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Link {
+struct AttachedProgram {
     hook: &'static str,
     ifindex: u32,
     ifname: Option<String>,
@@ -149,14 +149,14 @@ pub const fn agent(running: bool) -> &'static str {
 }
 
 impl PinnedState {
-    pub fn new(observed: &Observed, interface_name: impl Fn(u32) -> Option<String>) -> Self {
-        let link = |link: &LinkState| Link {
+    pub fn new(observed: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Self {
+        let link = |link: &LinkState| AttachedProgram {
             hook: link.hook.name(),
             ifindex: link.ifindex,
             ifname: interface_name(link.ifindex),
             alive: link.alive,
         };
-        let Observed {
+        let Sources {
             tier,
             flows,
             bare_underlay,

@@ -11,7 +11,7 @@ use overlay_common::{
     maps::MAX_NODES,
     node::{NODE_VALID, NODE_ZERO_CHECKSUM, Node},
     outcome::{Counter, Hook, Outcome},
-    route::Route,
+    route::RouteEntry,
 };
 
 use super::*;
@@ -41,7 +41,7 @@ fn flows<F: Family>(overlay: &Overlay<F>) -> FlowTable<F> {
 fn overlay<F: Family>(
     config: Config<F>,
     nodes: Vec<(u32, Node<F>)>,
-    routes: Vec<(F::Network, Route)>,
+    routes: Vec<(F::Network, RouteEntry)>,
 ) -> Overlay<F> {
     let config = Config {
         tcp_permit_ns: 15_000_000_000,
@@ -77,7 +77,10 @@ fn ipv4() -> Overlay<V4> {
         pod_mtu: 1450,
         ..Config::default()
     };
-    let route = ("10.1.2.0/24".parse().unwrap(), Route { node: 1, flags: 0 });
+    let route = (
+        "10.1.2.0/24".parse().unwrap(),
+        RouteEntry { node: 1, flags: 0 },
+    );
     overlay(config, vec![(1, node)], vec![route])
 }
 
@@ -100,7 +103,7 @@ fn ipv6() -> Overlay<V6> {
         pod_mtu: 1430,
         ..Config::default()
     };
-    let route = |subnet: &str, node| (subnet.parse().unwrap(), Route { node, flags: 0 });
+    let route = |subnet: &str, node| (subnet.parse().unwrap(), RouteEntry { node, flags: 0 });
     overlay(
         config,
         vec![(1, node(NODE_ZERO_CHECKSUM)), (2, node(0))],
@@ -109,7 +112,7 @@ fn ipv6() -> Overlay<V6> {
 }
 
 /// A node with the programs where the families served need them.
-fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
+fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Sources {
     let counter = |packets| Counter {
         packets,
         bytes: packets * 100,
@@ -149,7 +152,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Observed {
             ..per_packet::Report::default()
         },
     };
-    Observed {
+    Sources {
         tier,
         flows,
         bare_underlay: None,
@@ -201,7 +204,7 @@ fn kernel6(zero_checksum: bool) -> KernelTier {
     }
 }
 
-fn report(observed: &Observed) -> Report {
+fn report(observed: &Sources) -> Report {
     let name = |ifindex| match ifindex {
         2 => Some("eth0".into()),
         5 => Some("flannel.1".into()),

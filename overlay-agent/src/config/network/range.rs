@@ -3,7 +3,7 @@
 
 /// What differs between the families.
 #[derive(Clone, Copy, Debug)]
-pub struct Family {
+pub struct FamilyRules {
     /// Put before the keys in texts.
     prefix: &'static str,
     /// How a text that says "network" names it.
@@ -13,13 +13,13 @@ pub struct Family {
     usual_len: u8,
 }
 
-pub const IPV4: Family = Family {
+pub const IPV4: FamilyRules = FamilyRules {
     prefix: "",
     network: "network",
     bits: 32,
     usual_len: 24,
 };
-pub const IPV6: Family = Family {
+pub const IPV6: FamilyRules = FamilyRules {
     prefix: "IPv6",
     network: "IPv6Network",
     bits: 128,
@@ -75,7 +75,7 @@ pub enum RangeError {
     Empty { prefix: &'static str },
 }
 
-impl Family {
+impl FamilyRules {
     pub const fn no_network(self) -> RangeError {
         RangeError::NoNetwork {
             prefix: self.prefix,

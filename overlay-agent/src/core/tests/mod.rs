@@ -17,7 +17,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
     Core, Expect, GRACE, Held, Input, OUTAGE, Output, Put, PutOutcome, REGISTRATION, Renewal,
-    Request, Snapshot, WatchEvent, fake::State,
+    Snapshot, StoreRequest, WatchEvent, fake::StoreState,
 };
 use crate::model::{
     Alarm, ConfigText, LeaseAttrs, LeaseKey, OwnState, PeerLease, StoreError, ValueError,
@@ -63,7 +63,7 @@ fn away() -> StoreError {
 
 /// One node, its store, and the wire between them.
 struct Sim {
-    store: State,
+    store: StoreState,
     core: Core<StdRng>,
     now: Instant,
     /// Whether the store answers; the watch stands exactly as long.
@@ -87,9 +87,9 @@ impl Sim {
         Self::with(|_| {})
     }
 
-    fn with(prepare: impl FnOnce(&mut State)) -> Self {
+    fn with(prepare: impl FnOnce(&mut StoreState)) -> Self {
         let now = Instant::now();
-        let mut store = State::new(now);
+        let mut store = StoreState::new(now);
         store.config = Some(config("{}"));
         prepare(&mut store);
         let snapshot = store.list();
@@ -174,24 +174,24 @@ impl Sim {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Input {
+    fn answer(&mut self, request: StoreRequest) -> Input {
         let carried_out = self.connected;
         let lost = carried_out && self.lose > 0;
         self.lose -= usize::from(lost);
         let arrives = carried_out && !lost;
         match request {
-            Request::Put(put) => {
+            StoreRequest::Put(put) => {
                 let outcome = carried_out.then(|| {
                     self.check(&put);
                     self.store.put(&put)
                 });
                 Input::Written(outcome.filter(|_| arrives).ok_or_else(away))
             }
-            Request::Get(key) => {
+            StoreRequest::Get(key) => {
                 let found = arrives.then(|| self.store.observe(&key));
                 Input::Got(found.ok_or_else(away))
             }
-            Request::TimeToLive(id) => {
+            StoreRequest::TimeToLive(id) => {
                 let left = arrives.then(|| self.store.time_to_live(id));
                 Input::TimeToLive(left.ok_or_else(away))
             }
@@ -300,7 +300,7 @@ impl Sim {
     }
 }
 
-fn two_peers(store: &mut State) {
+fn two_peers(store: &mut StoreState) {
     store.force(
         key("10.3.1.0-24"),
         LeaseAttrs::alloc(OTHER),

@@ -31,12 +31,12 @@ const CLSACT: &str = "clsact";
 
 /// Where on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum TcDirection {
     Ingress,
     Egress,
 }
 
-impl Side {
+impl TcDirection {
     const fn parent(self) -> TcHandle {
         TcHandle {
             minor: match self {
@@ -70,7 +70,7 @@ pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
 
 /// Removes the clsact qdisc if it has no filter.
 pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
-    for side in [Side::Ingress, Side::Egress] {
+    for side in [TcDirection::Ingress, TcDirection::Egress] {
         let mut message = TcMessage::with_index(index(ifindex)?);
         message.header.parent = side.parent();
         match dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
@@ -86,7 +86,12 @@ pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
 
 /// Runs `program` on a side of the interface, instead of the one before, if there is one. `ENODEV`:
 /// no such interface.
-pub fn put_filter(ifindex: u32, side: Side, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub fn put_filter(
+    ifindex: u32,
+    side: TcDirection,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<()> {
     let mut message = filter(ifindex, side)?;
     let options = [
         TcFilterBpfOption::ProgFd(program.as_raw_fd().unsigned_abs()),
@@ -101,7 +106,7 @@ pub fn put_filter(ifindex: u32, side: Side, program: BorrowedFd<'_>, name: &str)
 }
 
 /// The id of the program that our filter runs.
-pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
+pub fn program_at(ifindex: u32, side: TcDirection) -> io::Result<Option<u32>> {
     let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, side)?);
     let found = match blocking::query("look up a tc filter", message) {
         Ok(found) => tc_messages(found),
@@ -122,7 +127,7 @@ pub fn program_at(ifindex: u32, side: Side) -> io::Result<Option<u32>> {
 }
 
 /// Removes our filter. None there is fine.
-pub fn remove_filter(ifindex: u32, side: Side) -> io::Result<()> {
+pub fn remove_filter(ifindex: u32, side: TcDirection) -> io::Result<()> {
     let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, side)?);
     blocking::apply(message, 0).or_else(absence_is_fine)
 }
@@ -137,7 +142,7 @@ fn qdisc(ifindex: u32) -> io::Result<TcMessage> {
     Ok(message)
 }
 
-fn filter(ifindex: u32, side: Side) -> io::Result<TcMessage> {
+fn filter(ifindex: u32, side: TcDirection) -> io::Result<TcMessage> {
     let mut message = TcMessage::with_index(index(ifindex)?);
     message.header.parent = side.parent();
     message.header.handle = HANDLE.into();

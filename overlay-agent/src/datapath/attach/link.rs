@@ -21,7 +21,7 @@ use crate::datapath::{
 };
 
 /// A live link.
-pub struct Link {
+pub struct BpfLink {
     fd: OwnedFd,
     pub program_id: u32,
 }
@@ -52,7 +52,7 @@ pub fn find(
     pins: &PinDir,
     attachment: &Attachment,
     place: Place,
-) -> Result<Option<Link>, DatapathError> {
+) -> Result<Option<BpfLink>, DatapathError> {
     let path = pins.link(attachment.hook, attachment.ifindex);
     let fd = match sys::object_get(&path) {
         Ok(fd) => fd,
@@ -62,7 +62,7 @@ pub fn find(
     let info = sys::link_place(fd.as_fd()).map_err(attachment.error("inspect"))?;
     if let Some(info) = info.filter(|info| is_at(info, attachment.ifindex, place)) {
         let program_id = info.program_id;
-        return Ok(Some(Link { fd, program_id }));
+        return Ok(Some(BpfLink { fd, program_id }));
     }
     remove_pin(&path)?;
     Ok(None)
@@ -71,7 +71,7 @@ pub fn find(
 /// Makes `link` run `program`. `None`, and the pin is removed, if the interface went away meanwhile.
 pub fn switch(
     pins: &PinDir,
-    link: &Link,
+    link: &BpfLink,
     program: &LoadedProgram,
     attachment: &Attachment,
 ) -> Result<Option<Attached>, DatapathError> {

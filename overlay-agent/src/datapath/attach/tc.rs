@@ -10,7 +10,7 @@ use aya::programs::ProgramInfo;
 use overlay_common::outcome::Hook;
 
 use super::{
-    clsact::{self, Side},
+    clsact::{self, TcDirection},
     mechanism::Mechanism,
 };
 use crate::datapath::{
@@ -24,10 +24,10 @@ use crate::datapath::{
 pub struct Tc;
 
 /// Where the filter of `hook` belongs; the guard is an XDP program everywhere.
-const fn side(hook: Hook) -> Option<Side> {
+const fn side(hook: Hook) -> Option<TcDirection> {
     match hook {
-        Hook::Egress | Hook::Ingress | Hook::Arrive => Some(Side::Ingress),
-        Hook::Confirm | Hook::Deliver => Some(Side::Egress),
+        Hook::Egress | Hook::Ingress | Hook::Arrive => Some(TcDirection::Ingress),
+        Hook::Confirm | Hook::Deliver => Some(TcDirection::Egress),
         Hook::Guard => None,
     }
 }
@@ -36,8 +36,8 @@ const fn side(hook: Hook) -> Option<Side> {
 pub fn probe(program: &LoadedProgram) -> io::Result<()> {
     const LOOPBACK: u32 = 1;
     let made = clsact::ensure_qdisc(LOOPBACK)?;
-    let put = clsact::put_filter(LOOPBACK, Side::Ingress, program.fd.as_fd(), "probe");
-    let removed = clsact::remove_filter(LOOPBACK, Side::Ingress);
+    let put = clsact::put_filter(LOOPBACK, TcDirection::Ingress, program.fd.as_fd(), "probe");
+    let removed = clsact::remove_filter(LOOPBACK, TcDirection::Ingress);
     if made {
         clsact::remove_empty_qdisc(LOOPBACK)?;
     }

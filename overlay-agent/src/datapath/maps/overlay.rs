@@ -13,7 +13,7 @@ use overlay_common::{
     config::Config,
     flow::{Flow, FlowKey},
     node::{NODE_VALID, Nexthop, Node, Peer},
-    route::Route,
+    route::RouteEntry,
 };
 
 use super::{
@@ -28,7 +28,7 @@ use crate::{
 
 /// The maps of one family in one pin directory.
 pub struct OverlayMaps<F: Family = V4> {
-    routes: LpmTrie<MapData, F::Be, Route>,
+    routes: LpmTrie<MapData, F::Be, RouteEntry>,
     nodes: Array<MapData, Node<F>>,
     nodes_fd: OwnedFd,
     nexthops: Array<MapData, Nexthop>,
@@ -110,7 +110,7 @@ impl<F: Family> OverlayMaps<F> {
             .collect())
     }
 
-    pub fn routes(&self) -> Result<BTreeMap<F::Network, Route>, DatapathError> {
+    pub fn routes(&self) -> Result<BTreeMap<F::Network, RouteEntry>, DatapathError> {
         let mut routes = BTreeMap::new();
         for entry in &self.routes {
             let (key, route) = entry.map_err(map_error("read", F::MAPS.routes))?;
@@ -189,7 +189,7 @@ impl<F: Family> OverlayMaps<F> {
 
     pub fn put_route(&mut self, subnet: F::Network, node: u32) -> Result<(), DatapathError> {
         self.routes
-            .insert(&route_key::<F>(subnet), Route { node, flags: 0 }, 0)
+            .insert(&route_key::<F>(subnet), RouteEntry { node, flags: 0 }, 0)
             .map_err(map_error("write", F::MAPS.routes))
     }
 

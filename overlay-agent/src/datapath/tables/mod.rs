@@ -10,7 +10,7 @@ use tracing::debug;
 
 use self::{
     plan::Step,
-    wanted::{Vtep, Wanted},
+    wanted::{LocalVtep, Wanted},
 };
 use super::{
     error::DatapathError,
@@ -92,7 +92,7 @@ impl<F: Family> Writer<'_, F> {
     pub fn apply(
         &mut self,
         desired: &Desired<F>,
-        vtep: Option<Vtep>,
+        vtep: Option<LocalVtep>,
         facts: &HostFacts<F>,
     ) -> Result<Summary<F>, DatapathError> {
         let mut wanted = wanted::wanted(desired, vtep, facts, self.fastpath);

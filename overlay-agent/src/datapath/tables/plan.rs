@@ -52,7 +52,7 @@ pub enum Step<F: Family = V4> {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan<F: Family = V4> {
+pub struct MapPlan<F: Family = V4> {
     pub steps: Vec<Step<F>>,
     /// Nodes that found no room.
     pub left_to_kernel: Vec<F::Network>,
@@ -63,7 +63,7 @@ pub fn plan<F: Family>(
     observed: &Tables<F>,
     wanted: &BTreeMap<F::Network, Node<F>>,
     limits: Limits,
-) -> Plan<F> {
+) -> MapPlan<F> {
     let kept = kept_indexes(observed, wanted);
     let mut assigned = kept.clone();
     let left_to_kernel = assign_new(observed, wanted, limits, &mut assigned);
@@ -128,7 +128,7 @@ pub fn plan<F: Family>(
             .into_iter()
             .map(|(subnet, index)| Step::PutRoute { subnet, index }),
     );
-    Plan {
+    MapPlan {
         steps,
         left_to_kernel,
     }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     /// What the executor does to the maps, with the checks it cannot make.
-    fn run(tables: &mut Tables, plan: &Plan) {
+    fn run(tables: &mut Tables, plan: &MapPlan) {
         let mut configured = false;
         for step in &plan.steps {
             match *step {
@@ -302,7 +302,7 @@ mod tests {
         assert!(configured);
     }
 
-    fn converge(tables: &mut Tables, wanted: &BTreeMap<Ipv4Network, Node>) -> Plan {
+    fn converge(tables: &mut Tables, wanted: &BTreeMap<Ipv4Network, Node>) -> MapPlan {
         let change = plan(tables, wanted, LIMITS);
         run(tables, &change);
         assert_eq!(
@@ -313,7 +313,7 @@ mod tests {
         change
     }
 
-    fn flushes(plan: &Plan) -> bool {
+    fn flushes(plan: &MapPlan) -> bool {
         plan.steps.contains(&Step::Configure { flush: true })
     }
 

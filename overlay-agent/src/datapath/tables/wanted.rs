@@ -46,7 +46,7 @@ impl Fastpath {
 
 /// The kernel's `flannel.<VNI>` as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vtep {
+pub struct LocalVtep {
     pub ifindex: u32,
     pub mac: MacAddr,
 }
@@ -74,7 +74,7 @@ impl<F: Family> Wanted<F> {
 
 pub fn wanted<F: Family>(
     desired: &Desired<F>,
-    vtep: Option<Vtep>,
+    vtep: Option<LocalVtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Wanted<F> {
@@ -98,7 +98,7 @@ pub fn wanted<F: Family>(
 
 fn config<F: Family>(
     local: &LocalNode<F>,
-    vtep: Option<Vtep>,
+    vtep: Option<LocalVtep>,
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Config<F> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 /// An iptables table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Table {
+pub enum IptablesTable {
     Nat,
     Filter,
 }
@@ -13,7 +13,7 @@ pub enum Table {
 /// A chain of ours and the rule of a built-in chain that jumps to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainSpec {
-    pub table: Table,
+    pub table: IptablesTable,
     pub name: &'static str,
     /// The built-in chain.
     pub hook: &'static str,
@@ -44,7 +44,7 @@ pub struct Listing {
 
 /// What has to happen to one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct TablePlan {
     /// Input of `iptables-restore --noflush`: one transaction.
     pub restore: String,
     pub changes: Vec<ChainChange>,
@@ -73,7 +73,7 @@ pub struct CanonicalRule(Vec<Vec<String>>);
 /// How this iptables lists rules of ours that read back differently from what was written.
 pub type Renderings = BTreeMap<&'static str, Vec<CanonicalRule>>;
 
-impl Table {
+impl IptablesTable {
     pub const ALL: [Self; 2] = [Self::Nat, Self::Filter];
 
     pub fn name(self) -> &'static str {
@@ -164,11 +164,11 @@ impl Listing {
 
 /// What makes `listing` contain `specs`; `None` if it does. All specs are of the listed table.
 pub fn plan(
-    table: Table,
+    table: IptablesTable,
     listing: &Listing,
     specs: &[ChainSpec],
     renderings: &Renderings,
-) -> Option<Plan> {
+) -> Option<TablePlan> {
     let mut declarations = String::new();
     let mut deletions = String::new();
     let mut additions = String::new();
@@ -226,7 +226,7 @@ pub fn plan(
             kind,
         });
     }
-    (!changes.is_empty()).then(|| Plan {
+    (!changes.is_empty()).then(|| TablePlan {
         restore: format!(
             "*{}\n{declarations}{deletions}{additions}COMMIT\n",
             table.name()
@@ -237,9 +237,9 @@ pub fn plan(
 
 /// Deletes exactly these rules where they are listed; `None` if none is.
 pub fn plan_deletion(
-    table: Table,
+    table: IptablesTable,
     listing: &Listing,
-    rules: &[(Table, &'static str, String)],
+    rules: &[(IptablesTable, &'static str, String)],
 ) -> Option<String> {
     let mut deletions = String::new();
     for (_, hook, rule) in rules.iter().filter(|(of, _, _)| *of == table) {

@@ -9,8 +9,8 @@ use std::{collections::BTreeSet, fmt, fs, path::PathBuf};
 
 use tracing::warn;
 
-use self::diff::{ChainChange, ChainSpec, Listing, Renderings, Table};
-use super::{error::FilterError, exec::Executor, family::Family};
+use self::diff::{ChainChange, ChainSpec, IptablesTable, Listing, Renderings};
+use super::{error::FilterError, exec::Executor, family::RuleFamily};
 
 pub mod diff;
 
@@ -35,7 +35,7 @@ struct Version(u16, u16, u16);
 /// The commands of one family and variant.
 #[derive(Clone, Debug)]
 pub struct Iptables {
-    family: Family,
+    family: RuleFamily,
     variant: Variant,
     version: Version,
     command: PathBuf,
@@ -78,10 +78,10 @@ impl Version {
 
 impl Installed {
     /// Asks every iptables command of the family what it is.
-    pub async fn discover(family: Family, executor: &Executor) -> Self {
+    pub async fn discover(family: RuleFamily, executor: &Executor) -> Self {
         let base = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
+            RuleFamily::V4 => "iptables",
+            RuleFamily::V6 => "ip6tables",
         };
         let mut found: Vec<Iptables> = Vec::new();
         for suffix in ["", "-nft", "-legacy"] {
@@ -155,7 +155,7 @@ impl Iptables {
         self.variant
     }
 
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> RuleFamily {
         self.family
     }
 
@@ -166,18 +166,18 @@ impl Iptables {
     /// `iptables-nft`, whatever the command is called.
     pub fn name(&self) -> String {
         let family = match self.family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
+            RuleFamily::V4 => "iptables",
+            RuleFamily::V6 => "ip6tables",
         };
         format!("{family}-{}", self.variant)
     }
 
     /// The tables of this family that ip_tables has created. Listing any other would create it.
-    pub fn legacy_tables(family: Family) -> BTreeSet<String> {
+    pub fn legacy_tables(family: RuleFamily) -> BTreeSet<String> {
         // `self` is the process, whose namespace the calling thread may have left.
         let file = match family {
-            Family::V4 => "/proc/thread-self/net/ip_tables_names",
-            Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+            RuleFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+            RuleFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
         };
         let names = fs::read_to_string(file).unwrap_or_default();
         names.lines().map(str::to_owned).collect()
@@ -194,7 +194,7 @@ impl Iptables {
         Ok(answer.success.then_some(answer.stdout))
     }
 
-    async fn list(&self, table: Table) -> Result<Listing, FilterError> {
+    async fn list(&self, table: IptablesTable) -> Result<Listing, FilterError> {
         if self.variant == Variant::Legacy
             && !Self::legacy_tables(self.family).contains(table.name())
         {
@@ -225,7 +225,7 @@ impl Iptables {
 
     async fn foreign_rules(&self, own: &[ChainSpec]) -> Result<usize, FilterError> {
         let mut count = 0;
-        for table in Table::ALL {
+        for table in IptablesTable::ALL {
             count += self.list(table).await?.foreign_rules(own);
         }
         Ok(count)
@@ -239,7 +239,7 @@ impl Iptables {
         dry_run: bool,
     ) -> Result<Vec<ChainChange>, FilterError> {
         let mut changes = Vec::new();
-        for table in Table::ALL {
+        for table in IptablesTable::ALL {
             if specs.iter().all(|spec| spec.table != table) {
                 continue;
             }
@@ -260,7 +260,7 @@ impl Iptables {
     /// mistaken for a change at every check.
     async fn learn_renderings(
         &mut self,
-        table: Table,
+        table: IptablesTable,
         specs: &[ChainSpec],
     ) -> Result<(), FilterError> {
         let listing = self.list(table).await?;
@@ -276,10 +276,10 @@ impl Iptables {
     /// Deletes exactly these rules from the built-in chains, where present.
     pub async fn delete_rules(
         &self,
-        rules: &[(Table, &'static str, String)],
+        rules: &[(IptablesTable, &'static str, String)],
     ) -> Result<bool, FilterError> {
         let mut deleted = false;
-        for table in Table::ALL {
+        for table in IptablesTable::ALL {
             let listing = self.list(table).await?;
             if let Some(restore) = diff::plan_deletion(table, &listing, rules) {
                 self.restore(&restore).await?;

@@ -12,7 +12,7 @@ use super::{
 use crate::filter::{
     error::FilterError,
     exec::Executor,
-    family::Family,
+    family::RuleFamily,
     iptables::{Installed, Iptables, Variant},
 };
 
@@ -26,7 +26,7 @@ const MAX_CHAINS: usize = 16;
 pub struct Tools {
     executor: Executor,
     nft: Option<PathBuf>,
-    iptables: Vec<(Family, Installed)>,
+    iptables: Vec<(RuleFamily, Installed)>,
 }
 
 /// Why what the rule set says is not known.
@@ -46,7 +46,7 @@ pub enum ReadError {
 impl Tools {
     pub async fn find(executor: &Executor) -> Self {
         let mut iptables = Vec::new();
-        for family in Family::ALL {
+        for family in RuleFamily::ALL {
             iptables.push((family, Installed::discover(family, executor).await));
         }
         Self {
@@ -132,8 +132,8 @@ impl Tools {
     /// refuses, because the table holds other rules as well, stays as `nft` told it.
     async fn read_extensions(&self, id: &TableId, ruleset: &mut Ruleset) -> Result<(), ReadError> {
         let family = match id.family {
-            TableFamily::Ip => Family::V4,
-            TableFamily::Ip6 => Family::V6,
+            TableFamily::Ip => RuleFamily::V4,
+            TableFamily::Ip6 => RuleFamily::V6,
             _ => return Ok(()),
         };
         let installed = self.iptables.iter().find(|(of, _)| *of == family);
@@ -210,12 +210,12 @@ impl Tools {
     }
 }
 
-fn insert(family: Family, legacy: bool, text: &str, ruleset: &mut Ruleset) {
+fn insert(family: RuleFamily, legacy: bool, text: &str, ruleset: &mut Ruleset) {
     save::read(family, text, |name, table| {
         let id = TableId {
             family: match family {
-                Family::V4 => TableFamily::Ip,
-                Family::V6 => TableFamily::Ip6,
+                RuleFamily::V4 => TableFamily::Ip,
+                RuleFamily::V6 => TableFamily::Ip6,
             },
             name: name.to_owned(),
             legacy,

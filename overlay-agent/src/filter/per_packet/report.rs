@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use bytemuck::Zeroable as _;
 use ipnetwork::IpNetwork;
 use overlay_common::{
-    family::{Family, V4, V6},
+    family::{V4, V6, WireFamily},
     slow::{EVERY_FLOW, MAX_MATCHES, Match, REPORT_BYTES, Slow},
 };
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,7 @@ fn without_addresses(reach: Reach) -> Reach {
     }
 }
 
-trait AddressFamily: Family {
+trait AddressFamily: WireFamily {
     /// First address and mask of a network of the family; all zero for any.
     fn subnet(network: Option<IpNetwork>) -> (Self::Be, Self::Be);
 

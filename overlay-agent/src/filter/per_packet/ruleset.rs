@@ -97,7 +97,7 @@ impl Holds {
 /// The rule set of this network namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Ruleset {
-    pub tables: BTreeMap<TableId, Table>,
+    pub tables: BTreeMap<TableId, RuleTable>,
 }
 
 /// The families of tables.
@@ -120,7 +120,7 @@ pub struct TableId {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Table {
+pub struct RuleTable {
     pub chains: BTreeMap<String, Chain>,
     /// There are extensions of iptables in it.
     pub has_extensions: bool,

@@ -7,9 +7,9 @@ use overlay_common::slow::{ICMP, TCP, UDP};
 
 use super::{
     reach::{ANY_PORT, Ports, Reach, network_around},
-    ruleset::{Base, Chain, Effect, Holds, Hook, Item, Rule, RuleName, Table, state, tcp},
+    ruleset::{Base, Chain, Effect, Holds, Hook, Item, Rule, RuleName, RuleTable, state, tcp},
 };
-use crate::filter::family::Family;
+use crate::filter::family::RuleFamily;
 
 /// Matches that are the same for all packets of a flow which the fast path takes, or change only with
 /// what flows are flushed for or permits run out for. Those of other protocols, of fragments and of
@@ -87,13 +87,13 @@ const CHANGES: [&str; 11] = [
 const CONNECTION_CHANGES: [&str; 2] = ["CONNMARK", "CONNSECMARK"];
 
 /// Adds the tables in `text` that are of any interest to `add`, by their names.
-pub fn read(family: Family, text: &str, mut add: impl FnMut(&str, Table)) {
+pub fn read(family: RuleFamily, text: &str, mut add: impl FnMut(&str, RuleTable)) {
     let mut name = "";
-    let mut table = Table::default();
+    let mut table = RuleTable::default();
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix('*') {
             name = rest.trim();
-            table = Table::default();
+            table = RuleTable::default();
         } else if let Some(rest) = line.strip_prefix(':') {
             let mut words = rest.split_whitespace();
             let (Some(chain), Some(policy)) = (words.next(), words.next()) else {
@@ -187,7 +187,7 @@ impl<'a> Options<'a> {
     }
 }
 
-fn items(family: Family, words: &[String], table: &Table) -> Vec<Item> {
+fn items(family: RuleFamily, words: &[String], table: &RuleTable) -> Vec<Item> {
     let mut items = Vec::new();
     let mut options = Options { words, at: 0 };
     let mut negated = false;
@@ -249,7 +249,7 @@ fn match_items(name: &str, options: &Options<'_>) -> Vec<Item> {
 
 /// An option that narrows the rule, or looks at the single packet.
 fn condition(
-    family: Family,
+    family: RuleFamily,
     option: &str,
     not: bool,
     value: &str,
@@ -377,12 +377,12 @@ fn network(text: &str) -> Option<IpNetwork> {
     IpNetwork::new(address, u8::try_from(ones).ok()?).ok()
 }
 
-fn protocol(family: Family, name: &str) -> Option<Vec<Reach>> {
+fn protocol(family: RuleFamily, name: &str) -> Option<Vec<Reach>> {
     let protocols = match (name, family) {
         ("all" | "0", _) => return None,
         ("tcp" | "6", _) => TCP,
         ("udp" | "17", _) => UDP,
-        ("icmp" | "1", Family::V4) | ("ipv6-icmp" | "icmpv6" | "58", Family::V6) => ICMP,
+        ("icmp" | "1", RuleFamily::V4) | ("ipv6-icmp" | "icmpv6" | "58", RuleFamily::V6) => ICMP,
         _ => return Some(Vec::new()),
     };
     Some(vec![Reach::protocols(protocols)])
@@ -411,13 +411,13 @@ pub fn extension(is_target: bool, name: &str) -> Vec<Item> {
             connection: true,
             ends: false,
         })],
-        (true, _) => target_items(name, &options, &Table::default()),
+        (true, _) => target_items(name, &options, &RuleTable::default()),
         (false, "conntrack" | "state") => vec![Item::Condition],
         (false, _) => match_items(name, &options),
     }
 }
 
-fn target_items(target: &str, options: &Options<'_>, table: &Table) -> Vec<Item> {
+fn target_items(target: &str, options: &Options<'_>, table: &RuleTable) -> Vec<Item> {
     let work = |connection, ends| Effect::Work {
         what: target.to_owned(),
         connection,

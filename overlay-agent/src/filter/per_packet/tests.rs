@@ -14,7 +14,7 @@ use super::{
     save,
     walk::{self, Findings, UnknownMap},
 };
-use crate::filter::family::Family;
+use crate::filter::family::RuleFamily;
 
 fn scope() -> Scope {
     Scope {
@@ -33,7 +33,7 @@ fn find(ruleset: &Ruleset, scope: &Scope) -> Findings {
 
 fn of_save(text: &str) -> Ruleset {
     let mut ruleset = Ruleset::default();
-    save::read(Family::V4, text, |name, table| {
+    save::read(RuleFamily::V4, text, |name, table| {
         let id = TableId {
             family: TableFamily::Ip,
             name: name.to_owned(),

@@ -8,7 +8,7 @@ use super::{
     Scope,
     reach::{ANY_PORT, IPV4, IPV6, Reach, product, simplified},
     ruleset::{
-        Base, Chain, Effect, Holds, Hook, Item, Rule, RuleName, Ruleset, Table, TableFamily,
+        Base, Chain, Effect, Holds, Hook, Item, Rule, RuleName, RuleTable, Ruleset, TableFamily,
         TableId, state,
     },
 };
@@ -159,7 +159,7 @@ fn roles(family: TableFamily, base: &Base, scope: &Scope) -> Vec<(Role, Reach)> 
 
 struct Walk<'a> {
     id: &'a TableId,
-    table: &'a Table,
+    table: &'a RuleTable,
     scope: &'a Scope,
     unknown_map: UnknownMap,
     role: Role,

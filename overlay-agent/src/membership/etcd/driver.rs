@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{acquire::Acquired, error::EtcdError, lease_store::LeaseStore, words};
 use crate::{
     backoff::Backoff,
-    core::{Core, Input, Output, Renewal, Request, Snapshot, WatchEvent},
+    core::{Core, Input, Output, Renewal, Snapshot, StoreRequest, WatchEvent},
     membership::member::{Member, Order},
     model::{ConfigText, LeaseView, OwnState, StoreError, StoreState},
 };
@@ -51,7 +51,7 @@ pub fn spawn<S: LeaseStore>(
         inbox,
         request: None,
         listing: None,
-        link: Link::Down,
+        link: WatchState::Down,
         slept: Duration::ZERO,
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         rng: StdRng::from_os_rng(),
@@ -70,7 +70,7 @@ struct Driver<S> {
     inbox: mpsc::UnboundedReceiver<Order>,
     request: Option<BoxFuture<'static, Input>>,
     listing: Option<BoxFuture<'static, Result<Snapshot, EtcdError>>>,
-    link: Link,
+    link: WatchState,
     /// Time that the machine slept, which timers do not count and leases do.
     slept: Duration,
     pause: Backoff,
@@ -83,7 +83,7 @@ struct Driver<S> {
 const REPORTED: usize = 5;
 
 /// The watch.
-enum Link {
+enum WatchState {
     /// Waits for a list.
     Down,
     /// Opens again then.
@@ -109,7 +109,7 @@ impl<S: LeaseStore> Driver<S> {
                 }
                 Wake::Listed(Err(error)) => {
                     // While the watch stands, the list only has to be repeated.
-                    let watching = matches!(self.link, Link::Watching(_));
+                    let watching = matches!(self.link, WatchState::Watching(_));
                     if watching && self.view.borrow().store.connected {
                         debug!(%error, "leases not listed");
                     } else {
@@ -144,16 +144,16 @@ impl<S: LeaseStore> Driver<S> {
             Input::Watch(WatchEvent::Opened { .. }) => self.connected(),
             Input::Watch(WatchEvent::Compacted { .. }) => {
                 info!("the watch fell behind etcd's compaction; listing all leases");
-                self.link = Link::Down;
+                self.link = WatchState::Down;
             }
             Input::Slept(time) => {
                 self.slept += *time;
-                self.link = Link::Down;
+                self.link = WatchState::Down;
             }
             Input::Watch(WatchEvent::Disconnected(error)) => {
                 self.disconnected(error);
                 let pause = self.pause.failed(&mut self.rng);
-                self.link = Link::Paused(Instant::now() + pause);
+                self.link = WatchState::Paused(Instant::now() + pause);
             }
             Input::Written(Err(error)) | Input::Got(Err(error)) | Input::TimeToLive(Err(error)) => {
                 self.request_failed(error);
@@ -200,16 +200,16 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn open(&mut self) {
-        self.link = Link::Watching(self.store.watch(self.core.next_revision()));
+        self.link = WatchState::Watching(self.store.watch(self.core.next_revision()));
     }
 
-    fn send(&self, request: Request) -> BoxFuture<'static, Input> {
+    fn send(&self, request: StoreRequest) -> BoxFuture<'static, Input> {
         let store = self.store.clone();
         Box::pin(async move {
             match request {
-                Request::Put(put) => Input::Written(store.put(&put).await.map_err(Into::into)),
-                Request::Get(key) => Input::Got(store.get(&key).await.map_err(Into::into)),
-                Request::TimeToLive(id) => {
+                StoreRequest::Put(put) => Input::Written(store.put(&put).await.map_err(Into::into)),
+                StoreRequest::Get(key) => Input::Got(store.get(&key).await.map_err(Into::into)),
+                StoreRequest::TimeToLive(id) => {
                     Input::TimeToLive(store.time_to_live(id).await.map_err(Into::into))
                 }
             }
@@ -277,7 +277,7 @@ impl<S: LeaseStore> Driver<S> {
     }
 }
 
-impl Link {
+impl WatchState {
     async fn next(&mut self) -> Wake {
         match self {
             Self::Down => std::future::pending().await,

@@ -10,14 +10,14 @@ use tokio::sync::watch;
 
 use super::{error::EtcdError, lease_store::LeaseStore};
 use crate::{
-    core::{Observed, Put, PutOutcome, Snapshot, WatchEvent, fake::State},
+    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent, fake::StoreState},
     model::{ConfigText, LeaseKey},
 };
 
-/// A [`LeaseStore`] on a [`State`].
+/// A [`LeaseStore`] on a [`StoreState`].
 #[derive(Clone)]
 pub struct FakeStore {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<StoreState>>,
     /// Counts changes, so that watches wake; odd while the store is away.
     changes: Arc<watch::Sender<u64>>,
 }
@@ -26,13 +26,13 @@ impl FakeStore {
     pub fn new() -> Self {
         let now = tokio::time::Instant::now().into_std();
         Self {
-            state: Arc::new(Mutex::new(State::new(now))),
+            state: Arc::new(Mutex::new(StoreState::new(now))),
             changes: Arc::new(watch::Sender::new(0)),
         }
     }
 
     /// Changes the state and wakes the watches.
-    pub fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub fn with<T>(&self, change: impl FnOnce(&mut StoreState) -> T) -> T {
         let result = change(&mut self.lock());
         self.changes.send_modify(|count| *count += 2);
         result
@@ -44,13 +44,13 @@ impl FakeStore {
             .send_modify(|count| *count = (*count & !1) + 2 + u64::from(away));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, StoreState> {
         let mut state = self.state.lock().unwrap();
         state.advance(tokio::time::Instant::now().into_std());
         state
     }
 
-    fn answer<T>(&self, request: impl FnOnce(&mut State) -> T) -> Result<T, EtcdError> {
+    fn answer<T>(&self, request: impl FnOnce(&mut StoreState) -> T) -> Result<T, EtcdError> {
         if *self.changes.borrow() & 1 == 1 {
             return Err(away());
         }
@@ -79,7 +79,7 @@ impl LeaseStore for FakeStore {
         self.answer(|state| state.list())
     }
 
-    async fn get(&self, key: &LeaseKey) -> Result<Observed, EtcdError> {
+    async fn get(&self, key: &LeaseKey) -> Result<RecordState, EtcdError> {
         self.answer(|state| state.observe(key))
     }
 

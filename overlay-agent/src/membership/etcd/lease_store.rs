@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 
 use super::error::EtcdError;
 use crate::{
-    core::{Observed, Put, PutOutcome, Snapshot, WatchEvent},
+    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent},
     model::{ConfigText, LeaseKey},
 };
 
@@ -20,7 +20,7 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     fn list(&self) -> impl Future<Output = Result<Snapshot, EtcdError>> + Send;
 
-    fn get(&self, key: &LeaseKey) -> impl Future<Output = Result<Observed, EtcdError>> + Send;
+    fn get(&self, key: &LeaseKey) -> impl Future<Output = Result<RecordState, EtcdError>> + Send;
 
     fn put(&self, put: &Put) -> impl Future<Output = Result<PutOutcome, EtcdError>> + Send;
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::options::EtcdOptions,
-    core::{Expect, Observed, Put, PutOutcome, Snapshot, WatchEvent},
+    core::{Expect, Put, PutOutcome, RecordState, Snapshot, WatchEvent},
     model::{ConfigText, LeaseKey},
 };
 
@@ -214,13 +214,13 @@ impl LeaseStore for EtcdStore {
         })
     }
 
-    async fn get(&self, key: &LeaseKey) -> Result<Observed, EtcdError> {
+    async fn get(&self, key: &LeaseKey) -> Result<RecordState, EtcdError> {
         self.endpoints
             .call("read the own lease", |mut client| {
                 let key = self.keys.lease(key);
                 async move {
                     let answer = client.get(key, None).await?;
-                    Ok(Observed {
+                    Ok(RecordState {
                         revision: revision_of(answer.header())?,
                         entry: answer.kvs().first().and_then(|kv| self.keys.entry(kv)),
                     })
@@ -260,7 +260,7 @@ impl LeaseStore for EtcdStore {
         if let Some(id) = lease_id {
             self.revoke(id).await;
         }
-        Ok(PutOutcome::Conflict(Observed {
+        Ok(PutOutcome::Conflict(RecordState {
             revision: end.revision,
             entry: end.found.and_then(|kv| self.keys.entry(&kv)),
         }))

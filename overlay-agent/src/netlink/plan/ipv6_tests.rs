@@ -47,10 +47,10 @@ fn wanted_with(peers: &BTreeSet<(u8, bool)>) -> Wanted<V6> {
 }
 
 /// A kernel that does what the changes say, as IPv6 does it.
-fn apply(routes: &mut Vec<Route<V6>>, changes: &[Change<V6>]) {
+fn apply(routes: &mut Vec<Route<V6>>, changes: &[ObjectChange<V6>]) {
     for change in changes {
         match *change {
-            Change::AddRoute(route) => {
+            ObjectChange::AddRoute(route) => {
                 if let Some(gateway) = route.gateway.filter(|_| route.onlink) {
                     let elsewhere = routes.iter().find(|other| {
                         other.destination.contains(gateway) && other.ifindex != route.ifindex
@@ -61,7 +61,7 @@ fn apply(routes: &mut Vec<Route<V6>>, changes: &[Change<V6>]) {
                 routes.retain(|other| key(other) != key(&route));
                 routes.push(route);
             }
-            Change::DeleteRoute(route) => {
+            ObjectChange::DeleteRoute(route) => {
                 let position = routes.iter().position(|other| *other == route);
                 routes.remove(position.expect("a plan deletes only what is there"));
             }
@@ -102,7 +102,7 @@ proptest! {
         wanted in arbitrary_wanted(),
         routes in arbitrary_left(),
     ) {
-        let mut observed = Observed { routes, ..Observed::default() };
+        let mut observed = ObservedObjects { routes, ..ObservedObjects::default() };
         let changes = diff(&wanted, &observed).changes;
         apply(&mut observed.routes, &changes);
         for route in wanted.routes.values() {
@@ -111,8 +111,8 @@ proptest! {
         let ours = observed.routes.iter().filter(|route| route.protocol == ROUTE_PROTOCOL);
         prop_assert_eq!(ours.count(), wanted.routes.len());
         let again = diff(&wanted, &observed).changes;
-        let about_routes = |change: &Change<V6>| {
-            matches!(change, Change::AddRoute(_) | Change::DeleteRoute(_))
+        let about_routes = |change: &ObjectChange<V6>| {
+            matches!(change, ObjectChange::AddRoute(_) | ObjectChange::DeleteRoute(_))
         };
         prop_assert!(!again.iter().any(about_routes), "{again:#?}");
     }
@@ -122,23 +122,30 @@ proptest! {
 fn a_tunnel_gives_way_to_a_direct_route_without_a_gap_and_a_direct_route_to_a_tunnel_first() {
     let tunnel = wanted_with(&[(2, false)].into());
     let direct = wanted_with(&[(2, true)].into());
-    let routes = |changes: Vec<Change<V6>>| -> Vec<_> {
-        let about_routes =
-            |change: &Change<V6>| matches!(change, Change::AddRoute(_) | Change::DeleteRoute(_));
+    let routes = |changes: Vec<ObjectChange<V6>>| -> Vec<_> {
+        let about_routes = |change: &ObjectChange<V6>| {
+            matches!(
+                change,
+                ObjectChange::AddRoute(_) | ObjectChange::DeleteRoute(_)
+            )
+        };
         changes.into_iter().filter(about_routes).collect()
     };
-    let mut observed = Observed::default();
+    let mut observed = ObservedObjects::default();
     let from_nothing = diff(&tunnel, &observed).changes;
     apply(&mut observed.routes, &from_nothing);
     let to_direct = routes(diff(&direct, &observed).changes);
     assert!(
-        matches!(to_direct[..], [Change::AddRoute(_)]),
+        matches!(to_direct[..], [ObjectChange::AddRoute(_)]),
         "{to_direct:#?}"
     );
     apply(&mut observed.routes, &to_direct);
     let to_tunnel = routes(diff(&tunnel, &observed).changes);
     assert!(
-        matches!(to_tunnel[..], [Change::DeleteRoute(_), Change::AddRoute(_)]),
+        matches!(
+            to_tunnel[..],
+            [ObjectChange::DeleteRoute(_), ObjectChange::AddRoute(_)]
+        ),
         "{to_tunnel:#?}"
     );
 }
@@ -152,13 +159,13 @@ fn of_several_next_hops_that_share_the_traffic_ours_alone_remains() {
         ifindex: None,
         ..peer_route(subnet(2), node(2), OTHER, false)
     };
-    let mut observed = Observed {
+    let mut observed = ObservedObjects {
         routes: vec![shared],
-        ..Observed::default()
+        ..ObservedObjects::default()
     };
     let changes = diff(&wanted, &observed).changes;
     assert!(
-        !changes.contains(&Change::DeleteRoute(shared)),
+        !changes.contains(&ObjectChange::DeleteRoute(shared)),
         "{changes:#?}"
     );
     apply(&mut observed.routes, &changes);
@@ -180,9 +187,9 @@ fn routes_of_the_administrator_stay() {
         protocol: 4,
         ..peer_route(subnet(40), node(9), OTHER, false)
     };
-    let mut observed = Observed {
+    let mut observed = ObservedObjects {
         routes: vec![preferred, elsewhere],
-        ..Observed::default()
+        ..ObservedObjects::default()
     };
     let changes = diff(&wanted, &observed).changes;
     apply(&mut observed.routes, &changes);

@@ -12,16 +12,16 @@ const VTEP: u32 = 7;
 const OTHER: u32 = 8;
 
 /// A kernel that does what the changes say.
-fn apply(observed: &mut Observed, changes: &[Change]) {
+fn apply(observed: &mut ObservedObjects, changes: &[ObjectChange]) {
     for change in changes {
         match *change {
-            Change::AddAddress { ifindex, address } => observed.addresses.push(Address {
+            ObjectChange::AddAddress { ifindex, address } => observed.addresses.push(Address {
                 ifindex,
                 local: address,
                 remote: address.ip(),
             }),
-            Change::DeleteAddress(address) => remove(&mut observed.addresses, &address),
-            Change::SetFdb {
+            ObjectChange::DeleteAddress(address) => remove(&mut observed.addresses, &address),
+            ObjectChange::SetFdb {
                 ifindex,
                 mac,
                 remote,
@@ -31,7 +31,7 @@ fn apply(observed: &mut Observed, changes: &[Change]) {
                     .retain(|e| (e.ifindex, e.mac) != (ifindex, mac));
                 observed.fdb.push(fdb(ifindex, mac, remote));
             }
-            Change::SetNeighbour {
+            ObjectChange::SetNeighbour {
                 ifindex,
                 address,
                 mac,
@@ -41,19 +41,19 @@ fn apply(observed: &mut Observed, changes: &[Change]) {
                     .retain(|e| (e.ifindex, e.address) != (ifindex, address));
                 observed.neighbours.push(neighbour(ifindex, address, mac));
             }
-            Change::AddRoute(route) => observed.routes.insert(0, route),
-            Change::DeleteRoute(route) => remove(&mut observed.routes, &route),
-            Change::DeleteNeighbour { ifindex, address } => observed
+            ObjectChange::AddRoute(route) => observed.routes.insert(0, route),
+            ObjectChange::DeleteRoute(route) => remove(&mut observed.routes, &route),
+            ObjectChange::DeleteNeighbour { ifindex, address } => observed
                 .neighbours
                 .retain(|e| (e.ifindex, e.address) != (ifindex, address)),
-            Change::DeleteFdb {
+            ObjectChange::DeleteFdb {
                 ifindex,
                 mac,
                 remote,
             } => observed
                 .fdb
                 .retain(|e| (e.ifindex, e.mac, e.remote) != (ifindex, mac, remote)),
-            Change::DeleteVtep(leftover) => remove(&mut observed.leftovers, &leftover),
+            ObjectChange::DeleteVtep(leftover) => remove(&mut observed.leftovers, &leftover),
         }
     }
 }
@@ -154,7 +154,7 @@ fn arbitrary_route() -> impl Strategy<Value = Route> {
         )
 }
 
-fn arbitrary_observed() -> impl Strategy<Value = Observed> {
+fn arbitrary_observed() -> impl Strategy<Value = ObservedObjects> {
     let device = || prop_oneof![3 => Just(VTEP), 1 => Just(OTHER)];
     let addresses = vec((device(), 0..3_u8, 0..4_u8, 24..=32_u8), 0..6);
     let neighbours = vec((device(), 2..14_u8, 2..14_u8, any::<bool>()), 0..12);
@@ -169,7 +169,7 @@ fn arbitrary_observed() -> impl Strategy<Value = Observed> {
         vec(arbitrary_route(), 0..16),
     )
         .prop_map(|(addresses, neighbours, fdb_entries, routes)| {
-            let mut observed = Observed::default();
+            let mut observed = ObservedObjects::default();
             for (ifindex, a, b, prefix) in addresses {
                 let ip = Ipv4Addr::new(10, 4 + a, b, 0);
                 let local = Ipv4Network::new(ip, prefix).expect("an address");
@@ -211,7 +211,7 @@ fn arbitrary_observed() -> impl Strategy<Value = Observed> {
 }
 
 /// Objects no plan may touch.
-fn foreign(observed: &Observed, wanted: &Wanted) -> Observed {
+fn foreign(observed: &ObservedObjects, wanted: &Wanted) -> ObservedObjects {
     let (_, network) = wanted.address.expect("an address");
     let mut foreign = observed.clone();
     foreign
@@ -261,12 +261,12 @@ proptest! {
         before in arbitrary_wanted(),
         after in arbitrary_wanted(),
     ) {
-        let mut changed = Observed::default();
-        apply(&mut changed, &diff(&before, &Observed::default()).changes);
+        let mut changed = ObservedObjects::default();
+        apply(&mut changed, &diff(&before, &ObservedObjects::default()).changes);
         let plan = diff(&after, &changed);
         apply(&mut changed, &plan.changes);
-        let mut fresh = Observed::default();
-        apply(&mut fresh, &diff(&after, &Observed::default()).changes);
+        let mut fresh = ObservedObjects::default();
+        apply(&mut fresh, &diff(&after, &ObservedObjects::default()).changes);
         for observed in [&mut changed, &mut fresh] {
             observed.routes.sort_by_key(|r| r.destination);
             observed.fdb.sort_by_key(|e| e.mac);
@@ -280,18 +280,21 @@ proptest! {
 fn a_path_exists_before_its_predecessor_goes() {
     let tunnel = wanted_with(&[(2, false)].into());
     let direct = wanted_with(&[(2, true)].into());
-    let mut observed = Observed::default();
-    apply(&mut observed, &diff(&tunnel, &Observed::default()).changes);
+    let mut observed = ObservedObjects::default();
+    apply(
+        &mut observed,
+        &diff(&tunnel, &ObservedObjects::default()).changes,
+    );
 
     let to_direct: Vec<_> = diff(&direct, &observed).changes;
     assert!(
         matches!(
             to_direct[..],
             [
-                Change::AddRoute(_),
-                Change::DeleteRoute(_),
-                Change::DeleteNeighbour { .. },
-                Change::DeleteFdb { .. }
+                ObjectChange::AddRoute(_),
+                ObjectChange::DeleteRoute(_),
+                ObjectChange::DeleteNeighbour { .. },
+                ObjectChange::DeleteFdb { .. }
             ]
         ),
         "{to_direct:#?}"
@@ -302,10 +305,10 @@ fn a_path_exists_before_its_predecessor_goes() {
         matches!(
             to_tunnel[..],
             [
-                Change::SetFdb { .. },
-                Change::SetNeighbour { .. },
-                Change::AddRoute(_),
-                Change::DeleteRoute(_)
+                ObjectChange::SetFdb { .. },
+                ObjectChange::SetNeighbour { .. },
+                ObjectChange::AddRoute(_),
+                ObjectChange::DeleteRoute(_)
             ]
         ),
         "{to_tunnel:#?}"
@@ -330,21 +333,21 @@ fn a_gatewayed_route_to_the_own_subnet_goes_unless_it_is_foreign() {
         protocol: 4,
         ..stale
     };
-    let observed = Observed {
+    let observed = ObservedObjects {
         routes: vec![stale, connected, policy],
-        ..Observed::default()
+        ..ObservedObjects::default()
     };
     let changes = diff(&wanted, &observed).changes;
     assert!(
-        changes.contains(&Change::DeleteRoute(stale)),
+        changes.contains(&ObjectChange::DeleteRoute(stale)),
         "{changes:#?}"
     );
     assert!(
-        !changes.contains(&Change::DeleteRoute(connected)),
+        !changes.contains(&ObjectChange::DeleteRoute(connected)),
         "{changes:#?}"
     );
     assert!(
-        !changes.contains(&Change::DeleteRoute(policy)),
+        !changes.contains(&ObjectChange::DeleteRoute(policy)),
         "{changes:#?}"
     );
 }
@@ -356,12 +359,12 @@ fn a_leftover_device_goes_last() {
         ifindex: 99,
         vni: 4,
     };
-    let observed = Observed {
+    let observed = ObservedObjects {
         leftovers: vec![leftover],
-        ..Observed::default()
+        ..ObservedObjects::default()
     };
     let changes = diff(&wanted, &observed).changes;
-    assert_eq!(changes.last(), Some(&Change::DeleteVtep(leftover)));
+    assert_eq!(changes.last(), Some(&ObjectChange::DeleteVtep(leftover)));
 }
 
 #[test]
@@ -373,15 +376,18 @@ fn addresses_are_added_before_others_go() {
         local: "10.5.9.0/32".parse().expect("an address"),
         remote: Ipv4Addr::new(10, 5, 9, 0),
     };
-    let observed = Observed {
+    let observed = ObservedObjects {
         addresses: vec![old],
-        ..Observed::default()
+        ..ObservedObjects::default()
     };
     let plan = diff(&wanted, &observed);
     assert!(
         matches!(
             plan.changes[..],
-            [Change::AddAddress { .. }, Change::DeleteAddress(_)]
+            [
+                ObjectChange::AddAddress { .. },
+                ObjectChange::DeleteAddress(_)
+            ]
         ),
         "{:#?}",
         plan.changes

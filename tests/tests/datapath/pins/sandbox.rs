@@ -18,7 +18,7 @@ use overlay_agent::{
     model::{Desired, LocalNode, Peer, Underlay, V4},
     object::OBJECT,
 };
-use overlay_common::{addr::MacAddr, node::Node, outcome::Hook, route::Route};
+use overlay_common::{addr::MacAddr, node::Node, outcome::Hook, route::RouteEntry};
 use overlay_tests::private_netns::run;
 use tracing::level_filters::LevelFilter;
 
@@ -137,7 +137,7 @@ pub fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
 pub fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
     let nodes = maps.ipv4.nodes().expect("nodes");
     let routes = maps.ipv4.routes().expect("routes");
-    let entry = |(subnet, route): (Ipv4Network, Route)| {
+    let entry = |(subnet, route): (Ipv4Network, RouteEntry)| {
         let node: &Node = &nodes[&route.node];
         (subnet, (route.node, node.vtep.octets))
     };

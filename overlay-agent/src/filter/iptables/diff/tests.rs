@@ -4,7 +4,7 @@ const EMPTY: &str = "-P PREROUTING ACCEPT\n-P POSTROUTING ACCEPT\n";
 
 fn spec(place: Place) -> ChainSpec {
     ChainSpec {
-        table: Table::Nat,
+        table: IptablesTable::Nat,
         name: "OURS",
         hook: "POSTROUTING",
         place,
@@ -16,10 +16,10 @@ fn spec(place: Place) -> ChainSpec {
     }
 }
 
-fn plan_for(listing: &str, spec: &ChainSpec) -> Option<Plan> {
+fn plan_for(listing: &str, spec: &ChainSpec) -> Option<TablePlan> {
     let listing = Listing::parse(listing);
     plan(
-        Table::Nat,
+        IptablesTable::Nat,
         &listing,
         std::slice::from_ref(spec),
         &Renderings::new(),
@@ -154,7 +154,10 @@ fn a_rendering_seen_after_writing_counts_as_the_rule() {
     let spec = spec(Place::Last);
     let rendering = listing.rendering(&spec).unwrap();
     let renderings = Renderings::from([(spec.name, rendering)]);
-    assert_eq!(plan(Table::Nat, &listing, &[spec], &renderings), None);
+    assert_eq!(
+        plan(IptablesTable::Nat, &listing, &[spec], &renderings),
+        None
+    );
 }
 
 #[test]
@@ -176,15 +179,15 @@ fn exact_deletion_leaves_similar_rules() {
          -A POSTROUTING -s 10.0.0.0/8 -d 10.0.0.0/8 -o eth0 -j RETURN\n",
     );
     let rules = [(
-        Table::Nat,
+        IptablesTable::Nat,
         "POSTROUTING",
         "-s 10.0.0.0/8 -d 10.0.0.0/8 -j RETURN".to_owned(),
     )];
     assert_eq!(
-        plan_deletion(Table::Nat, &listing, &rules).unwrap(),
+        plan_deletion(IptablesTable::Nat, &listing, &rules).unwrap(),
         "*nat\n-D POSTROUTING -s 10.0.0.0/8 -d 10.0.0.0/8 -j RETURN\nCOMMIT\n"
     );
-    assert_eq!(plan_deletion(Table::Filter, &listing, &rules), None);
+    assert_eq!(plan_deletion(IptablesTable::Filter, &listing, &rules), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::view::{EbpfTier, FlowTables};
 
 /// What is said about the eBPF tier is made of this.
-pub struct Observed {
+pub struct Sources {
     pub tier: EbpfTier,
     pub flows: FlowTables,
     /// The underlay interface, if it has no Ethernet headers.
