@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use rtnetlink::packet_route::route::RouteMessage;
+
 use super::{
     Netlink, NetlinkError,
     object::{Link, LinkKind, Route},
@@ -14,21 +16,25 @@ use crate::model::{Family, Underlay, V4, V6};
 /// Something in the kernel that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owned {
-    /// A route with our protocol number, blackhole routes included.
-    Route(Route),
-    Route6(Route<V6>),
+    /// A route of either family with our protocol number, blackhole routes included.
+    Route { text: String, message: RouteMessage },
     /// A vxlan device, with its address, neighbours and forwarding entries.
-    Vtep {
-        ifindex: u32,
-        name: String,
-    },
+    Vtep { ifindex: u32, name: String },
+}
+
+impl Owned {
+    fn route<F: Family>(route: Route<F>) -> Self {
+        Self::Route {
+            text: route.to_string(),
+            message: request::encode_route(&route),
+        }
+    }
 }
 
 impl fmt::Display for Owned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Route(route) => write!(f, "route {route}"),
-            Self::Route6(route) => write!(f, "route {route}"),
+            Self::Route { text, .. } => write!(f, "route {text}"),
             Self::Vtep { name, .. } => write!(f, "interface {name}"),
         }
     }
@@ -38,8 +44,8 @@ impl Netlink {
     /// What is ours: routes with [`ROUTE_PROTOCOL`] and the vxlan devices of these VNIs under
     /// flannel's names for them.
     pub async fn owned(&self, vnis: &[u32]) -> Result<Vec<Owned>, NetlinkError> {
-        let routes = self.own_routes::<V4>().await?.into_iter();
-        let routes6 = self.own_routes::<V6>().await?.into_iter();
+        let routes = self.own_routes::<V4>().await?.into_iter().map(Owned::route);
+        let routes6 = self.own_routes::<V6>().await?.into_iter().map(Owned::route);
         let links = self.links().await?;
         let devices = links.into_iter().filter_map(|link| {
             let vni = flannel_vni::<V4>(&link).or_else(|| flannel_vni::<V6>(&link))?;
@@ -48,8 +54,7 @@ impl Netlink {
                 name: link.name,
             })
         });
-        let routes = routes.map(Owned::Route).chain(routes6.map(Owned::Route6));
-        Ok(routes.chain(devices).collect())
+        Ok(routes.chain(routes6).chain(devices).collect())
     }
 
     async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
@@ -140,8 +145,7 @@ impl Netlink {
         let requests = owned
             .iter()
             .map(|object| match object {
-                Owned::Route(route) => request::delete_route(route),
-                Owned::Route6(route) => request::delete_route(route),
+                Owned::Route { message, .. } => request::delete_encoded_route(message.clone()),
                 Owned::Vtep { ifindex, .. } => request::delete_link(*ifindex),
             })
             .collect();

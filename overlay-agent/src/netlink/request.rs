@@ -237,10 +237,15 @@ pub(super) fn set_route<F: Family>(route: &Route<F>) -> Request {
 
 /// Deletes exactly this route: everything that identifies it is in the request.
 pub(super) fn delete_route<F: Family>(route: &Route<F>) -> Request {
-    Request::new(RouteNetlinkMessage::DelRoute(encode_route(route)), 0)
+    delete_encoded_route(encode_route(route))
 }
 
-fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
+/// Deletes the route that [`encode_route`] made this of.
+pub(super) fn delete_encoded_route(message: RouteMessage) -> Request {
+    Request::new(RouteNetlinkMessage::DelRoute(message), 0)
+}
+
+pub(super) fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
     let mut message = route_key::<F>(route.destination);
     let header = &mut message.header;
     header.protocol = RouteProtocol::from(route.protocol);

@@ -71,17 +71,17 @@ pub fn run(
     let pin_dir = args.pinned.pin_dir.clone();
     let pins = args.pinned.pins();
     let Snapshot { ebpf, kernel } = snapshot;
-    let observed = ebpf.and_then(|tier| {
+    let sources = ebpf.and_then(|tier| {
         Ok(Sources {
             bare_underlay: host.bare_underlay(&tier),
             flows: FlowTables::read(&pins)?,
             tier,
         })
     });
-    let mut report = match observed {
-        Ok(observed) => {
-            let mut report = Report::new(pin_dir, &observed, interface_name);
-            report.unserved_pods = host.unserved(&observed.tier);
+    let mut report = match sources {
+        Ok(sources) => {
+            let mut report = Report::new(pin_dir, &sources, interface_name);
+            report.unserved_pods = host.unserved(&sources.tier);
             report
         }
         Err(DatapathError::KernelTier { absence }) => {
@@ -127,10 +127,10 @@ impl Health {
 impl Report {
     fn new(
         pin_dir: PathBuf,
-        observed: &Sources,
+        sources: &Sources,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
-        let problems = problems(observed, &interface_name);
+        let problems = problems(sources, &interface_name);
         Self {
             health: if problems.is_empty() {
                 Health::Healthy
@@ -138,7 +138,7 @@ impl Report {
                 Health::Degraded
             },
             problems,
-            datapath: Some(PinnedState::new(observed, interface_name)),
+            datapath: Some(PinnedState::new(sources, interface_name)),
             ..Self::unknown(pin_dir)
         }
     }

@@ -14,12 +14,12 @@ use crate::{
 pub const NO_AGENT: &str =
     "no agent is running: packets are forwarded as before, but nobody follows changes";
 
-pub fn problems(observed: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Vec<String> {
+pub fn problems(sources: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Vec<String> {
     let Sources {
         tier,
         bare_underlay,
         ..
-    } = observed;
+    } = sources;
     let mut problems = Vec::new();
     if !tier.agent_running {
         problems.push(NO_AGENT.into());

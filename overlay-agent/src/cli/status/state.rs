@@ -149,7 +149,7 @@ pub const fn agent(running: bool) -> &'static str {
 }
 
 impl PinnedState {
-    pub fn new(observed: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Self {
+    pub fn new(sources: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Self {
         let link = |link: &LinkState| AttachedProgram {
             hook: link.hook.name(),
             ifindex: link.ifindex,
@@ -160,7 +160,7 @@ impl PinnedState {
             tier,
             flows,
             bare_underlay,
-        } = observed;
+        } = sources;
         let now = flows.now;
         let ipv4 = tier.ipv4.as_ref().zip(flows.ipv4.as_ref());
         let ipv6 = tier.ipv6.as_ref().zip(flows.ipv6.as_ref());

@@ -204,7 +204,7 @@ fn kernel6(zero_checksum: bool) -> KernelTier {
     }
 }
 
-fn report(observed: &Sources) -> Report {
+fn report(sources: &Sources) -> Report {
     let name = |ifindex| match ifindex {
         2 => Some("eth0".into()),
         5 => Some("flannel.1".into()),
@@ -212,7 +212,7 @@ fn report(observed: &Sources) -> Report {
         7 => Some("vetha".into()),
         _ => None,
     };
-    Report::new("/sys/fs/bpf/overlay".into(), observed, name)
+    Report::new("/sys/fs/bpf/overlay".into(), sources, name)
 }
 
 fn text(report: &Report, format: Format) -> String {
@@ -223,8 +223,8 @@ fn text(report: &Report, format: Format) -> String {
 
 #[test]
 fn a_healthy_node_is_summed_up_on_one_screen() {
-    let observed = healthy(Some(ipv4()), None);
-    insta::assert_snapshot!(text(&report(&observed), Format::Table));
+    let sources = healthy(Some(ipv4()), None);
+    insta::assert_snapshot!(text(&report(&sources), Format::Table));
 }
 
 #[test]
@@ -243,19 +243,16 @@ fn a_node_without_ipv4_is_as_healthy() {
 
 #[test]
 fn the_json_is_as_documented() {
-    let observed = healthy(Some(ipv4()), None);
-    insta::assert_snapshot!(text(&report(&observed), Format::Json));
+    let sources = healthy(Some(ipv4()), None);
+    insta::assert_snapshot!(text(&report(&sources), Format::Json));
 }
 
 #[test]
 fn an_underlay_without_ethernet_headers_is_no_defect_but_said() {
-    let mut observed = healthy(Some(ipv4()), None);
-    observed
-        .tier
-        .links
-        .retain(|link| link.hook != Hook::Ingress);
-    observed.bare_underlay = Some("tun0".into());
-    let report = report(&observed);
+    let mut sources = healthy(Some(ipv4()), None);
+    sources.tier.links.retain(|link| link.hook != Hook::Ingress);
+    sources.bare_underlay = Some("tun0".into());
+    let report = report(&sources);
     assert_eq!(report.health, Health::Healthy, "{:?}", report.problems);
     let text = text(&report, Format::Table);
     assert!(
@@ -273,16 +270,16 @@ fn the_json_of_ipv6_is_as_documented() {
 
 #[test]
 fn rules_that_judge_each_packet_are_named_with_what_is_left_to_the_kernel() {
-    let mut observed = healthy(Some(ipv4()), None);
-    observed.tier.per_packet_rules.rules.push(ReportedRule {
+    let mut sources = healthy(Some(ipv4()), None);
+    sources.tier.per_packet_rules.rules.push(ReportedRule {
         table: "ip filter".into(),
         chain: "FORWARD".into(),
         rule: "-A FORWARD -p tcp -m tcp --dport 80 -m string --string \"x\" -j DROP".into(),
         judges_by: "string".into(),
         left_to_kernel: vec!["IPv4 tcp to port 80".into()],
     });
-    observed.tier.per_packet_rules.more = 2;
-    let report = report(&observed);
+    sources.tier.per_packet_rules.more = 2;
+    let report = report(&sources);
     assert_eq!(report.problems, Vec::<String>::new());
     insta::assert_snapshot!(text(&report, Format::Table));
     let json = serde_json::to_value(&report).unwrap();
@@ -294,23 +291,23 @@ fn rules_that_judge_each_packet_are_named_with_what_is_left_to_the_kernel() {
 
 #[test]
 fn rules_that_cannot_be_read_are_a_problem() {
-    let mut observed = healthy(Some(ipv4()), None);
-    observed.tier.per_packet_rules.problem = Some("the rules cannot be read: no tool".into());
+    let mut sources = healthy(Some(ipv4()), None);
+    sources.tier.per_packet_rules.problem = Some("the rules cannot be read: no tool".into());
     assert_eq!(
-        report(&observed).problems,
+        report(&sources).problems,
         ["every flow is left to the kernel: the rules cannot be read: no tool"]
     );
 }
 
 #[test]
 fn every_defect_is_named_with_what_follows_from_it() {
-    let mut observed = healthy(Some(ipv4()), None);
-    observed.tier.agent_running = false;
-    observed
+    let mut sources = healthy(Some(ipv4()), None);
+    sources.tier.agent_running = false;
+    sources
         .tier
         .links
         .retain(|link| !matches!(link.hook, Hook::Ingress | Hook::Arrive));
-    for link in observed
+    for link in sources
         .tier
         .links
         .iter_mut()
@@ -319,35 +316,35 @@ fn every_defect_is_named_with_what_follows_from_it() {
         link.ifindex = 9;
         link.alive = false;
     }
-    observed.tier.ipv4.as_mut().unwrap().nodes.clear();
-    let report = report(&observed);
+    sources.tier.ipv4.as_mut().unwrap().nodes.clear();
+    let report = report(&sources);
     assert_eq!(report.health, Health::Degraded);
     insta::assert_snapshot!(text(&report, Format::Table));
 }
 
 #[test]
 fn an_underlay_without_the_program_that_grants_permits_is_a_defect() {
-    let mut observed = healthy(Some(ipv4()), None);
-    observed
+    let mut sources = healthy(Some(ipv4()), None);
+    sources
         .tier
         .links
         .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 2));
     assert_eq!(
-        report(&observed).problems,
+        report(&sources).problems,
         ["no confirm program on eth0: no permits are granted"]
     );
 }
 
 #[test]
 fn defects_of_ipv6_are_named_as_such() {
-    let mut observed = healthy(Some(ipv4()), Some(ipv6()));
-    observed
+    let mut sources = healthy(Some(ipv4()), Some(ipv6()));
+    sources
         .tier
         .links
         .retain(|link| (link.hook, link.ifindex) != (Hook::Confirm, 6));
-    observed.tier.ipv6.as_mut().unwrap().nodes.remove(&2);
+    sources.tier.ipv6.as_mut().unwrap().nodes.remove(&2);
     assert_eq!(
-        report(&observed).problems,
+        report(&sources).problems,
         [
             "no confirm program on flannel-v6.1: no permits are granted",
             "fd00:10:5:3::/64 has no node entry: the kernel carries its packets",
@@ -364,14 +361,14 @@ fn fill<F: Family>(overlay: &mut Overlay<F>, one_less: bool) {
 
 #[test]
 fn a_full_node_map_is_a_problem_in_either_family() {
-    let mut observed = healthy(Some(ipv4()), Some(ipv6()));
-    fill(observed.tier.ipv4.as_mut().unwrap(), true);
-    fill(observed.tier.ipv6.as_mut().unwrap(), true);
-    assert_eq!(report(&observed).problems, Vec::<String>::new());
-    fill(observed.tier.ipv4.as_mut().unwrap(), false);
-    fill(observed.tier.ipv6.as_mut().unwrap(), false);
+    let mut sources = healthy(Some(ipv4()), Some(ipv6()));
+    fill(sources.tier.ipv4.as_mut().unwrap(), true);
+    fill(sources.tier.ipv6.as_mut().unwrap(), true);
+    assert_eq!(report(&sources).problems, Vec::<String>::new());
+    fill(sources.tier.ipv4.as_mut().unwrap(), false);
+    fill(sources.tier.ipv6.as_mut().unwrap(), false);
     assert_eq!(
-        report(&observed).problems,
+        report(&sources).problems,
         [
             "the node map is full: peers beyond these 16383 have the kernel tier only",
             "the IPv6 node map is full: peers beyond these 16383 have the kernel tier only",

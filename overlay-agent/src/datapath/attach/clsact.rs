@@ -29,7 +29,7 @@ const HANDLE: u32 = 0x006f_766c;
 const EVERY_PROTOCOL: u16 = 3;
 const CLSACT: &str = "clsact";
 
-/// Where on an interface.
+/// Which packets of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcDirection {
     Ingress,
@@ -70,9 +70,9 @@ pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
 
 /// Removes the clsact qdisc if it has no filter.
 pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
-    for side in [TcDirection::Ingress, TcDirection::Egress] {
+    for direction in [TcDirection::Ingress, TcDirection::Egress] {
         let mut message = TcMessage::with_index(index(ifindex)?);
-        message.header.parent = side.parent();
+        message.header.parent = direction.parent();
         match dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
             Ok(filters) if filters.is_empty() => {}
             Ok(_) => return Ok(()),
@@ -84,15 +84,15 @@ pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
     blocking::apply(message, 0).or_else(absence_is_fine)
 }
 
-/// Runs `program` on a side of the interface, instead of the one before, if there is one. `ENODEV`:
+/// Runs `program` in a direction of the interface, instead of the one before, if there is one. `ENODEV`:
 /// no such interface.
 pub fn put_filter(
     ifindex: u32,
-    side: TcDirection,
+    direction: TcDirection,
     program: BorrowedFd<'_>,
     name: &str,
 ) -> io::Result<()> {
-    let mut message = filter(ifindex, side)?;
+    let mut message = filter(ifindex, direction)?;
     let options = [
         TcFilterBpfOption::ProgFd(program.as_raw_fd().unsigned_abs()),
         TcFilterBpfOption::ProgName(name.to_owned()),
@@ -106,8 +106,8 @@ pub fn put_filter(
 }
 
 /// The id of the program that our filter runs.
-pub fn program_at(ifindex: u32, side: TcDirection) -> io::Result<Option<u32>> {
-    let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, side)?);
+pub fn program_at(ifindex: u32, direction: TcDirection) -> io::Result<Option<u32>> {
+    let message = RouteNetlinkMessage::GetTrafficFilter(filter(ifindex, direction)?);
     let found = match blocking::query("look up a tc filter", message) {
         Ok(found) => tc_messages(found),
         Err(error) if is_absence(&error) => return Ok(None),
@@ -127,8 +127,8 @@ pub fn program_at(ifindex: u32, side: TcDirection) -> io::Result<Option<u32>> {
 }
 
 /// Removes our filter. None there is fine.
-pub fn remove_filter(ifindex: u32, side: TcDirection) -> io::Result<()> {
-    let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, side)?);
+pub fn remove_filter(ifindex: u32, direction: TcDirection) -> io::Result<()> {
+    let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, direction)?);
     blocking::apply(message, 0).or_else(absence_is_fine)
 }
 
@@ -142,9 +142,9 @@ fn qdisc(ifindex: u32) -> io::Result<TcMessage> {
     Ok(message)
 }
 
-fn filter(ifindex: u32, side: TcDirection) -> io::Result<TcMessage> {
+fn filter(ifindex: u32, direction: TcDirection) -> io::Result<TcMessage> {
     let mut message = TcMessage::with_index(index(ifindex)?);
-    message.header.parent = side.parent();
+    message.header.parent = direction.parent();
     message.header.handle = HANDLE.into();
     message.header.info = PRIORITY << 16 | u32::from(EVERY_PROTOCOL.to_be());
     message

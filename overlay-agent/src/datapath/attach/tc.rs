@@ -24,7 +24,7 @@ use crate::datapath::{
 pub struct Tc;
 
 /// Where the filter of `hook` belongs; the guard is an XDP program everywhere.
-const fn side(hook: Hook) -> Option<TcDirection> {
+const fn direction(hook: Hook) -> Option<TcDirection> {
     match hook {
         Hook::Egress | Hook::Ingress | Hook::Arrive => Some(TcDirection::Ingress),
         Hook::Confirm | Hook::Deliver => Some(TcDirection::Egress),
@@ -61,8 +61,10 @@ impl Mechanism for Tc {
             // Removed meanwhile.
             return Ok(None);
         };
-        let found = match side(hook) {
-            Some(side) => clsact::program_at(ifindex, side).map_err(pin_error("inspect", &path))?,
+        let found = match direction(hook) {
+            Some(direction) => {
+                clsact::program_at(ifindex, direction).map_err(pin_error("inspect", &path))?
+            }
             None => None,
         };
         Ok(Some(LinkState {
@@ -79,12 +81,12 @@ impl Mechanism for Tc {
         attachment: &Attachment,
     ) -> Result<Attached, DatapathError> {
         let &Attachment { hook, ifindex, .. } = attachment;
-        let Some(side) = side(hook) else {
+        let Some(direction) = direction(hook) else {
             return Err(DatapathError::MissingProgram {
                 program: program_name(hook),
             });
         };
-        let found = clsact::program_at(ifindex, side).map_err(attachment.error("inspect"))?;
+        let found = clsact::program_at(ifindex, direction).map_err(attachment.error("inspect"))?;
         let path = pins.filter(hook, ifindex);
         let recorded = pinned_program(&path)?;
         if found == Some(program.id) && recorded == found {
@@ -104,7 +106,7 @@ impl Mechanism for Tc {
         }
         remove_pin(&path)?;
         sys::object_pin(program.fd.as_fd(), &path).map_err(pin_error("pin", &path))?;
-        match clsact::put_filter(ifindex, side, program.fd.as_fd(), &program_name(hook)) {
+        match clsact::put_filter(ifindex, direction, program.fd.as_fd(), &program_name(hook)) {
             Ok(()) if found.is_some() => Ok(Attached::Adopted),
             Ok(()) => Ok(Attached::Created),
             Err(source) if is_no_device(&source) => {
@@ -125,10 +127,10 @@ impl Mechanism for Tc {
         };
         let detach_error = || pin_error("detach", &path);
         let mut removed = false;
-        if let Some(side) = side(hook) {
-            let found = clsact::program_at(ifindex, side).map_err(detach_error())?;
+        if let Some(direction) = direction(hook) {
+            let found = clsact::program_at(ifindex, direction).map_err(detach_error())?;
             if found == Some(recorded) {
-                clsact::remove_filter(ifindex, side).map_err(detach_error())?;
+                clsact::remove_filter(ifindex, direction).map_err(detach_error())?;
                 removed = true;
             }
         }

@@ -51,7 +51,7 @@ pub fn spawn<S: LeaseStore>(
         inbox,
         request: None,
         listing: None,
-        link: WatchState::Down,
+        watch: WatchState::Down,
         slept: Duration::ZERO,
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         rng: StdRng::from_os_rng(),
@@ -70,7 +70,7 @@ struct Driver<S> {
     inbox: mpsc::UnboundedReceiver<Order>,
     request: Option<BoxFuture<'static, Input>>,
     listing: Option<BoxFuture<'static, Result<Snapshot, EtcdError>>>,
-    link: WatchState,
+    watch: WatchState,
     /// Time that the machine slept, which timers do not count and leases do.
     slept: Duration,
     pause: Backoff,
@@ -109,7 +109,7 @@ impl<S: LeaseStore> Driver<S> {
                 }
                 Wake::Listed(Err(error)) => {
                     // While the watch stands, the list only has to be repeated.
-                    let watching = matches!(self.link, WatchState::Watching(_));
+                    let watching = matches!(self.watch, WatchState::Watching(_));
                     if watching && self.view.borrow().store.connected {
                         debug!(%error, "leases not listed");
                     } else {
@@ -134,7 +134,7 @@ impl<S: LeaseStore> Driver<S> {
                 Wake::Input(input)
             }
             listed = poll_option(&mut self.listing) => Wake::Listed(listed),
-            wake = self.link.next() => wake,
+            wake = self.watch.next() => wake,
             () = sleep_until(deadline) => Wake::Input(Input::Tick),
         }
     }
@@ -144,16 +144,16 @@ impl<S: LeaseStore> Driver<S> {
             Input::Watch(WatchEvent::Opened { .. }) => self.connected(),
             Input::Watch(WatchEvent::Compacted { .. }) => {
                 info!("the watch fell behind etcd's compaction; listing all leases");
-                self.link = WatchState::Down;
+                self.watch = WatchState::Down;
             }
             Input::Slept(time) => {
                 self.slept += *time;
-                self.link = WatchState::Down;
+                self.watch = WatchState::Down;
             }
             Input::Watch(WatchEvent::Disconnected(error)) => {
                 self.disconnected(error);
                 let pause = self.pause.failed(&mut self.rng);
-                self.link = WatchState::Paused(Instant::now() + pause);
+                self.watch = WatchState::Paused(Instant::now() + pause);
             }
             Input::Written(Err(error)) | Input::Got(Err(error)) | Input::TimeToLive(Err(error)) => {
                 self.request_failed(error);
@@ -200,7 +200,7 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn open(&mut self) {
-        self.link = WatchState::Watching(self.store.watch(self.core.next_revision()));
+        self.watch = WatchState::Watching(self.store.watch(self.core.next_revision()));
     }
 
     fn send(&self, request: StoreRequest) -> BoxFuture<'static, Input> {
