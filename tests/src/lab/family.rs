@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::{Attachment, DEFAULT_CONFIG, Lab, Node};
 use crate::traffic::{Address, Endpoint, ping, ping6};
 
-pub trait Family: Address + Debug + Eq + Ord {
+pub trait LabFamily: Address + Debug + Eq + Ord {
     /// A network that has the family.
     const CONFIG: &str;
     /// How `ip` is told of the family.
@@ -45,7 +45,7 @@ pub trait Family: Address + Debug + Eq + Ord {
     }
 }
 
-impl Family for Ipv4Addr {
+impl LabFamily for Ipv4Addr {
     const CONFIG: &str = DEFAULT_CONFIG;
     const IP: &str = "-4";
     const IPTABLES: &str = "iptables-nft";
@@ -71,7 +71,7 @@ impl Family for Ipv4Addr {
     }
 }
 
-impl Family for Ipv6Addr {
+impl LabFamily for Ipv6Addr {
     const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
     const IP: &str = "-6";
     const IPTABLES: &str = "ip6tables-nft";
@@ -94,7 +94,7 @@ impl Family for Ipv6Addr {
 }
 
 /// Makes tests of functions over an address family, one for each: functions over a
-/// [`Cluster`](crate::prog::fixture::Cluster), or, after `addresses:`, over a [`Family`].
+/// [`Cluster`](crate::prog::fixture::Cluster), or, after `addresses:`, over a [`LabFamily`].
 #[macro_export]
 macro_rules! in_both_families {
     (@ $ipv4:ty, $ipv6:ty: $($test:ident,)+) => {

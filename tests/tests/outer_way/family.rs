@@ -14,7 +14,7 @@ use overlay_tests::{
     decode::decode_ipv4,
     decode6::decode_ipv6,
     differ::Mode,
-    lab::{Builder, Lab, family::Family},
+    lab::{Builder, Lab, family::LabFamily},
     services::Connection,
     traffic::Endpoint,
     wait::wait_for,
@@ -43,7 +43,7 @@ pub struct Tunnelled<A> {
 }
 
 /// How headers of a family are written and read.
-pub trait Header: Family {
+pub trait Header: LabFamily {
     /// What sets a TTL or hop limit, with a value.
     const SET_TTL: [&str; 4];
 
@@ -134,7 +134,7 @@ pub fn two_nodes() -> Builder {
 }
 
 /// Pod `a` of the first node and pod `a` of the second, which can talk.
-pub fn pods<A: Family>(lab: &Lab) -> Result<[Endpoint<A>; 2]> {
+pub fn pods<A: LabFamily>(lab: &Lab) -> Result<[Endpoint<A>; 2]> {
     let pods = A::add_pods(lab, &['a'])?;
     for node in lab.nodes() {
         node.wait_attached("vetha")?;

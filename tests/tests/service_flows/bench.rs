@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use overlay_tests::{
     differ::{self, Mode},
-    lab::{Lab, Node, family::Family},
+    lab::{Lab, Node, family::LabFamily},
     rules::{Flavour, NodePort, Protocol, Service, install},
     services::{Connection, Server},
     traffic::Endpoint,
@@ -36,7 +36,7 @@ struct ServicePod<A> {
 }
 
 /// Services of an address family.
-pub trait Services: Family {
+pub trait Services: LabFamily {
     /// The network of pods, and that of cluster addresses.
     const PODS: &str;
     const SERVICES: &str;

@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     differ::Mode,
-    lab::{Lab, family::Family},
+    lab::{Lab, family::LabFamily},
     rules::Protocol,
     services::{Connection, Server},
     sys::{self, PathMtuDiscovery},
@@ -28,7 +28,7 @@ pub struct Ends<A> {
     _servers: [Server; 2],
 }
 
-impl<A: Family> Ends<A> {
+impl<A: LabFamily> Ends<A> {
     pub fn start(lab: &Lab) -> Result<Self> {
         let pods = A::add_pods(lab, &['a'])?;
         let [from, to] = &pods[..] else {

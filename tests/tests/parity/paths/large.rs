@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     differ::{Mode, in_both_modes, raw::POD_INTERFACE},
-    lab::{Lab, Wire, family::Family as _},
+    lab::{Lab, Wire, family::LabFamily as _},
     traffic::{Endpoint, ping, tcp, udp},
 };
 

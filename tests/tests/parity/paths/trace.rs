@@ -11,13 +11,13 @@ use overlay_tests::{
     decode6::decode_ipv6,
     differ::{in_both_modes, raw::POD_INTERFACE},
     in_both_families,
-    lab::{Lab, family::Family},
+    lab::{Lab, family::LabFamily},
     sys::PathMtuDiscovery,
 };
 
 use super::ends::{Ends, echo, warm};
 
-trait Trace: Family {
+trait Trace: LabFamily {
     /// The nodes on the way.
     const HOPS: [&str; 2];
 

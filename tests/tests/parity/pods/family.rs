@@ -13,13 +13,13 @@ use overlay_tests::{
         packets6::{ICMP6, Ip6},
         raw::RawPort,
     },
-    lab::{Lab, family::Family},
+    lab::{Lab, family::LabFamily},
     wait::wait_for,
 };
 
 use super::common::DEADLINE;
 
-pub trait Frames: Family {
+pub trait Frames: LabFamily {
     /// The prefix length of pods' addresses, and what else `ip` has to know to add one for use at once.
     const PREFIX: &str;
     const AT_ONCE: &str;
