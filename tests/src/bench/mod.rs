@@ -7,6 +7,7 @@
 pub mod cross;
 pub mod crowd;
 pub mod figure;
+pub mod floor;
 pub mod load;
 pub mod machine;
 pub mod programs;

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
 
 use super::{
-    crowd, rules,
+    crowd,
+    floor::Floor,
+    rules,
     variant::{Overlay, Variant},
     wire,
 };
@@ -33,6 +35,8 @@ const RULES_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Site {
     pub variant: &'static Variant,
     pub lab: Lab,
+    /// Of the variant that has one.
+    floor: Option<Floor>,
 }
 
 impl Site {
@@ -48,7 +52,11 @@ impl Site {
         };
         let lab = Lab::builder().nodes(2).config(config).build()?;
         wire::join(&lab)?;
-        let site = Self { variant, lab };
+        let mut site = Self {
+            variant,
+            lab,
+            floor: None,
+        };
         site.start_overlay()?;
         site.lab.add_pods(1)?;
         if variant.crowded {
@@ -60,6 +68,9 @@ impl Site {
         for (index, node) in site.lab.nodes().iter().enumerate() {
             site.finish(node, index)?;
             wire::pin_softirqs(&node.namespace, cpu)?;
+        }
+        if variant.overlay == Overlay::Floor {
+            site.floor = Some(Floor::lay(&site.lab)?);
         }
         for (_, pod) in site.lab.pods() {
             wire::pin_softirqs(&pod.namespace, cpu)?;
@@ -75,7 +86,7 @@ impl Site {
                 }
                 Ok(())
             }
-            Overlay::StockHostGw => self.route(),
+            Overlay::StockHostGw | Overlay::Floor => self.route(),
             Overlay::Agent { fastpath, .. } => {
                 if self.variant.crowded {
                     crowd::publish(&self.lab)?;

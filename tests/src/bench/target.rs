@@ -3,7 +3,7 @@
 use super::{
     figure::Figure,
     variant::{
-        CROWDED, DIRECT, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
+        CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
         OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_SERVICE, TRUSTED, VXLAN, VXLAN_RULES,
         VXLAN_SERVICE, Variant,
     },
@@ -73,16 +73,20 @@ use Figure::{
     UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 36] = [
+pub const ALL: [Target; 40] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
     ratio(UdpCpu, STRICT, NODE, AtMost(1.32)),
+    ratio(UdpCpu, STRICT, FLOOR, AtMost(1.08)),
+    ratio(UdpCpu, DIRECT, FLOOR, AtMost(1.08)),
+    reported(UdpCpu, FLOOR, NODE),
     ratio(UdpCpu, STRICT, TRUSTED, AtMost(1.06)),
     reported(UdpCpu, DIRECT, HOST_GW),
     reported(UdpReceived, STRICT, VXLAN_RULES),
     reported(UdpReceived, STRICT, VXLAN),
     ratio(PingP50, STRICT, VXLAN_RULES, AtMost(0.48)),
+    reported(PingP50, STRICT, FLOOR),
     ratio(PingP50, STRICT, HOST_GW, AtMost(0.80)),
     reported(PingP99, STRICT, VXLAN_RULES),
     ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.30)),

@@ -7,6 +7,8 @@ pub enum Overlay {
     StockVxlan,
     /// Those of its host-gw backend: plain routes.
     StockHostGw,
+    /// The cheapest programs there can be, which carry the packets of two pods and no others.
+    Floor,
     /// The agent, with this value of `--fastpath`.
     Agent {
         fastpath: &'static str,
@@ -63,6 +65,7 @@ pub const NODE: &Variant = &Variant {
     between_nodes: true,
     ..variant("node to node", Overlay::StockHostGw, false)
 };
+pub const FLOOR: &Variant = &variant("floor", Overlay::Floor, false);
 pub const STRICT: &Variant = &agent("overlay strict", "strict");
 pub const TRUSTED: &Variant = &agent("overlay trusted", "trusted");
 pub const DIRECT: &Variant = &variant(
@@ -104,12 +107,13 @@ pub const OFF_SERVICE: &Variant = &Variant {
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 16] = [
+pub const ALL: [&Variant; 17] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
     HOST_GW,
     NODE,
+    FLOOR,
     STRICT,
     TRUSTED,
     DIRECT,
@@ -128,7 +132,7 @@ impl Variant {
     pub fn encapsulates(&self) -> bool {
         match self.overlay {
             Overlay::StockVxlan => true,
-            Overlay::StockHostGw => false,
+            Overlay::StockHostGw | Overlay::Floor => false,
             Overlay::Agent { direct_routing, .. } => !direct_routing,
         }
     }
@@ -141,7 +145,7 @@ impl Variant {
     pub fn is_fast(&self) -> bool {
         match self.overlay {
             Overlay::Agent { fastpath, .. } => fastpath != "off" && !self.altered,
-            Overlay::StockVxlan | Overlay::StockHostGw => false,
+            Overlay::StockVxlan | Overlay::StockHostGw | Overlay::Floor => false,
         }
     }
 }

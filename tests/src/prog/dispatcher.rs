@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::packet::ETH_LEN;
-use crate::sys::bpf::{self, SkBuff};
+use crate::sys::{
+    bpf::{self, SkBuff},
+    insn::{self, insn},
+};
 
 /// Steps that fit the word of `cb` that holds them.
 const STEPS: usize = 4;
@@ -125,36 +128,16 @@ impl Dispatcher {
     }
 }
 
-/// One instruction: `struct bpf_insn`. Jumps go forward only.
-const fn insn(code: u8, dst: u8, src: u8, offset: u16, immediate: u32) -> u64 {
-    code as u64
-        | (dst as u64) << 8
-        | (src as u64) << 12
-        | (offset as u64) << 16
-        | (immediate as u64) << 32
-}
-
 /// The program. Registers: 6 context, 7 step and then the packet's protocol, 8 all programs, then the
 /// step's, then where the TTL is, 9 the TTL.
 fn instructions(programs: BorrowedFd<'_>) -> [u64; 74] {
     use std::{mem::offset_of, os::fd::AsRawFd as _};
 
-    const MOV_REG: u8 = 0xbf;
-    const MOV: u8 = 0xb7;
-    const ADD: u8 = 0x07;
-    const AND: u8 = 0x57;
-    const SHIFT_LEFT: u8 = 0x67;
-    const SHIFT_RIGHT: u8 = 0x77;
-    const SHIFT_RIGHT_REG: u8 = 0x7f;
-    const LOAD: u8 = 0x61;
-    const LOAD_BYTE: u8 = 0x71;
-    const STORE: u8 = 0x63;
-    const STORE_BYTE: u8 = 0x73;
-    const LOAD_IMMEDIATE: u8 = 0x18;
-    const IF_EQUAL: u8 = 0x15;
-    const IF_NOT_EQUAL: u8 = 0x55;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
+    use insn::{
+        ADD, AND, CALL, EXIT, IF_EQUAL, IF_NOT_EQUAL, LOAD, LOAD_BYTE, LOAD_IMMEDIATE, MOV,
+        MOV_REG, SHIFT_LEFT, SHIFT_RIGHT, SHIFT_RIGHT_REG, STORE, STORE_BYTE, short,
+    };
+
     /// Source register that makes an immediate a map's file descriptor.
     const MAP_FD: u8 = 1;
     /// The register that points behind the stack, and the stack's last word from there.
@@ -172,13 +155,6 @@ fn instructions(programs: BorrowedFd<'_>) -> [u64; 74] {
     const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
     const MINUS_1: u32 = u32::MAX;
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "offsets in a struct of 192 bytes, and in a short header"
-    )]
-    const fn short(offset: usize) -> u16 {
-        offset as u16
-    }
     const fn word(index: usize) -> u16 {
         short(offset_of!(SkBuff, cb) + index * 4)
     }

@@ -1,5 +1,6 @@
 //! The `bpf(2)` commands that aya does not offer in the form needed here: test runs of any program,
-//! a batched read of the counters, and the few calls that build the dispatcher.
+//! a batched read of the counters, and the few calls that build and attach programs put together by
+//! hand.
 //!
 //! Every function passes a zero-initialised attribute struct that spells the part of the kernel's
 //! `union bpf_attr` the command reads; the kernel takes the missing tail as zero.
@@ -20,6 +21,7 @@ enum Command {
     ProgLoad = 5,
     ProgTestRun = 10,
     MapLookupBatch = 24,
+    LinkCreate = 28,
 }
 
 /// `enum bpf_map_type`.
@@ -27,6 +29,9 @@ const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 
 /// `enum bpf_prog_type`.
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+
+/// `enum bpf_attach_type`.
+const BPF_TCX_INGRESS: u32 = 46;
 
 /// `struct __sk_buff`. What a test run may set, says `convert___skb_to_skb` of the kernel's
 /// `net/bpf/test_run.c`: of the fields below mark, priority, both interface indexes, `cb`, `tstamp`,
@@ -212,6 +217,21 @@ pub fn classifier_load(instructions: &[u64]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Attaches a TC program to what an interface of the caller's network namespace receives, until the
+/// link is closed.
+pub fn tcx_ingress_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: fd_number(program),
+        target_ifindex: ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        flags: 0,
+    };
+    // SAFETY: the attributes hold no pointers.
+    let fd = unsafe { bpf(Command::LinkCreate, &mut attr) }?;
+    // SAFETY: BPF_LINK_CREATE returns a file descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// `BPF_MAP_CREATE`.
 #[repr(C)]
 struct MapCreateAttr {
@@ -241,6 +261,15 @@ struct ProgLoadAttr {
     log_level: u32,
     log_size: u32,
     log_buf: u64,
+}
+
+/// `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// `BPF_PROG_TEST_RUN`.

@@ -1,6 +1,7 @@
 //! The raw system calls of the lab, each behind a safe function.
 
 pub(crate) mod bpf;
+pub(crate) mod insn;
 
 use std::{
     fs::File,
