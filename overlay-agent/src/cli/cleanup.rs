@@ -20,7 +20,7 @@ use super::pinned::Pinned;
 use crate::{
     backend::{self, DeviceId, Kind as _, Vxlan, device_id},
     filter::{self, exec::Executor},
-    model::{Family, V4, V6},
+    model::{Family, V4, V6, each_family},
     netlink::{Link, Netlink, ROUTE_PROTOCOL, Route},
     output,
 };
@@ -217,9 +217,10 @@ fn pinned_devices(pinned: &Pinned) -> Vec<DeviceId> {
     let Ok(maps) = pinned.open() else {
         return Vec::new();
     };
-    let ipv4 = maps.ipv4.served_config().ok().flatten();
-    let ipv6 = maps.ipv6.served_config().ok().flatten();
-    let vnis = [ipv4.map(|config| config.vni), ipv6.map(|config| config.vni)];
+    let vnis = each_family!(maps.overlays, maps => {
+        let config = maps.served_config().ok().flatten();
+        config.map(|config| config.vni)
+    });
     let number = |[high, middle, low]: [u8; 3]| u32::from_be_bytes([0, high, middle, low]);
     vnis.into_iter().flatten().map(number).map(vxlan).collect()
 }

@@ -132,8 +132,8 @@ pub fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
 
 /// What a person sees in the maps: subnet to node index and VTEP address.
 pub fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
-    let nodes = maps.ipv4.nodes().expect("nodes");
-    let routes = maps.ipv4.routes().expect("routes");
+    let nodes = maps.overlays.ipv4.nodes().expect("nodes");
+    let routes = maps.overlays.ipv4.routes().expect("routes");
     let entry = |(subnet, route): (Ipv4Network, Route)| {
         let node: &Node = &nodes[&route.node];
         (subnet, (route.node, node.vtep.octets))
