@@ -2,8 +2,9 @@
 //!
 //! Each is a module with one type, which holds its options and says what they mean ([`Kind`]). It is
 //! registered by a line in the list below, and nobody else tells backends apart: what depends on the
-//! backend is asked of [`Backend`], and what the tiers have to know of it is a
-//! [`Forwarding`](crate::model::Forwarding).
+//! backend is asked of [`Backend`], and the tiers get what it says in general terms:
+//! [`Forwarding`](crate::model::Forwarding), [`OwnDevice`](crate::model::OwnDevice) and, of each peer,
+//! [`ViaDevice`](crate::model::ViaDevice). One of another shape goes through all that in its tests.
 
 mod alloc;
 mod error;

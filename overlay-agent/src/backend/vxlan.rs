@@ -144,6 +144,7 @@ impl Kind for Vxlan {
     fn own_device<F: Family>(&self, _: F::Network, subnet: F::Network) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
             name: F::device_name(self.vni),
+            has_fdb: true,
             address: F::host(F::first(subnet)),
             routes: Vec::new(),
         })

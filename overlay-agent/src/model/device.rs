@@ -9,6 +9,8 @@ use super::{Family, V4};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnDevice<F: Family = V4> {
     pub name: String,
+    /// Whether the kernel has forwarding entries for it; the permanent ones are ours.
+    pub has_fdb: bool,
     /// Its one address in the pod network.
     pub address: F::Network,
     /// Routes through it beside those of peers.

@@ -326,7 +326,9 @@ impl Netlink {
             });
         }
         observed.neighbours = self.neighbours(vtep.ifindex).await?;
-        observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
+        if local.device.as_ref().is_some_and(|device| device.has_fdb) {
+            observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
+        }
         Ok((observed, routes))
     }
 

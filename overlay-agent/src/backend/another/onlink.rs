@@ -41,6 +41,7 @@ impl Kind for Onlink {
     ) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
             name: self.device_name::<F>()?,
+            has_fdb: false,
             address: F::with_prefix(F::first(subnet), F::prefix(network))?,
             routes: vec![DeviceRoute {
                 destination: network,
