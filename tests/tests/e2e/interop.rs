@@ -17,7 +17,7 @@ use serde_json::Value;
 
 in_both_families! { addresses:
     stock_nodes_and_ours_exchange_pings_tcp_and_udp_both_ways,
-    the_device_is_the_one_flannel_makes_and_so_is_what_it_has_for_a_peer,
+    the_device_is_the_one_flannel_makes,
 }
 
 /// What flannel's nodes have of a family.
@@ -145,7 +145,7 @@ fn stock_nodes_and_ours_exchange_pings_tcp_and_udp_both_ways<A: Stock>() {
     });
 }
 
-fn the_device_is_the_one_flannel_makes_and_so_is_what_it_has_for_a_peer<A: Stock>() {
+fn the_device_is_the_one_flannel_makes<A: Stock>() {
     scenario(Lab::builder().nodes(2).config(A::CONFIG), |lab| {
         let (node, stock) = (lab.node(0), lab.node(1));
         lab.start_agent(node, &[])?;
