@@ -49,7 +49,11 @@ fn every_test_that_the_parity_table_names_exists() {
             name.chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         })
-        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .filter(|name| {
+            // One over both families has a parameter.
+            let is_there = |next| sources.contains(&format!("fn {name}{next}"));
+            !is_there('(') && !is_there('<')
+        })
         .collect();
     assert!(missing.is_empty(), "these tests do not exist: {missing:#?}");
 }

@@ -1,7 +1,7 @@
 //! Leases a subnet and programs nothing.
 
-use super::{ChangedKeys, Kind, NodeData, Parsed};
-use crate::model::{Family, Forwarding};
+use super::{ChangedKeys, Kind, Parsed};
+use crate::model::{Family, Forwarding, Peer};
 
 /// The alloc backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Kind for Alloc {
     }
 
     /// It reaches nobody.
-    fn node_data<F: Family>(&self, _: Option<&str>) -> Option<NodeData> {
+    fn peer<F: Family>(&self, _: F::Network, _: F::Address, _: Option<&str>) -> Option<Peer<F>> {
         None
     }
 }

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::{BackendError, ChangedKeys, Kind, NodeData, Parsed};
-use crate::model::{Direct, Family, Forwarding, LeaseAttrs, Underlay};
+use super::{BackendError, ChangedKeys, Kind, Parsed};
+use crate::model::{Direct, Family, Forwarding, LeaseAttrs, Peer, Underlay};
 
 /// The host-gw backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,13 @@ impl Kind for HostGw {
         }
     }
 
-    fn node_data<F: Family>(&self, _: Option<&str>) -> Option<NodeData> {
-        Some(NodeData::NONE)
+    fn peer<F: Family>(
+        &self,
+        subnet: F::Network,
+        public_ip: F::Address,
+        _: Option<&str>,
+    ) -> Option<Peer<F>> {
+        Some(Peer::plain(subnet, public_ip))
     }
 }
 

@@ -3,14 +3,13 @@
 use std::{
     fmt::Debug,
     future::{Future, ready},
+    net::IpAddr,
 };
 
-use overlay_common::addr::MacAddr;
-
-use super::{Backend, BackendError};
+use super::BackendError;
 use crate::{
-    model::{Family, Forwarding, Underlay},
-    netlink::{Netlink, NetlinkError, Vtep},
+    model::{Family, Forwarding, OwnDevice, Peer, Underlay},
+    netlink::{Link, Netlink, NetlinkError, Route, Vtep},
 };
 
 /// A backend with its options, or why they cannot be used. With what is to be warned of.
@@ -18,7 +17,7 @@ pub type Parsed<B> = Result<(B, Vec<String>), BackendError>;
 
 /// A kind of backend; the value is its options. They are compared and cloned with the network config,
 /// so what runs (sockets, keys, tasks) is not part of them.
-pub trait Kind: Clone + Debug + Eq + Into<Backend> + Send + Sync + 'static {
+pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     /// `Type` in the network config.
     const TYPE: &'static str;
 
@@ -46,13 +45,22 @@ pub trait Kind: Clone + Debug + Eq + Into<Backend> + Send + Sync + 'static {
         None
     }
 
-    /// Has the device exist, before this node has a lease. `known` is what peers may know of the node
-    /// from an earlier run.
+    /// What comes with its device on the node that leases `subnet`.
+    fn own_device<F: Family>(
+        &self,
+        _network: F::Network,
+        _subnet: F::Network,
+    ) -> Option<OwnDevice<F>> {
+        None
+    }
+
+    /// Has the device exist, before this node has a lease. `known` is what leases that may be the
+    /// node's, from an earlier run, say for the backend.
     fn ensure_device<F: Family>(
         &self,
         _netlink: &Netlink,
         _underlay: &Underlay<F>,
-        _known: Option<NodeData>,
+        _known: &[String],
     ) -> impl Future<Output = Result<Option<Vtep>, NetlinkError>> + Send {
         ready(Ok(None))
     }
@@ -62,37 +70,37 @@ pub trait Kind: Clone + Debug + Eq + Into<Backend> + Send + Sync + 'static {
         &self,
         _netlink: &Netlink,
         _underlay: &Underlay<F>,
-        _known: NodeData,
+        _known: Option<&str>,
     ) -> impl Future<Output = Result<Option<Vtep>, NetlinkError>> + Send {
         ready(Ok(None))
     }
 
-    /// Removes devices of this kind that a start which did not get far has left on the underlay, but
-    /// for `current`. Returns their names.
-    fn remove_unfinished<F: Family>(
-        _netlink: &Netlink,
-        _underlay: &Underlay<F>,
-        _current: Option<&Vtep>,
-    ) -> impl Future<Output = Result<Vec<String>, NetlinkError>> + Send {
-        ready(Ok(Vec::new()))
-    }
+    /// Number of the device of a config without options.
+    const USUAL_DEVICE: Option<u32> = None;
 
-    /// Removes the devices of this kind on an underlay whose network does not have the family. Returns
-    /// what there was.
-    fn remove_devices<F: Family>(
-        _netlink: &Netlink,
-        _underlay_ifindex: u32,
-    ) -> impl Future<Output = Result<Vec<String>, NetlinkError>> + Send {
-        ready(Ok(Vec::new()))
-    }
-
-    /// `BackendData`, or `BackendV6Data`, of this node's lease.
-    fn lease_data<F: Family>(&self, _node: NodeData) -> Option<String> {
+    /// What a link is, if it is a device of this kind, whoever made it.
+    fn recognise<F: Family>(_link: &Link) -> Option<KnownDevice> {
         None
     }
 
-    /// What the data of a lease says of its node; `None` if nobody can be reached by it.
-    fn node_data<F: Family>(&self, said: Option<&str>) -> Option<NodeData>;
+    /// Whether flannel has such a route to a peer through a device of this kind.
+    fn is_flannels<F: Family>(_route: &Route<F>) -> bool {
+        false
+    }
+
+    /// `BackendData`, or `BackendV6Data`, of this node's lease.
+    fn lease_data<F: Family>(&self, _device: Option<&Vtep>) -> Option<String> {
+        None
+    }
+
+    /// The peer of a lease, with what reaching it takes in both tiers; `None` if nobody can be reached
+    /// by what the lease says for the backend.
+    fn peer<F: Family>(
+        &self,
+        subnet: F::Network,
+        public_ip: F::Address,
+        said: Option<&str>,
+    ) -> Option<Peer<F>>;
 
     /// Whether two data are of one node.
     fn is_same_node(_one: &str, _other: &str) -> bool {
@@ -100,21 +108,23 @@ pub trait Kind: Clone + Debug + Eq + Into<Backend> + Send + Sync + 'static {
     }
 }
 
-/// What a lease says of a node's end of the tunnels of a family, beyond its address.
+/// A device of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeData {
-    /// Of its vxlan device.
-    pub vtep_mac: MacAddr,
-    /// Whether it takes packets over IPv6 with UDP checksum 0.
-    pub zero_checksum: bool,
+pub struct KnownDevice {
+    /// What tells it from others of its kind: a vxlan device's VNI.
+    pub number: u32,
+    /// The interface it sends by, where the device says it.
+    pub underlay: Option<u32>,
+    /// The address it sends from, where the device says it.
+    pub local: Option<IpAddr>,
 }
 
-impl NodeData {
-    /// Of backends whose leases say nothing more.
-    pub const NONE: Self = Self {
-        vtep_mac: MacAddr::ZERO,
-        zero_checksum: false,
-    };
+/// Devices of a kind with one number, of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceId {
+    /// [`Kind::TYPE`].
+    pub kind: &'static str,
+    pub number: u32,
 }
 
 /// Keys of the network config that differ from what is in force.

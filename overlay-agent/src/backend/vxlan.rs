@@ -1,16 +1,21 @@
 //! A vxlan device per family; with `DirectRouting`, peers whose address is on-link are reached without
 //! it.
 
+mod device;
 mod lease;
 mod options;
 
 use overlay_common::addr::MacAddr;
+use tracing::info;
 
-pub use self::lease::VxlanData;
-use super::{ChangedKeys, Kind, NodeData, Parsed};
+pub use self::{device::VtepSpec, lease::VxlanData};
+use super::{ChangedKeys, Kind, KnownDevice, Parsed};
 use crate::{
-    model::{Direct, Family, Forwarding, Tunnel, Underlay},
-    netlink::{Netlink, NetlinkError, Vtep, VtepSpec},
+    model::{
+        DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Tunnel, Underlay, ViaDevice,
+        VxlanEnd,
+    },
+    netlink::{Link, LinkKind, Netlink, NetlinkError, Route, Vtep, VxlanLink},
 };
 
 /// The vxlan backend, with its parameters as in the network config.
@@ -36,6 +41,31 @@ impl Vxlan {
         learning: false,
         direct_routing: false,
     };
+
+    /// A peer whose device has this MAC address. flannel's layout: a permanent neighbour for the first
+    /// address of the peer's subnet, a forwarding entry from the MAC to the peer's address, and an
+    /// onlink route through the two.
+    pub fn peer_at<F: Family>(
+        subnet: F::Network,
+        public_ip: F::Address,
+        vxlan: VxlanEnd,
+    ) -> Peer<F> {
+        let gateway = F::first(subnet);
+        Peer {
+            subnet,
+            public_ip,
+            via_device: Some(ViaDevice {
+                route: Some(DeviceRoute {
+                    destination: subnet,
+                    gateway: Some(gateway),
+                    onlink: true,
+                }),
+                neighbour: Some((gateway, vxlan.mac)),
+                fdb: Some((vxlan.mac, public_ip)),
+            }),
+            vxlan: Some(vxlan),
+        }
+    }
 
     /// flannel's device on this underlay.
     pub fn device<F: Family>(&self, underlay: &Underlay<F>) -> VtepSpec {
@@ -88,6 +118,7 @@ impl Kind for Vxlan {
 
     fn forwarding<F: Family>(&self) -> Forwarding {
         Forwarding {
+            device: true,
             tunnel: Some(Tunnel {
                 vni: self.vni,
                 port: self.port.unwrap_or(Tunnel::DEFAULT_PORT),
@@ -109,14 +140,26 @@ impl Kind for Vxlan {
         Some(F::device_name(self.vni))
     }
 
+    /// The first address of the subnet, alone.
+    fn own_device<F: Family>(&self, _: F::Network, subnet: F::Network) -> Option<OwnDevice<F>> {
+        Some(OwnDevice {
+            name: F::device_name(self.vni),
+            has_fdb: true,
+            address: F::host(F::first(subnet)),
+            routes: Vec::new(),
+        })
+    }
+
     async fn ensure_device<F: Family>(
         &self,
         netlink: &Netlink,
         underlay: &Underlay<F>,
-        known: Option<NodeData>,
+        known: &[String],
     ) -> Result<Option<Vtep>, NetlinkError> {
-        let mac = known.map(|node| node.vtep_mac);
+        let mac = known.iter().find_map(|said| end::<F>(said));
+        let mac = mac.map(|end| end.mac);
         let device = netlink.ensure_vtep(&self.device(underlay), mac).await?;
+        report_checksums::<F>(&device);
         Ok(Some(device))
     }
 
@@ -124,49 +167,88 @@ impl Kind for Vxlan {
         &self,
         netlink: &Netlink,
         underlay: &Underlay<F>,
-        known: NodeData,
+        known: Option<&str>,
     ) -> Result<Option<Vtep>, NetlinkError> {
         let spec = self.device(underlay);
-        let device = netlink.restore_vtep(&spec, known.vtep_mac).await?;
+        let known = known.and_then(end::<F>);
+        let mac = known.map_or(MacAddr::ZERO, |end| end.mac);
+        let device = netlink.restore_vtep(&spec, mac).await?;
+        if known.is_some_and(|end| end.zero_checksum) {
+            report_checksums::<F>(&device);
+        }
         Ok(Some(device))
     }
 
-    async fn remove_unfinished<F: Family>(
-        netlink: &Netlink,
-        underlay: &Underlay<F>,
-        current: Option<&Vtep>,
-    ) -> Result<Vec<String>, NetlinkError> {
-        netlink.remove_unfinished_vteps(underlay, current).await
+    const USUAL_DEVICE: Option<u32> = Some(Self::DEFAULT.vni);
+
+    fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
+        let vxlan = vxlan(&link.kind)?;
+        (link.name == F::device_name(vxlan.vni)).then_some(KnownDevice {
+            number: vxlan.vni,
+            underlay: vxlan.underlay,
+            local: vxlan.local,
+        })
     }
 
-    async fn remove_devices<F: Family>(
-        netlink: &Netlink,
-        underlay_ifindex: u32,
-    ) -> Result<Vec<String>, NetlinkError> {
-        netlink.remove_vteps::<F>(underlay_ifindex).await
+    fn is_flannels<F: Family>(route: &Route<F>) -> bool {
+        route.is_tunnel_shaped()
     }
 
-    fn lease_data<F: Family>(&self, node: NodeData) -> Option<String> {
+    fn lease_data<F: Family>(&self, device: Option<&Vtep>) -> Option<String> {
+        let device = device?;
+        let takes = vxlan(&device.kind).is_some_and(|vxlan| vxlan.zero_checksum);
         let data = VxlanData {
-            zero_checksum: node.zero_checksum && F::CHECKSUM_IS_REQUIRED,
-            ..VxlanData::new(self.vni, node.vtep_mac)
+            zero_checksum: takes && F::CHECKSUM_IS_REQUIRED,
+            ..VxlanData::new(self.vni, device.mac)
         };
         Some(data.encode())
     }
 
-    fn node_data<F: Family>(&self, said: Option<&str>) -> Option<NodeData> {
-        let data = VxlanData::parse(said?)?;
-        let usable = |mac: MacAddr| !mac.is_zero() && !mac.is_multicast();
-        usable(data.vtep_mac).then_some(NodeData {
-            vtep_mac: data.vtep_mac,
-            zero_checksum: data.zero_checksum && F::CHECKSUM_IS_REQUIRED,
-        })
+    fn peer<F: Family>(
+        &self,
+        subnet: F::Network,
+        public_ip: F::Address,
+        said: Option<&str>,
+    ) -> Option<Peer<F>> {
+        Some(Self::peer_at(subnet, public_ip, end::<F>(said?)?))
     }
 
     fn is_same_node(one: &str, other: &str) -> bool {
         let mac = |said| VxlanData::parse(said).map(|data| data.vtep_mac);
         let mac = |said| mac(said).filter(|mac| !mac.is_zero());
         mac(one).is_some_and(|one| Some(one) == mac(other))
+    }
+}
+
+/// What a lease says of a node's end of the tunnels of a family.
+fn end<F: Family>(said: &str) -> Option<VxlanEnd> {
+    let data = VxlanData::parse(said)?;
+    let usable = |mac: MacAddr| !mac.is_zero() && !mac.is_multicast();
+    usable(data.vtep_mac).then_some(VxlanEnd {
+        zero_checksum: data.zero_checksum && F::CHECKSUM_IS_REQUIRED,
+        ..VxlanEnd::new(data.vtep_mac)
+    })
+}
+
+const fn vxlan(kind: &LinkKind) -> Option<&VxlanLink> {
+    match kind {
+        LinkKind::Vxlan(vxlan) => Some(vxlan),
+        _ => None,
+    }
+}
+
+/// Says of a device that does not take all that peers could send it what would help. The device is
+/// kept: to create it anew would lose packets of pods that run.
+fn report_checksums<F: Family>(device: &Vtep) {
+    let takes = vxlan(&device.kind).is_some_and(|vxlan| vxlan.zero_checksum);
+    if F::CHECKSUM_IS_REQUIRED && !takes {
+        info!(
+            device = %device.name,
+            "the device lacks udp6zerocsumrx, which only a new one can get, so this node does not \
+             say that it takes IPv6 tunnel packets with UDP checksum 0; `ip link delete {}` has it \
+             made anew within a second, with a moment's loss, and so has a reboot",
+            device.name
+        );
     }
 }
 

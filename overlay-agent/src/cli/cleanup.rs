@@ -18,14 +18,12 @@ use serde::Serialize;
 
 use super::pinned::Pinned;
 use crate::{
+    backend::{self, DeviceId, Kind as _, Vxlan, device_id},
     filter::{self, exec::Executor},
-    model::{Family, V4, V6},
-    netlink::{Link, Netlink, ROUTE_PROTOCOL, Route, flannel_vni},
+    model::{Family, V4, V6, each_family},
+    netlink::{Link, Netlink, ROUTE_PROTOCOL, Route},
     output,
 };
-
-/// The VNI of a config that names none.
-const DEFAULT_VNI: u32 = 1;
 
 /// `RTPROT_BOOT`: flannel's routes carry it, because flannel sets none.
 const PROTOCOL_BOOT: u8 = 3;
@@ -73,20 +71,21 @@ pub async fn run(args: &Args) -> anyhow::Result<Report> {
     let links = netlink.links().await?;
     let routes = netlink.routes::<V4>().await?;
     let routes6 = netlink.routes::<V6>().await?;
-    let mut vnis: BTreeSet<u32> = args.vni.iter().copied().collect();
-    if vnis.is_empty() {
-        vnis = vnis_in_use(&links, &routes);
-        vnis.extend(vnis_in_use(&links, &routes6));
-        vnis.extend(pinned_vnis(&args.pinned));
-        vnis.insert(DEFAULT_VNI);
+    let mut devices = devices_in_use(&links, &routes);
+    devices.extend(devices_in_use(&links, &routes6));
+    devices.extend(pinned_devices(&args.pinned));
+    devices.extend(backend::usual_devices());
+    if !args.vni.is_empty() {
+        devices.retain(|device| device.kind != Vxlan::TYPE);
+        devices.extend(args.vni.iter().copied().map(vxlan));
     }
-    let mut flannels = vnis_of_flanneld(&links, &routes);
-    flannels.extend(vnis_of_flanneld(&links, &routes6));
+    let mut flannels = devices_of_flanneld(&links, &routes);
+    flannels.extend(devices_of_flanneld(&links, &routes6));
     report.pins(args)?;
-    report.kernel(&netlink, &vnis, &flannels).await;
+    report.kernel(&netlink, &devices, &flannels).await;
     report
         .kept
-        .extend(kept_devices(&links, &(&vnis & &flannels)));
+        .extend(kept_devices(&links, &(&devices & &flannels)));
     report.packet_filter(!flannels.is_empty()).await;
     if flannels.is_empty() {
         report.subnet_file(&args.subnet_file);
@@ -119,9 +118,15 @@ impl Report {
         Ok(())
     }
 
-    async fn kernel(&mut self, netlink: &Netlink, vnis: &BTreeSet<u32>, flannels: &BTreeSet<u32>) {
-        let ours: Vec<u32> = vnis.difference(flannels).copied().collect();
-        match netlink.remove_everything(&ours, self.dry_run).await {
+    async fn kernel(
+        &mut self,
+        netlink: &Netlink,
+        devices: &BTreeSet<DeviceId>,
+        flannels: &BTreeSet<DeviceId>,
+    ) {
+        let ours = devices - flannels;
+        let is_ours = |link: &Link| device_id(link).is_some_and(|device| ours.contains(&device));
+        match netlink.remove_everything(is_ours, self.dry_run).await {
             Ok(removed) => self.add("kernel", removed.iter().map(ToString::to_string)),
             Err(error) => self.errors.push(error.to_string()),
         }
@@ -160,12 +165,19 @@ impl Report {
     }
 }
 
-/// VNIs of the devices under flannel's name for them that carry a route which `is_sign` accepts.
-fn vnis_with_route<F: Family>(
+fn vxlan(number: u32) -> DeviceId {
+    DeviceId {
+        kind: Vxlan::TYPE,
+        number,
+    }
+}
+
+/// The backends' devices that carry a route which `is_sign` accepts.
+fn devices_with_route<F: Family>(
     links: &[Link],
     routes: &[Route<F>],
     is_sign: impl Fn(&Route<F>) -> bool,
-) -> BTreeSet<u32> {
+) -> BTreeSet<DeviceId> {
     let signs: BTreeSet<u32> = routes
         .iter()
         .filter(|route| is_sign(route))
@@ -174,42 +186,43 @@ fn vnis_with_route<F: Family>(
     links
         .iter()
         .filter(|link| signs.contains(&link.ifindex))
-        .filter_map(flannel_vni::<F>)
+        .filter_map(backend::recognise::<F>)
+        .map(|(device, _)| device)
         .collect()
 }
 
-fn vnis_in_use<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<u32> {
-    vnis_with_route(links, routes, |route| route.protocol == ROUTE_PROTOCOL)
+fn devices_in_use<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<DeviceId> {
+    devices_with_route(links, routes, |route| route.protocol == ROUTE_PROTOCOL)
 }
 
 /// This agent replaces every route of flannel's shape on its device, so one that is there was made
 /// by a flanneld that came later.
-fn vnis_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<u32> {
-    vnis_with_route(links, routes, |route| {
-        route.protocol == PROTOCOL_BOOT && route.is_tunnel_shaped()
+fn devices_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<DeviceId> {
+    devices_with_route(links, routes, |route| {
+        route.protocol == PROTOCOL_BOOT && backend::is_flannels(route)
     })
 }
 
-/// The devices under flannel's names, of either family, with a VNI that flanneld uses.
-fn kept_devices(links: &[Link], flannels: &BTreeSet<u32>) -> Vec<String> {
-    let vni = |link: &Link| flannel_vni::<V4>(link).or_else(|| flannel_vni::<V6>(link));
+/// The names of the devices, of either family, that flanneld uses.
+fn kept_devices(links: &[Link], flannels: &BTreeSet<DeviceId>) -> Vec<String> {
     links
         .iter()
-        .filter(|link| vni(link).is_some_and(|vni| flannels.contains(&vni)))
+        .filter(|link| device_id(link).is_some_and(|device| flannels.contains(&device)))
         .map(|link| format!("interface {}", link.name))
         .collect()
 }
 
-/// The VNIs the programs work with. Without maps there are none.
-fn pinned_vnis(pinned: &Pinned) -> Vec<u32> {
+/// The vxlan devices the programs work with. Without maps there are none.
+fn pinned_devices(pinned: &Pinned) -> Vec<DeviceId> {
     let Ok(maps) = pinned.open() else {
         return Vec::new();
     };
-    let ipv4 = maps.ipv4.served_config().ok().flatten();
-    let ipv6 = maps.ipv6.served_config().ok().flatten();
-    let vnis = [ipv4.map(|config| config.vni), ipv6.map(|config| config.vni)];
+    let vnis = each_family!(maps.overlays, maps => {
+        let config = maps.served_config().ok().flatten();
+        config.map(|config| config.vni)
+    });
     let number = |[high, middle, low]: [u8; 3]| u32::from_be_bytes([0, high, middle, low]);
-    vnis.into_iter().flatten().map(number).collect()
+    vnis.into_iter().flatten().map(number).map(vxlan).collect()
 }
 
 impl output::Report for Report {
@@ -284,17 +297,21 @@ mod tests {
             device(8, 1, "flannel-v6.1"),
         ];
         let routes = [route(5, PROTOCOL_BOOT), route(6, 241), route(7, 241)];
-        assert_eq!(vnis_in_use(&links, &routes), BTreeSet::from([7]));
-        assert_eq!(vnis_of_flanneld(&links, &routes), BTreeSet::from([1]));
+        let vnis = |vni| BTreeSet::from([vxlan(vni)]);
+        assert_eq!(devices_in_use(&links, &routes), vnis(7));
+        assert_eq!(devices_of_flanneld(&links, &routes), vnis(1));
         assert_eq!(
-            kept_devices(&links, &BTreeSet::from([1])),
+            kept_devices(&links, &vnis(1)),
             ["interface flannel.1", "interface flannel-v6.1"]
         );
         let administrators = Route {
             gateway: Some("10.5.9.9".parse().unwrap()),
             ..route(5, PROTOCOL_BOOT)
         };
-        assert_eq!(vnis_of_flanneld(&links, &[administrators]), BTreeSet::new());
+        assert_eq!(
+            devices_of_flanneld(&links, &[administrators]),
+            BTreeSet::new()
+        );
     }
 
     #[test]

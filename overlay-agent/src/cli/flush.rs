@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::pinned::{Generations, Pinned};
 use crate::{
     datapath::{Flushed, Flusher},
+    model::{PerFamily, each_family},
     output,
 };
 
@@ -37,10 +38,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     if let Some(error) = contested {
         return Err(error).context("flows were flushed, but the flush may be undone");
     }
-    let generations = Generations {
-        ipv4: maps.ipv4.served_config()?.map(|_| flushed.ipv4),
-        ipv6: maps.ipv6.served_config()?.map(|_| flushed.ipv6),
-    };
+    let overlays = maps.overlays.as_ref().zip(flushed);
+    let PerFamily { ipv4, ipv6 } = each_family!(overlays, (maps, generation) => {
+        maps.served_config()?.map(|_| generation)
+    });
+    let generations = Generations { ipv4, ipv6 };
     output::print(&Report { generations }, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -55,14 +55,9 @@ impl PeerLease {
         let said = F::pick::<SaidOf<'_>>(self.said());
         let no_address = Unusable::NoAddress { family: F::NAME };
         let (subnet, public_ip) = said.subnet.zip(said.address).ok_or(no_address)?;
-        let node = backend.node_data::<F>(said.data).ok_or(Unusable::NoData {
+        let peer = backend.peer(subnet, public_ip, said.data);
+        peer.ok_or(Unusable::NoData {
             backend: backend.name(),
-        })?;
-        Ok(Peer {
-            subnet,
-            public_ip,
-            vtep_mac: node.vtep_mac,
-            zero_checksum: node.zero_checksum,
         })
     }
 
@@ -94,7 +89,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::{Alloc, HostGw, Vxlan, VxlanData},
-        model::{LeaseAttrs, LeaseKey},
+        model::{LeaseAttrs, LeaseKey, VxlanEnd},
     };
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -109,12 +104,16 @@ mod tests {
         }
     }
 
+    fn end<F: Family>(peer: &Peer<F>) -> VxlanEnd {
+        peer.vxlan.unwrap()
+    }
+
     #[test]
     fn only_nodes_of_the_same_backend_are_peers() {
         let mac = MacAddr::new([2, 0, 0, 0, 0, 2]);
         let vxlan = lease(LeaseAttrs::vxlan(NODE, 1, mac));
         let host_gw = lease(LeaseAttrs::host_gw(NODE));
-        assert_eq!(vxlan.usable::<V4>(&VXLAN).unwrap().vtep_mac, mac);
+        assert_eq!(end(&vxlan.usable::<V4>(&VXLAN).unwrap()).mac, mac);
         assert_eq!(host_gw.usable::<V4>(&HOST_GW).unwrap().public_ip, NODE);
         for (lease, backend) in [(&vxlan, HOST_GW), (&host_gw, VXLAN), (&vxlan, ALLOC)] {
             let refused = lease.usable::<V4>(&backend);
@@ -155,10 +154,10 @@ mod tests {
                 .with_ipv6(address6, Some(says.encode())),
         };
         lease.attrs.backend_data = lease.attrs.backend_v6_data.clone();
-        assert!(lease.usable::<V6>(&VXLAN).unwrap().zero_checksum);
-        assert!(!lease.usable::<V4>(&VXLAN).unwrap().zero_checksum);
+        assert!(end(&lease.usable::<V6>(&VXLAN).unwrap()).zero_checksum);
+        assert!(!end(&lease.usable::<V4>(&VXLAN).unwrap()).zero_checksum);
         lease.attrs.backend_type = "host-gw".to_owned();
-        assert!(!lease.usable::<V6>(&HOST_GW).unwrap().zero_checksum);
+        assert_eq!(lease.usable::<V6>(&HOST_GW).unwrap().vxlan, None);
     }
 
     #[test]
@@ -173,9 +172,9 @@ mod tests {
             attrs: LeaseAttrs::vxlan(NODE, 1, mac)
                 .with_ipv6(address6, Some(VxlanData::new(1, mac6).encode())),
         };
-        assert_eq!(dual.usable::<V4>(&VXLAN).unwrap().vtep_mac, mac);
+        assert_eq!(end(&dual.usable::<V4>(&VXLAN).unwrap()).mac, mac);
         let peer6 = dual.usable::<V6>(&VXLAN).unwrap();
-        assert_eq!((peer6.vtep_mac, peer6.public_ip), (mac6, address6));
+        assert_eq!((end(&peer6).mac, peer6.public_ip), (mac6, address6));
         let ipv4 = lease(LeaseAttrs::vxlan(NODE, 1, mac));
         assert_eq!(
             ipv4.usable::<V6>(&VXLAN),

@@ -146,10 +146,7 @@ impl Datapath {
     }
 
     fn writers(&mut self) -> PerFamily<Writer<'_, V4>, Writer<'_, V6>> {
-        let maps = PerFamily {
-            ipv4: &mut self.maps.ipv4,
-            ipv6: &mut self.maps.ipv6,
-        };
+        let maps = self.maps.overlays.as_mut();
         each_family!(maps.zip(self.written.as_mut()), (maps, written) => Writer {
             pins: &self.pins,
             maps,

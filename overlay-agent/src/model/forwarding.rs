@@ -4,7 +4,10 @@
 /// How pod packets of a family reach other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarding {
-    /// What peers are reached through, but for those that are reached directly.
+    /// Whether peers are reached through a device of the backend's, but for those that are reached
+    /// directly.
+    pub device: bool,
+    /// The tunnel whose packets the programs can make.
     pub tunnel: Option<Tunnel>,
     /// Which peers are reached by a plain route.
     pub direct: Direct,
@@ -37,6 +40,7 @@ pub enum Direct {
 impl Forwarding {
     /// Nobody is reached; it is not this agent's task.
     pub const NONE: Self = Self {
+        device: false,
         tunnel: None,
         direct: Direct::Never,
         may_be_fast: false,
@@ -46,7 +50,7 @@ impl Forwarding {
 
     /// Whether anything has to be programmed.
     pub fn is_any(&self) -> bool {
-        self.tunnel.is_some() || self.direct != Direct::Never
+        self.device || self.direct != Direct::Never
     }
 
     /// What is left of the underlay's MTU, or of the configured one, inside the tunnel headers.

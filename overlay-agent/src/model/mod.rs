@@ -6,6 +6,7 @@
 
 mod alarm;
 mod attrs;
+mod device;
 mod family;
 mod forwarding;
 mod key;
@@ -23,6 +24,7 @@ pub(crate) use self::per_family::each_family;
 pub use self::{
     alarm::Alarm,
     attrs::{LeaseAttrs, ValueError},
+    device::{DeviceRoute, OwnDevice, ViaDevice, VxlanEnd},
     family::{ByFamily, Family, V4, V6},
     forwarding::{Direct, Forwarding, Tunnel},
     key::LeaseKey,
@@ -58,10 +60,12 @@ pub struct LocalNode<F: Family = V4> {
     pub subnet: F::Network,
     pub underlay: Underlay<F>,
     pub forwarding: Forwarding,
-    /// MAC of the family's vxlan device; `MacAddr::ZERO` for backends without one.
+    /// What comes with the family's device; `None` for backends without one.
+    pub device: Option<OwnDevice<F>>,
+    /// MAC of the device; `MacAddr::ZERO` for those that have none.
     pub vtep_mac: MacAddr,
-    /// The vxlan device takes IPv6 tunnel packets with UDP checksum 0.
-    pub zero_checksum: bool,
+    /// The backend's part of this node's lease.
+    pub lease_data: Option<String>,
 }
 
 /// A remote node.
@@ -69,11 +73,10 @@ pub struct LocalNode<F: Family = V4> {
 pub struct Peer<F: Family = V4> {
     pub subnet: F::Network,
     pub public_ip: F::Address,
-    /// `MacAddr::ZERO` for backends without one.
-    pub vtep_mac: MacAddr,
-    /// The node says that it takes IPv6 tunnel packets with UDP checksum 0. False for IPv4, where
-    /// everybody takes them.
-    pub zero_checksum: bool,
+    /// What reaching it through the backend's device takes; `None` if there is no such way.
+    pub via_device: Option<ViaDevice<F>>,
+    /// The end of the tunnel the programs may send into; `None` if they cannot make its packets.
+    pub vxlan: Option<VxlanEnd>,
 }
 
 /// What both tiers must bring about.
@@ -92,6 +95,18 @@ impl DesiredNode {
     pub fn peers(&self) -> usize {
         let peers = each_family!(self.present(), side => side.map_or(0, |side| side.peers.len()));
         peers.ipv4.max(peers.ipv6)
+    }
+}
+
+impl<F: Family> Peer<F> {
+    /// A peer that is reached without a device of the backend's, if at all.
+    pub const fn plain(subnet: F::Network, public_ip: F::Address) -> Self {
+        Self {
+            subnet,
+            public_ip,
+            via_device: None,
+            vxlan: None,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::{Desired, Direct, Family, LocalNode, Peer, V4};
 /// How packets reach a peer in the kernel tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerPath {
-    /// Through the vxlan device.
+    /// Through the backend's device.
     Tunnel,
     /// Routed without encapsulation through this interface.
     Direct { ifindex: u32 },
@@ -162,28 +162,36 @@ fn claim_tunnel<F: Family>(
     macs: &mut BTreeMap<MacAddr, (F::Network, F::Address)>,
     bases: &mut BTreeMap<F::Address, F::Network>,
 ) -> Result<(), RefusalReason<F>> {
-    let mac = peer.vtep_mac;
-    if mac.is_zero() || mac.is_multicast() {
-        return Err(RefusalReason::InvalidMac);
+    let Some(via) = peer.via_device else {
+        return Ok(());
+    };
+    let neighbour = via.neighbour.map(|(_, mac)| mac);
+    for mac in neighbour.into_iter().chain(via.fdb.map(|(mac, _)| mac)) {
+        if mac.is_zero() || mac.is_multicast() {
+            return Err(RefusalReason::InvalidMac);
+        }
+        if mac == local.vtep_mac {
+            return Err(RefusalReason::OwnMac);
+        }
     }
-    if mac == local.vtep_mac {
-        return Err(RefusalReason::OwnMac);
-    }
-    if let Some(&other) = bases.get(&F::first(peer.subnet)) {
+    let base = via.neighbour.map(|(address, _)| address);
+    if let Some(&other) = base.and_then(|base| bases.get(&base)) {
         return Err(RefusalReason::BaseOf(other));
     }
-    match macs.entry(mac) {
-        Entry::Occupied(entry) => {
-            let (other, address) = *entry.get();
-            if address != peer.public_ip {
-                return Err(RefusalReason::MacOf(other));
+    if let Some((mac, remote)) = via.fdb {
+        match macs.entry(mac) {
+            Entry::Occupied(entry) => {
+                let (other, address) = *entry.get();
+                if address != remote {
+                    return Err(RefusalReason::MacOf(other));
+                }
+            }
+            Entry::Vacant(entry) => {
+                entry.insert((peer.subnet, remote));
             }
         }
-        Entry::Vacant(entry) => {
-            entry.insert((peer.subnet, peer.public_ip));
-        }
     }
-    bases.insert(F::first(peer.subnet), peer.subnet);
+    bases.extend(base.map(|base| (base, peer.subnet)));
     Ok(())
 }
 

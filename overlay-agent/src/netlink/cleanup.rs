@@ -6,19 +6,19 @@ use rtnetlink::packet_route::route::RouteMessage;
 
 use super::{
     Netlink, NetlinkError,
-    object::{Link, LinkKind, Route},
+    device::Vtep,
+    object::{Link, Route},
     plan::ROUTE_PROTOCOL,
     request,
-    vtep::Vtep,
 };
-use crate::model::{Family, Underlay, V4, V6};
+use crate::model::{Family, V4, V6};
 
 /// Something in the kernel that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owned {
     /// A route of either family with our protocol number, blackhole routes included.
     Route { text: String, message: RouteMessage },
-    /// A vxlan device, with its address, neighbours and forwarding entries.
+    /// A backend's device, with its address, neighbours and forwarding entries.
     Vtep { ifindex: u32, name: String },
 }
 
@@ -41,18 +41,14 @@ impl fmt::Display for Owned {
 }
 
 impl Netlink {
-    /// What is ours: routes with [`ROUTE_PROTOCOL`] and the vxlan devices of these VNIs under
-    /// flannel's names for them.
-    pub async fn owned(&self, vnis: &[u32]) -> Result<Vec<Owned>, NetlinkError> {
+    /// What is ours: routes with [`ROUTE_PROTOCOL`], and the links that are.
+    pub async fn owned(&self, is_ours: impl Fn(&Link) -> bool) -> Result<Vec<Owned>, NetlinkError> {
         let routes = self.own_routes::<V4>().await?.into_iter().map(Owned::route);
         let routes6 = self.own_routes::<V6>().await?.into_iter().map(Owned::route);
         let links = self.links().await?;
-        let devices = links.into_iter().filter_map(|link| {
-            let vni = flannel_vni::<V4>(&link).or_else(|| flannel_vni::<V6>(&link))?;
-            vnis.contains(&vni).then_some(Owned::Vtep {
-                ifindex: link.ifindex,
-                name: link.name,
-            })
+        let devices = links.into_iter().filter(is_ours).map(|link| Owned::Vtep {
+            ifindex: link.ifindex,
+            name: link.name,
         });
         Ok(routes.chain(routes6).chain(devices).collect())
     }
@@ -63,12 +59,12 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Removes devices that a start which did not get far has left: under flannel's name, on this
-    /// underlay, without an address of the pod network's kind, and not `current`. Returns their
-    /// names. Devices that were in use have an address, by which [`Netlink::reconcile`] knows them.
-    pub async fn remove_unfinished_vteps<F: Family>(
+    /// Removes devices that a start which did not get far has left: of this node's, without an address
+    /// of the pod network's kind, and not `current`. Returns their names. Devices that were in use have
+    /// an address, by which [`Netlink::reconcile`] knows them.
+    pub async fn remove_unfinished<F: Family>(
         &self,
-        underlay: &Underlay<F>,
+        is_of_node: impl Fn(&Link) -> bool,
         current: Option<&Vtep>,
     ) -> Result<Vec<String>, NetlinkError> {
         let addresses = self.addresses::<F>().await?;
@@ -79,12 +75,7 @@ impl Netlink {
         };
         let mut removed = Vec::new();
         for link in self.links().await? {
-            let LinkKind::Vxlan(vxlan) = link.kind else {
-                continue;
-            };
-            if flannel_vni::<F>(&link).is_none()
-                || vxlan.underlay != Some(underlay.ifindex)
-                || vxlan.local != Some(underlay.address.into())
+            if !is_of_node(&link)
                 || current.is_some_and(|vtep| vtep.ifindex == link.ifindex)
                 || has_address(link.ifindex)
             {
@@ -108,20 +99,15 @@ impl Netlink {
         Ok(removed)
     }
 
-    /// Removes the vxlan devices of a family on this underlay. Returns what there was.
-    pub async fn remove_vteps<F: Family>(
+    /// Removes these devices. Returns what there was.
+    pub async fn remove_devices(
         &self,
-        underlay_ifindex: u32,
+        is_one: impl Fn(&Link) -> bool,
     ) -> Result<Vec<String>, NetlinkError> {
         let mut removed = Vec::new();
-        for link in self.links().await? {
-            if let LinkKind::Vxlan(vxlan) = link.kind
-                && flannel_vni::<F>(&link).is_some()
-                && vxlan.underlay == Some(underlay_ifindex)
-            {
-                self.delete_device(&link).await?;
-                removed.push(format!("interface {}", link.name));
-            }
+        for link in self.links().await?.into_iter().filter(is_one) {
+            self.delete_device(&link).await?;
+            removed.push(format!("interface {}", link.name));
         }
         Ok(removed)
     }
@@ -135,10 +121,10 @@ impl Netlink {
     /// Removes everything of ours and returns it. With `dry_run` it is only listed.
     pub async fn remove_everything(
         &self,
-        vnis: &[u32],
+        is_ours: impl Fn(&Link) -> bool,
         dry_run: bool,
     ) -> Result<Vec<Owned>, NetlinkError> {
-        let owned = self.owned(vnis).await?;
+        let owned = self.owned(is_ours).await?;
         if dry_run {
             return Ok(owned);
         }
@@ -162,14 +148,6 @@ impl Netlink {
             }
         }
         Ok(owned)
-    }
-}
-
-/// The VNI of a vxlan device that has flannel's name for it.
-pub fn flannel_vni<F: Family>(link: &Link) -> Option<u32> {
-    match link.kind {
-        LinkKind::Vxlan(vxlan) if link.name == F::device_name(vxlan.vni) => Some(vxlan.vni),
-        _ => None,
     }
 }
 

@@ -1,21 +1,23 @@
-//! Brings a vxlan device about: adopt, correct, rename back, re-create or create.
+//! Brings a backend's device about: adopt, correct, rename back, re-create or create.
 
 use std::{fs, io};
 
 use overlay_common::addr::MacAddr;
 use rtnetlink::{
     LinkMessageBuilder,
-    packet_route::{RouteNetlinkMessage, link::LinkMessage},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkInfo, LinkMessage},
+    },
 };
 
 use super::{
     Netlink, NetlinkError,
-    object::{Link, LinkKind},
+    device::{Corrections, DeviceSpec, Vtep, check_name},
+    object::Link,
     request,
     transport::Request,
-    vtep::{Corrections, Fit, Vtep, VtepSpec},
 };
-use crate::model::Tunnel;
 
 /// How often a MAC address that something rewrites is restored before giving up.
 const MAC_ATTEMPTS: u32 = 3;
@@ -50,7 +52,7 @@ impl Netlink {
     /// address; a device to be created gets `preferred_mac`, else a random local one.
     pub async fn ensure_vtep(
         &self,
-        spec: &VtepSpec,
+        spec: &impl DeviceSpec,
         preferred_mac: Option<MacAddr>,
     ) -> Result<Vtep, NetlinkError> {
         self.ensure(
@@ -62,7 +64,11 @@ impl Netlink {
 
     /// As [`Netlink::ensure_vtep`], for a device whose MAC address peers already know: it gets that
     /// address whatever happened to it.
-    pub async fn restore_vtep(&self, spec: &VtepSpec, mac: MacAddr) -> Result<Vtep, NetlinkError> {
+    pub async fn restore_vtep(
+        &self,
+        spec: &impl DeviceSpec,
+        mac: MacAddr,
+    ) -> Result<Vtep, NetlinkError> {
         let rule = if usable(mac) {
             MacRule::Exactly(mac)
         } else {
@@ -71,80 +77,59 @@ impl Netlink {
         self.ensure(spec, rule).await
     }
 
-    async fn ensure(&self, spec: &VtepSpec, rule: MacRule) -> Result<Vtep, NetlinkError> {
-        spec.check_name()?;
-        let underlay =
-            self.link_at(spec.underlay_ifindex)
-                .await?
-                .ok_or(NetlinkError::UnderlayGone {
-                    ifindex: spec.underlay_ifindex,
-                })?;
+    async fn ensure<S: DeviceSpec>(&self, spec: &S, rule: MacRule) -> Result<Vtep, NetlinkError> {
+        let name = spec.name();
+        check_name(name)?;
+        let ifindex = spec.underlay_ifindex();
+        let underlay = self
+            .link_at(ifindex)
+            .await?
+            .ok_or(NetlinkError::UnderlayGone { ifindex })?;
         let mtu = spec.mtu_on(underlay.mtu)?;
-        let default_port = kernel_default_port();
 
-        let mac = match self.take_over(spec, mtu, rule, default_port).await? {
+        let mac = match self.take_over(spec, mtu, rule).await? {
             Ok(vtep) => return Ok(vtep),
             Err(known) => known.unwrap_or_else(random_mac),
         };
-        let rival = self.checksum_rival(spec, default_port).await?;
-        let zero_checksum = spec.local.is_ipv6() && rival.is_none();
-        let create = || request::create_vtep(spec, mtu, mac, zero_checksum);
+        let message = spec.create(mtu, mac, &self.links().await?);
+        let create = || request::create_link(message.clone());
         if let Err(source) = self.transport.apply_one(create()).await? {
-            let operation = format!("create {}", spec.name);
+            let operation = format!("create {name}");
             if source.raw_os_error() != Some(libc::EEXIST) {
                 return Err(NetlinkError::Refused { operation, source });
             }
-            self.rename_back(spec, mac, default_port).await?;
+            self.rename_back(spec, mac).await?;
             let rule = MacRule::Exactly(mac);
-            if let Ok(vtep) = self.take_over(spec, mtu, rule, default_port).await? {
+            if let Ok(vtep) = self.take_over(spec, mtu, rule).await? {
                 return Ok(vtep);
             }
             self.change(operation, create()).await?;
         }
-        let link = self.vtep_link(spec).await?;
+        let link = self.vtep_link(name).await?;
         let up = request::set_link(link.ifindex, LinkMessageBuilder::up);
-        self.change(format!("bring up {}", spec.name), up).await?;
-        if let Some(rival) = rival {
-            tracing::info!(
-                device = %spec.name,
-                %rival,
-                "created without udp6zerocsumrx, as the other vxlan device of this port is"
-            );
-        }
-        self.verify(spec, Some(mac)).await
-    }
-
-    /// Name of the device that keeps a new one from taking UDP checksum 0.
-    async fn checksum_rival(
-        &self,
-        spec: &VtepSpec,
-        default_port: u16,
-    ) -> Result<Option<String>, NetlinkError> {
-        if spec.local.is_ipv4() {
-            return Ok(None);
-        }
-        let mut links = self.links().await?.into_iter();
-        let rival = links.find(|link| {
-            matches!(&link.kind, LinkKind::Vxlan(vxlan) if spec.bars_zero_checksum(vxlan, default_port))
-        });
-        Ok(rival.map(|link| link.name))
+        self.change(format!("bring up {name}"), up).await?;
+        self.verify(spec, S::HAS_MAC.then_some(mac)).await
     }
 
     /// Adopts the device of this name. One that cannot be used is removed; the inner error is then
     /// the MAC address its successor should have, where one is known.
     async fn take_over(
         &self,
-        spec: &VtepSpec,
+        spec: &impl DeviceSpec,
         mtu: u32,
         rule: MacRule,
-        default_port: u16,
     ) -> Result<Result<Vtep, Option<MacAddr>>, NetlinkError> {
-        let Some(link) = self.link_named(&spec.name).await? else {
+        let name = spec.name();
+        let Some(message) = self.link(request::link_named(name)).await? else {
             return Ok(Err(rule.known()));
         };
-        let reason = match spec.compare(&link, mtu, rule.required(), default_port) {
-            Fit::Incompatible(reason) => reason.to_owned(),
-            Fit::Compatible(corrections) => match self.correct(&link, corrections).await? {
+        let Some(link) = Link::decode(&message) else {
+            return Ok(Err(rule.known()));
+        };
+        let info = kind_of(&message);
+        let reason = match Corrections::of(spec, &link, info, mtu, rule.required()) {
+            Err(reason) => reason.to_owned(),
+            Ok(corrections) => match self.correct(spec, &link, corrections).await? {
                 Ok(()) => {
                     let mac = rule.required().or(link.mac);
                     return self.verify(spec, mac).await.map(Ok);
@@ -152,40 +137,36 @@ impl Netlink {
                 Err(error) => format!("the kernel refuses to correct it: {error}"),
             },
         };
-        tracing::warn!(device = %spec.name, %reason, "device is created again");
+        tracing::warn!(device = %name, %reason, "device is created again");
         let delete = request::delete_link(link.ifindex);
-        self.change(format!("delete {}", spec.name), delete).await?;
-        let old = link.mac.filter(|_| matches!(link.kind, LinkKind::Vxlan(_)));
+        self.change(format!("delete {name}"), delete).await?;
+        let is_alike = info.contains(&LinkInfo::Kind(spec.kind()));
+        let old = link.mac.filter(|_| is_alike);
         Ok(Err(rule.known().or(old)))
     }
 
-    /// The kernel refuses a second device with the same VNI and port. If the first carries the MAC
+    /// The kernel refuses a second device with the same claim. If the first carries the MAC
     /// address peers know, it is ours under another name.
-    async fn rename_back(
-        &self,
-        spec: &VtepSpec,
-        mac: MacAddr,
-        default_port: u16,
-    ) -> Result<(), NetlinkError> {
-        let twin = self.links().await?.into_iter().find(|link| {
-            matches!(&link.kind, LinkKind::Vxlan(vxlan) if spec.collides_with(vxlan, default_port))
-        });
-        let Some(twin) = twin else {
+    async fn rename_back(&self, spec: &impl DeviceSpec, mac: MacAddr) -> Result<(), NetlinkError> {
+        let name = spec.name();
+        let mut links = self.links().await?.into_iter();
+        let twin = links.find_map(|link| spec.collision(&link).map(|claim| (link, claim)));
+        let Some((twin, collision)) = twin else {
             return Err(NetlinkError::Refused {
-                operation: format!("create {}", spec.name),
+                operation: format!("create {name}"),
                 source: io::Error::from_raw_os_error(libc::EEXIST),
             });
         };
         if twin.mac != Some(mac) {
-            return Err(NetlinkError::VniTaken {
-                name: spec.name.clone(),
+            return Err(NetlinkError::Taken {
+                name: name.to_owned(),
                 other: twin.name,
-                vni: spec.vni,
+                collision,
             });
         }
-        tracing::warn!(device = %twin.name, name = %spec.name, "device had been renamed");
-        let operation = format!("rename {} to {}", twin.name, spec.name);
-        let rename = || request::set_link(twin.ifindex, |link| link.name(spec.name.as_str()));
+        tracing::warn!(device = %twin.name, %name, "device had been renamed");
+        let operation = format!("rename {} to {name}", twin.name);
+        let rename = || request::set_link(twin.ifindex, |link| link.name(name));
         if let Err(source) = self.transport.apply_one(rename()).await? {
             if source.raw_os_error() != Some(libc::EBUSY) {
                 return Err(NetlinkError::Refused { operation, source });
@@ -202,6 +183,7 @@ impl Netlink {
     /// Applies corrections. The inner error is the kernel's refusal.
     async fn correct(
         &self,
+        spec: &impl DeviceSpec,
         link: &Link,
         corrections: Corrections,
     ) -> Result<io::Result<()>, NetlinkError> {
@@ -210,8 +192,8 @@ impl Netlink {
         }
         tracing::info!(device = %link.name, ?corrections, "correcting the device");
         let mut requests = Vec::new();
-        if !corrections.vxlan.is_empty() {
-            requests.push(request::change_vxlan(link.ifindex, corrections.vxlan));
+        if let Some(data) = corrections.data {
+            requests.push(request::change_kind(link.ifindex, spec.kind(), data));
         }
         if let Some(mtu) = corrections.mtu {
             requests.push(request::set_link(link.ifindex, |link| link.mtu(mtu)));
@@ -228,14 +210,16 @@ impl Netlink {
 
     /// Reads the device back. Its MAC address is restored if something, such as systemd's
     /// MACAddressPolicy, replaced it in the meantime.
-    async fn verify(&self, spec: &VtepSpec, mac: Option<MacAddr>) -> Result<Vtep, NetlinkError> {
-        set_ipv6_settings(&spec.name, spec.local.is_ipv6());
+    async fn verify(
+        &self,
+        spec: &impl DeviceSpec,
+        mac: Option<MacAddr>,
+    ) -> Result<Vtep, NetlinkError> {
+        let name = spec.name();
+        set_ipv6_settings(name, spec.is_ipv6());
         let mut attempt = 0;
         loop {
-            let link = self.vtep_link(spec).await?;
-            let LinkKind::Vxlan(vxlan) = &link.kind else {
-                return Err(NetlinkError::VtepVanished { name: link.name });
-            };
+            let link = self.vtep_link(name).await?;
             let found = link.mac.unwrap_or(MacAddr::ZERO);
             let wanted = mac.unwrap_or(found);
             if found == wanted {
@@ -244,8 +228,7 @@ impl Netlink {
                     name: link.name,
                     mac: found,
                     mtu: link.mtu,
-                    port: vxlan.port,
-                    zero_checksum: vxlan.zero_checksum,
+                    kind: link.kind,
                 });
             }
             if attempt == MAC_ATTEMPTS {
@@ -256,30 +239,32 @@ impl Netlink {
                 });
             }
             attempt += 1;
-            tracing::warn!(device = %spec.name, %found, %wanted, "MAC address was rewritten");
+            tracing::warn!(device = %name, %found, %wanted, "MAC address was rewritten");
             self.change(
-                format!("set the MAC address of {}", spec.name),
+                format!("set the MAC address of {name}"),
                 set_mac(link.ifindex, wanted),
             )
             .await?;
         }
     }
 
-    async fn vtep_link(&self, spec: &VtepSpec) -> Result<Link, NetlinkError> {
-        let link = self.link_named(&spec.name).await?;
+    async fn vtep_link(&self, name: &str) -> Result<Link, NetlinkError> {
+        let link = self.link_named(name).await?;
         link.ok_or_else(|| NetlinkError::VtepVanished {
-            name: spec.name.clone(),
+            name: name.to_owned(),
         })
     }
 
     /// The link of this name.
     pub async fn link_named(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        self.link(request::link_named(name)).await
+        let found = self.link(request::link_named(name)).await?;
+        Ok(found.as_ref().and_then(Link::decode))
     }
 
     /// The link of this index.
     pub async fn link_at(&self, ifindex: u32) -> Result<Option<Link>, NetlinkError> {
-        self.link(request::link_at(ifindex)).await
+        let found = self.link(request::link_at(ifindex)).await?;
+        Ok(found.as_ref().and_then(Link::decode))
     }
 
     /// All links.
@@ -295,10 +280,10 @@ impl Netlink {
             .collect())
     }
 
-    async fn link(&self, query: RouteNetlinkMessage) -> Result<Option<Link>, NetlinkError> {
+    async fn link(&self, query: RouteNetlinkMessage) -> Result<Option<LinkMessage>, NetlinkError> {
         let operation = "look up an interface";
         match self.transport.query(operation, vec![query]).await?.pop() {
-            Some(Ok(Some(message))) => Ok(new_link(&message).and_then(Link::decode)),
+            Some(Ok(Some(message))) => Ok(new_link(&message).cloned()),
             Some(Err(error)) if error.raw_os_error() != Some(libc::ENODEV) => {
                 Err(NetlinkError::Refused {
                     operation: operation.to_owned(),
@@ -328,6 +313,16 @@ fn new_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
     }
 }
 
+/// What the kernel says of an interface's kind.
+fn kind_of(message: &LinkMessage) -> &[LinkInfo] {
+    let mut attributes = message.attributes.iter();
+    let info = attributes.find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    info.unwrap_or_default()
+}
+
 fn set_mac(ifindex: u32, mac: MacAddr) -> Request {
     request::set_link(ifindex, |link| link.address(mac.octets.to_vec()))
 }
@@ -338,14 +333,6 @@ fn random_mac() -> MacAddr {
 
 const fn usable(mac: MacAddr) -> bool {
     !mac.is_zero() && !mac.is_multicast()
-}
-
-/// Port of a vxlan device that is given none: a parameter of the vxlan module.
-fn kernel_default_port() -> u16 {
-    fs::read_to_string("/sys/module/vxlan/parameters/udp_port")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(Tunnel::DEFAULT_PORT)
 }
 
 /// flannel turns router advertisements off on its devices, where IPv6 exists. Where it is off by

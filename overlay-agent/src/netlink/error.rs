@@ -37,17 +37,18 @@ pub enum NetlinkError {
     #[error("interface {name} disappears while it is being set up; another program manages it")]
     VtepVanished { name: String },
     #[error(
-        "{name} would have an MTU of {mtu}; vxlan takes {overhead} bytes and {family} needs {least}: \
+        "{name} would have an MTU of {mtu}; {kind} takes {overhead} bytes and {family} needs {least}: \
          raise the MTU of the underlay interface or of the network config"
     )]
     MtuTooSmall {
         name: String,
+        kind: &'static str,
         mtu: u32,
         overhead: u32,
         family: &'static str,
         least: u32,
     },
-    #[error("the vxlan backend needs its device before peers can be programmed")]
+    #[error("the backend needs its device before peers can be programmed")]
     VtepMissing,
     #[error(
         "{name} keeps MAC address {found} instead of {wanted}; something rewrites it, for \
@@ -59,14 +60,22 @@ pub enum NetlinkError {
         found: MacAddr,
     },
     #[error(
-        "cannot create {name}: interface {other} already uses VNI {vni} on the same UDP port; \
-         remove it (ip link delete {other}) or configure another VNI"
+        "cannot create {name}: interface {other} already uses {}; \
+         remove it (ip link delete {other}) or {}", collision.claim, collision.remedy
     )]
-    VniTaken {
+    Taken {
         name: String,
         other: String,
-        vni: u32,
+        collision: Collision,
     },
+}
+
+/// What two devices cannot both have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collision {
+    pub claim: String,
+    /// What helps beside the removal of the other device.
+    pub remedy: &'static str,
 }
 
 fn remedy(source: &io::Error) -> &'static str {

@@ -1,13 +1,13 @@
 //! The kernel tier: flannel's own data plane, programmed through route netlink.
 //!
-//! It owns the devices `flannel.<VNI>` and `flannel-v6.<VNI>`, their address, one neighbour, one
-//! forwarding entry and one route per peer (flannel: `pkg/backend/vxlan`), the routes of host-gw,
-//! and the view of the host's interfaces from which pods are found. It carries every packet the
+//! It owns what the backend says: its device with an address, and the neighbours, forwarding entries and
+//! routes of peers, in whatever shape ([`DeviceSpec`], [`ViaDevice`](crate::model::ViaDevice)); and
+//! the view of the host's interfaces from which pods are found. It carries every packet the
 //! eBPF tier declines. The two address families are programmed apart from each other, by one text
 //! that is generic over them.
 //!
 //! Everything is reconciled: observe, compare, apply. The comparison is pure ([`admit`], [`plan`],
-//! [`vtep`], [`pods`]); only [`Netlink`] talks to the kernel. What is not recognisably ours or
+//! [`device`], [`pods`]); only [`Netlink`] talks to the kernel. What is not recognisably ours or
 //! flannel's is never touched ([`plan`] has the rules).
 //!
 //! A socket belongs to the network namespace of the thread that opens it, so agents of several
@@ -17,6 +17,7 @@
 mod admit;
 pub mod blocking;
 mod cleanup;
+mod device;
 mod ensure;
 mod error;
 mod groups;
@@ -27,12 +28,12 @@ mod reconcile;
 mod request;
 mod route_mtu;
 mod transport;
-mod vtep;
 mod watch;
 
 pub use admit::{Admission, PeerPath, Refusal, RefusalReason, admit};
-pub use cleanup::{Owned, flannel_vni};
-pub use error::NetlinkError;
+pub use cleanup::Owned;
+pub use device::{DeviceSpec, Marks, Vtep};
+pub use error::{Collision, NetlinkError};
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
 #[cfg(test)]
 pub use plan::peer_route;
@@ -42,7 +43,6 @@ pub use plan::{
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Standing, Summary};
 pub use transport::TIMEOUT;
-pub use vtep::{Vtep, VtepSpec};
 pub use watch::{IpEvent, KernelEvent, Watch};
 
 use transport::Transport;

@@ -1,14 +1,13 @@
 //! From what is wanted and what is there to the changes in between. Pure.
 //!
-//! flannel's layout, per tunnelled peer: a permanent neighbour for the first address of the peer's
-//! subnet, a forwarding entry from the VTEP MAC to the peer's address, and an onlink route through
-//! the two. A direct peer has one plain route.
+//! What a peer has at the backend's device is the backend's say, in the terms of
+//! [`ViaDevice`](crate::model::ViaDevice). A direct peer has one plain route.
 //!
-//! What belongs to whom:
-//! - a device `flannel.<VNI>` of another VNI is ours if it carries this node's tunnel address;
-//! - permanent neighbours and forwarding entries of `flannel.<VNI>` are all ours;
+//! What belongs to whom, where [`Marks`] are the backends' say:
+//! - another device that is a backend's is ours if it carries this node's address;
+//! - permanent neighbours and forwarding entries of the device are all ours;
 //! - routes with [`ROUTE_PROTOCOL`] are ours;
-//! - routes flannel left are adopted, that is replaced: in flannel's shape on `flannel.<VNI>`, or
+//! - routes flannel left are adopted, that is replaced: in flannel's shape on the device, or
 //!   to exactly a peer's subnet, with protocol "boot" and metric 0. One through a gateway to this
 //!   node's own subnet is from the time another node leased it, and goes;
 //! - every other route stays. One to a peer's subnet is shadowed, not removed: ours goes in front.
@@ -25,9 +24,10 @@ use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
 
 use super::{
     admit::{Admission, PeerPath},
+    device::Marks,
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::{Family, LocalNode, V4};
+use crate::model::{DeviceRoute, Family, LocalNode, V4};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -37,9 +37,9 @@ pub const ROUTE_PROTOCOL: u8 = 241;
 const PROTOCOL_BOOT: u8 = 3;
 
 /// Kernel state this agent answers for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Wanted<F: Family = V4> {
-    /// Index of the vxlan device, for backends that have it.
+    /// Index of the backend's device, for those that have one.
     pub vtep: Option<u32>,
     /// The address of the device, and the range in which it has no other.
     pub address: Option<(F::Network, F::Network)>,
@@ -48,9 +48,10 @@ pub struct Wanted<F: Family = V4> {
     pub neighbours: BTreeMap<F::Address, MacAddr>,
     pub fdb: BTreeMap<MacAddr, F::Address>,
     pub routes: BTreeMap<F::Network, Route<F>>,
+    pub marks: Marks<F>,
 }
 
-/// Kernel state as dumped: addresses, neighbours and forwarding entries of the vxlan device, the
+/// Kernel state as dumped: addresses, neighbours and forwarding entries of the device, the
 /// main routing table in the kernel's order, and devices of an earlier configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedObjects<F: Family = V4> {
@@ -99,16 +100,16 @@ impl<F: Family> ObservedObjects<F> {
     }
 }
 
-/// A vxlan device with flannel's name for its VNI that carries this node's tunnel address and is not
-/// the configured one: the VNI or the backend was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A backend's device that carries this node's address and is not the configured one: the backend, or
+/// what it calls the device, was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     pub ifindex: u32,
-    pub vni: u32,
+    pub name: String,
 }
 
 /// One step from observed to wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectChange<F: Family = V4> {
     AddAddress {
         ifindex: u32,
@@ -156,6 +157,7 @@ impl<F: Family> Default for Wanted<F> {
             neighbours: BTreeMap::new(),
             fdb: BTreeMap::new(),
             routes: BTreeMap::new(),
+            marks: Marks::NONE,
         }
     }
 }
@@ -189,9 +191,7 @@ impl<F: Family> fmt::Display for ObjectChange<F> {
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
             Self::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
             Self::DeleteFdb { mac, .. } => write!(f, "delete forwarding entry {mac}"),
-            Self::DeleteVtep(leftover) => {
-                write!(f, "delete interface {}", F::device_name(leftover.vni))
-            }
+            Self::DeleteVtep(leftover) => write!(f, "delete interface {}", leftover.name),
         }
     }
 }
@@ -217,33 +217,34 @@ pub fn want<F: Family>(
     local: &LocalNode<F>,
     admission: &Admission<F>,
     vtep: Option<u32>,
+    marks: Marks<F>,
 ) -> Wanted<F> {
     let mut wanted = Wanted {
         vtep,
+        marks,
         subnet: local
             .forwarding
             .is_any()
             .then_some((local.subnet, local.underlay.ifindex)),
         ..Wanted::default()
     };
-    if vtep.is_some() {
-        wanted.address = Some((tunnel_address(local), local.network));
+    if let (Some(device), Some(ifindex)) = (&local.device, vtep) {
+        wanted.address = Some((device.address, local.network));
+        wanted.add_routes(&device.routes, ifindex);
     }
     for (peer, path) in admission.accepted.values() {
-        let base = F::first(peer.subnet);
         match (*path, vtep) {
             (PeerPath::Direct { ifindex }, _) => {
-                wanted.routes.insert(
-                    peer.subnet,
-                    peer_route::<F>(peer.subnet, peer.public_ip, ifindex, false),
-                );
+                let route = peer_route(peer.subnet, peer.public_ip, ifindex, false);
+                wanted.routes.insert(peer.subnet, route);
             }
-            (PeerPath::Tunnel, Some(vtep)) => {
-                wanted.neighbours.insert(base, peer.vtep_mac);
-                wanted.fdb.insert(peer.vtep_mac, peer.public_ip);
-                wanted
-                    .routes
-                    .insert(peer.subnet, peer_route::<F>(peer.subnet, base, vtep, true));
+            (PeerPath::Tunnel, Some(ifindex)) => {
+                let Some(via) = &peer.via_device else {
+                    continue;
+                };
+                wanted.neighbours.extend(via.neighbour);
+                wanted.fdb.extend(via.fdb);
+                wanted.add_routes(&via.route, ifindex);
             }
             (PeerPath::Tunnel, None) => {}
         }
@@ -251,15 +252,33 @@ pub fn want<F: Family>(
     wanted
 }
 
+impl<F: Family> Wanted<F> {
+    fn add_routes<'a>(
+        &mut self,
+        routes: impl IntoIterator<Item = &'a DeviceRoute<F>>,
+        device: u32,
+    ) {
+        self.routes.extend(routes.into_iter().map(|route| {
+            let &DeviceRoute {
+                destination,
+                gateway,
+                onlink,
+            } = route;
+            let route = peer_route(destination, gateway, device, onlink);
+            (destination, route)
+        }));
+    }
+}
+
 pub fn peer_route<F: Family>(
     destination: F::Network,
-    gateway: F::Address,
+    gateway: impl Into<Option<F::Address>>,
     ifindex: u32,
     onlink: bool,
 ) -> Route<F> {
     Route {
         destination,
-        gateway: Some(gateway),
+        gateway: gateway.into(),
         ifindex: Some(ifindex),
         onlink,
         kind: RouteType::Unicast,
@@ -269,11 +288,6 @@ pub fn peer_route<F: Family>(
         tos: 0,
         table: u32::from(RouteHeader::RT_TABLE_MAIN),
     }
-}
-
-/// The address of this node's end of the tunnels: the first of its subnet, alone.
-pub(super) fn tunnel_address<F: Family>(local: &LocalNode<F>) -> F::Network {
-    F::host(F::first(local.subnet))
 }
 
 /// The changes that turn `observed` into `wanted`.
@@ -291,7 +305,7 @@ pub fn diff<F: Family>(wanted: &Wanted<F>, observed: &ObservedObjects<F>) -> Obj
     plan.changes.append(&mut removals);
     let leftovers = observed.leftovers.iter();
     plan.changes
-        .extend(leftovers.copied().map(ObjectChange::DeleteVtep));
+        .extend(leftovers.cloned().map(ObjectChange::DeleteVtep));
     plan
 }
 
@@ -455,7 +469,7 @@ fn is_replaceable<F: Family>(route: &Route<F>, wanted: &Wanted<F>) -> bool {
         route.destination == subnet && route.gateway.is_some() && route.ifindex == Some(underlay)
     });
     let flannel_tunnel =
-        wanted.vtep.is_some() && route.ifindex == wanted.vtep && route.is_tunnel_shaped();
+        wanted.vtep.is_some() && route.ifindex == wanted.vtep && (wanted.marks.is_flannels)(route);
     route.protocol == PROTOCOL_BOOT
         && route.metric == F::DEFAULT_METRIC
         && route.tos == 0

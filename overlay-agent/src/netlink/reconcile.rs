@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    net::IpAddr,
 };
 
 use rtnetlink::packet_route::{
@@ -17,14 +18,12 @@ use rtnetlink::packet_route::{
 use super::{
     Netlink, NetlinkError,
     admit::{Admission, PeerPath, Refusal, admit},
-    object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route},
-    plan::{
-        Leftover, ObjectChange, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, tunnel_address, want,
-    },
+    device::{Marks, Vtep},
+    object::{Address, FdbEntry, Neighbour, Route},
+    plan::{Leftover, ObjectChange, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, want},
     request,
     route_mtu::{self, RouteMtu},
     transport::Request,
-    vtep::Vtep,
 };
 use crate::model::{Desired, Direct, Family, LocalNode, V4};
 
@@ -63,6 +62,15 @@ pub struct Standing<F: Family = V4> {
     routes: Vec<RouteMtu<F>>,
 }
 
+/// What a reconciliation goes by.
+struct Found<F: Family> {
+    observed: ObservedObjects<F>,
+    on_link: OnLink<F>,
+    /// All routes, if one of them carries an MTU.
+    routes: Vec<RouteMtu<F>>,
+    marks: Marks<F>,
+}
+
 /// The interfaces of peer addresses that the kernel reaches without a gateway.
 type OnLink<F> = BTreeMap<<F as Family>::Address, Option<u32>>;
 
@@ -89,10 +97,11 @@ impl Netlink {
         &self,
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
+        marks: Marks<F>,
     ) -> Result<Summary<F>, NetlinkError> {
-        match self.reconcile_once(desired, vtep).await {
+        match self.reconcile_once(desired, vtep, marks).await {
             // The changes are made or not: another look tells.
-            Err(NetlinkError::Closed) => self.reconcile_once(desired, vtep).await,
+            Err(NetlinkError::Closed) => self.reconcile_once(desired, vtep, marks).await,
             reconciled => reconciled,
         }
     }
@@ -101,15 +110,21 @@ impl Netlink {
         &self,
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
+        marks: Marks<F>,
     ) -> Result<Summary<F>, NetlinkError> {
         let on_link = self.on_link_of(desired, vtep, OnLink::<F>::new()).await?;
-        let (observed, mut routes) = self.observe(&desired.local, vtep).await?;
+        let (observed, mut routes) = self.observe(&desired.local, vtep, marks).await?;
         // Hardly any host has such a route.
         if routes.iter().all(|found| found.mtu.is_none()) {
             routes.clear();
         }
-        self.bring_about(desired, vtep, on_link, &observed, routes)
-            .await
+        let found = Found {
+            observed,
+            on_link,
+            routes,
+            marks,
+        };
+        self.bring_about(desired, vtep, found).await
     }
 
     /// As [`Netlink::reconcile`], after a change of peers and nothing else: the kernel is not asked what
@@ -121,25 +136,34 @@ impl Netlink {
         standing: Standing<F>,
     ) -> Result<Summary<F>, NetlinkError> {
         let on_link = self.on_link_of(desired, vtep, standing.on_link).await?;
-        let observed = ObservedObjects::just(&standing.wanted);
-        self.bring_about(desired, vtep, on_link, &observed, standing.routes)
-            .await
+        let found = Found {
+            observed: ObservedObjects::just(&standing.wanted),
+            on_link,
+            routes: standing.routes,
+            marks: standing.wanted.marks,
+        };
+        self.bring_about(desired, vtep, found).await
     }
 
     async fn bring_about<F: Family>(
         &self,
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
-        on_link: OnLink<F>,
-        observed: &ObservedObjects<F>,
-        routes: Vec<RouteMtu<F>>,
+        found: Found<F>,
     ) -> Result<Summary<F>, NetlinkError> {
-        if vtep.is_none() && desired.local.forwarding.tunnel.is_some() {
+        if vtep.is_none() && desired.local.forwarding.device {
             return Err(NetlinkError::VtepMissing);
         }
+        let Found {
+            observed,
+            on_link,
+            routes,
+            marks,
+        } = found;
         let admission = admission(desired, &on_link);
-        let wanted = want(&desired.local, &admission, vtep.map(|vtep| vtep.ifindex));
-        let plan = diff(&wanted, observed);
+        let device = vtep.map(|vtep| vtep.ifindex);
+        let wanted = want(&desired.local, &admission, device, marks);
+        let plan = diff(&wanted, &observed);
 
         let requests = plan.changes.iter().map(encode::<F>).collect();
         let verdicts = self.transport.apply(requests).await?;
@@ -269,6 +293,7 @@ impl Netlink {
         &self,
         local: &LocalNode<F>,
         vtep: Option<&Vtep>,
+        marks: Marks<F>,
     ) -> Result<(ObservedObjects<F>, Vec<RouteMtu<F>>), NetlinkError> {
         let routes = self.routes_with_mtu().await?;
         let mut observed = ObservedObjects {
@@ -277,13 +302,16 @@ impl Netlink {
             ..ObservedObjects::default()
         };
         let current = vtep.map(|vtep| vtep.ifindex);
-        let own = tunnel_address(local);
-        for address in observed.addresses.iter().filter(|a| a.local == own) {
+        let own: IpAddr = F::first(local.subnet).into();
+        let is_own = |address: &&Address<F>| address.local.into().ip() == own;
+        for address in observed.addresses.iter().filter(is_own) {
             if Some(address.ifindex) != current {
                 let link = self.link_at(address.ifindex).await?;
-                observed
-                    .leftovers
-                    .extend(link.as_ref().and_then(leftover::<F>));
+                let link = link.filter(marks.is_device);
+                observed.leftovers.extend(link.map(|link| Leftover {
+                    ifindex: link.ifindex,
+                    name: link.name,
+                }));
             }
         }
         observed.addresses.retain(|a| Some(a.ifindex) == current);
@@ -298,7 +326,9 @@ impl Netlink {
             });
         }
         observed.neighbours = self.neighbours(vtep.ifindex).await?;
-        observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
+        if local.device.as_ref().is_some_and(|device| device.has_fdb) {
+            observed.fdb = self.forwarding_entries(vtep.ifindex).await?;
+        }
         Ok((observed, routes))
     }
 
@@ -391,16 +421,6 @@ fn directly_connected(message: &RouteMessage) -> Option<u32> {
             Oif(ifindex) => Some(*ifindex),
             _ => None,
         })
-}
-
-fn leftover<F: Family>(link: &Link) -> Option<Leftover> {
-    match link.kind {
-        LinkKind::Vxlan(vxlan) if link.name == F::device_name(vxlan.vni) => {
-            let (ifindex, vni) = (link.ifindex, vxlan.vni);
-            Some(Leftover { ifindex, vni })
-        }
-        _ => None,
-    }
 }
 
 fn new_neighbours(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = &NeighbourMessage> {

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVxlan,
+    LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        link::{InfoKind, InfoVxlan, LinkMessage},
+        link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage},
         neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol},
     },
@@ -19,7 +19,6 @@ use rtnetlink::{
 use super::{
     object::{Address, Route},
     transport::Request,
-    vtep::VtepSpec,
 };
 use crate::model::{Family, V6};
 
@@ -75,40 +74,19 @@ pub(super) fn route_to<F: Family>(address: F::Address) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(route_key::<F>(F::host(address)))
 }
 
-pub(super) fn create_vtep(spec: &VtepSpec, mtu: u32, mac: MacAddr, zero_checksum: bool) -> Request {
-    let mut builder = LinkVxlan::new(&spec.name, spec.vni)
-        .dev(spec.underlay_ifindex)
-        .learning(spec.learning)
-        .ttl(0)
-        .tos(0);
-    builder = match spec.local {
-        IpAddr::V4(local) => builder.local(local),
-        IpAddr::V6(local) => builder.local6(local),
-    };
-    if let Some(port) = spec.port {
-        builder = builder.port(port);
-    }
-    if spec.gbp {
-        builder = builder.gbp();
-    }
-    if zero_checksum {
-        builder = builder.udp_zero_csum6_rx(true);
-    }
-    let message = builder.mtu(mtu).address(mac.octets.to_vec()).build();
+pub(super) fn create_link(message: LinkMessage) -> Request {
     Request::new(
         RouteNetlinkMessage::NewLink(message),
         NLM_F_CREATE | NLM_F_EXCL,
     )
 }
 
-/// Changes vxlan attributes of an existing device. The kernel keeps what is not mentioned.
-pub(super) fn change_vxlan(ifindex: u32, attributes: Vec<InfoVxlan>) -> Request {
-    let mut builder =
-        LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(ifindex);
-    for attribute in attributes {
-        builder = builder.append_info_data(attribute);
-    }
-    Request::new(RouteNetlinkMessage::NewLink(builder.build()), 0)
+/// Changes what an existing device has by its kind. The kernel keeps what is not mentioned.
+pub(super) fn change_kind(ifindex: u32, kind: InfoKind, data: InfoData) -> Request {
+    let mut message = LinkUnspec::new_with_index(ifindex).build();
+    let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
+    message.attributes.push(LinkAttribute::LinkInfo(info));
+    Request::new(RouteNetlinkMessage::NewLink(message), 0)
 }
 
 /// Changes generic attributes of a link.

@@ -27,7 +27,7 @@ pub struct Dirty {
     pub peers: bool,
     /// Addresses, neighbours, forwarding entries and routes of the kernel tier.
     pub tiers: bool,
-    /// The vxlan devices.
+    /// The backend's devices.
     pub vtep: bool,
     /// The underlay interface or its address.
     pub underlay: bool,
@@ -113,7 +113,7 @@ pub struct SideScene<'a, F: Family> {
 
 impl<'a> Scene<'a> {
     pub fn of(desired: &'a DesiredNode, devices: &Devices) -> Self {
-        each_family!(desired.present().zip(*devices), (side, device) => {
+        each_family!(desired.present().zip(devices.present()), (side, device) => {
             side.map(|side| SideScene::of(side, device))
         })
     }
@@ -137,7 +137,7 @@ impl<'a> Scene<'a> {
 }
 
 impl<'a, F: Family> SideScene<'a, F> {
-    fn of(desired: &'a Desired<F>, device: Option<Device>) -> Self {
+    fn of(desired: &'a Desired<F>, device: Option<&Device>) -> Self {
         Self {
             desired,
             vtep: device.map(|device| device.ifindex),
@@ -153,7 +153,10 @@ impl<'a, F: Family> SideScene<'a, F> {
         self.vtep == Some(entry.ifindex)
             && remote.is_some_and(|remote| {
                 let mut peers = self.desired.peers.values();
-                peers.any(|peer| peer.vtep_mac == entry.mac && peer.public_ip == remote)
+                peers.any(|peer| {
+                    let via = peer.via_device.as_ref();
+                    via.is_some_and(|via| via.fdb == Some((entry.mac, remote)))
+                })
             })
     }
 
@@ -163,8 +166,11 @@ impl<'a, F: Family> SideScene<'a, F> {
         let peer = self.desired.peers.range(up_to).next_back();
         self.vtep == Some(neighbour.ifindex)
             && neighbour.permanent
-            && peer.is_some_and(|(subnet, peer)| {
-                F::first(*subnet) == neighbour.address && Some(peer.vtep_mac) == neighbour.mac
+            && peer.is_some_and(|(_, peer)| {
+                let via = peer.via_device.as_ref();
+                let wanted = via.and_then(|via| via.neighbour);
+                wanted.map(|(address, mac)| (address, Some(mac)))
+                    == Some((neighbour.address, neighbour.mac))
             })
     }
 
@@ -320,7 +326,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::{Kind as _, Vxlan},
-        model::{LocalNode, Peer, Underlay},
+        model::{LocalNode, Underlay, VxlanEnd},
         netlink::{Address, Link, LinkKind, Neighbour, Route},
     };
 
@@ -333,12 +339,11 @@ mod tests {
     }
 
     fn desired() -> Desired {
-        let peer = Peer {
-            subnet: network("10.5.2.0/24"),
-            public_ip: Ipv4Addr::new(192, 168, 7, 2),
-            vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 2]),
-            zero_checksum: false,
-        };
+        let peer = Vxlan::peer_at::<V4>(
+            network("10.5.2.0/24"),
+            Ipv4Addr::new(192, 168, 7, 2),
+            VxlanEnd::new(MacAddr::new([2, 0, 0, 0, 0, 2])),
+        );
         Desired {
             local: LocalNode {
                 network: network("10.5.0.0/16"),
@@ -353,8 +358,9 @@ mod tests {
                     public_ip: Ipv4Addr::new(192, 168, 7, 1),
                 },
                 forwarding: Vxlan::DEFAULT.forwarding::<V4>(),
+                device: None,
                 vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-                zero_checksum: false,
+                lease_data: None,
             },
             peers: [(peer.subnet, peer)].into(),
         }

@@ -74,12 +74,12 @@ impl Controller {
 
     /// The devices are these now.
     pub fn take_devices(&mut self, devices: Devices) {
-        self.devices = devices;
-        each_family!(self.desired.as_mut().zip(devices), (side, device) => {
+        each_family!(self.desired.as_mut().zip(devices.present()), (side, device) => {
             if let Some((side, device)) = side.as_mut().zip(device) {
-                side.local.zero_checksum = device.zero_checksum;
+                side.local.lease_data.clone_from(&device.lease_data);
             }
         });
+        self.devices = devices;
     }
 
     /// A dump of links begins; events from here on are newer than parts of it.

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use crate::{
-    backend::{Backend, NodeData},
+    backend::Backend,
     config::{self, NetworkConfig},
     filter,
     model::{Desired, DesiredNode, Family, LeaseAttrs, PerFamily, V4, V6, each_family},
@@ -12,10 +12,10 @@ use crate::{
 };
 
 /// Where peers reach a node in one family, as its lease says it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Advertised<F: Family> {
     pub public_ip: F::Address,
-    pub data: NodeData,
+    pub data: Option<String>,
 }
 
 /// What this node's lease says.
@@ -23,17 +23,15 @@ pub fn attrs(
     backend: &Backend,
     node: PerFamily<Option<Advertised<V4>>, Option<Advertised<V6>>>,
 ) -> LeaseAttrs {
-    fn data<F: Family>(backend: &Backend, node: Option<Advertised<F>>) -> Option<String> {
-        node.and_then(|node| backend.lease_data::<F>(node.data))
-    }
     LeaseAttrs {
         public_ip: node
             .ipv4
+            .as_ref()
             .map_or(Ipv4Addr::UNSPECIFIED, |node| node.public_ip),
-        public_ipv6: node.ipv6.map(|node| node.public_ip),
+        public_ipv6: node.ipv6.as_ref().map(|node| node.public_ip),
         backend_type: backend.lease_type().to_owned(),
-        backend_data: data(backend, node.ipv4),
-        backend_v6_data: data(backend, node.ipv6),
+        backend_data: node.ipv4.and_then(|node| node.data),
+        backend_v6_data: node.ipv6.and_then(|node| node.data),
     }
 }
 
@@ -43,10 +41,7 @@ pub fn attrs_of(backend: &Backend, node: &DesiredNode) -> LeaseAttrs {
         let local = &side.local;
         Advertised {
             public_ip: local.underlay.public_ip,
-            data: NodeData {
-                vtep_mac: local.vtep_mac,
-                zero_checksum: local.zero_checksum,
-            },
+            data: local.lease_data.clone(),
         }
     }
     attrs(
@@ -117,6 +112,7 @@ mod tests {
     use crate::{
         backend::{HostGw, Vxlan},
         model::{LocalNode, Underlay},
+        netlink::{LinkKind, Vtep, VxlanLink},
     };
 
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
@@ -126,6 +122,19 @@ mod tests {
             mtu,
             ..Vxlan::DEFAULT
         })
+    }
+
+    fn vtep(zero_checksum: bool) -> Vtep {
+        Vtep {
+            ifindex: 7,
+            name: "flannel.1".to_owned(),
+            mac: MAC,
+            mtu: 1450,
+            kind: LinkKind::Vxlan(VxlanLink {
+                zero_checksum,
+                ..VxlanLink::default()
+            }),
+        }
     }
 
     fn side<F: Family>(
@@ -148,8 +157,9 @@ mod tests {
                     public_ip: address,
                 },
                 forwarding: backend.forwarding::<F>(),
+                device: backend.own_device(network, subnet),
                 vtep_mac: MAC,
-                zero_checksum: false,
+                lease_data: backend.lease_data::<F>(Some(&vtep(false))),
             },
             peers: BTreeMap::new(),
         }
@@ -206,7 +216,8 @@ mod tests {
             r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
         );
         // With one more key if the device takes what flannel's does not.
-        ipv6.ipv6.as_mut().unwrap().local.zero_checksum = true;
+        let data = backend.lease_data::<V6>(Some(&vtep(true)));
+        ipv6.ipv6.as_mut().unwrap().local.lease_data = data;
         assert_eq!(
             attrs_of(&backend, &ipv6).encode(),
             r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01","ZeroCsum6":true}}"#

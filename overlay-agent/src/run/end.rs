@@ -1,11 +1,12 @@
 //! This node's end of the tunnels of one family: its underlay and its device, which exist before the
 //! node has a lease and follow the host afterwards.
 
+use overlay_common::addr::MacAddr;
 use tracing::{info, warn};
 
 use super::convert::Advertised;
 use crate::{
-    backend::{self, Backend, BackendError, NodeData},
+    backend::{self, Backend, BackendError},
     model::{Desired, Family, LocalNode, Underlay},
     netlink::{Netlink, Vtep},
 };
@@ -23,7 +24,7 @@ impl<F: Family> TunnelEnd<F> {
         netlink: &Netlink,
         backend: &Backend,
         underlay: Option<Underlay<F>>,
-        known: Option<NodeData>,
+        known: &[String],
     ) -> anyhow::Result<Option<Self>> {
         let Some(underlay) = underlay else {
             return Ok(None);
@@ -31,26 +32,16 @@ impl<F: Family> TunnelEnd<F> {
         report(&underlay, "underlay chosen");
         backend.check(&underlay)?;
         let vtep = backend.ensure_device(netlink, &underlay, known).await?;
-        if let Some(vtep) = &vtep {
-            report_checksums::<F>(vtep);
-        }
         for name in backend::remove_unfinished(netlink, &underlay, vtep.as_ref()).await? {
             info!(device = name, "removed what an unfinished start had left");
         }
         Ok(Some(Self { underlay, vtep }))
     }
 
-    fn data(&self) -> NodeData {
-        self.vtep.as_ref().map_or(NodeData::NONE, |vtep| NodeData {
-            vtep_mac: vtep.mac,
-            zero_checksum: vtep.zero_checksum,
-        })
-    }
-
-    pub fn advertised(&self) -> Advertised<F> {
+    pub fn advertised(&self, backend: &Backend) -> Advertised<F> {
         Advertised {
             public_ip: self.underlay.public_ip,
-            data: self.data(),
+            data: backend.lease_data::<F>(self.vtep.as_ref()),
         }
     }
 
@@ -60,29 +51,16 @@ impl<F: Family> TunnelEnd<F> {
         subnet: F::Network,
         backend: &Backend,
     ) -> LocalNode<F> {
-        let data = self.data();
+        let vtep = self.vtep.as_ref();
         LocalNode {
             network,
             subnet,
             underlay: self.underlay.clone(),
             forwarding: backend.forwarding::<F>(),
-            vtep_mac: data.vtep_mac,
-            zero_checksum: data.zero_checksum,
+            device: backend.own_device(network, subnet),
+            vtep_mac: vtep.map_or(MacAddr::ZERO, |vtep| vtep.mac),
+            lease_data: backend.lease_data::<F>(vtep),
         }
-    }
-}
-
-/// Says of a device that does not take all that peers could send it what would help. The device is
-/// kept: to create it anew would lose packets of pods that run.
-pub fn report_checksums<F: Family>(vtep: &Vtep) {
-    if F::CHECKSUM_IS_REQUIRED && !vtep.zero_checksum {
-        info!(
-            device = %vtep.name,
-            "the device lacks udp6zerocsumrx, which only a new one can get, so this node does not \
-             say that it takes IPv6 tunnel packets with UDP checksum 0; `ip link delete {}` has it \
-             made anew within a second, with a moment's loss, and so has a reboot",
-            vtep.name
-        );
     }
 }
 

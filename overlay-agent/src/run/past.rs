@@ -4,19 +4,15 @@
 use std::net::IpAddr;
 
 use crate::{
-    backend::{Backend, NodeData},
-    model::{LeaseAttrs, PerFamily, V4, V6, each_family},
-    netlink::{Link, LinkKind},
+    backend::{self, Backend},
+    model::{Family, LeaseAttrs, PerFamily, V4, V6, each_family},
+    netlink::Link,
     underlay::{Held, HostSnapshot, Selection},
 };
 
 /// What peers know of the node. A device that has to be created, after a reboot say, takes its MAC
 /// address again.
-pub fn recorded(
-    known: &[LeaseAttrs],
-    backend: &Backend,
-    selection: &Selection,
-) -> PerFamily<Option<NodeData>> {
+pub fn recorded(known: &[LeaseAttrs], selection: &Selection) -> PerFamily<Vec<String>> {
     let public = each_family!(selection.addresses, addresses => {
         addresses.map(|addresses| IpAddr::from(addresses.public))
     });
@@ -25,8 +21,12 @@ pub fn recorded(
     };
     let own = || known.iter().filter(|attrs| attrs.node_ip() == node_ip);
     PerFamily {
-        ipv4: own().find_map(|attrs| backend.node_data::<V4>(attrs.backend_data.as_deref())),
-        ipv6: own().find_map(|attrs| backend.node_data::<V6>(attrs.backend_v6_data.as_deref())),
+        ipv4: own()
+            .filter_map(|attrs| attrs.backend_data.clone())
+            .collect(),
+        ipv6: own()
+            .filter_map(|attrs| attrs.backend_v6_data.clone())
+            .collect(),
     }
 }
 
@@ -39,18 +39,17 @@ pub fn held_addresses(
     host: &HostSnapshot,
     known: &[LeaseAttrs],
 ) -> Held {
-    let local = |name: String| {
+    fn local<F: Family>(links: &[Link], backend: &Backend) -> Option<IpAddr> {
+        let name = backend.device_name::<F>()?;
         let link = links.iter().find(|link| link.name == name)?;
-        match &link.kind {
-            LinkKind::Vxlan(vxlan) => vxlan.local,
-            _ => None,
-        }
-    };
+        let (_, device) = backend::recognise::<F>(link)?;
+        device.local
+    }
     let devices = PerFamily {
-        ipv4: backend.device_name::<V4>(),
-        ipv6: backend.device_name::<V6>(),
+        ipv4: local::<V4>(links, backend),
+        ipv6: local::<V6>(links, backend),
     };
-    let devices = devices.into_iter().flatten().filter_map(local);
+    let devices = devices.into_iter().flatten();
     let is_advertised = |ip: &IpAddr| {
         known.iter().any(|attrs| match *ip {
             IpAddr::V4(ip) => attrs.public_ip == ip,
@@ -73,8 +72,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::Vxlan,
-        netlink::VxlanLink,
+        backend::{Vxlan, VxlanData},
+        netlink::{LinkKind, VxlanLink},
         underlay::{AddressFlags, Addresses, InterfaceAddress},
     };
 
@@ -112,6 +111,7 @@ mod tests {
             ifindex: 7,
             name: "flannel.1".to_owned(),
             kind: LinkKind::Vxlan(VxlanLink {
+                vni: 1,
                 local: Some(ip(3).into()),
                 ..VxlanLink::default()
             }),
@@ -150,8 +150,8 @@ mod tests {
             notes: Vec::new(),
         };
         let leases = leases(&[1]);
-        let recorded = |last| recorded(&leases, &BACKEND, &selection(last)).ipv4;
-        assert_eq!(recorded(1).map(|node| node.vtep_mac), Some(MAC));
-        assert_eq!(recorded(2), None);
+        let recorded = |last| recorded(&leases, &selection(last)).ipv4;
+        assert_eq!(recorded(1), [VxlanData::new(1, MAC).encode()]);
+        assert_eq!(recorded(2), Vec::<String>::new());
     }
 }

@@ -85,8 +85,7 @@ fn scope(desired: &DesiredNode, trusted: bool) -> Scope {
 fn add<F: Family>(side: &Desired<F>, scope: &mut Scope) -> Option<u16> {
     let local = &side.local;
     scope.underlays.insert(local.underlay.name.clone());
-    local.forwarding.tunnel.map(|tunnel| {
-        scope.vteps.insert(F::device_name(tunnel.vni));
-        tunnel.port
-    })
+    let device = local.device.as_ref();
+    scope.vteps.extend(device.map(|device| device.name.clone()));
+    local.forwarding.tunnel.map(|tunnel| tunnel.port)
 }

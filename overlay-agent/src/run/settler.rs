@@ -40,7 +40,7 @@ pub struct Job {
 }
 
 /// What came of a job.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,

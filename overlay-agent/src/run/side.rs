@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use tracing::{info, warn};
 
-use super::end::report_checksums;
 use crate::{
-    backend::{Backend, NodeData},
+    backend::{self, Backend},
     model::{Desired, Family, V4},
     netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
 };
@@ -56,10 +55,7 @@ impl<F: Family> Side<F> {
         backend: &Backend,
     ) -> Result<(), String> {
         let local = &mut self.desired.local;
-        let known = NodeData {
-            vtep_mac: local.vtep_mac,
-            zero_checksum: local.zero_checksum,
-        };
+        let known = local.lease_data.as_deref();
         let restored = backend.restore_device(netlink, &local.underlay, known);
         match restored.await {
             Ok(None) => Ok(()),
@@ -67,10 +63,7 @@ impl<F: Family> Side<F> {
                 if self.vtep.as_ref() != Some(&vtep) {
                     info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
                 }
-                if local.zero_checksum != vtep.zero_checksum {
-                    local.zero_checksum = vtep.zero_checksum;
-                    report_checksums::<F>(&vtep);
-                }
+                local.lease_data = backend.lease_data::<F>(Some(&vtep));
                 self.vtep = Some(vtep);
                 Ok(())
             }
@@ -84,7 +77,8 @@ impl<F: Family> Side<F> {
     /// Has the kernel tier be as desired. The error is the reason why it is not.
     pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
         self.standing = None;
-        let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref()).await;
+        let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks());
+        let reconciled = reconciled.await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
             (Ok(summary), Ok(())) => self.take(summary),

@@ -1,6 +1,9 @@
 //! The two families of a running node.
 
-use super::{devices::Devices, side::Side};
+use super::{
+    devices::{Device, Devices},
+    side::Side,
+};
 use crate::{
     datapath::Serves,
     model::{DesiredNode, PerFamily, V6, each_family},
@@ -20,7 +23,10 @@ impl Sides {
 
     pub fn devices(&self) -> Devices {
         each_family!(self.present(), side => {
-            side.and_then(|side| side.vtep.as_ref()).map(Into::into)
+            side.and_then(|side| Some(Device {
+                ifindex: side.vtep.as_ref()?.ifindex,
+                lease_data: side.desired.local.lease_data.clone(),
+            }))
         })
     }
 

@@ -110,16 +110,16 @@ impl Daemon {
         for note in &selection.notes {
             info!("{note}");
         }
-        let recorded = recorded(&known, &backend, &selection);
+        let recorded = recorded(&known, &selection);
         let ends = each_family!(selection.underlays().zip(recorded), (underlay, recorded) => {
-            TunnelEnd::prepare(&netlink, &backend, underlay, recorded).await?
+            TunnelEnd::prepare(&netlink, &backend, underlay, &recorded).await?
         });
         each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
 
         let wish = Wish {
             attrs: convert::attrs(
                 &backend,
-                each_family!(ends.present(), end => end.map(TunnelEnd::advertised)),
+                each_family!(ends.present(), end => end.map(|end| end.advertised(&backend))),
             ),
             allocation: config.pools,
             previous: previous.ipv4_subnet,
@@ -268,7 +268,7 @@ impl Daemon {
 
     /// Takes over what came of it.
     pub fn take_settled(&mut self, settled: &Settled, dirty: Dirty) {
-        self.controller.take_devices(settled.devices);
+        self.controller.take_devices(settled.devices.clone());
         if dirty.vtep {
             // The device may be another one, which takes other packets.
             self.advertise();

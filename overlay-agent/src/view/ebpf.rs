@@ -13,7 +13,7 @@ use overlay_common::{
 use crate::{
     datapath::{self, DatapathError, LinkState, Maps, OverlayMaps, PinDir},
     filter::per_packet::Report,
-    model::{Family, V4, V6},
+    model::{Family, V4, V6, each_family},
     netlink::Subnets,
 };
 
@@ -43,10 +43,11 @@ impl EbpfTier {
     /// Reads the pinned maps and links.
     pub fn read(pins: &PinDir) -> Result<Self, DatapathError> {
         let maps = Maps::open(pins)?;
+        let overlays = each_family!(maps.overlays.as_ref(), maps => Overlay::read(maps)?);
         Ok(Self {
             agent_running: pins.is_in_use()?,
-            ipv4: Overlay::read(&maps.ipv4)?,
-            ipv6: Overlay::read(&maps.ipv6)?,
+            ipv4: overlays.ipv4,
+            ipv6: overlays.ipv6,
             counters: maps.counters()?,
             links: datapath::link_states(pins)?,
             per_packet_rules: Report::of(&maps.slow()?).unwrap_or_default(),

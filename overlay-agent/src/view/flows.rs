@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     datapath::{DatapathError, Maps, OverlayMaps, PinDir, permit_clock},
-    model::{Family, V4, V6},
+    model::{Family, V4, V6, each_family},
 };
 
 /// Both flow tables at one time.
@@ -41,9 +41,10 @@ impl FlowTables {
     /// Reads the pinned maps.
     pub fn read(pins: &PinDir) -> Result<Self, DatapathError> {
         let maps = Maps::open(pins)?;
+        let tables = each_family!(maps.overlays, maps => FlowTable::read(&maps)?);
         Ok(Self {
-            ipv4: FlowTable::read(&maps.ipv4)?,
-            ipv6: FlowTable::read(&maps.ipv6)?,
+            ipv4: tables.ipv4,
+            ipv6: tables.ipv6,
             now: permit_clock()?,
         })
     }

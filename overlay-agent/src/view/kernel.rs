@@ -12,11 +12,9 @@ use rtnetlink::packet_route::route::RouteType;
 use serde::Serialize;
 
 use crate::{
+    backend,
     model::{Family, V4, V6},
-    netlink::{
-        FdbEntry, Link, LinkKind, Neighbour, Netlink, NetlinkError, ROUTE_PROTOCOL, Route,
-        flannel_vni,
-    },
+    netlink::{FdbEntry, Link, LinkKind, Neighbour, Netlink, NetlinkError, ROUTE_PROTOCOL, Route},
 };
 
 /// Both families of the kernel tier.
@@ -29,7 +27,7 @@ pub struct KernelTier {
     pub missing: Vec<String>,
 }
 
-/// The vxlan device of a family, and its routes to other nodes.
+/// The backend's device of a family, and its routes to other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tier {
     /// `None` with host-gw.
@@ -37,7 +35,7 @@ pub struct Tier {
     pub routes: Vec<PeerRoute>,
 }
 
-/// `flannel.<VNI>` or `flannel-v6.<VNI>`.
+/// A backend's device: `flannel.<VNI>` or `flannel-v6.<VNI>`, say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
     pub ifindex: u32,
@@ -46,8 +44,9 @@ pub struct Device {
     /// The address tunnel packets are sent from.
     pub vtep: Option<IpAddr>,
     pub vtep_mac: Option<String>,
-    pub vni: u32,
-    pub port: u16,
+    /// Of a vxlan device.
+    pub vni: Option<u32>,
+    pub port: Option<u16>,
     pub mtu: u32,
     /// Whether tunnel packets to it may have UDP checksum 0; over IPv4 they always may.
     pub zero_checksum: bool,
@@ -111,7 +110,7 @@ impl Tier {
             fdb: Vec::new(),
         };
         for link in &observed.links {
-            if flannel_vni::<F>(link).is_some() {
+            if backend::recognise::<F>(link).is_some() {
                 let neighbours = netlink.neighbours(link.ifindex).await?;
                 observed.neighbours.extend(neighbours);
                 let fdb = netlink.forwarding_entries(link.ifindex).await?;
@@ -144,20 +143,22 @@ impl Tier {
 
 impl Device {
     fn of<F: Family>(link: &Link) -> Option<Self> {
-        let vni = flannel_vni::<F>(link)?;
-        let LinkKind::Vxlan(vxlan) = link.kind else {
-            return None;
+        let (_, device) = backend::recognise::<F>(link)?;
+        let vxlan = match link.kind {
+            LinkKind::Vxlan(vxlan) => Some(vxlan),
+            _ => None,
         };
         Some(Self {
             ifindex: link.ifindex,
             ifname: link.name.clone(),
             up: link.up,
-            vtep: vxlan.local,
+            vtep: device.local,
             vtep_mac: link.mac.map(|mac| mac.to_string()),
-            vni,
-            port: vxlan.port,
+            vni: vxlan.map(|vxlan| vxlan.vni),
+            port: vxlan.map(|vxlan| vxlan.port),
             mtu: link.mtu,
-            zero_checksum: vxlan.zero_checksum || !F::CHECKSUM_IS_REQUIRED,
+            zero_checksum: vxlan.is_some_and(|vxlan| vxlan.zero_checksum)
+                || !F::CHECKSUM_IS_REQUIRED,
         })
     }
 }
@@ -188,7 +189,10 @@ impl<'a, F: Family> Ends<'a, F> {
     fn route(&self, route: &Route<F>) -> PeerRoute {
         let link = route.ifindex.and_then(|ifindex| self.links.get(&ifindex));
         let gateway = route.ifindex.zip(route.gateway);
-        let (mode, vtep, mac) = if route.is_tunnel_shaped() {
+        let is_device = link.is_some_and(|link| backend::recognise::<F>(link).is_some());
+        let (mode, vtep, mac) = if is_device && link.is_some_and(|link| link.mac.is_none()) {
+            ("tunnel", route.gateway.map(Into::into), None)
+        } else if is_device || backend::is_flannels(route) {
             let mac = gateway.and_then(|at| self.neighbours.get(&at).copied());
             let end = route.ifindex.zip(mac);
             let vtep = end.and_then(|at| self.remotes.get(&at).copied());

@@ -2,7 +2,7 @@
 //! of bad packets comes to.
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -14,39 +14,39 @@ use overlay_common::{
 };
 use overlay_tests::{
     capture::Capture,
-    differ::{
-        packets::{self, DONT_FRAGMENT, Header as _, Ip, MORE_FRAGMENTS, UDP},
-        raw::RawPort,
-    },
-    lab::{Attachment, Lab, Node, scenario, underlay::NODE_INTERFACE},
-    traffic::{connection::SteadyConnection, flow::SteadyFlow, ping},
+    differ::raw::RawPort,
+    in_both_families,
+    lab::{Lab, Node, scenario, underlay::NODE_INTERFACE},
+    traffic::{Endpoint, connection::SteadyConnection, flow::SteadyFlow, ping, udp},
     wait::wait_for,
 };
 use serde_json::Value;
 
+use crate::family::Forged;
+
+in_both_families! { addresses:
+    a_flood_of_bad_packets_is_dropped_and_counted_by_the_native_guard_while_pods_talk,
+    a_flood_of_bad_packets_is_dropped_and_counted_by_the_generic_guard_while_pods_talk,
+    what_is_not_this_networks_passes_the_native_guard,
+    what_is_not_this_networks_passes_the_generic_guard,
+}
+
 const DEADLINE: Duration = Duration::from_secs(15);
 const VXLAN_PORT: u16 = 8472;
-/// Bad packets of a flood.
-const FLOOD: u64 = 1_000_000;
 /// Bad packets under way at a time: with what else is under way, less than the ring of a veth that
 /// runs XDP, which has 256 places.
 const WINDOW: u64 = 96;
 /// When a window is not counted for so long, packets were lost.
 const STALLED: Duration = Duration::from_secs(2);
 
-/// Two nodes with a pod each, and a third host on their segment that is nobody's peer.
-fn bring_up(lab: &Lab, arguments: &[&str]) -> Result<()> {
-    let nodes = &lab.nodes()[..2];
-    for node in nodes {
+/// Two nodes with a pod each, and a third host on their segment that is nobody's peer. Returns the pods.
+fn bring_up<A: Forged>(lab: &Lab, arguments: &[&str]) -> Result<[Endpoint<A>; 2]> {
+    let (one, other) = (lab.node(0), lab.node(1));
+    for node in [one, other] {
         lab.start_agent(node, arguments)?;
     }
-    for node in nodes {
-        let pod = node.add_pod("a", Attachment::Bridge)?;
-        ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
-    }
-    wait_for("both nodes to know each other", DEADLINE, || {
-        nodes.iter().try_for_each(|node| lab.check_converged(node))
-    })
+    A::wait_converged(lab)?;
+    Ok([A::add_pod(one, 'a')?, A::add_pod(other, 'a')?])
 }
 
 /// How the kernel runs XDP on a node's underlay: 1 natively, 2 generically.
@@ -59,7 +59,7 @@ fn xdp_mode(node: &Node) -> Result<Option<u64>> {
 #[test]
 fn the_guard_is_attached_as_asked_and_goes_with_the_next_start_without_it() {
     scenario(Lab::builder().nodes(3), |lab| {
-        bring_up(lab, &["--xdp=auto"])?;
+        let [near, far] = bring_up::<Ipv4Addr>(lab, &["--xdp=auto"])?;
         let node = lab.node(0);
         let modes = [
             ("--xdp=native", Some(1)),
@@ -87,61 +87,43 @@ fn the_guard_is_attached_as_asked_and_goes_with_the_next_start_without_it() {
             // Attaching costs packets where the driver sets up its queues for it.
             let again = start(argument, mode)?;
             ensure!(again == link, "{argument}: link {link:?} became {again:?}");
-            ping::all(
-                &node.pods()[0].endpoint(),
-                lab.node(1).pods()[0].address,
-                20,
-            )?;
+            ping::all(&near, far.address, 20)?;
         }
         Ok(())
     });
 }
 
 /// Frames of one attacker to one node.
-struct Forge {
+struct Forge<A> {
     port: RawPort,
     destination: [u8; 6],
-    vtep: Ipv4Addr,
-    stranger: Ipv4Addr,
-    peer: Ipv4Addr,
+    vtep: A,
+    stranger: A,
+    peer: A,
 }
 
-impl Forge {
+impl<A: Forged> Forge<A> {
     fn new(lab: &Lab) -> Result<Self> {
         let (victim, peer, attacker) = (lab.node(0), lab.node(1), lab.node(2));
         Ok(Self {
             port: RawPort::at(&attacker.namespace, NODE_INTERFACE)?,
             destination: victim.mac(NODE_INTERFACE)?.octets,
-            vtep: victim.address,
-            stranger: attacker.address,
-            peer: peer.address,
+            vtep: A::host(victim).address,
+            stranger: A::host(attacker).address,
+            peer: A::host(peer).address,
         })
-    }
-
-    fn ip(&self, source: Ipv4Addr, fragment: u16) -> Ip {
-        Ip {
-            source,
-            destination: self.vtep,
-            protocol: UDP,
-            ttl: 64,
-            tos: 0,
-            id: 77,
-            fragment,
-            options: Vec::new(),
-        }
     }
 
     fn frame(&self, packet: &[u8]) -> Vec<u8> {
         let addresses = [&self.destination[..], &self.port.mac.octets];
-        [&addresses.concat(), &[8, 0][..], packet].concat()
+        [&addresses.concat(), &A::ETHER_TYPE[..], packet].concat()
     }
 
-    fn datagram(&self, source: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
-        let ip = self.ip(source, DONT_FRAGMENT);
-        self.frame(&ip.packet(&packets::udp(&ip, [40_000, port], payload)))
+    fn datagram(&self, source: A, port: u16, payload: &[u8]) -> Vec<u8> {
+        self.frame(&A::datagram([source, self.vtep], [40_000, port], payload))
     }
 
-    fn tunnel(&self, source: Ipv4Addr, flags: u8, vni: u8) -> Vec<u8> {
+    fn tunnel(&self, source: A, flags: u8, vni: u8) -> Vec<u8> {
         self.datagram(source, VXLAN_PORT, &vxlan(flags, vni))
     }
 
@@ -197,15 +179,15 @@ impl GuardCounters {
     }
 }
 
-/// Sends [`FLOOD`] bad packets as fast as the node takes them; how many of each kind.
-fn flood(forge: &Forge, counters: &GuardCounters) -> Result<[u64; 3]> {
+/// Sends [`Forged::FLOOD`] bad packets as fast as the node takes them; how many of each kind.
+fn flood<A: Forged>(forge: &Forge<A>, counters: &GuardCounters) -> Result<[u64; 3]> {
     let bad = forge.bad();
     let frames: Vec<&[u8]> = bad.iter().map(|(_, frame)| &frame[..]).collect();
     let batch: Vec<_> = frames.iter().cycle().take(32).copied().collect();
     let per_batch = batch.len() as u64;
     let before = counters.dropped()?;
     let mut sent = 0;
-    while sent < FLOOD {
+    while sent < A::FLOOD {
         for frame in &batch {
             forge.port.send(frame)?;
         }
@@ -238,19 +220,18 @@ enum Behind {
     AnyTier,
 }
 
-fn hold_against_a_flood(argument: &str, behind: Behind) {
-    scenario(Lab::builder().nodes(3), |lab| {
-        bring_up(lab, &[argument])?;
+fn hold_against_a_flood<A: Forged>(argument: &str, behind: Behind) {
+    scenario(Lab::builder().nodes(3).config(A::CONFIG), |lab| {
+        let [near, far] = bring_up::<A>(lab, &[argument])?;
         let victim = lab.node(0);
         wait_for("the guard", DEADLINE, || {
             let mode = xdp_mode(victim)?;
             ensure!(mode.is_some(), "no XDP program is attached");
             Ok(())
         })?;
-        let [near, far] = [0, 1].map(|node| lab.node(node).pods()[0].endpoint());
         let datagrams = SteadyFlow::start(&far, &near, Duration::from_millis(2))?;
         let stream = SteadyConnection::open(&far, &near, Duration::from_millis(2))?;
-        let forge = Forge::new(lab)?;
+        let forge = Forge::<A>::new(lab)?;
         let before = victim.counters()?;
 
         let start = Instant::now();
@@ -293,18 +274,15 @@ fn hold_against_a_flood(argument: &str, behind: Behind) {
     });
 }
 
-#[test]
-fn a_million_bad_packets_are_dropped_and_counted_by_the_native_guard_while_pods_talk() {
-    hold_against_a_flood("--xdp=native", Behind::Fast);
+fn a_flood_of_bad_packets_is_dropped_and_counted_by_the_native_guard_while_pods_talk<A: Forged>() {
+    hold_against_a_flood::<A>("--xdp=native", Behind::Fast);
 }
 
-#[test]
-fn a_million_bad_packets_are_dropped_and_counted_by_the_generic_guard_while_pods_talk() {
-    hold_against_a_flood("--xdp=generic", Behind::AnyTier);
+fn a_flood_of_bad_packets_is_dropped_and_counted_by_the_generic_guard_while_pods_talk<A: Forged>() {
+    hold_against_a_flood::<A>("--xdp=generic", Behind::AnyTier);
 }
 
 const OTHER_VNI: u8 = 77;
-const OTHER_PORT: u16 = 9_999;
 const COUNT: usize = 500;
 
 /// Packets an interface of a node has received.
@@ -323,9 +301,9 @@ fn put_tags_into_frames(lab: &Lab, node: &Node) -> Result<()> {
     lab.underlay().hub().run("ethtool", features).map(drop)
 }
 
-fn pass_untouched(argument: &str) {
-    scenario(Lab::builder().nodes(3), |lab| {
-        bring_up(lab, &[argument])?;
+fn pass_untouched<A: Forged>(argument: &str) {
+    scenario(Lab::builder().nodes(3).config(A::CONFIG), |lab| {
+        bring_up::<A>(lab, &[argument])?;
         let victim = lab.node(0);
         wait_for("the guard", DEADLINE, || {
             let mode = xdp_mode(victim)?;
@@ -335,27 +313,26 @@ fn pass_untouched(argument: &str) {
         put_tags_into_frames(lab, victim)?;
         // Whoever is to get what passes: another overlay on the same port, a socket.
         victim.namespace.ip_batch(&format!(
-            "link add other type vxlan id {OTHER_VNI} dstport {VXLAN_PORT} local {} nolearning\n\
+            "link add other type vxlan id {OTHER_VNI} dstport {VXLAN_PORT} local {} nolearning {}\n\
              link set other up\n",
-            victim.address
+            A::host(victim).address,
+            A::AS_OURS
         ))?;
-        let address = (victim.address, OTHER_PORT);
-        let socket = victim.enter(|| UdpSocket::bind(address))?;
+        let socket = udp::bind(&A::host(victim))?;
+        let other_port = socket.local_addr()?.port();
         socket.set_read_timeout(Some(DEADLINE))?;
-        let forge = Forge::new(lab)?;
+        let forge = Forge::<A>::new(lab)?;
 
         let other_vni = forge.tunnel(forge.stranger, 8, OTHER_VNI);
         let mut tagged = forge.tunnel(forge.stranger, 8, 1);
         tagged.splice(12..12, [0x81, 0, 0, 5]);
-        let plain = forge.datagram(forge.stranger, OTHER_PORT, b"other UDP, whole");
+        let plain = forge.datagram(forge.stranger, other_port, b"other UDP, whole");
+        let addresses = [forge.stranger, forge.vtep];
+        let optional = A::with_options(addresses, [40_000, other_port], b"behind options");
+        let optional = forge.frame(&optional);
         // Put together behind the guard.
-        let ip = forge.ip(forge.stranger, 0);
-        let segment = packets::udp(&ip, [40_000, OTHER_PORT], &[7; 1_000]);
-        let (first, last) = segment.split_at(512);
-        let fragments = [(first, MORE_FRAGMENTS), (last, 512 / 8)].map(|(piece, fragment)| {
-            let ip = forge.ip(forge.stranger, fragment);
-            forge.frame(&ip.packet(piece))
-        });
+        let fragments = A::fragments(addresses, [40_000, other_port], &[7; 1_000]);
+        let fragments = fragments.map(|packet| forge.frame(&packet));
 
         let before = victim.counters()?;
         let other_before = received(victim, "other")?;
@@ -367,6 +344,9 @@ fn pass_untouched(argument: &str) {
             forge.port.send(&plain)?;
             let len = socket.recv(&mut buffer).context("other UDP")?;
             ensure!(&buffer[..len] == b"other UDP, whole", "damaged");
+            forge.port.send(&optional)?;
+            let len = socket.recv(&mut buffer).context("behind options")?;
+            ensure!(&buffer[..len] == b"behind options", "damaged");
             for fragment in &fragments {
                 forge.port.send(fragment)?;
             }
@@ -396,12 +376,10 @@ fn pass_untouched(argument: &str) {
     });
 }
 
-#[test]
-fn what_is_not_this_networks_passes_the_native_guard() {
-    pass_untouched("--xdp=native");
+fn what_is_not_this_networks_passes_the_native_guard<A: Forged>() {
+    pass_untouched::<A>("--xdp=native");
 }
 
-#[test]
-fn what_is_not_this_networks_passes_the_generic_guard() {
-    pass_untouched("--xdp=generic");
+fn what_is_not_this_networks_passes_the_generic_guard<A: Forged>() {
+    pass_untouched::<A>("--xdp=generic");
 }

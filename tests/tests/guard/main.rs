@@ -1,4 +1,5 @@
 //! The XDP guard on the underlay of a lab.
 
+mod family;
 mod flood;
 mod peer_address;

@@ -4,7 +4,6 @@ mod checksum;
 mod churn;
 mod dual_stack;
 mod fastpath;
-mod guard;
 mod interop;
 mod only;
 mod peers;

@@ -3,7 +3,7 @@
 use overlay_agent::{backend::Vxlan, netlink::NetlinkError};
 use overlay_tests::private_netns::{in_private_netns, run};
 
-use crate::node::{MAC, Node, described, index_of};
+use crate::node::{MAC, Node, described, index_of, vxlan};
 
 #[test]
 fn the_device_is_described_exactly_as_flannels() {
@@ -26,7 +26,7 @@ fn the_device_is_described_exactly_as_flannels() {
             ),
             "{flannels}"
         );
-        assert_eq!((vtep.mac, vtep.mtu, vtep.port), (MAC, 1450, 8472));
+        assert_eq!((vtep.mac, vtep.mtu, vxlan(&vtep).port), (MAC, 1450, 8472));
         let accept_ra = run("sysctl -n net.ipv6.conf.flannel/1.accept_ra");
         assert_eq!(accept_ra.trim(), "0");
     });
@@ -122,7 +122,7 @@ fn a_device_with_port_and_gbp_has_them() {
         };
         let node = Node::new(backend);
         let vtep = node.ensure().await;
-        assert_eq!(vtep.port, 4789);
+        assert_eq!(vxlan(&vtep).port, 4789);
         let text = described("flannel.1");
         assert!(
             text.contains("dstport 4789") && text.contains("gbp"),
@@ -159,7 +159,7 @@ fn a_foreign_device_with_our_vni_is_named_and_left_alone() {
             .ensure_vtep(&node.spec(), None)
             .await
             .expect_err("taken");
-        assert!(matches!(&error, NetlinkError::VniTaken { other, .. } if other == "other"));
+        assert!(matches!(&error, NetlinkError::Taken { other, .. } if other == "other"));
         run("ip link show other");
     });
 }

@@ -18,11 +18,7 @@ fn a_renamed_device_gets_its_name_back_and_keeps_its_peers() {
         let vtep = node.ensure().await;
         node.reconcile(&vtep).await;
         run("ip link set flannel.1 name stolen");
-        let error = node
-            .netlink
-            .reconcile(&node.desired, Some(&vtep))
-            .await
-            .expect_err("renamed");
+        let error = node.try_reconcile(Some(&vtep)).await.expect_err("renamed");
         assert!(matches!(error, NetlinkError::VtepGone { .. }), "{error}");
         let again = node
             .netlink

@@ -10,8 +10,8 @@ use std::{
 };
 
 use overlay_agent::{
-    backend::{Kind as _, Vxlan},
-    model::{Desired, LocalNode, Peer, Underlay, V4},
+    backend::{Kind as _, Vxlan, marks},
+    model::{Desired, LocalNode, Underlay, V4, VxlanEnd},
     netlink::Netlink,
 };
 use overlay_common::addr::MacAddr;
@@ -25,16 +25,14 @@ fn desired(n: u8, backend: Vxlan) -> Desired {
     let address = Ipv4Addr::new(192, 168, 0, n);
     let mac = |n| MacAddr::new([0x02, 0, 0, 0, 0, n]);
     let subnet = net(&format!("10.5.{peer}.0/24"));
-    let peer = Peer {
-        subnet,
-        public_ip: Ipv4Addr::new(192, 168, 0, peer),
-        vtep_mac: mac(peer),
-        zero_checksum: false,
-    };
+    let end = VxlanEnd::new(mac(peer));
+    let peer = Vxlan::peer_at::<V4>(subnet, Ipv4Addr::new(192, 168, 0, peer), end);
+    let network = net("10.5.0.0/16");
+    let own = net(&format!("10.5.{n}.0/24"));
     Desired {
         local: LocalNode {
-            network: net("10.5.0.0/16"),
-            subnet: net(&format!("10.5.{n}.0/24")),
+            network,
+            subnet: own,
             underlay: Underlay {
                 ifindex: index_of("eth0"),
                 name: "eth0".to_owned(),
@@ -45,8 +43,9 @@ fn desired(n: u8, backend: Vxlan) -> Desired {
                 public_ip: address,
             },
             forwarding: backend.forwarding::<V4>(),
+            device: backend.own_device(network, own),
             vtep_mac: mac(n),
-            zero_checksum: false,
+            lease_data: None,
         },
         peers: [(subnet, peer)].into(),
     }
@@ -59,7 +58,7 @@ async fn program(n: u8, backend: Vxlan) {
     let spec = backend.device(&desired.local.underlay);
     let mac = Some(desired.local.vtep_mac);
     let vtep = netlink.ensure_vtep(&spec, mac).await.expect("device");
-    let summary = netlink.reconcile(&desired, Some(&vtep)).await;
+    let summary = netlink.reconcile(&desired, Some(&vtep), marks()).await;
     let summary = summary.expect("reconcile");
     assert!(summary.failed.is_empty(), "{:?}", summary.failed);
 }

@@ -47,8 +47,9 @@ impl Discovery {
             subnet: "10.5.1.0/24".parse().expect("subnet"),
             underlay: underlay_of(underlay, address),
             forwarding: HostGw.forwarding::<V4>(),
+            device: None,
             vtep_mac: MacAddr::ZERO,
-            zero_checksum: false,
+            lease_data: None,
         };
         let address: Ipv6Addr = "2001:db8::1".parse().expect("an address");
         let local6 = LocalNode {
@@ -56,8 +57,9 @@ impl Discovery {
             subnet: "fd00:5:0:1::/64".parse().expect("subnet"),
             underlay: underlay_of(underlay, address),
             forwarding: HostGw.forwarding::<V6>(),
+            device: None,
             vtep_mac: MacAddr::ZERO,
-            zero_checksum: false,
+            lease_data: None,
         };
         Self {
             netlink,

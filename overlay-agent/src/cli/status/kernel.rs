@@ -1,6 +1,6 @@
 //! What the kernel tier says, for people.
 
-use crate::view::{KernelTier, Tier};
+use crate::view::{KernelTier, PeerRoute, Tier};
 
 /// What is not as it should be, in sentences that say what follows from it.
 pub fn problems(kernel: &KernelTier) -> Vec<String> {
@@ -16,7 +16,10 @@ pub fn problems(kernel: &KernelTier) -> Vec<String> {
                 device.ifname
             ));
         }
-        for route in routes.iter().filter(|route| route.vtep.is_none()) {
+        // A device without link-layer addresses needs nothing beside its routes.
+        let needs_ends = device.as_ref().is_none_or(|d| d.vtep_mac.is_some());
+        let lacks_end = |route: &&PeerRoute| route.vtep.is_none() && needs_ends;
+        for route in routes.iter().filter(lacks_end) {
             problems.push(format!(
                 "{} has a route and no tunnel end: its packets are dropped",
                 route.subnet
@@ -36,7 +39,7 @@ pub fn lines(tier: &Tier, prefix: &str) -> Vec<(String, String)> {
         line("vtep", format!("{vtep} ({mac}) on {}", device.ifname));
         line("mtu", device.mtu.to_string());
         // Over IPv4 it is always taken.
-        if device.vtep.is_none_or(|vtep| vtep.is_ipv6()) {
+        if device.vni.is_some() && device.vtep.is_none_or(|vtep| vtep.is_ipv6()) {
             let taken = if device.zero_checksum {
                 "taken"
             } else {

@@ -329,7 +329,7 @@ fn a_node_that_goes_back_to_flanneld_is_sent_checksums_again() {
             .unwrap()
             .usable::<V6>(&backend)
             .unwrap();
-        assert_eq!(peer.zero_checksum, zero_checksum);
+        assert_eq!(peer.vxlan.unwrap().zero_checksum, zero_checksum);
     }
 }
 

@@ -23,12 +23,11 @@ use self::{
     overlay::OverlayMaps,
 };
 use super::{error::DatapathError, pins::PinDir};
-use crate::model::{V4, V6};
+use crate::model::{PerFamily, V4, V6};
 
 /// The maps of one pin directory.
 pub struct Maps {
-    pub ipv4: OverlayMaps<V4>,
-    pub ipv6: OverlayMaps<V6>,
+    pub overlays: PerFamily<OverlayMaps<V4>, OverlayMaps<V6>>,
     gateways: HashMap<MapData, u32, Gateway>,
     slow: Array<MapData, Slow>,
     stats: PerCpuArray<MapData, Counter>,
@@ -42,8 +41,10 @@ impl Maps {
         let (slow, ..) = open(pins, maps::SLOW)?;
         let (stats, ..) = open(pins, maps::STATS)?;
         Ok(Self {
-            ipv4: OverlayMaps::open(pins)?,
-            ipv6: OverlayMaps::open(pins)?,
+            overlays: PerFamily {
+                ipv4: OverlayMaps::open(pins)?,
+                ipv6: OverlayMaps::open(pins)?,
+            },
             gateways: typed(gateways, maps::GATEWAYS)?,
             slow: typed(slow, maps::SLOW)?,
             stats: typed(stats, maps::STATS)?,

@@ -152,7 +152,8 @@ fn node<F: Family>(
         return None;
     }
     let mut flags = NODE_VALID;
-    if peer.zero_checksum {
+    let end = peer.vxlan;
+    if end.is_some_and(|end| end.zero_checksum) {
         flags |= NODE_ZERO_CHECKSUM;
     }
     if local.forwarding.direct != Direct::Never {
@@ -160,7 +161,8 @@ fn node<F: Family>(
     }
     let encap = match local.forwarding.tunnel {
         Some(tunnel) => {
-            if peer.vtep_mac.is_zero() || peer.vtep_mac.is_multicast() {
+            let mac = end?.mac;
+            if mac.is_zero() || mac.is_multicast() {
                 return None;
             }
             F::encap(&EncapParams {
@@ -170,7 +172,7 @@ fn node<F: Family>(
                 port: tunnel.port,
                 ttl: facts.ttl,
                 inner_src: vtep_mac,
-                inner_dst: peer.vtep_mac,
+                inner_dst: mac,
             })
         }
         None => F::Encap::default(),
@@ -181,7 +183,7 @@ fn node<F: Family>(
         vtep: address.into(),
         ipv4_sum: F::encap_sum(&encap),
         subnet: F::first(subnet).into(),
-        vtep_mac: peer.vtep_mac,
+        vtep_mac: end.map_or(MacAddr::ZERO, |end| end.mac),
         prefix_len: F::prefix(subnet),
         encap,
         route_mtu: facts
@@ -207,7 +209,7 @@ mod tests {
     use crate::{
         backend::{Alloc, HostGw, Kind, Vxlan},
         datapath::host::PermitTimes,
-        model::Underlay,
+        model::{Underlay, VxlanEnd},
     };
 
     const FACTS: HostFacts = HostFacts {
@@ -228,15 +230,8 @@ mod tests {
     fn desired(backend: &impl Kind, peers: &[(&str, [u8; 4], MacAddr)]) -> Desired {
         let peers = peers.iter().map(|&(subnet, public_ip, vtep_mac)| {
             let subnet: Ipv4Network = subnet.parse().unwrap();
-            (
-                subnet,
-                Peer {
-                    subnet,
-                    public_ip: public_ip.into(),
-                    vtep_mac,
-                    zero_checksum: false,
-                },
-            )
+            let end = VxlanEnd::new(vtep_mac);
+            (subnet, Vxlan::peer_at::<V4>(subnet, public_ip.into(), end))
         });
         Desired {
             local: LocalNode {
@@ -252,8 +247,9 @@ mod tests {
                     public_ip: Ipv4Addr::new(203, 0, 113, 9),
                 },
                 forwarding: backend.forwarding::<V4>(),
+                device: None,
                 vtep_mac: MAC,
-                zero_checksum: false,
+                lease_data: None,
             },
             peers: peers.collect(),
         }

@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::{
     backend::{HostGw, Kind as _, Vxlan},
-    model::Underlay,
+    model::{Underlay, VxlanEnd},
 };
 
 fn local(direct_routing: bool) -> LocalNode {
@@ -24,18 +24,19 @@ fn local(direct_routing: bool) -> LocalNode {
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
         },
         forwarding: vxlan.forwarding::<V4>(),
+        device: None,
         vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-        zero_checksum: false,
+        lease_data: None,
     }
 }
 
 fn peer(subnet: &str, last: u8, mac: u8) -> Peer {
-    Peer {
-        subnet: subnet.parse().expect("a subnet"),
-        public_ip: Ipv4Addr::new(192, 0, 2, last),
-        vtep_mac: MacAddr::new([2, 0, 0, 0, 0, mac]),
-        zero_checksum: false,
-    }
+    peer_at(subnet, last, MacAddr::new([2, 0, 0, 0, 0, mac]))
+}
+
+fn peer_at(subnet: &str, last: u8, mac: MacAddr) -> Peer {
+    let subnet = subnet.parse().expect("a subnet");
+    Vxlan::peer_at::<V4>(subnet, Ipv4Addr::new(192, 0, 2, last), VxlanEnd::new(mac))
 }
 
 fn admitted(local: LocalNode, peers: &[Peer]) -> Admission {
@@ -71,15 +72,9 @@ fn a_peer_that_would_steal_local_traffic_is_refused() {
 
 #[test]
 fn a_tunnelled_peer_needs_a_mac_of_its_own() {
-    let group = Peer {
-        vtep_mac: MacAddr::new([0xff; 6]),
-        ..peer("10.5.2.0/24", 2, 2)
-    };
+    let group = peer_at("10.5.2.0/24", 2, MacAddr::new([0xff; 6]));
     assert_eq!(reason(group), Some(RefusalReason::InvalidMac));
-    let zero = Peer {
-        vtep_mac: MacAddr::ZERO,
-        ..peer("10.5.2.0/24", 2, 2)
-    };
+    let zero = peer_at("10.5.2.0/24", 2, MacAddr::ZERO);
     assert_eq!(reason(zero), Some(RefusalReason::InvalidMac));
     assert_eq!(
         reason(peer("10.5.2.0/24", 2, 1)),
@@ -116,8 +111,7 @@ fn subnets_that_start_alike_cannot_both_be_tunnelled() {
 
 #[test]
 fn only_an_on_link_peer_is_direct_and_it_needs_no_mac() {
-    let mut on_link = peer("10.5.2.0/24", 3, 0);
-    on_link.vtep_mac = MacAddr::ZERO;
+    let on_link = peer_at("10.5.2.0/24", 3, MacAddr::ZERO);
     let peers = [on_link, peer("10.5.3.0/24", 4, 4)];
     let admission = admitted(local(true), &peers);
     assert_eq!(

@@ -28,6 +28,10 @@ fn wanted_with(peers: &BTreeSet<(u8, bool)>) -> Wanted<V6> {
             Ipv6Network::from(subnet(1).network()),
             "fd00:10:5::/48".parse().expect("a network"),
         )),
+        marks: Marks {
+            is_flannels: Route::is_tunnel_shaped,
+            ..Marks::NONE
+        },
         ..Wanted::default()
     };
     for &(n, direct) in peers {
@@ -49,7 +53,7 @@ fn wanted_with(peers: &BTreeSet<(u8, bool)>) -> Wanted<V6> {
 /// A kernel that does what the changes say, as IPv6 does it.
 fn apply(routes: &mut Vec<Route<V6>>, changes: &[ObjectChange<V6>]) {
     for change in changes {
-        match *change {
+        match change.clone() {
             ObjectChange::AddRoute(route) => {
                 if let Some(gateway) = route.gateway.filter(|_| route.onlink) {
                     let elsewhere = routes.iter().find(|other| {

@@ -14,7 +14,7 @@ const OTHER: u32 = 8;
 /// A kernel that does what the changes say.
 fn apply(observed: &mut ObservedObjects, changes: &[ObjectChange]) {
     for change in changes {
-        match *change {
+        match change.clone() {
             ObjectChange::AddAddress { ifindex, address } => observed.addresses.push(Address {
                 ifindex,
                 local: address,
@@ -98,6 +98,10 @@ fn wanted_with(peers: &BTreeSet<(u8, bool)>) -> Wanted {
             Ipv4Network::from(Ipv4Addr::new(10, 5, 1, 0)),
             "10.5.0.0/16".parse().expect("a network"),
         )),
+        marks: Marks {
+            is_flannels: Route::is_tunnel_shaped,
+            ..Marks::NONE
+        },
         ..Wanted::default()
     };
     for &(n, direct) in peers {
@@ -357,10 +361,10 @@ fn a_leftover_device_goes_last() {
     let wanted = wanted_with(&[(2, false)].into());
     let leftover = Leftover {
         ifindex: 99,
-        vni: 4,
+        name: "flannel.4".to_owned(),
     };
     let observed = ObservedObjects {
-        leftovers: vec![leftover],
+        leftovers: vec![leftover.clone()],
         ..ObservedObjects::default()
     };
     let changes = diff(&wanted, &observed).changes;

@@ -32,8 +32,9 @@ fn local() -> LocalNode {
             public_ip: Ipv4Addr::new(192, 0, 2, 1),
         },
         forwarding: HostGw.forwarding::<V4>(),
+        device: None,
         vtep_mac: MacAddr::ZERO,
-        zero_checksum: false,
+        lease_data: None,
     }
 }
 
@@ -52,8 +53,9 @@ fn local6() -> LocalNode<V6> {
             public_ip,
         },
         forwarding: HostGw.forwarding::<V6>(),
+        device: None,
         vtep_mac: MacAddr::ZERO,
-        zero_checksum: false,
+        lease_data: None,
     }
 }
 

@@ -15,7 +15,7 @@ use overlay_agent::{
         Attachment, Datapath, DatapathError, Fastpath, HostFacts, Maps, Options, PermitTimes,
         PinDir, Serves, Summary, XdpMode,
     },
-    model::{Desired, LocalNode, Peer, Underlay, V4},
+    model::{Desired, LocalNode, Underlay, V4, VxlanEnd},
     object::OBJECT,
 };
 use overlay_common::{addr::MacAddr, node::Node, outcome::Hook, route::RouteEntry};
@@ -98,12 +98,8 @@ pub fn subnet(third: u8) -> Ipv4Network {
 /// Peers as third octet of the subnet and last octet of the address.
 pub fn desired(peers: &[(u8, u8)]) -> Desired {
     let peer = |&(third, last): &(u8, u8)| {
-        let peer = Peer {
-            subnet: subnet(third),
-            public_ip: [192, 168, 0, last].into(),
-            vtep_mac: MacAddr::new([2, 0, 0, 0, 0, last]),
-            zero_checksum: false,
-        };
+        let end = VxlanEnd::new(MacAddr::new([2, 0, 0, 0, 0, last]));
+        let peer = Vxlan::peer_at::<V4>(subnet(third), [192, 168, 0, last].into(), end);
         (subnet(third), peer)
     };
     Desired {
@@ -120,8 +116,9 @@ pub fn desired(peers: &[(u8, u8)]) -> Desired {
                 public_ip: [192, 168, 0, 200].into(),
             },
             forwarding: Vxlan::DEFAULT.forwarding::<V4>(),
+            device: None,
             vtep_mac: MacAddr::new([2, 0, 0, 0, 0, 200]),
-            zero_checksum: false,
+            lease_data: None,
         },
         peers: peers.iter().map(peer).collect(),
     }
@@ -135,8 +132,8 @@ pub fn apply(datapath: &mut Datapath, peers: &[(u8, u8)]) -> Summary {
 
 /// What a person sees in the maps: subnet to node index and VTEP address.
 pub fn routed(maps: &Maps) -> BTreeMap<Ipv4Network, (u32, [u8; 4])> {
-    let nodes = maps.ipv4.nodes().expect("nodes");
-    let routes = maps.ipv4.routes().expect("routes");
+    let nodes = maps.overlays.ipv4.nodes().expect("nodes");
+    let routes = maps.overlays.ipv4.routes().expect("routes");
     let entry = |(subnet, route): (Ipv4Network, RouteEntry)| {
         let node: &Node = &nodes[&route.node];
         (subnet, (route.node, node.vtep.octets))

@@ -24,7 +24,14 @@ fn a_flush_waits_for_nobody_and_never_repeats_a_generation() {
     sandbox(|pins| {
         let agent = open(pins);
         let mut flusher = agent.flusher().expect("a flusher");
-        let generation = || pinned(pins).ipv4.config().expect("config").generation;
+        let generation = || {
+            pinned(pins)
+                .overlays
+                .ipv4
+                .config()
+                .expect("config")
+                .generation
+        };
         let before = generation();
         let first = flusher.flush().expect("flushed");
         assert!(first.contested.is_none(), "{first:?}");
@@ -79,11 +86,16 @@ fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flush
         let moved = apply(&mut agent, &[(1, 7), (2, 2)]);
         assert_eq!((moved.updated, moved.flushed), (1, false));
         assert_eq!(routed(&pinned(pins))[&subnet(1)], (node, [192, 168, 0, 7]));
-        let entry = pinned(pins).ipv4.nodes().expect("nodes")[&node];
+        let entry = pinned(pins).overlays.ipv4.nodes().expect("nodes")[&node];
         assert_eq!(entry.encap.ipv4.dst.octets, [192, 168, 0, 7]);
         assert_eq!(entry.encap.inner_eth.dst, MacAddr::new([2, 0, 0, 0, 0, 7]));
         assert_eq!(
-            pinned(pins).ipv4.config().expect("config").generation,
+            pinned(pins)
+                .overlays
+                .ipv4
+                .config()
+                .expect("config")
+                .generation,
             start.generation
         );
 
@@ -104,8 +116,16 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
         apply(&mut agent, &[(1, 1), (2, 2)]);
         let right = routed(&pinned(pins));
         let mut meddler = Maps::open(&PinDir::new(pins)).expect("maps");
-        meddler.ipv4.remove_route(subnet(1)).expect("removed");
-        meddler.ipv4.put_route(subnet(77), 2).expect("added");
+        meddler
+            .overlays
+            .ipv4
+            .remove_route(subnet(1))
+            .expect("removed");
+        meddler
+            .overlays
+            .ipv4
+            .put_route(subnet(77), 2)
+            .expect("added");
 
         agent.distrust_tables();
         apply(&mut agent, &[(1, 1), (2, 2)]);
@@ -117,7 +137,14 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
 fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
     sandbox(|pins| {
         let mut agent = open(pins);
-        let generation = || pinned(pins).ipv4.config().expect("config").generation;
+        let generation = || {
+            pinned(pins)
+                .overlays
+                .ipv4
+                .config()
+                .expect("config")
+                .generation
+        };
         let start = generation();
         let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
         assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
@@ -163,7 +190,7 @@ fn every_entry_of_a_large_flow_table_is_read_once() {
             };
             table.insert(key, flow, 0).expect("room");
         }
-        let flows = pinned(pins).ipv4.flows().expect("flows");
+        let flows = pinned(pins).overlays.ipv4.flows().expect("flows");
         let number = |flow: &Flow| u32::from(u16::from_be_bytes(flow.source_port));
         let numbers: BTreeSet<u32> = flows.iter().map(|(_, flow)| number(flow)).collect();
         assert_eq!(flows.len(), ENTRIES as usize);

@@ -29,12 +29,12 @@ fn a_restarted_agent_takes_over_the_maps() {
         apply(&mut first, &[(2, 2), (3, 3)]);
         let before = (
             routed(&pinned(pins)),
-            pinned(pins).ipv4.config().expect("config"),
+            pinned(pins).overlays.ipv4.config().expect("config"),
         );
         drop(first);
 
         let mut second = open(pins);
-        let adopted = pinned(pins).ipv4.config().expect("config");
+        let adopted = pinned(pins).overlays.ipv4.config().expect("config");
         assert_eq!(
             routed(&pinned(pins)),
             before.0,
@@ -146,7 +146,7 @@ fn another_capacity_gives_another_flow_table_and_keeps_the_rest() {
             ..options(pins, OBJECT)
         })
         .expect("opened");
-        assert!(pinned(pins).ipv4.max_flows() >= 8_192);
+        assert!(pinned(pins).overlays.ipv4.max_flows() >= 8_192);
         assert_eq!(routed(&pinned(pins)), before);
     });
 }

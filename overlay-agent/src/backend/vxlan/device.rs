@@ -9,19 +9,18 @@
 //! for IPv6 takes tunnel packets with UDP checksum 0, too (RFC 6935). The kernel cannot give that to
 //! a live device (`vxlan_nl2flag`), so one without it is as good.
 
-use std::net::IpAddr;
+use std::{fs, net::IpAddr};
 
 use overlay_common::addr::MacAddr;
-use rtnetlink::packet_route::link::InfoVxlan;
-
-use super::{
-    NetlinkError,
-    object::{Link, LinkKind, VxlanLink},
+use rtnetlink::{
+    LinkVxlan,
+    packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkInfo, LinkMessage},
 };
-use crate::model::{Family, V4, V6};
 
-/// `IFNAMSIZ` less the terminating zero.
-const NAME_MAX: usize = 15;
+use crate::{
+    model::{Family, Tunnel, V4, V6},
+    netlink::{Collision, DeviceSpec, Link, LinkKind, NetlinkError, VxlanLink},
+};
 
 /// What the vxlan device must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,51 +39,22 @@ pub struct VtepSpec {
     pub mtu: u32,
 }
 
-/// The vxlan device as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vtep {
-    pub ifindex: u32,
-    pub name: String,
-    pub mac: MacAddr,
-    pub mtu: u32,
-    /// UDP port tunnel packets are sent to and received on.
-    pub port: u16,
-    /// Whether those over IPv6 may have UDP checksum 0.
-    pub zero_checksum: bool,
-}
+impl DeviceSpec for VtepSpec {
+    const HAS_MAC: bool = true;
 
-/// How an existing device compares with the specification.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fit {
-    /// Usable, after these corrections.
-    Compatible(Corrections),
-    /// The kernel cannot turn it into what is needed.
-    Incompatible(&'static str),
-}
-
-/// What to change on a live device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Corrections {
-    pub vxlan: Vec<InfoVxlan>,
-    pub mtu: Option<u32>,
-    pub mac: Option<MacAddr>,
-    pub up: bool,
-}
-
-impl VtepSpec {
-    /// Refuses names the kernel cannot hold, before anything is touched.
-    pub(super) fn check_name(&self) -> Result<(), NetlinkError> {
-        let bad = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte == b':';
-        if self.name.is_empty() || self.name.len() > NAME_MAX || self.name.bytes().any(bad) {
-            return Err(NetlinkError::BadName {
-                name: self.name.clone(),
-            });
-        }
-        Ok(())
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    /// MTU the device can have on an underlay of this MTU.
-    pub(super) fn mtu_on(&self, underlay_mtu: u32) -> Result<u32, NetlinkError> {
+    fn underlay_ifindex(&self) -> u32 {
+        self.underlay_ifindex
+    }
+
+    fn is_ipv6(&self) -> bool {
+        self.local.is_ipv6()
+    }
+
+    fn mtu_on(&self, underlay_mtu: u32) -> Result<u32, NetlinkError> {
         let (family, overhead, least) = match self.local {
             IpAddr::V4(_) => (V4::NAME, V4::OVERHEAD, V4::MIN_MTU),
             IpAddr::V6(_) => (V6::NAME, V6::OVERHEAD, V6::MIN_MTU),
@@ -93,6 +63,7 @@ impl VtepSpec {
         if mtu < least {
             return Err(NetlinkError::MtuTooSmall {
                 name: self.name.clone(),
+                kind: "vxlan",
                 mtu,
                 overhead,
                 family,
@@ -102,18 +73,80 @@ impl VtepSpec {
         Ok(mtu)
     }
 
-    /// Whether the kernel would not have both devices: same VNI, same port, same outer family.
-    pub(super) fn collides_with(&self, vxlan: &VxlanLink, default_port: u16) -> bool {
+    fn kind(&self) -> InfoKind {
+        InfoKind::Vxlan
+    }
+
+    fn create(&self, mtu: u32, mac: MacAddr, links: &[Link]) -> LinkMessage {
+        let rival = self.checksum_rival(links, kernel_default_port());
+        if let Some(rival) = rival {
+            tracing::info!(
+                device = %self.name,
+                %rival,
+                "created without udp6zerocsumrx, as the other vxlan device of this port is"
+            );
+        }
+        let mut builder = LinkVxlan::new(&self.name, self.vni)
+            .dev(self.underlay_ifindex)
+            .learning(self.learning)
+            .ttl(0)
+            .tos(0);
+        builder = match self.local {
+            IpAddr::V4(local) => builder.local(local),
+            IpAddr::V6(local) => builder.local6(local),
+        };
+        if let Some(port) = self.port {
+            builder = builder.port(port);
+        }
+        if self.gbp {
+            builder = builder.gbp();
+        }
+        if self.local.is_ipv6() && rival.is_none() {
+            builder = builder.udp_zero_csum6_rx(true);
+        }
+        builder.mtu(mtu).address(mac.octets.to_vec()).build()
+    }
+
+    fn compare(&self, link: &Link, _: &[LinkInfo]) -> Result<Option<InfoData>, &'static str> {
+        let LinkKind::Vxlan(vxlan) = &link.kind else {
+            return Err("not a vxlan device");
+        };
+        match self.unchangeable(vxlan, kernel_default_port()) {
+            Some(reason) => Err(reason),
+            None => Ok(self.changes(vxlan)),
+        }
+    }
+
+    /// Same VNI, same port, same outer family.
+    fn collision(&self, other: &Link) -> Option<Collision> {
+        let LinkKind::Vxlan(vxlan) = &other.kind else {
+            return None;
+        };
         let is_ipv6 = |address: IpAddr| address.is_ipv6();
-        vxlan.vni == self.vni
-            && vxlan.port == self.port.unwrap_or(default_port)
-            && vxlan.local.is_some_and(is_ipv6) == is_ipv6(self.local)
+        let collides = vxlan.vni == self.vni
+            && vxlan.port == self.port.unwrap_or_else(kernel_default_port)
+            && vxlan.local.is_some_and(is_ipv6) == is_ipv6(self.local);
+        collides.then(|| Collision {
+            claim: format!("VNI {} on the same UDP port", self.vni),
+            remedy: "configure another VNI",
+        })
+    }
+}
+
+impl VtepSpec {
+    /// Name of the device that keeps a new one from taking UDP checksum 0.
+    fn checksum_rival<'a>(&self, links: &'a [Link], default_port: u16) -> Option<&'a str> {
+        let mut links = links.iter().filter(|_| self.local.is_ipv6());
+        let rival = links.find(|link| {
+            matches!(&link.kind, LinkKind::Vxlan(vxlan) if self.bars_zero_checksum(vxlan, default_port))
+        });
+        rival.map(|link| link.name.as_str())
     }
 
     /// Whether a new device that takes UDP checksum 0 over IPv6 could not be brought up beside this
     /// one. All devices of a port receive by one socket per family, so they must agree on what it
     /// takes (`vxlan_find_sock`, `VXLAN_F_RCV_FLAGS`).
-    pub(super) fn bars_zero_checksum(&self, vxlan: &VxlanLink, default_port: u16) -> bool {
+    fn bars_zero_checksum(&self, vxlan: &VxlanLink, default_port: u16) -> bool {
         vxlan.port == self.port.unwrap_or(default_port)
             && !vxlan.zero_checksum
             && match vxlan.local {
@@ -121,47 +154,6 @@ impl VtepSpec {
                 // The family of a multicast group, or of a default remote, is not known here.
                 None => vxlan.exotic,
             }
-    }
-
-    /// Compares an existing device. `mac` is the address it must have, when it must have one;
-    /// `default_port` is the kernel's.
-    pub(super) fn compare(
-        &self,
-        link: &Link,
-        mtu: u32,
-        mac: Option<MacAddr>,
-        default_port: u16,
-    ) -> Fit {
-        let LinkKind::Vxlan(vxlan) = &link.kind else {
-            return Fit::Incompatible("not a vxlan device");
-        };
-        if let Some(reason) = self.unchangeable(vxlan, default_port) {
-            return Fit::Incompatible(reason);
-        }
-        let mut corrections = Corrections {
-            up: !link.up,
-            ..Corrections::default()
-        };
-        if vxlan.underlay != Some(self.underlay_ifindex) {
-            corrections
-                .vxlan
-                .push(InfoVxlan::Link(self.underlay_ifindex));
-        }
-        if vxlan.local != Some(self.local) {
-            corrections.vxlan.push(match self.local {
-                IpAddr::V4(local) => InfoVxlan::Local(local),
-                IpAddr::V6(local) => InfoVxlan::Local6(local),
-            });
-        }
-        if vxlan.learning != self.learning {
-            corrections.vxlan.push(InfoVxlan::Learning(self.learning));
-        }
-        if vxlan.ttl != 0 {
-            corrections.vxlan.push(InfoVxlan::Ttl(0));
-        }
-        corrections.mtu = (link.mtu != mtu).then_some(mtu);
-        corrections.mac = mac.filter(|mac| link.mac != Some(*mac));
-        Fit::Compatible(corrections)
     }
 
     fn unchangeable(&self, vxlan: &VxlanLink, default_port: u16) -> Option<&'static str> {
@@ -177,12 +169,35 @@ impl VtepSpec {
             None
         }
     }
+
+    /// What a live device can change.
+    fn changes(&self, vxlan: &VxlanLink) -> Option<InfoData> {
+        let mut changes = Vec::new();
+        if vxlan.underlay != Some(self.underlay_ifindex) {
+            changes.push(InfoVxlan::Link(self.underlay_ifindex));
+        }
+        if vxlan.local != Some(self.local) {
+            changes.push(match self.local {
+                IpAddr::V4(local) => InfoVxlan::Local(local),
+                IpAddr::V6(local) => InfoVxlan::Local6(local),
+            });
+        }
+        if vxlan.learning != self.learning {
+            changes.push(InfoVxlan::Learning(self.learning));
+        }
+        if vxlan.ttl != 0 {
+            changes.push(InfoVxlan::Ttl(0));
+        }
+        (!changes.is_empty()).then_some(InfoData::Vxlan(changes))
+    }
 }
 
-impl Corrections {
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
+/// Port of a vxlan device that is given none: a parameter of the vxlan module.
+fn kernel_default_port() -> u16 {
+    fs::read_to_string("/sys/module/vxlan/parameters/udp_port")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(Tunnel::DEFAULT_PORT)
 }
 
 #[cfg(test)]
@@ -238,13 +253,13 @@ mod tests {
         }
     }
 
-    fn compare(link: &Link) -> Fit {
-        spec().compare(link, 1450, Some(MAC), 8472)
+    fn compare(link: &Link) -> Result<Option<InfoData>, &'static str> {
+        spec().compare(link, &[])
     }
 
     #[test]
     fn flannels_own_device_needs_no_correction() {
-        assert_eq!(compare(&link()), Fit::Compatible(Corrections::default()));
+        assert_eq!(compare(&link()), Ok(None));
     }
 
     #[test]
@@ -259,8 +274,7 @@ mod tests {
                 mtu: 1430,
                 ..link()
             };
-            let fit = spec6().compare(&device, 1430, Some(MAC), 8472);
-            assert_eq!(fit, Fit::Compatible(Corrections::default()));
+            assert_eq!(spec6().compare(&device, &[]), Ok(None));
         }
     }
 
@@ -303,24 +317,16 @@ mod tests {
                 ttl: 64,
                 ..vxlan()
             }),
-            mac: Some(MacAddr::new([2, 9, 9, 9, 9, 9])),
-            mtu: 1400,
-            up: false,
             ..link()
         };
         assert_eq!(
             compare(&device),
-            Fit::Compatible(Corrections {
-                vxlan: vec![
-                    InfoVxlan::Link(2),
-                    InfoVxlan::Local(Ipv4Addr::new(192, 0, 2, 1)),
-                    InfoVxlan::Learning(false),
-                    InfoVxlan::Ttl(0),
-                ],
-                mtu: Some(1450),
-                mac: Some(MAC),
-                up: true,
-            })
+            Ok(Some(InfoData::Vxlan(vec![
+                InfoVxlan::Link(2),
+                InfoVxlan::Local(Ipv4Addr::new(192, 0, 2, 1)),
+                InfoVxlan::Learning(false),
+                InfoVxlan::Ttl(0),
+            ])))
         );
     }
 
@@ -347,7 +353,7 @@ mod tests {
                 kind: kind.clone(),
                 ..link()
             };
-            assert!(matches!(compare(&device), Fit::Incompatible(_)), "{kind:?}");
+            assert!(compare(&device).is_err(), "{kind:?}");
         }
     }
 
@@ -365,24 +371,5 @@ mod tests {
     fn an_underlay_too_small_for_a_tunnel_is_reported() {
         let error = spec().mtu_on(100).expect_err("too small");
         assert!(error.to_string().contains("MTU of 50"), "{error}");
-    }
-
-    #[test]
-    fn names_the_kernel_cannot_hold_are_refused() {
-        for name in ["", "flannel.10000000", "a/b", "a b"] {
-            let spec = VtepSpec {
-                name: name.to_owned(),
-                ..spec()
-            };
-            assert!(
-                matches!(spec.check_name(), Err(NetlinkError::BadName { .. })),
-                "{name:?}"
-            );
-        }
-        let longest = VtepSpec {
-            name: "flannel.9999999".to_owned(),
-            ..spec()
-        };
-        assert!(longest.check_name().is_ok());
     }
 }
