@@ -60,7 +60,8 @@ impl Holdings {
     fn of(node: &Node) -> Result<Self> {
         let pid = node.with_agent(|agent| Ok(agent.pid()))?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        // Without what is mapped of the program itself, which grows with each part that runs first.
+        let rss = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let rss = rss.and_then(|rss| rss.split_whitespace().next());
         let map = MapInfo::from_pin(node.map_pin(maps::STATS))?.id();
         let mut programs = BTreeSet::new();
@@ -77,7 +78,7 @@ impl Holdings {
             links: links.count(),
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             pins: count_files(&node.pin_dir)?,
-            rss_kib: rss.context("no VmRSS")?.parse()?,
+            rss_kib: rss.context("no RssAnon")?.parse()?,
         })
     }
 }
