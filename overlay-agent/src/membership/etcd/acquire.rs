@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use rand::RngCore;
 use thiserror::Error;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -12,6 +11,7 @@ use super::{
     decide::{Decision, Origin, decide},
     error::EtcdError,
     lease_store::LeaseStore,
+    machine::Machine,
 };
 use crate::{
     backoff::Backoff,
@@ -66,14 +66,14 @@ pub async fn acquire<S: LeaseStore>(
     store: &S,
     wish: &Wish,
     renewal: Renewal,
-    rng: &mut (dyn RngCore + Send),
+    machine: &mut Machine,
     cancel: &CancellationToken,
 ) -> Result<Acquired, AcquireError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut races = 0;
     let mut reported = None;
     while races < RACES {
-        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, rng));
+        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, machine));
         match attempt.await.ok_or(AcquireError::Cancelled)? {
             Ok(Attempt::Acquired(acquired)) => return Ok(*acquired),
             Ok(Attempt::Lost) => races += 1,
@@ -88,7 +88,7 @@ pub async fn acquire<S: LeaseStore>(
                     warn!("cannot acquire a lease, trying on: {problem}");
                     reported = Some(problem);
                 }
-                let pause = backoff.failed(rng);
+                let pause = backoff.failed(&mut machine.rng);
                 let paused = cancel.run_until_cancelled(sleep(pause)).await;
                 paused.ok_or(AcquireError::Cancelled)?;
             }
@@ -110,10 +110,11 @@ async fn attempt<S: LeaseStore>(
     store: &S,
     wish: &Wish,
     renewal: Renewal,
-    rng: &mut (dyn RngCore + Send),
+    machine: &mut Machine,
 ) -> Result<Attempt, EtcdError> {
     let snapshot = store.list().await?;
-    let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, rng) {
+    let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, &mut machine.rng)
+    {
         Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),
         Decision::Delete { key, mod_revision } => {
             warn!(lease = %key, "the lease of this node does not fit the network config; deleting it");
@@ -133,7 +134,7 @@ async fn attempt<S: LeaseStore>(
         expect,
         ttl: (!reservation).then_some(renewal.ttl),
     };
-    let sent = Instant::now().into_std();
+    let sent = machine.now();
     Ok(match store.put(&put).await? {
         PutOutcome::Written {
             mod_revision,

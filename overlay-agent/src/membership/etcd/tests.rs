@@ -4,7 +4,6 @@
 use std::{net::Ipv4Addr, sync::Mutex, time::Duration};
 
 use overlay_common::addr::MacAddr;
-use rand::{SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +11,7 @@ use super::{
     Etcd,
     acquire::{AcquireError, Acquired, acquire},
     fake::FakeStore,
+    machine::Machine,
 };
 use crate::{
     config::network::Pool,
@@ -45,8 +45,8 @@ fn wish(last: u8) -> Wish {
 }
 
 async fn try_acquire(store: &FakeStore, wish: &Wish) -> Result<Acquired, AcquireError> {
-    let mut rng = StdRng::seed_from_u64(1);
-    acquire(store, wish, RENEWAL, &mut rng, &CancellationToken::new()).await
+    let cancel = CancellationToken::new();
+    acquire(store, wish, RENEWAL, &mut Machine::real(), &cancel).await
 }
 
 fn config(text: &str) -> ConfigText {
@@ -247,10 +247,11 @@ async fn acquiring_ends_at_once_when_cancelled() {
     let store = FakeStore::new();
     store.set_away(true);
     let cancel = CancellationToken::new();
-    let mut rng = StdRng::seed_from_u64(1);
+    let mut machine = Machine::real();
     let wish = wish(255);
     let start = Instant::now();
-    let (result, ()) = tokio::join!(acquire(&store, &wish, RENEWAL, &mut rng, &cancel), async {
+    let acquiring = acquire(&store, &wish, RENEWAL, &mut machine, &cancel);
+    let (result, ()) = tokio::join!(acquiring, async {
         sleep(Duration::from_secs(10)).await;
         cancel.cancel();
     });
