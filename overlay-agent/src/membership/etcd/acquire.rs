@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -89,7 +88,7 @@ pub async fn acquire<S: LeaseStore>(
                     reported = Some(problem);
                 }
                 let pause = backoff.failed(&mut machine.rng);
-                let paused = cancel.run_until_cancelled(sleep(pause)).await;
+                let paused = cancel.run_until_cancelled(machine.time.sleep(pause)).await;
                 paused.ok_or(AcquireError::Cancelled)?;
             }
         }
@@ -134,7 +133,7 @@ async fn attempt<S: LeaseStore>(
         expect,
         ttl: (!reservation).then_some(renewal.ttl),
     };
-    let sent = machine.now();
+    let sent = machine.time.now();
     Ok(match store.put(&put).await? {
         PutOutcome::Written {
             mod_revision,

@@ -10,7 +10,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -35,7 +35,7 @@ pub fn spawn<S: LeaseStore>(
     mut machine: Machine,
     cancel: CancellationToken,
 ) -> Member {
-    let now = machine.now();
+    let now = machine.time.now();
     let Acquired { held, snapshot } = acquired;
     let rng = StdRng::from_rng(&mut machine.rng);
     let core = Core::new(now, held, snapshot, renewal, config, rng);
@@ -129,11 +129,12 @@ impl<S: LeaseStore> Driver<S> {
     /// Waits for whatever comes first. Cancel-safe: every future lives in `self`.
     async fn wake(&mut self) -> Wake {
         let left = self.core.deadline().saturating_duration_since(self.now());
+        let tick = self.machine.time.sleep(left);
         tokio::select! {
             // In one order, so that a simulation can be repeated. The first two come once in a while.
             biased;
             Some(order) = self.inbox.recv() => Wake::Input(order.into()),
-            () = sleep(left) => Wake::Input(Input::Tick),
+            () = tick => Wake::Input(Input::Tick),
             input = poll_option(&mut self.request) => {
                 self.request = None;
                 Wake::Input(input)
@@ -144,7 +145,7 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn now(&self) -> std::time::Instant {
-        self.machine.now() + self.slept
+        self.machine.time.now() + self.slept
     }
 
     fn take_in(&mut self, input: Input) {

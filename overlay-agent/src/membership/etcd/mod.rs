@@ -13,6 +13,8 @@ mod fake;
 mod keys;
 mod lease_store;
 mod machine;
+#[cfg(test)]
+mod model;
 mod options;
 mod requests;
 mod store;

@@ -1,7 +1,7 @@
 //! The requests the lease store is made of, in etcd's terms: each is carried out by one cluster,
 //! whichever of its members answers. The model answers them from memory.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 
@@ -9,7 +9,7 @@ use super::{error::EtcdError, keys::Keys};
 use crate::core::Expect;
 
 /// A key as etcd has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Kv {
     pub key: Vec<u8>,
     pub value: Vec<u8>,
@@ -127,6 +127,14 @@ pub trait Wire: Send + Sync + 'static {
 
     /// The servers, without secrets.
     fn urls(&self) -> String;
+}
+
+impl fmt::Debug for Kv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, value) = (self.key.escape_ascii(), self.value.escape_ascii());
+        let (lease, revision) = (self.lease, self.mod_revision);
+        write!(f, "{key} = {value} (lease {lease}, revision {revision})")
+    }
 }
 
 impl From<Failed> for EtcdError {
