@@ -83,6 +83,8 @@ pub struct Etcd {
     enter: Vec<String>,
     args: Vec<String>,
     credentials: Option<String>,
+    /// The only member that `etcdctl` asks.
+    asked: Option<usize>,
     dir: PathBuf,
     /// Removes `dir` on drop, unless the caller named it.
     _temporary: Option<TempDir>,
@@ -197,6 +199,7 @@ impl EtcdBuilder {
             enter: self.enter,
             args: self.args,
             credentials: None,
+            asked: None,
             dir,
             _temporary: temporary,
         };
@@ -292,6 +295,11 @@ impl Etcd {
         self.credentials = Some(credentials.into());
     }
 
+    /// Has the following `etcdctl` calls ask this member only; all of them again with `None`.
+    pub fn ask_only(&mut self, member: Option<usize>) {
+        self.asked = member;
+    }
+
     /// Asks a member to stop and waits for it.
     pub fn stop(&mut self, member: usize) -> Result<()> {
         self.end(member, Signal::SIGTERM)
@@ -326,9 +334,11 @@ impl Etcd {
         Ok(fs::remove_dir_all(self.data_dir(member))?)
     }
 
-    /// Runs `etcdctl` against all members and returns its standard output.
+    /// Runs `etcdctl` against all members, unless [`Etcd::ask_only`] names one, and returns its
+    /// standard output.
     pub fn etcdctl(&self, args: &[&str]) -> Result<String> {
-        self.ctl(&self.endpoints(), args)
+        let endpoints = self.asked.map_or_else(|| self.endpoints(), |i| self.url(i));
+        self.ctl(&endpoints, args)
     }
 
     fn ctl(&self, endpoints: &str, args: &[&str]) -> Result<String> {

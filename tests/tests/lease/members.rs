@@ -116,6 +116,7 @@ fn a_killed_leader_is_followed_by_another_and_nobody_notices() {
 #[test]
 fn agents_leave_a_member_that_is_cut_off_from_the_others() {
     under_traffic(|lab| {
+        lab.store_mut().server().ask_only(Some(1));
         let others = [member_address(1), member_address(2)];
         lab.store().isolate(0, &others)?;
         news_arrive(lab, |lab| lab.nodes().iter().collect(), 92)?;
@@ -126,7 +127,9 @@ fn agents_leave_a_member_that_is_cut_off_from_the_others() {
                 node.name
             );
         }
-        lab.store().rejoin(0)
+        lab.store().rejoin(0)?;
+        lab.store_mut().server().ask_only(None);
+        Ok(())
     });
 }
 
@@ -135,6 +138,7 @@ fn agents_leave_a_member_that_is_cut_off_from_the_others() {
 fn an_agent_cut_off_together_with_a_member_goes_on_and_learns_the_news_afterwards() {
     under_traffic(|lab| {
         let node: Ipv4Addr = lab.node(0).address;
+        lab.store_mut().server().ask_only(Some(1));
         lab.store()
             .isolate(0, &[member_address(1), member_address(2)])?;
         for member in [1, 2] {
@@ -148,6 +152,7 @@ fn an_agent_cut_off_together_with_a_member_goes_on_and_learns_the_news_afterward
         for member in 0..3 {
             lab.store().rejoin(member)?;
         }
+        lab.store_mut().server().ask_only(None);
         wait_said(lab.node(0), BACK, before)
     });
 }

@@ -7,16 +7,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    decide::{Decision, Origin, decide},
+    decide::{Decision, Origin, decide, rival},
     error::EtcdError,
     lease_store::LeaseStore,
     machine::Machine,
 };
 use crate::{
     backoff::Backoff,
-    core::{Entry, Expect, Held, Put, PutOutcome, Renewal, Snapshot},
+    core::{Expect, Held, Put, PutOutcome, Renewal, Snapshot},
     membership::{allocation::Allocation, member::Wish},
-    model::{LeaseAttrs, LeaseKey},
+    model::LeaseAttrs,
 };
 
 /// Lost races in a row before giving up, as flannel.
@@ -116,7 +116,7 @@ async fn attempt<S: LeaseStore>(
     {
         Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),
         Decision::Delete { key, mod_revision } => {
-            warn!(lease = %key, "the lease of this node does not fit the network config; deleting it");
+            warn!(lease = %key, "the lease of this node does not fit the network config, or an earlier one; deleting it");
             store.delete(&key, mod_revision).await?;
             return Ok(Attempt::Cleared);
         }
@@ -127,6 +127,8 @@ async fn attempt<S: LeaseStore>(
             origin,
         } => (key, expect, reservation, origin),
     };
+    let replaced = snapshot.entries.iter().find(|entry| entry.key == key);
+    let created = replaced.map(|entry| entry.create_revision);
     let put = Put {
         key,
         attrs: wish.attrs.clone(),
@@ -142,7 +144,8 @@ async fn attempt<S: LeaseStore>(
         } => {
             let snapshot = if expect == Expect::Absent {
                 let now = store.list().await?;
-                if let Some(rival) = rival(&put, mod_revision, &now.entries) {
+                let node_ip = put.attrs.node_ip();
+                if let Some(rival) = rival(&key, node_ip, mod_revision, &now.entries) {
                     info!(lease = %key, %rival, "another node wrote an overlapping lease first; choosing again");
                     store.delete(&key, mod_revision).await?;
                     return Ok(Attempt::Lost);
@@ -156,6 +159,7 @@ async fn attempt<S: LeaseStore>(
             let held = Held {
                 key,
                 attrs: put.attrs,
+                create_revision: created.unwrap_or(mod_revision),
                 mod_revision,
                 lease: lease_id.zip(ttl).map(|(id, ttl)| (id, sent + ttl)),
             };
@@ -166,20 +170,6 @@ async fn attempt<S: LeaseStore>(
             Attempt::Lost
         }
     })
-}
-
-/// The store refuses a second record under one key, but not two keys that have a subnet in common:
-/// two dual-stack nodes can choose the same IPv6 subnet with different IPv4 subnets. Of the two that
-/// see each other, the one that wrote later gives way.
-fn rival(put: &Put, mod_revision: i64, entries: &[Entry]) -> Option<LeaseKey> {
-    let is_own = |entry: &Entry| {
-        let attrs = entry.value.as_ref();
-        attrs.is_ok_and(|attrs| attrs.node_ip() == put.attrs.node_ip())
-    };
-    let first = entries.iter().find(|entry| {
-        entry.mod_revision < mod_revision && entry.key.overlaps(&put.key) && !is_own(entry)
-    });
-    first.map(|entry| entry.key)
 }
 
 /// flannel's own words, which people search logs for.

@@ -36,6 +36,7 @@ impl Keys {
             key,
             value: LeaseAttrs::decode(&kv.value),
             lease_id: (kv.lease != 0).then_some(kv.lease),
+            create_revision: kv.create_revision,
             mod_revision: kv.mod_revision,
         })
     }

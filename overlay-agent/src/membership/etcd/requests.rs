@@ -249,11 +249,13 @@ fn digest(answer: &WatchResponse, leases: i64) -> Result<Message, Error> {
 impl From<KeyValue> for Kv {
     fn from(kv: KeyValue) -> Self {
         let (lease, mod_revision) = (kv.lease(), kv.mod_revision());
+        let create_revision = kv.create_revision();
         let (key, value) = kv.into_key_value();
         Self {
             key,
             value,
             lease,
+            create_revision,
             mod_revision,
         }
     }

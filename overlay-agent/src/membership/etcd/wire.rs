@@ -15,6 +15,7 @@ pub struct Kv {
     pub value: Vec<u8>,
     /// 0 for none.
     pub lease: i64,
+    pub create_revision: i64,
     pub mod_revision: i64,
 }
 

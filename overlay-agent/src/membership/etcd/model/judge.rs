@@ -141,8 +141,11 @@ impl State {
                 }
                 beliefs.push((node, key, is_backed));
             }
+            let overlaps = |other: LeaseKey| other != key && other.overlaps(&key);
+            let mut others = self.server.kvs().filter_map(|kv| keys.parse(kv));
+            let is_alone = !self.dual || !others.any(overlaps);
             let seat = &mut self.seats[node];
-            if held && is_backed && seat.held == Some(key) {
+            if held && is_backed && is_alone && seat.held == Some(key) {
                 seat.reasons.clear();
             }
         }
@@ -152,14 +155,17 @@ impl State {
                 if !key.overlaps(other_key) {
                     continue;
                 }
+                // A node that writes its lost record again learns from its watch what it overlaps.
+                let learns = |node| self.well_for(node, now) < NOTICE;
+                let is_excused = |node: usize, is_backed: bool| {
+                    (!is_backed || learns(node)) && !self.seats[node].reasons.is_empty()
+                };
+                let excused = is_excused(*one, *is_backed) || is_excused(*other, *other_is_backed);
                 let (first, second) = (&self.seats[*one], &self.seats[*other]);
                 if first.ips.intersection(&second.ips).count() > 0 {
                     continue;
                 }
-                let excused = |seat: &super::world::Seat, is_backed: bool| {
-                    !is_backed && !seat.reasons.is_empty()
-                };
-                if !excused(first, *is_backed) && !excused(second, *other_is_backed) {
+                if !excused {
                     let text = format!("n{one} holds {key} and n{other} holds {other_key}");
                     self.violate(text);
                 }

@@ -20,7 +20,7 @@ use super::{
         wire::Kv,
     },
     network::Network,
-    world::{State, World},
+    world::{LAST_IPV6, State, World},
 };
 use crate::{
     config::network::Pool,
@@ -46,7 +46,7 @@ fn parse(text: &str) -> Result<Allocation, String> {
         ipv6: dual.then(|| Pool {
             network: "fd00:3::/48".parse().unwrap(),
             subnet_min: [0xfd00, 3, 0, 1, 0, 0, 0, 0].into(),
-            subnet_max: [0xfd00, 3, 0, max.into(), 0, 0, 0, 0].into(),
+            subnet_max: [0xfd00, 3, 0, LAST_IPV6.into(), 0, 0, 0, 0].into(),
             subnet_len: 64,
         }),
     })

@@ -177,10 +177,12 @@ impl Server {
             return Err(NoSuchLease);
         }
         self.revision += 1;
+        let current = self.kvs.get(key);
         let kv = Kv {
             key: key.to_vec(),
             value: value.to_vec(),
             lease: lease.unwrap_or_default(),
+            create_revision: current.map_or(self.revision, |kv| kv.create_revision),
             mod_revision: self.revision,
         };
         let before = self.kvs.insert(kv.key.clone(), kv.clone());
@@ -205,6 +207,7 @@ impl Server {
             key: key.to_vec(),
             value: Vec::new(),
             lease: 0,
+            create_revision: 0,
             mod_revision: self.revision,
         };
         self.record(now, kv, true, before);

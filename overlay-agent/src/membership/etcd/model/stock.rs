@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::{
     super::wire::{Kv, Write},
-    world::{Actor, State, World, now},
+    world::{Actor, LAST_IPV6, State, World, now},
 };
 use crate::{
     core::Expect,
@@ -101,7 +101,7 @@ impl State {
             return (key, None);
         }
         let (min, max) = self.pool;
-        let all = (min..=max).flat_map(|n| (1..=max).map(move |n6| (n, n6)));
+        let all = (min..=max).flat_map(|n| (1..=LAST_IPV6).map(move |n6| (n, n6)));
         let free: Vec<_> = all.map(|(n, n6)| self.key(n, n6)).filter(is_free).collect();
         let at = self.rng.random_range(0..free.len().max(1));
         (free.get(at).copied().unwrap_or(self.key(min, 1)), None)

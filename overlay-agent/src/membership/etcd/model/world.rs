@@ -28,6 +28,9 @@ use crate::{
     model::{LeaseAttrs, LeaseKey, LeaseView},
 };
 
+/// Last IPv6 subnet of the pool, which is small: nodes that start together choose the same one.
+pub const LAST_IPV6: u8 = 12;
+
 /// Who changed the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
