@@ -258,8 +258,7 @@ fn a_lost_lease_is_not_written_again_beside_one_that_overlaps_it() {
     let mut sim = Sim::new();
     let whole = key("10.3.0.0-16");
     sim.store.remove(&own_key());
-    sim.store
-        .force(whole, LeaseAttrs::alloc(OTHER), Some(RENEWAL.ttl));
+    sim.store.force(whole, LeaseAttrs::alloc(OTHER), None);
     sim.late = true;
     sim.deliver();
     // The write was on its way when the other lease became known.

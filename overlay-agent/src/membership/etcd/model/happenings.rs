@@ -21,8 +21,8 @@ pub async fn happen(world: &Arc<World>) {
         30..=37 => agent_will_be_killed(world),
         38..=43 => node_sleeps(world),
         44..=47 => compaction(world),
-        48..=50 => data_is_lost(world),
-        51..=61 => operator_changes_a_record(world),
+        48..=51 => data_is_lost(world),
+        52..=61 => operator_changes_a_record(world),
         62..=66 => operator_writes_elsewhere(world),
         67..=70 => config_is_written(world),
         71..=75 => node_is_readdressed(world),
@@ -64,9 +64,10 @@ impl State {
     }
 
     fn any_cut(&mut self) -> Cut {
-        match self.chance(50) {
-            true => Cut::Refused,
-            false => Cut::Silent,
+        if self.chance(50) {
+            Cut::Refused
+        } else {
+            Cut::Silent
         }
     }
 }
@@ -174,9 +175,10 @@ fn node_sleeps(world: &Arc<World>) {
         state.seats[node].asleep = Some(now());
         let ttl = state.renewal.ttl;
         let long = state.chance(30);
-        let pause = match long {
-            true => state.pick(2 * ttl),
-            false => state.while_(),
+        let pause = if long {
+            state.pick(2 * ttl)
+        } else {
+            state.while_()
         };
         (node, Some(pause))
     });
@@ -213,7 +215,7 @@ fn data_is_lost(world: &Arc<World>) {
             state.backup = Some(state.server.clone());
             return;
         }
-        let backup = state.backup.take().filter(|_| state.rng.random());
+        let backup = state.backup.clone().filter(|_| state.rng.random());
         state.happens(match &backup {
             Some(_) => "etcd goes back to a backup",
             None => "etcd loses its data",

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::{
     super::{keys::Keys, wire::Kv},
     server::Record,
-    world::{Actor, State, Weather},
+    world::{Actor, State, Weather, before},
 };
 use crate::{
     backend,
@@ -42,9 +42,10 @@ impl State {
             || self.away.is_some()
             || self.weather != Weather::FINE
             || self.is_shared(node);
-        match kept {
-            true => Duration::ZERO,
-            false => now.saturating_duration_since(seat.well),
+        if kept {
+            Duration::ZERO
+        } else {
+            now.saturating_duration_since(seat.well)
         }
     }
 
@@ -61,9 +62,10 @@ impl State {
             let name = String::from_utf8_lossy(&kv.key);
             let value = String::from_utf8_lossy(&kv.value);
             let (lease, revision) = (kv.lease, kv.mod_revision);
-            match record.event.deleted {
-                true => format!("    r{revision} {actor:?}: {name} is gone"),
-                false => format!("    r{revision} {actor:?}: {name} lease {lease}: {value}"),
+            if record.event.deleted {
+                format!("    r{revision} {actor:?}: {name} is gone")
+            } else {
+                format!("    r{revision} {actor:?}: {name} lease {lease}: {value}")
             }
         });
         let Some(key) = keys.parse(kv) else { return };
@@ -130,7 +132,7 @@ impl State {
             let key = view.own.key;
             let held = view.own.state == OwnState::Held;
             let end = view.own.expires;
-            let is_valid = end.is_none_or(|end| end > now - seat.slept_before);
+            let is_valid = end.is_none_or(|end| end > before(now, seat.slept_before));
             let stored = self.server.get(keys.lease(&key).as_bytes());
             let is_backed = stored.is_some_and(|kv| seat.is_named_by(kv));
             if held && is_valid {

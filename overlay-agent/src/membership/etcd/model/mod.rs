@@ -14,4 +14,5 @@ mod server;
 mod stock;
 mod tally;
 mod tests;
+mod watch;
 mod world;

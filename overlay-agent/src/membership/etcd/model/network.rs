@@ -1,13 +1,13 @@
 //! The way from a node to the servers: requests take their time, get lost, are carried out without
 //! an answer, late, or twice, or are refused.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::stream::BoxStream;
 use rand::RngCore as _;
 use tokio::{
     sync::oneshot,
-    time::{sleep, timeout, timeout_at},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -17,14 +17,12 @@ use super::{
         wire::{Ended, Failed, Message, Page, Range, Wire, Write},
     },
     server::{Compacted, NoSuchLease, Server},
-    world::{Actor, Cut, State, World, now},
+    watch::Watch,
+    world::{Actor, Cut, State, World},
 };
 
 /// A client gives up on a request then.
 const DEADLINE: Duration = Duration::from_secs(8);
-
-/// A silent connection is noticed then.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +48,7 @@ pub struct Network {
 
 type Operation<T> = Arc<dyn Fn(&mut Server, std::time::Instant) -> T + Send + Sync>;
 
-fn unreachable(text: &str) -> Failed {
+pub fn unreachable(text: &str) -> Failed {
     let failures = text.to_owned();
     Failed {
         error: EtcdError::Unreachable { failures },
@@ -188,7 +186,7 @@ impl Network {
         })
     }
 
-    fn cut(&self) -> Option<Cut> {
+    pub fn cut(&self) -> Option<Cut> {
         self.world
             .see(|state| state.seats[self.node].cut.or(state.away))
     }
@@ -205,7 +203,7 @@ impl Network {
         }
     }
 
-    async fn request<T: std::fmt::Debug + Send + 'static>(
+    pub async fn request<T: std::fmt::Debug + Send + 'static>(
         &self,
         what: &'static str,
         details: impl Fn() -> String + Send,
@@ -324,200 +322,10 @@ impl Wire for Network {
         _: Keys,
         revision: i64,
     ) -> BoxStream<'static, Result<Message, EtcdError>> {
-        let watch = Watch {
-            network: wire.as_ref().clone(),
-            next: revision,
-            stage: Stage::Unopened,
-            lag: Duration::ZERO,
-        };
-        stream::unfold(watch, |mut watch| async move {
-            let message = watch.message().await?;
-            if message.is_err() {
-                watch.stage = Stage::Ended;
-            }
-            Some((message, watch))
-        })
-        .boxed()
+        Watch::open(wire.as_ref().clone(), revision)
     }
 
     fn urls(&self) -> String {
         "the model".to_owned()
-    }
-}
-
-/// A watch that one member serves.
-struct Watch {
-    network: Network,
-    /// Everything before this has been told.
-    next: i64,
-    stage: Stage,
-    /// The member is behind the others by so much.
-    lag: Duration,
-}
-
-#[derive(Clone, Copy)]
-enum Stage {
-    Unopened,
-    Open {
-        life: u32,
-        /// The newest revision this member may show, at least.
-        at: i64,
-    },
-    Ended,
-}
-
-/// How often a member that has nothing to tell says so.
-const PROGRESS: Duration = Duration::from_hours(1);
-
-impl Watch {
-    async fn message(&mut self) -> Option<Result<Message, EtcdError>> {
-        match self.stage {
-            Stage::Ended => None,
-            Stage::Unopened => Some(self.open().await),
-            Stage::Open { life, at } => Some(self.follow(life, at).await),
-        }
-    }
-
-    async fn open(&mut self) -> Result<Message, EtcdError> {
-        self.lag = self.network.world.see(|state| {
-            let lag = state.weather.lag;
-            state.pick(lag)
-        });
-        let lag = self.lag;
-        let next = self.next;
-        let details = move || format!("from {next}");
-        let (life, revision) = self
-            .network
-            .request("watch", details, move |server, now| {
-                (server.life, server.shown(now - lag))
-            })
-            .await?;
-        self.stage = Stage::Open { life, at: revision };
-        Ok(Message {
-            revision: Some(revision),
-            of_leases: true,
-            created: true,
-            ..Message::default()
-        })
-    }
-
-    async fn follow(&mut self, life: u32, at: i64) -> Result<Message, EtcdError> {
-        let world = Arc::clone(&self.network.world);
-        let mut idle = tokio::time::Instant::now() + PROGRESS;
-        loop {
-            let node = self.network.node;
-            world
-                .until(|state| state.seats[node].asleep.is_none())
-                .await;
-            let mut changed = pin!(world.changed.notified());
-            changed.as_mut().enable();
-            if let Some(cut) = self.network.cut() {
-                if cut == Cut::Silent {
-                    sleep(KEEP_ALIVE).await;
-                }
-                if self.network.cut().is_some() || cut == Cut::Refused {
-                    return Err(unreachable("the stream broke").error);
-                }
-                continue;
-            }
-            let (messages, wait) = world.see(|state| {
-                if state.server.life != life {
-                    return (Err(unreachable("the server stopped").error), None);
-                }
-                let until = now() - self.lag;
-                (
-                    Ok(state.server.told(self.next, at, until)),
-                    state.server.later_than(until),
-                )
-            });
-            match messages? {
-                Told::Compacted(revision) => {
-                    world.see(|state| state.count("watches behind a compaction"));
-                    return Ok(Message {
-                        compacted: Some(revision),
-                        of_leases: true,
-                        ..Message::default()
-                    });
-                }
-                Told::Events(events) if !events.is_empty() => {
-                    let (count, latency) = world.see(|state| {
-                        let latency = state.weather.latency;
-                        let count = state.rng.next_u32() as usize % events.len() + 1;
-                        (count, state.pick(latency))
-                    });
-                    sleep(latency).await;
-                    if self.network.cut().is_some() {
-                        continue;
-                    }
-                    // Never half a revision.
-                    let last = events[count - 1].kv.mod_revision;
-                    self.next = last + 1;
-                    let events: Vec<_> = events
-                        .into_iter()
-                        .take_while(|event| event.kv.mod_revision <= last)
-                        .collect();
-                    return world.see(|state| {
-                        state.note(|| format!("n{node} is told: {events:?}"));
-                        Ok(Message {
-                            revision: Some(state.server.revision),
-                            of_leases: true,
-                            events,
-                            ..Message::default()
-                        })
-                    });
-                }
-                Told::Events(_) if tokio::time::Instant::now() >= idle => {
-                    let until = now() - self.lag;
-                    let shown = world.see(|state| {
-                        state.count("watches that told of progress");
-                        state.server.shown(until)
-                    });
-                    idle += PROGRESS;
-                    if shown + 1 >= self.next {
-                        return Ok(Message {
-                            revision: Some(shown),
-                            of_leases: true,
-                            ..Message::default()
-                        });
-                    }
-                }
-                Told::Events(_) => {
-                    let wake = wait.map_or(idle, |at| (at + self.lag).into()).min(idle);
-                    let _ = timeout_at(wake, changed).await;
-                }
-            }
-        }
-    }
-}
-
-/// What a member has to tell a watch.
-enum Told {
-    Events(Vec<super::super::wire::Event>),
-    Compacted(i64),
-}
-
-impl Server {
-    /// The revision of that moment.
-    fn shown(&self, until: std::time::Instant) -> i64 {
-        let later = self.history.iter().find(|record| record.at > until);
-        later.map_or(self.revision, |record| record.event.kv.mod_revision - 1)
-    }
-
-    /// When the first write after that moment was made.
-    fn later_than(&self, until: std::time::Instant) -> Option<std::time::Instant> {
-        let later = self.history.iter().find(|record| record.at > until);
-        later.map(|record| record.at)
-    }
-
-    fn told(&self, from: i64, at: i64, until: std::time::Instant) -> Told {
-        // A watch from a revision that is yet to come waits for it.
-        if from <= self.compacted && from <= at {
-            return Told::Compacted(self.compacted);
-        }
-        let new = self.history.iter().filter(|record| {
-            let revision = record.event.kv.mod_revision;
-            revision >= from && (record.at <= until || revision <= at)
-        });
-        Told::Events(new.map(|record| record.event.clone()).collect())
     }
 }

@@ -120,7 +120,7 @@ async fn scenario(world: &Arc<World>) {
 async fn calm(world: &Arc<World>) {
     // What has begun comes to its end.
     let ttl = world.see(|state| state.renewal.ttl);
-    sleep(2 * ttl.max(Duration::from_secs(1500))).await;
+    sleep(2 * ttl.max(Duration::from_mins(25))).await;
     world.act(Actor::Operator, |state, now| {
         state.note(|| "CALM".to_owned());
         state.weather = Weather::FINE;

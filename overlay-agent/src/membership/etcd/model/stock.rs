@@ -68,9 +68,10 @@ async fn acquire(
         };
         let ended = state.server.write(now, &write);
         let done = ended.is_ok_and(|ended| ended.done);
-        state.count(match done {
-            true => "stock nodes that took a subnet",
-            false => "stock nodes that lost a race",
+        state.count(if done {
+            "stock nodes that took a subnet"
+        } else {
+            "stock nodes that lost a race"
         });
         done.then_some(chosen)
     })
@@ -113,7 +114,7 @@ async fn keep(world: &World, index: usize, ip: Ipv4Addr, key: LeaseKey) {
     let name = world.keys.lease(&key);
     loop {
         let renewal = world.see(|state| state.renewal);
-        let mut pause = renewal.ttl - renewal.margin;
+        let mut pause = renewal.ttl.saturating_sub(renewal.margin);
         // It may be away for long, and renew as if nothing had happened.
         let away = world.see(|state| state.chance(10));
         if away {

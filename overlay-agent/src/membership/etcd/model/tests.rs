@@ -22,7 +22,6 @@ const FAILED_ONCE: &[u64] = &[];
 
 /// What a normal run must have seen at least once.
 const SEEN: [&str; 36] = [
-    "a stock node wrote the record",
     "a stranger's reservation",
     "agents killed in the middle of a request",
     "an operator changed the record",
@@ -30,6 +29,7 @@ const SEEN: [&str; 36] = [
     "compaction",
     "cut off from etcd",
     "etcd goes away",
+    "etcd goes back to a backup",
     "etcd loses its data",
     "etcd restarted",
     "it gets another address",
@@ -115,7 +115,10 @@ fn whatever_happens_no_subnet_has_two_holders_and_every_node_ends_with_one() {
     if let Some((seed, _)) = failed.first() {
         pass(*seed, &run(*seed, false));
     }
-    let unseen: Vec<_> = SEEN.into_iter().filter(|what| tally.of(what) == 0).collect();
+    let unseen: Vec<_> = SEEN
+        .into_iter()
+        .filter(|what| tally.of(what) == 0)
+        .collect();
     assert!(unseen.is_empty() || count < SEEDS, "never seen: {unseen:?}");
 }
 

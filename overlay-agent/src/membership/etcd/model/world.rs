@@ -137,6 +137,10 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+pub fn before(at: Instant, time: Duration) -> Instant {
+    at.checked_sub(time).unwrap()
+}
+
 impl World {
     pub fn new(seed: u64, traced: bool) -> Self {
         let state = State {
@@ -298,9 +302,10 @@ impl Seat {
     pub fn attrs(&self) -> LeaseAttrs {
         let last = self.ip.octets()[3];
         let attrs = LeaseAttrs::vxlan(self.ip, 1, self.mac);
-        match self.dual {
-            true => attrs.with_ipv6([0xfd00, 9, 0, 0, 0, 0, 0, last.into()].into(), None),
-            false => attrs,
+        if self.dual {
+            attrs.with_ipv6([0xfd00, 9, 0, 0, 0, 0, 0, last.into()].into(), None)
+        } else {
+            attrs
         }
     }
 
@@ -312,6 +317,6 @@ impl Seat {
 
     /// The clock of the machine, which stands still while it sleeps.
     pub fn clock(&self) -> Instant {
-        self.asleep.unwrap_or_else(now) - self.slept
+        before(self.asleep.unwrap_or_else(now), self.slept)
     }
 }
