@@ -35,6 +35,14 @@ pub enum ClientCert {
     Required,
 }
 
+/// A machine that a member runs on.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub address: IpAddr,
+    /// Command words put before `etcd`.
+    pub enter: Vec<String>,
+}
+
 /// What to start; see [`Etcd::builder`].
 #[derive(Debug)]
 pub struct EtcdBuilder {
@@ -43,6 +51,7 @@ pub struct EtcdBuilder {
     client_port: Option<u16>,
     tls: Option<ClientCert>,
     enter: Vec<String>,
+    hosts: Vec<Host>,
     args: Vec<String>,
     dir: Option<PathBuf>,
 }
@@ -59,6 +68,7 @@ pub struct Tls {
 
 struct Member {
     name: String,
+    enter: Vec<String>,
     client: SocketAddr,
     peer: SocketAddr,
     /// Joined the running cluster, without a vote.
@@ -73,6 +83,8 @@ pub struct Etcd {
     enter: Vec<String>,
     args: Vec<String>,
     credentials: Option<String>,
+    /// The only member that `etcdctl` asks.
+    asked: Option<usize>,
     dir: PathBuf,
     /// Removes `dir` on drop, unless the caller named it.
     _temporary: Option<TempDir>,
@@ -113,6 +125,14 @@ impl EtcdBuilder {
         self
     }
 
+    /// A member on each of these machines, on the same ports.
+    #[must_use]
+    pub fn hosts(mut self, hosts: Vec<Host>) -> Self {
+        self.members = hosts.len();
+        self.hosts = hosts;
+        self
+    }
+
     /// An extra argument for every member.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
@@ -150,18 +170,27 @@ impl EtcdBuilder {
             }
         };
         let ports = match self.client_port {
+            Some(first) if !self.hosts.is_empty() => [first, first + 1].repeat(self.members),
             Some(first) => (first..).take(2 * self.members).collect(),
             None => free_ports(self.listen, 2 * self.members)?,
+        };
+        let here = Host {
+            address: self.listen,
+            enter: self.enter.clone(),
         };
         let members = ports
             .chunks_exact(2)
             .enumerate()
-            .map(|(index, pair)| Member {
-                name: format!("m{index}"),
-                client: SocketAddr::new(self.listen, pair[0]),
-                peer: SocketAddr::new(self.listen, pair[1]),
-                learner: false,
-                process: None,
+            .map(|(index, pair)| {
+                let host = self.hosts.get(index).unwrap_or(&here);
+                Member {
+                    name: format!("m{index}"),
+                    enter: host.enter.clone(),
+                    client: SocketAddr::new(host.address, pair[0]),
+                    peer: SocketAddr::new(host.address, pair[1]),
+                    learner: false,
+                    process: None,
+                }
             })
             .collect();
         let mut etcd = Etcd {
@@ -170,6 +199,7 @@ impl EtcdBuilder {
             enter: self.enter,
             args: self.args,
             credentials: None,
+            asked: None,
             dir,
             _temporary: temporary,
         };
@@ -191,6 +221,7 @@ impl Etcd {
             client_port: None,
             tls: None,
             enter: Vec::new(),
+            hosts: Vec::new(),
             args: Vec::new(),
             dir: None,
         }
@@ -207,6 +238,22 @@ impl Etcd {
         format!("{scheme}://{}", self.members[member].client)
     }
 
+    /// Number of the member that leads.
+    pub fn leader(&self) -> Result<usize> {
+        for index in (0..self.members.len()).filter(|i| self.members[*i].process.is_some()) {
+            let Ok(text) = self.ctl(&self.url(index), &["endpoint", "status", "-w", "json"]) else {
+                continue;
+            };
+            let answer: serde_json::Value = serde_json::from_str(&text)?;
+            let status = &answer[0]["Status"];
+            let leader = &status["leader"];
+            if leader == &status["header"]["member_id"] && leader != 0 {
+                return Ok(index);
+            }
+        }
+        bail!("no member leads")
+    }
+
     /// Client URLs of all members that vote, as `--etcd-endpoints` takes them.
     pub fn endpoints(&self) -> String {
         let voters = (0..self.members.len()).filter(|i| !self.members[*i].learner);
@@ -220,6 +267,7 @@ impl Etcd {
         let ports = free_ports(listen, 2)?;
         let member = Member {
             name: format!("m{index}"),
+            enter: self.enter.clone(),
             client: SocketAddr::new(listen, ports[0]),
             peer: SocketAddr::new(listen, ports[1]),
             learner: true,
@@ -245,6 +293,11 @@ impl Etcd {
     /// `NAME:PASSWORD` for the following `etcdctl` calls.
     pub fn set_credentials(&mut self, credentials: impl Into<String>) {
         self.credentials = Some(credentials.into());
+    }
+
+    /// Has the following `etcdctl` calls ask this member only; all of them again with `None`.
+    pub fn ask_only(&mut self, member: Option<usize>) {
+        self.asked = member;
     }
 
     /// Asks a member to stop and waits for it.
@@ -281,13 +334,15 @@ impl Etcd {
         Ok(fs::remove_dir_all(self.data_dir(member))?)
     }
 
-    /// Runs `etcdctl` against all members and returns its standard output.
+    /// Runs `etcdctl` against all members, unless [`Etcd::ask_only`] names one, and returns its
+    /// standard output.
     pub fn etcdctl(&self, args: &[&str]) -> Result<String> {
-        self.ctl(&self.endpoints(), args)
+        let endpoints = self.asked.map_or_else(|| self.endpoints(), |i| self.url(i));
+        self.ctl(&endpoints, args)
     }
 
     fn ctl(&self, endpoints: &str, args: &[&str]) -> Result<String> {
-        let mut command = self.command("etcdctl");
+        let mut command = command(&self.enter, "etcdctl");
         command.env("ETCDCTL_API", "3").arg("--endpoints");
         command.arg(endpoints).arg("--command-timeout=5s");
         if let Some(tls) = &self.tls {
@@ -344,13 +399,6 @@ impl Etcd {
         self.dir.join(format!("{}.log", self.members[member].name))
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut words = self.enter.iter().map(String::as_str).chain([program]);
-        let mut command = Command::new(words.next().unwrap_or(program));
-        command.args(words);
-        command
-    }
-
     fn spawn(&mut self, index: usize) -> Result<()> {
         ensure!(
             self.members[index].process.is_none(),
@@ -367,7 +415,7 @@ impl Etcd {
             .collect();
         let member = &self.members[index];
         let (client, peer) = (self.url(index), format!("http://{}", member.peer));
-        let mut command = self.command("etcd");
+        let mut command = command(&member.enter, "etcd");
         command
             .args(["--name", &member.name])
             .arg("--data-dir")
@@ -455,6 +503,13 @@ impl Drop for Etcd {
             let _ = process.wait();
         }
     }
+}
+
+fn command(enter: &[String], program: &str) -> Command {
+    let mut words = enter.iter().map(String::as_str).chain([program]);
+    let mut command = Command::new(words.next().unwrap_or(program));
+    command.args(words);
+    command
 }
 
 /// Ports nobody listens on at this moment; all listeners are held until the last one is found.

@@ -84,10 +84,12 @@ impl StoreState {
         lease_id: Option<i64>,
     ) -> i64 {
         self.revision += 1;
+        let known = self.records.get(&key);
         let entry = Entry {
             key,
             value,
             lease_id,
+            create_revision: known.map_or(self.revision, |known| known.create_revision),
             mod_revision: self.revision,
         };
         self.records.insert(key, entry.clone());

@@ -211,6 +211,8 @@ impl<R: RngCore> Core<R> {
             }
         }
         self.settle_absent(now, was_failing);
+        self.own
+            .give_way(self.peers.rival(self.own.create_revision()));
         self.settle(now);
         std::mem::take(&mut self.out)
     }

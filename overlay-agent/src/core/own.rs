@@ -31,6 +31,7 @@ pub struct Renewal {
 pub struct Held {
     pub key: LeaseKey,
     pub attrs: LeaseAttrs,
+    pub create_revision: i64,
     pub mod_revision: i64,
     /// Id and end of the etcd lease; `None` for a reservation.
     pub lease: Option<(i64, Instant)>,
@@ -65,6 +66,8 @@ pub struct Own {
     former_ip: Option<IpAddr>,
     renewal: Renewal,
     claim: Claim,
+    /// Another node, whose record overlaps this one and is older.
+    rival: Option<IpAddr>,
     /// Revision of the newest observation.
     seen: i64,
     under_way: Option<(StoreRequest, Instant)>,
@@ -83,6 +86,7 @@ pub struct Own {
 #[derive(Clone, Debug)]
 enum Claim {
     Held {
+        create_revision: i64,
         mod_revision: i64,
         /// `None` for a value that is no lease.
         stored: Option<LeaseAttrs>,
@@ -128,10 +132,12 @@ impl Own {
             renewal,
             seen: held.mod_revision,
             claim: Claim::Held {
+                create_revision: held.create_revision,
                 mod_revision: held.mod_revision,
                 stored: Some(held.attrs),
                 life,
             },
+            rival: None,
             under_way: None,
             waiting: None,
             doubtful: false,
@@ -162,6 +168,10 @@ impl Own {
             Claim::Lost => (OwnState::Lost, None),
             Claim::Taken { by } => (OwnState::Taken { by: *by }, None),
         };
+        let state = match self.rival {
+            Some(by) if life != Some(Life::Reservation) => OwnState::Taken { by },
+            _ => state,
+        };
         OwnLease {
             key: self.key,
             expires: match life {
@@ -176,8 +186,10 @@ impl Own {
     pub fn alarms(&self, now: Instant) -> Vec<Alarm> {
         let subnet = self.key.subnet();
         let mut alarms = Vec::new();
+        if let OwnState::Taken { by } = self.lease().state {
+            alarms.push(Alarm::Taken { subnet, by });
+        }
         match self.claim {
-            Claim::Taken { by } => alarms.push(Alarm::Taken { subnet, by }),
             Claim::Held {
                 life: Life::Until { end, .. },
                 ..
@@ -188,6 +200,21 @@ impl Own {
             alarms.push(Alarm::Contended { subnet });
         }
         alarms
+    }
+
+    /// When the record was made; `None` while there is none.
+    pub fn create_revision(&self) -> Option<i64> {
+        match self.claim {
+            Claim::Held {
+                create_revision, ..
+            } => Some(create_revision),
+            _ => None,
+        }
+    }
+
+    /// Has this node give way to another one, whose record overlaps and is older, or to nobody.
+    pub fn give_way(&mut self, rival: Option<IpAddr>) {
+        self.rival = rival;
     }
 
     /// Sets what the record is to say.
@@ -246,6 +273,7 @@ impl Own {
                 mod_revision,
                 stored: known,
                 life,
+                ..
             } => {
                 let same = (*mod_revision, known, life.id())
                     == (entry.mod_revision, &stored, entry.lease_id);
@@ -273,6 +301,7 @@ impl Own {
             (Some(id), _) => Life::Unasked { id },
         };
         self.claim = Claim::Held {
+            create_revision: entry.create_revision,
             mod_revision: entry.mod_revision,
             stored,
             life,
@@ -328,11 +357,13 @@ impl Own {
         }
         match &self.claim {
             Claim::Taken { .. } => None,
+            Claim::Lost if self.rival.is_some() => None,
             Claim::Lost => Some(self.put(Expect::Absent, Some(self.renewal.ttl))),
             Claim::Held {
                 mod_revision,
                 stored,
                 life,
+                ..
             } => {
                 let expect = Expect::Unchanged {
                     mod_revision: *mod_revision,
@@ -342,6 +373,7 @@ impl Own {
                 match life {
                     Life::Reservation if stale => Some(self.put(expect, None)),
                     Life::Reservation => None,
+                    _ if self.rival.is_some() => None,
                     Life::Unasked { id } if !stale => Some(StoreRequest::TimeToLive(*id)),
                     Life::Until { renew, .. } if !stale && now < *renew => None,
                     _ => Some(self.put(expect, Some(self.renewal.ttl))),
@@ -397,7 +429,11 @@ impl Own {
                     Some((id, ttl)) => self.renewal.life(id, sent, sent + ttl),
                     None => Life::Reservation,
                 };
+                // A write that replaces a record finds it as it is known.
+                let known = self.create_revision();
+                let known = known.filter(|_| put.expect != Expect::Absent);
                 self.claim = Claim::Held {
+                    create_revision: known.unwrap_or(mod_revision),
                     mod_revision,
                     stored: Some(put.attrs),
                     life,

@@ -35,6 +35,7 @@ pub struct Peers {
 #[derive(Debug)]
 struct Record {
     attrs: LeaseAttrs,
+    create_revision: i64,
     mod_revision: i64,
 }
 
@@ -147,6 +148,21 @@ impl Peers {
         self.faults.values()
     }
 
+    /// A node whose record overlaps the own one and was made before `create_revision`; if there is no
+    /// own one, at any time.
+    pub fn rival(&self, create_revision: Option<i64>) -> Option<IpAddr> {
+        let overlapping = self.faults.iter().filter_map(|(key, alarm)| match alarm {
+            Alarm::Overlap { by, .. } if !self.absent.contains(key) => {
+                Some((self.records.get(key)?, *by))
+            }
+            _ => None,
+        });
+        let mut earlier = overlapping.filter(|(record, _)| {
+            create_revision.is_none_or(|created| record.create_revision < created)
+        });
+        earlier.next().map(|(_, by)| by)
+    }
+
     fn remove(&mut self, key: &LeaseKey) {
         self.records.remove(key);
         self.absent.remove(key);
@@ -179,6 +195,7 @@ impl Peers {
         };
         let record = Record {
             attrs,
+            create_revision: entry.create_revision,
             mod_revision: entry.mod_revision,
         };
         let known = self.records.get(&entry.key);

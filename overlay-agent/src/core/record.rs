@@ -12,6 +12,8 @@ pub struct Entry {
     pub value: Result<LeaseAttrs, ValueError>,
     /// The store's lease the key is attached to; `None` makes the record a reservation.
     pub lease_id: Option<i64>,
+    /// Of the write that made the record; those that replaced its value since do not count.
+    pub create_revision: i64,
     pub mod_revision: i64,
 }
 

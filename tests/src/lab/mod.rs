@@ -54,6 +54,8 @@ pub struct Builder {
     routed_nodes: u8,
     config: Option<String>,
     wire: Wire,
+    /// 0: one on the router.
+    etcd_members: u8,
     kept: Option<String>,
 }
 
@@ -117,6 +119,13 @@ impl Builder {
         self
     }
 
+    /// An etcd of so many members, each on a machine of its own.
+    #[must_use]
+    pub fn etcd_members(mut self, count: u8) -> Self {
+        self.etcd_members = count;
+        self
+    }
+
     #[must_use]
     pub fn wire(mut self, wire: Wire) -> Self {
         self.wire = wire;
@@ -161,7 +170,11 @@ impl Builder {
                 address,
             )?);
         }
-        let store = Store::start(lab.underlay.router(), &lab.state.dir().join("etcd"))?;
+        let store = if self.etcd_members == 0 {
+            Store::start(lab.underlay.router(), &lab.state.dir().join("etcd"))?
+        } else {
+            Store::start_members(&lab.state, &lab.underlay, self.etcd_members)?
+        };
         if let Some(config) = &lab.config {
             store.set_config(config)?;
         }
@@ -177,6 +190,7 @@ impl Lab {
             routed_nodes: 0,
             config: Some(DEFAULT_CONFIG.to_owned()),
             wire: Wire::default(),
+            etcd_members: 0,
             kept: None,
         }
     }

@@ -1,14 +1,20 @@
-//! The lab's etcd: a real server on the router, reachable from every node, with nothing in it but the
-//! lab's cluster.
+//! The lab's etcd: a real server on the router, or members on machines of their own, reachable from
+//! every node, with nothing in it but the lab's cluster.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use etcd_client::{Client, Txn, TxnOp};
 
-use super::underlay::router_address;
+use super::{
+    state::State,
+    underlay::{Underlay, router_address},
+};
 use crate::{
-    etcd::Etcd,
+    etcd::{Etcd, Host},
     netns::{Namespace, RUN_NETNS},
 };
 
@@ -22,6 +28,8 @@ const PORT: u16 = 2379;
 pub struct Store {
     etcd: Etcd,
     router: Namespace,
+    /// Those of the members, if they have some.
+    machines: Vec<Namespace>,
 }
 
 /// A lease record as it is stored.
@@ -35,17 +43,70 @@ pub struct LeaseRecord {
 
 impl Store {
     pub fn start(router: &Namespace, dir: &Path) -> Result<Self> {
-        let net = format!("--net={RUN_NETNS}/{}", router.name());
         let etcd = Etcd::builder()
             .listen(IpAddr::V4(router_address(0)))
             .client_port(PORT)
-            .enter(["nsenter", net.as_str()])
+            .enter(entering(router))
             .directory(dir)
             .start()?;
         Ok(Self {
             etcd,
             router: router.clone(),
+            machines: Vec::new(),
         })
+    }
+
+    /// Members on machines of their own, on the first segment.
+    pub(super) fn start_members(state: &State, underlay: &Underlay, count: u8) -> Result<Self> {
+        let mut machines = Vec::new();
+        let mut hosts = Vec::new();
+        for index in 0..count {
+            let name = format!("etcd{index}");
+            let machine = state.create_namespace(&name)?;
+            let address = member_address(index);
+            underlay.connect(&machine, &name, 0, address)?;
+            hosts.push(Host {
+                address: IpAddr::V4(address),
+                enter: entering(&machine),
+            });
+            machines.push(machine);
+        }
+        let etcd = Etcd::builder()
+            .client_port(PORT)
+            .enter(entering(underlay.router()))
+            .hosts(hosts)
+            .directory(state.dir().join("etcd"))
+            .start()?;
+        Ok(Self {
+            etcd,
+            router: underlay.router().clone(),
+            machines,
+        })
+    }
+
+    /// Cuts a member's machine off from some addresses; what is sent there is lost without a word.
+    pub fn isolate(&self, member: usize, from: &[Ipv4Addr]) -> Result<()> {
+        let addresses: Vec<_> = from.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(", ");
+        let rules = format!(
+            "add table ip isolated; \
+             add chain ip isolated in {{ type filter hook input priority 0; }}; \
+             add chain ip isolated out {{ type filter hook output priority 0; }}; \
+             add rule ip isolated in ip saddr {{ {addresses} }} drop; \
+             add rule ip isolated out ip daddr {{ {addresses} }} drop"
+        );
+        self.machine(member)?.run("nft", [rules.as_str()]).map(drop)
+    }
+
+    /// Undoes [`Store::isolate`].
+    pub fn rejoin(&self, member: usize) -> Result<()> {
+        let machine = self.machine(member)?;
+        machine.run("nft", ["delete table ip isolated"]).map(drop)
+    }
+
+    fn machine(&self, member: usize) -> Result<&Namespace> {
+        let machine = self.machines.get(member);
+        machine.with_context(|| format!("member {member} has no machine of its own"))
     }
 
     /// The server itself, for tests that stop or freeze it.
@@ -168,6 +229,16 @@ impl Store {
                 .etcdctl(&["lease", "timetolive", &format!("{id:x}"), "-w", "fields"])?;
         field(&lease, "TTL").map(Some)
     }
+}
+
+/// Address of the machine of a member that has one of its own.
+pub fn member_address(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, 0, 201 + index)
+}
+
+fn entering(namespace: &Namespace) -> Vec<String> {
+    let net = format!("--net={RUN_NETNS}/{}", namespace.name());
+    vec!["nsenter".to_owned(), net]
 }
 
 fn lease_key(subnet_key: &str) -> String {

@@ -1,6 +1,7 @@
-//! Leases against a real etcd.
+//! Leases against a real etcd, and a lab on one of three members.
 
 mod etcd;
 mod faults;
 mod helper;
+mod members;
 mod tls;

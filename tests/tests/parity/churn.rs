@@ -61,7 +61,9 @@ impl Holdings {
         let pid = node.with_agent(|agent| Ok(agent.pid()))?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         // Without what is mapped of the program itself, which grows with each part that runs first.
-        let rss = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
         let rss = rss.and_then(|rss| rss.split_whitespace().next());
         let map = MapInfo::from_pin(node.map_pin(maps::STATS))?.id();
         let mut programs = BTreeSet::new();

@@ -116,6 +116,9 @@ impl Sim {
         let held = Held {
             key: own_key(),
             attrs: attrs(),
+            create_revision: store
+                .entry(&own_key())
+                .map_or(mod_revision, |entry| entry.create_revision),
             mod_revision,
             lease: lease_id.zip(ttl).map(|(id, ttl)| (id, now + ttl)),
         };

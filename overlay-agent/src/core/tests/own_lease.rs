@@ -17,6 +17,7 @@ fn a_margin_as_long_as_the_lease_does_not_renew_without_pause() {
     let held = Held {
         key: own_key(),
         attrs: attrs(),
+        create_revision: 2,
         mod_revision: 2,
         lease: Some((1, Instant::now() + RENEWAL.ttl)),
     };
@@ -250,4 +251,39 @@ fn an_address_that_changes_while_etcd_is_away_is_published_when_it_is_back() {
     sim.reconnect();
     assert_eq!(sim.stored(), Some(moved));
     assert_eq!(sim.state(), OwnState::Held);
+}
+
+#[test]
+fn a_lost_lease_is_not_written_again_beside_one_that_overlaps_it() {
+    let mut sim = Sim::new();
+    let whole = key("10.3.0.0-16");
+    sim.store.remove(&own_key());
+    sim.store.force(whole, LeaseAttrs::alloc(OTHER), None);
+    sim.late = true;
+    sim.deliver();
+    // The write was on its way when the other lease became known.
+    sim.settle();
+    sim.deliver();
+    assert_eq!(sim.state(), OwnState::Taken { by: OTHER.into() });
+    let puts = sim.store.puts;
+    sim.pass(48 * HOUR);
+    assert_eq!(sim.store.puts, puts, "it gives way");
+
+    sim.store.remove(&whole);
+    sim.deliver();
+    sim.pass(HOUR);
+    assert_eq!(sim.state(), OwnState::Held);
+    assert_eq!(sim.stored(), Some(attrs()));
+}
+
+#[test]
+fn a_lease_is_kept_beside_a_later_one_that_overlaps_it() {
+    let mut sim = Sim::new();
+    let whole = key("10.3.0.0-16");
+    sim.store
+        .force(whole, LeaseAttrs::alloc(OTHER), Some(RENEWAL.ttl));
+    sim.deliver();
+    sim.pass(20 * HOUR);
+    assert_eq!(sim.state(), OwnState::Held);
+    assert!(matches!(sim.alarms[..], [Alarm::Overlap { .. }]));
 }

@@ -2,22 +2,21 @@
 
 use std::time::Duration;
 
-use rand::RngCore;
 use thiserror::Error;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    decide::{Decision, Origin, decide},
+    decide::{Decision, Origin, decide, rival},
     error::EtcdError,
     lease_store::LeaseStore,
+    machine::Machine,
 };
 use crate::{
     backoff::Backoff,
-    core::{Entry, Expect, Held, Put, PutOutcome, Renewal, Snapshot},
+    core::{Expect, Held, Put, PutOutcome, Renewal, Snapshot},
     membership::{allocation::Allocation, member::Wish},
-    model::{LeaseAttrs, LeaseKey},
+    model::LeaseAttrs,
 };
 
 /// Lost races in a row before giving up, as flannel.
@@ -66,14 +65,14 @@ pub async fn acquire<S: LeaseStore>(
     store: &S,
     wish: &Wish,
     renewal: Renewal,
-    rng: &mut (dyn RngCore + Send),
+    machine: &mut Machine,
     cancel: &CancellationToken,
 ) -> Result<Acquired, AcquireError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut races = 0;
     let mut reported = None;
     while races < RACES {
-        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, rng));
+        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, machine));
         match attempt.await.ok_or(AcquireError::Cancelled)? {
             Ok(Attempt::Acquired(acquired)) => return Ok(*acquired),
             Ok(Attempt::Lost) => races += 1,
@@ -88,8 +87,8 @@ pub async fn acquire<S: LeaseStore>(
                     warn!("cannot acquire a lease, trying on: {problem}");
                     reported = Some(problem);
                 }
-                let pause = backoff.failed(rng);
-                let paused = cancel.run_until_cancelled(sleep(pause)).await;
+                let pause = backoff.failed(&mut machine.rng);
+                let paused = cancel.run_until_cancelled(machine.time.sleep(pause)).await;
                 paused.ok_or(AcquireError::Cancelled)?;
             }
         }
@@ -110,13 +109,14 @@ async fn attempt<S: LeaseStore>(
     store: &S,
     wish: &Wish,
     renewal: Renewal,
-    rng: &mut (dyn RngCore + Send),
+    machine: &mut Machine,
 ) -> Result<Attempt, EtcdError> {
     let snapshot = store.list().await?;
-    let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, rng) {
+    let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, &mut machine.rng)
+    {
         Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),
         Decision::Delete { key, mod_revision } => {
-            warn!(lease = %key, "the lease of this node does not fit the network config; deleting it");
+            warn!(lease = %key, "the lease of this node does not fit the network config, or an earlier one; deleting it");
             store.delete(&key, mod_revision).await?;
             return Ok(Attempt::Cleared);
         }
@@ -127,13 +127,15 @@ async fn attempt<S: LeaseStore>(
             origin,
         } => (key, expect, reservation, origin),
     };
+    let replaced = snapshot.entries.iter().find(|entry| entry.key == key);
+    let created = replaced.map(|entry| entry.create_revision);
     let put = Put {
         key,
         attrs: wish.attrs.clone(),
         expect,
         ttl: (!reservation).then_some(renewal.ttl),
     };
-    let sent = Instant::now().into_std();
+    let sent = machine.time.now();
     Ok(match store.put(&put).await? {
         PutOutcome::Written {
             mod_revision,
@@ -142,7 +144,8 @@ async fn attempt<S: LeaseStore>(
         } => {
             let snapshot = if expect == Expect::Absent {
                 let now = store.list().await?;
-                if let Some(rival) = rival(&put, mod_revision, &now.entries) {
+                let node_ip = put.attrs.node_ip();
+                if let Some(rival) = rival(&key, node_ip, mod_revision, &now.entries) {
                     info!(lease = %key, %rival, "another node wrote an overlapping lease first; choosing again");
                     store.delete(&key, mod_revision).await?;
                     return Ok(Attempt::Lost);
@@ -156,6 +159,7 @@ async fn attempt<S: LeaseStore>(
             let held = Held {
                 key,
                 attrs: put.attrs,
+                create_revision: created.unwrap_or(mod_revision),
                 mod_revision,
                 lease: lease_id.zip(ttl).map(|(id, ttl)| (id, sent + ttl)),
             };
@@ -166,20 +170,6 @@ async fn attempt<S: LeaseStore>(
             Attempt::Lost
         }
     })
-}
-
-/// The store refuses a second record under one key, but not two keys that have a subnet in common:
-/// two dual-stack nodes can choose the same IPv6 subnet with different IPv4 subnets. Of the two that
-/// see each other, the one that wrote later gives way.
-fn rival(put: &Put, mod_revision: i64, entries: &[Entry]) -> Option<LeaseKey> {
-    let is_own = |entry: &Entry| {
-        let attrs = entry.value.as_ref();
-        attrs.is_ok_and(|attrs| attrs.node_ip() == put.attrs.node_ip())
-    };
-    let first = entries.iter().find(|entry| {
-        entry.mod_revision < mod_revision && entry.key.overlaps(&put.key) && !is_own(entry)
-    });
-    first.map(|entry| entry.key)
 }
 
 /// flannel's own words, which people search logs for.

@@ -40,7 +40,8 @@ pub enum Decision {
         reservation: bool,
         origin: Origin,
     },
-    /// A record of this node that the config does not allow is in the way.
+    /// A record of this node is in the way that the config does not allow, or that overlaps an earlier
+    /// one.
     Delete {
         key: LeaseKey,
         mod_revision: i64,
@@ -57,7 +58,7 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
     let remembered = |entry: &&&Entry| wish.remembers(&entry.key);
     let known = fitting.iter().find(remembered).or(fitting.first());
     if let Some(entry) = known {
-        return rewrite(entry, Origin::Recorded);
+        return rewrite(wish, entry, entries, Origin::Recorded);
     }
     // An operator's reservation is not ours to delete, even if it does not fit.
     if let Some(misfit) = misfits.iter().find(|entry| entry.lease_id.is_some()) {
@@ -67,7 +68,7 @@ pub fn decide(wish: &Wish, entries: &[Entry], rng: &mut dyn RngCore) -> Decision
         };
     }
     if let Some((entry, from)) = readdressed(wish, entries) {
-        return rewrite(entry, Origin::Readdressed { from });
+        return rewrite(wish, entry, entries, Origin::Readdressed { from });
     }
     let keys = || entries.iter().map(|entry| &entry.key);
     let taken: PerFamily<Vec<_>, Vec<_>> = PerFamily {
@@ -128,13 +129,42 @@ fn choose<F: Family>(
     }
 }
 
-fn rewrite(entry: &Entry, origin: Origin) -> Decision {
+/// Keeps a record, unless it should not have been written: whoever wrote it died, or lost its
+/// connection, before it looked back.
+fn rewrite(wish: &Wish, entry: &Entry, entries: &[Entry], origin: Origin) -> Decision {
+    let reservation = entry.lease_id.is_none();
+    let node_ip = wish.attrs.node_ip();
+    if !reservation && rival(&entry.key, node_ip, entry.create_revision, entries).is_some() {
+        return Decision::Delete {
+            key: entry.key,
+            mod_revision: entry.mod_revision,
+        };
+    }
     Decision::Write {
         key: entry.key,
         expect: entry.unchanged(),
-        reservation: entry.lease_id.is_none(),
+        reservation,
         origin,
     }
+}
+
+/// The store refuses a second record under one key, but not two keys that have a subnet in common:
+/// two dual-stack nodes can choose the same IPv6 subnet with different IPv4 subnets. Of the two, the
+/// one whose record was made later gives way.
+pub fn rival(
+    key: &LeaseKey,
+    node_ip: IpAddr,
+    create_revision: i64,
+    entries: &[Entry],
+) -> Option<LeaseKey> {
+    let is_own = |entry: &Entry| {
+        let attrs = entry.value.as_ref();
+        entry.key == *key || attrs.is_ok_and(|attrs| attrs.node_ip() == node_ip)
+    };
+    let earlier = entries.iter().find(|entry| {
+        entry.create_revision < create_revision && entry.key.overlaps(key) && !is_own(entry)
+    });
+    earlier.map(|entry| entry.key)
 }
 
 fn shows(entry: &Entry, node_ip: IpAddr) -> bool {
@@ -203,6 +233,7 @@ mod tests {
             key: LeaseKey::parse(key).unwrap(),
             value: Ok(LeaseAttrs::alloc(public_ip)),
             lease_id: Some(9),
+            create_revision: 5,
             mod_revision: 5,
         }
     }

@@ -15,7 +15,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{acquire::Acquired, error::EtcdError, lease_store::LeaseStore, words};
+use super::{
+    acquire::Acquired, error::EtcdError, lease_store::LeaseStore, machine::Machine, words,
+};
 use crate::{
     backoff::Backoff,
     core::{Core, Input, Output, Renewal, Snapshot, StoreRequest, WatchEvent},
@@ -30,11 +32,12 @@ pub fn spawn<S: LeaseStore>(
     acquired: Acquired,
     renewal: Renewal,
     config: ConfigText,
+    mut machine: Machine,
     cancel: CancellationToken,
 ) -> Member {
-    let now = Instant::now().into_std();
+    let now = machine.time.now();
     let Acquired { held, snapshot } = acquired;
-    let rng = StdRng::from_os_rng();
+    let rng = StdRng::from_rng(&mut machine.rng);
     let core = Core::new(now, held, snapshot, renewal, config, rng);
     let (view, receiver) = watch::channel(LeaseView {
         own: core.own(),
@@ -54,7 +57,7 @@ pub fn spawn<S: LeaseStore>(
         watch: WatchState::Down,
         slept: Duration::ZERO,
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
-        rng: StdRng::from_os_rng(),
+        machine,
         reported: Vec::new(),
     };
     tokio::spawn(async move {
@@ -74,7 +77,7 @@ struct Driver<S> {
     /// Time that the machine slept, which timers do not count and leases do.
     slept: Duration,
     pause: Backoff,
-    rng: StdRng,
+    machine: Machine,
     /// Errors reported since etcd worked last.
     reported: Vec<String>,
 }
@@ -115,7 +118,7 @@ impl<S: LeaseStore> Driver<S> {
                     } else {
                         self.disconnected(&error.into());
                     }
-                    let pause = self.pause.failed(&mut self.rng);
+                    let pause = self.pause.failed(&mut self.machine.rng);
                     self.list(pause);
                 }
                 Wake::Reopen => self.open(),
@@ -125,18 +128,24 @@ impl<S: LeaseStore> Driver<S> {
 
     /// Waits for whatever comes first. Cancel-safe: every future lives in `self`.
     async fn wake(&mut self) -> Wake {
-        let deadline = self.core.deadline().checked_sub(self.slept);
-        let deadline = deadline.map_or_else(Instant::now, Instant::from_std);
+        let left = self.core.deadline().saturating_duration_since(self.now());
+        let tick = self.machine.time.sleep(left);
         tokio::select! {
+            // In one order, so that a simulation can be repeated. The first two come once in a while.
+            biased;
             Some(order) = self.inbox.recv() => Wake::Input(order.into()),
+            () = tick => Wake::Input(Input::Tick),
             input = poll_option(&mut self.request) => {
                 self.request = None;
                 Wake::Input(input)
             }
             listed = poll_option(&mut self.listing) => Wake::Listed(listed),
             wake = self.watch.next() => wake,
-            () = sleep_until(deadline) => Wake::Input(Input::Tick),
         }
+    }
+
+    fn now(&self) -> std::time::Instant {
+        self.machine.time.now() + self.slept
     }
 
     fn take_in(&mut self, input: Input) {
@@ -152,7 +161,7 @@ impl<S: LeaseStore> Driver<S> {
             }
             Input::Watch(WatchEvent::Disconnected(error)) => {
                 self.disconnected(error);
-                let pause = self.pause.failed(&mut self.rng);
+                let pause = self.pause.failed(&mut self.machine.rng);
                 self.watch = WatchState::Paused(Instant::now() + pause);
             }
             Input::Written(Err(error)) | Input::Got(Err(error)) | Input::TimeToLive(Err(error)) => {
@@ -165,7 +174,7 @@ impl<S: LeaseStore> Driver<S> {
     }
 
     fn handle(&mut self, input: Input) {
-        let now = Instant::now().into_std() + self.slept;
+        let now = self.now();
         let outputs = self.core.handle(now, input);
         let revision = self.core.revision();
         let mut changes = Vec::new();

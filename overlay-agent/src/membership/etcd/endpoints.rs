@@ -22,6 +22,7 @@ use super::{
     error::EtcdError,
     options::{self, redact},
     verdict::{self, Verdict},
+    wire::Failed,
 };
 use crate::config::options::EtcdOptions;
 
@@ -49,7 +50,7 @@ impl Default for Deadlines {
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
 /// The endpoints and the clients connected to them.
-pub(super) struct Endpoints {
+pub struct Endpoints {
     options: EtcdOptions,
     deadlines: Deadlines,
     slots: Vec<Slot>,
@@ -59,20 +60,6 @@ pub(super) struct Endpoints {
 struct Slot {
     url: String,
     client: Mutex<Option<Client>>,
-}
-
-/// A request that no endpoint carried out, as far as known.
-#[derive(Debug)]
-pub(super) struct Failed {
-    pub error: EtcdError,
-    /// One of them may have.
-    pub in_doubt: bool,
-}
-
-impl From<Failed> for EtcdError {
-    fn from(failed: Failed) -> Self {
-        failed.error
-    }
 }
 
 /// What the endpoints that failed had to say.

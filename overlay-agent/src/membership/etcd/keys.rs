@@ -1,9 +1,8 @@
 //! From etcd's key space to the words of the agent and back.
 
-use etcd_client::KeyValue;
 use tracing::debug;
 
-use super::options;
+use super::{options, wire::Kv};
 use crate::{
     config::options::EtcdOptions,
     core::Entry,
@@ -12,7 +11,7 @@ use crate::{
 
 /// Where things are in etcd's key space.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub struct Keys {
     pub config: String,
     /// Ends with a slash.
     pub subnets: String,
@@ -31,19 +30,20 @@ impl Keys {
     }
 
     /// The record of a key; `None` for foreign keys.
-    pub fn entry(&self, kv: &KeyValue) -> Option<Entry> {
+    pub fn entry(&self, kv: &Kv) -> Option<Entry> {
         let key = self.parse(kv)?;
         Some(Entry {
             key,
-            value: LeaseAttrs::decode(kv.value()),
-            lease_id: (kv.lease() != 0).then(|| kv.lease()),
-            mod_revision: kv.mod_revision(),
+            value: LeaseAttrs::decode(&kv.value),
+            lease_id: (kv.lease != 0).then_some(kv.lease),
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
         })
     }
 
     /// The subnet a key names; `None` for foreign keys.
-    pub fn parse(&self, kv: &KeyValue) -> Option<LeaseKey> {
-        let text = kv.key_str().ok()?;
+    pub fn parse(&self, kv: &Kv) -> Option<LeaseKey> {
+        let text = std::str::from_utf8(&kv.key).ok()?;
         let key = text.strip_prefix(&self.subnets).and_then(LeaseKey::parse);
         if key.is_none() {
             debug!(key = text, "key names no subnet");
@@ -52,9 +52,9 @@ impl Keys {
     }
 }
 
-pub(super) fn config_text(kv: &KeyValue) -> ConfigText {
+pub(super) fn config_text(kv: &Kv) -> ConfigText {
     ConfigText {
-        text: String::from_utf8_lossy(kv.value()).into_owned(),
-        mod_revision: kv.mod_revision(),
+        text: String::from_utf8_lossy(&kv.value).into_owned(),
+        mod_revision: kv.mod_revision,
     }
 }

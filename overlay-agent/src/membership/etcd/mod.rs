@@ -12,21 +12,28 @@ mod error;
 mod fake;
 mod keys;
 mod lease_store;
+mod machine;
+#[cfg(test)]
+mod model;
 mod options;
+mod requests;
 mod store;
 #[cfg(test)]
 mod tests;
 mod verdict;
 mod watch;
+mod wire;
 mod words;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use rand::{SeedableRng as _, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 
-use self::acquire::{AcquireError, acquire};
+use self::{
+    acquire::{AcquireError, acquire},
+    machine::Machine,
+};
 pub use self::{endpoints::Deadlines, error::EtcdError, lease_store::LeaseStore, store::EtcdStore};
 use super::member::{JoinError, Member, Membership, Wish};
 use crate::{
@@ -45,6 +52,24 @@ impl<S: LeaseStore> Etcd<S> {
         Self {
             store: Arc::new(store),
             renewal,
+        }
+    }
+
+    async fn join_from(
+        &self,
+        mut machine: Machine,
+        wish: Wish,
+        config: ConfigText,
+        stop: CancellationToken,
+    ) -> Result<Option<Member>, AcquireError> {
+        match acquire(&*self.store, &wish, self.renewal, &mut machine, &stop).await {
+            Ok(acquired) => {
+                let store = Arc::clone(&self.store);
+                let member = driver::spawn(store, acquired, self.renewal, config, machine, stop);
+                Ok(Some(member))
+            }
+            Err(AcquireError::Cancelled) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -81,16 +106,8 @@ impl<S: LeaseStore> Membership for Etcd<S> {
         stop: CancellationToken,
     ) -> BoxFuture<'_, Result<Option<Member>, JoinError>> {
         Box::pin(async move {
-            let mut rng = StdRng::from_os_rng();
-            match acquire(&*self.store, &wish, self.renewal, &mut rng, &stop).await {
-                Ok(acquired) => {
-                    let store = Arc::clone(&self.store);
-                    let member = driver::spawn(store, acquired, self.renewal, config, stop);
-                    Ok(Some(member))
-                }
-                Err(AcquireError::Cancelled) => Ok(None),
-                Err(error) => Err(JoinError::from(Box::from(error))),
-            }
+            let joined = self.join_from(Machine::real(), wish, config, stop).await;
+            joined.map_err(|error| JoinError::from(Box::from(error)))
         })
     }
 }

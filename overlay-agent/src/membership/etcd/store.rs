@@ -6,22 +6,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{
-    Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
-};
 use futures::stream::BoxStream;
 use tracing::debug;
 
 use super::{
-    endpoints::{Deadlines, Endpoints, Failed},
+    endpoints::{Deadlines, Endpoints},
     error::EtcdError,
     keys::{Keys, config_text},
     lease_store::LeaseStore,
     watch,
+    wire::{Page, Range, Wire, Write},
 };
 use crate::{
     config::options::EtcdOptions,
-    core::{Expect, Put, PutOutcome, RecordState, Snapshot, WatchEvent},
+    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent},
     model::{ConfigText, LeaseKey},
 };
 
@@ -33,8 +31,8 @@ const PAGE: i64 = 2000;
 const LIST_TRIES: usize = 3;
 
 /// Leases and network config in etcd.
-pub struct EtcdStore {
-    endpoints: Arc<Endpoints>,
+pub struct EtcdStore<W = Endpoints> {
+    wire: Arc<W>,
     keys: Keys,
 }
 
@@ -42,33 +40,22 @@ impl EtcdStore {
     /// Checks the options, files included. Does not connect.
     pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, EtcdError> {
         let keys = Keys::of(&options);
-        Ok(Self {
-            endpoints: Arc::new(Endpoints::new(options, deadlines)?),
-            keys,
-        })
+        Ok(Self::on(Endpoints::new(options, deadlines)?, keys))
     }
+}
 
-    async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), EtcdError> {
-        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        self.endpoints
-            .call("grant a lease", |mut client| async move {
-                let grant = client.lease_grant(seconds, None).await?;
-                let granted = u64::try_from(grant.ttl()).unwrap_or_default();
-                Ok((grant.id(), Duration::from_secs(granted)))
-            })
-            .await
+impl<W: Wire> EtcdStore<W> {
+    pub(super) fn on(wire: W, keys: Keys) -> Self {
+        Self {
+            wire: Arc::new(wire),
+            keys,
+        }
     }
 
     /// Gives back a lease no key was attached to. A failure costs nothing but the lease's memory
     /// until it runs out.
     async fn revoke(&self, id: i64) {
-        let revoked = self
-            .endpoints
-            .call("revoke a lease", |mut client| async move {
-                client.lease_revoke(id).await
-            })
-            .await;
-        if let Err(error) = revoked {
+        if let Err(error) = self.wire.revoke(id).await {
             debug!(lease = id, %error, "unused lease not revoked");
         }
     }
@@ -79,20 +66,20 @@ impl EtcdStore {
         let end = prefix_end(&self.keys.subnets);
         loop {
             let page = self.page(from, end.clone(), snapshot.revision).await;
-            let (keys, revision, more) = match page {
+            let page = match page {
                 Ok(page) => page,
                 Err(error) if is_compacted(&error) => return Ok(None),
                 Err(error) => return Err(error),
             };
             if snapshot.revision == 0 {
-                snapshot.revision = revision;
+                snapshot.revision = page.revision;
             }
             snapshot
                 .entries
-                .extend(keys.iter().filter_map(|kv| self.keys.entry(kv)));
-            match keys.last() {
-                Some(last) if more => {
-                    from = last.key().to_vec();
+                .extend(page.kvs.iter().filter_map(|kv| self.keys.entry(kv)));
+            match page.kvs.into_iter().next_back() {
+                Some(last) if page.more => {
+                    from = last.key;
                     from.push(0);
                 }
                 _ => break,
@@ -108,96 +95,27 @@ impl EtcdStore {
 
     /// The network config as it was at a revision (0: as it is).
     async fn config_at(&self, revision: i64) -> Result<Option<ConfigText>, EtcdError> {
-        self.endpoints
-            .call("read the network config", |mut client| {
-                let key = self.keys.config.clone();
-                let options = GetOptions::new().with_revision(revision);
-                async move {
-                    let answer = client.get(key, Some(options)).await?;
-                    Ok(answer.kvs().first().map(config_text))
-                }
-            })
-            .await
-    }
-
-    /// Keys of `[from, end)` at a revision (0: the latest), the revision, and if there are more.
-    async fn page(
-        &self,
-        from: Vec<u8>,
-        end: Vec<u8>,
-        revision: i64,
-    ) -> Result<(Vec<KeyValue>, i64, bool), EtcdError> {
-        self.endpoints
-            .call("list leases", |mut client| {
-                let options = GetOptions::new()
-                    .with_range(end.clone())
-                    .with_revision(revision)
-                    .with_limit(PAGE);
-                let from = from.clone();
-                async move {
-                    let mut answer = client.get(from, Some(options)).await?;
-                    let revision = revision_of(answer.header())?;
-                    Ok((answer.take_kvs(), revision, answer.more()))
-                }
-            })
-            .await
-    }
-
-    async fn write(&self, put: &Put, lease: Option<i64>) -> Result<TxnEnd, Failed> {
-        let key = self.keys.lease(&put.key);
-        let value = put.attrs.encode();
-        let equal = CompareOp::Equal;
-        let unchanged = match put.expect {
-            Expect::Absent => vec![Compare::version(key.clone(), equal, 0)],
-            Expect::Unchanged {
-                mod_revision,
-                lease_id,
-            } => vec![
-                Compare::mod_revision(key.clone(), equal, mod_revision),
-                Compare::lease(key.clone(), equal, lease_id.unwrap_or_default()),
-            ],
-        };
-        let options = lease.map(|id| PutOptions::new().with_lease(id));
-        let txn = Txn::new()
-            .when(unchanged)
-            .and_then([TxnOp::put(key.clone(), value, options)])
-            .or_else([TxnOp::get(key, None)]);
-        self.txn("write the lease", txn).await
-    }
-
-    async fn txn(&self, operation: &'static str, txn: Txn) -> Result<TxnEnd, Failed> {
-        let (_, end) = self
-            .endpoints
-            .call_at(operation, |mut client| {
-                let txn = txn.clone();
-                async move {
-                    let answer = client.txn(txn).await?;
-                    let revision = revision_of(answer.header())?;
-                    let found = answer.op_responses().into_iter().find_map(|op| match op {
-                        TxnOpResponse::Get(get) => get.kvs().first().cloned(),
-                        _ => None,
-                    });
-                    Ok(TxnEnd {
-                        done: answer.succeeded(),
-                        revision,
-                        found,
-                    })
-                }
-            })
+        let key = self.keys.config.clone().into_bytes();
+        let answer = self
+            .wire
+            .range("read the network config", one(key, revision))
             .await?;
-        Ok(end)
+        Ok(answer.kvs.first().map(config_text))
+    }
+
+    /// Keys of `[from, end)` at a revision (0: the latest).
+    async fn page(&self, from: Vec<u8>, end: Vec<u8>, revision: i64) -> Result<Page, EtcdError> {
+        let range = Range {
+            from,
+            end,
+            revision,
+            limit: PAGE,
+        };
+        self.wire.range("list leases", range).await
     }
 }
 
-/// How a transaction ended.
-struct TxnEnd {
-    done: bool,
-    revision: i64,
-    /// The key as it was, when it was not as expected.
-    found: Option<KeyValue>,
-}
-
-impl LeaseStore for EtcdStore {
+impl<W: Wire> LeaseStore for EtcdStore<W> {
     async fn config(&self) -> Result<Option<ConfigText>, EtcdError> {
         self.config_at(0).await
     }
@@ -215,27 +133,27 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<RecordState, EtcdError> {
-        self.endpoints
-            .call("read the own lease", |mut client| {
-                let key = self.keys.lease(key);
-                async move {
-                    let answer = client.get(key, None).await?;
-                    Ok(RecordState {
-                        revision: revision_of(answer.header())?,
-                        entry: answer.kvs().first().and_then(|kv| self.keys.entry(kv)),
-                    })
-                }
-            })
-            .await
+        let key = self.keys.lease(key).into_bytes();
+        let answer = self.wire.range("read the own lease", one(key, 0)).await?;
+        Ok(RecordState {
+            revision: answer.revision,
+            entry: answer.kvs.first().and_then(|kv| self.keys.entry(kv)),
+        })
     }
 
     async fn put(&self, put: &Put) -> Result<PutOutcome, EtcdError> {
         let grant = match put.ttl {
-            Some(ttl) => Some(self.grant(ttl).await?),
+            Some(ttl) => Some(self.wire.grant(ttl).await?),
             None => None,
         };
         let (lease_id, ttl) = grant.unzip();
-        let end = match self.write(put, lease_id).await {
+        let write = Write {
+            key: self.keys.lease(&put.key),
+            value: put.attrs.encode(),
+            lease: lease_id,
+            expect: put.expect,
+        };
+        let end = match self.wire.write(write).await {
             Ok(end) => end,
             Err(failed) => {
                 // A write in doubt may have attached the key, which would go with the lease.
@@ -249,10 +167,10 @@ impl LeaseStore for EtcdStore {
         };
         // Attached to this very lease: carried out by an endpoint whose answer did not arrive.
         let earlier = end.found.as_ref().filter(|_| lease_id.is_some());
-        let earlier = earlier.filter(|kv| Some(kv.lease()) == lease_id);
+        let earlier = earlier.filter(|kv| Some(kv.lease) == lease_id);
         if end.done || earlier.is_some() {
             return Ok(PutOutcome::Written {
-                mod_revision: earlier.map_or(end.revision, KeyValue::mod_revision),
+                mod_revision: earlier.map_or(end.revision, |kv| kv.mod_revision),
                 lease_id,
                 ttl,
             });
@@ -267,37 +185,22 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn delete(&self, key: &LeaseKey, mod_revision: i64) -> Result<bool, EtcdError> {
-        let key = self.keys.lease(key);
-        let txn = Txn::new()
-            .when([Compare::mod_revision(
-                key.clone(),
-                CompareOp::Equal,
-                mod_revision,
-            )])
-            .and_then([TxnOp::delete(key, None)]);
-        Ok(self.txn("delete a lease", txn).await?.done)
+        self.wire.delete(self.keys.lease(key), mod_revision).await
     }
 
     async fn time_to_live(&self, lease_id: i64) -> Result<Option<Duration>, EtcdError> {
-        let answer = self
-            .endpoints
-            .call("read the lease's remaining time", |mut client| async move {
-                client.lease_time_to_live(lease_id, None).await
-            })
-            .await?;
-        // -1: no such lease.
-        Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
+        self.wire.time_to_live(lease_id).await
     }
 
     fn watch(&self, revision: i64) -> BoxStream<'static, WatchEvent> {
-        watch::open(self.endpoints.clone(), self.keys.clone(), revision)
+        watch::open(self.wire.clone(), self.keys.clone(), revision)
     }
 
     fn config_place(&self) -> String {
         format!(
             "{} with the etcd v3 API at {}",
             self.keys.config,
-            self.endpoints.urls()
+            self.wire.urls()
         )
     }
 
@@ -309,9 +212,14 @@ impl LeaseStore for EtcdStore {
     }
 }
 
-fn revision_of(header: Option<&etcd_client::ResponseHeader>) -> Result<i64, Error> {
-    let header = header.ok_or_else(|| Error::Internal("answer without a header".to_owned()))?;
-    Ok(header.revision())
+/// One key at a revision (0: the latest).
+fn one(key: Vec<u8>, revision: i64) -> Range {
+    Range {
+        from: key,
+        end: Vec::new(),
+        revision,
+        limit: 0,
+    }
 }
 
 /// Whether the revision asked for is gone.

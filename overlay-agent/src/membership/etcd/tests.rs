@@ -4,7 +4,6 @@
 use std::{net::Ipv4Addr, sync::Mutex, time::Duration};
 
 use overlay_common::addr::MacAddr;
-use rand::{SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +11,7 @@ use super::{
     Etcd,
     acquire::{AcquireError, Acquired, acquire},
     fake::FakeStore,
+    machine::Machine,
 };
 use crate::{
     config::network::Pool,
@@ -45,8 +45,8 @@ fn wish(last: u8) -> Wish {
 }
 
 async fn try_acquire(store: &FakeStore, wish: &Wish) -> Result<Acquired, AcquireError> {
-    let mut rng = StdRng::seed_from_u64(1);
-    acquire(store, wish, RENEWAL, &mut rng, &CancellationToken::new()).await
+    let cancel = CancellationToken::new();
+    acquire(store, wish, RENEWAL, &mut Machine::real(), &cancel).await
 }
 
 fn config(text: &str) -> ConfigText {
@@ -199,6 +199,44 @@ async fn of_two_nodes_that_wrote_overlapping_leases_at_once_the_later_one_gives_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_written_by_an_agent_that_died_before_it_looked_back_gives_way_to_an_older_one() {
+    let store = FakeStore::new();
+    let (older, younger) = (
+        LeaseKey::parse("10.3.4.0-23"),
+        LeaseKey::parse("10.3.5.0-24"),
+    );
+    let other = LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, 2));
+    let ttl = Some(Duration::from_hours(24));
+    store.with(|state| {
+        state.force(older.unwrap(), other.clone(), ttl);
+        state.force(younger.unwrap(), wish(255).attrs, ttl);
+        // The other one is renewed.
+        state.force(older.unwrap(), other, ttl);
+    });
+    let acquired = try_acquire(&store, &wish(255)).await.unwrap();
+    assert!(!acquired.held.key.overlaps(&older.unwrap()));
+    let entries = store.with(|state| state.list()).entries;
+    assert_eq!(entries.len(), 2, "{entries:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_is_kept_beside_a_younger_one_that_overlaps_it() {
+    let store = FakeStore::new();
+    let (younger, older) = (
+        LeaseKey::parse("10.3.4.0-23"),
+        LeaseKey::parse("10.3.5.0-24"),
+    );
+    let other = LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, 2));
+    let ttl = Some(Duration::from_hours(24));
+    store.with(|state| {
+        state.force(older.unwrap(), wish(255).attrs, ttl);
+        state.force(younger.unwrap(), other, ttl);
+    });
+    let acquired = try_acquire(&store, &wish(255)).await.unwrap();
+    assert_eq!(Some(acquired.held.key), older);
+}
+
+#[tokio::test(start_paused = true)]
 async fn ten_lost_races_end_the_attempt() {
     let store = FakeStore::new();
     store.with(|state| state.races = 200);
@@ -247,10 +285,11 @@ async fn acquiring_ends_at_once_when_cancelled() {
     let store = FakeStore::new();
     store.set_away(true);
     let cancel = CancellationToken::new();
-    let mut rng = StdRng::seed_from_u64(1);
+    let mut machine = Machine::real();
     let wish = wish(255);
     let start = Instant::now();
-    let (result, ()) = tokio::join!(acquire(&store, &wish, RENEWAL, &mut rng, &cancel), async {
+    let acquiring = acquire(&store, &wish, RENEWAL, &mut machine, &cancel);
+    let (result, ()) = tokio::join!(acquiring, async {
         sleep(Duration::from_secs(10)).await;
         cancel.cancel();
     });
