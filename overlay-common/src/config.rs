@@ -86,6 +86,12 @@ impl<F: Family> Config<F> {
         }
     }
 
+    /// Whether the programs remember which pairs of pods a translation connects.
+    #[inline(always)]
+    pub fn notes_translations(&self) -> bool {
+        self.fastpath & FASTPATH_TRUSTED != 0
+    }
+
     /// True for addresses of the pod network that live on another node.
     #[inline(always)]
     pub fn is_remote_pod(&self, address: F::Be) -> bool {
@@ -103,6 +109,9 @@ impl<F: Family> Config<F> {
 pub const FASTPATH_OFF: u32 = 0;
 /// A direction of a flow is fast while its lease lives.
 pub const FASTPATH_STRICT: u32 = 1;
-/// As strict, but one lease serves all flows between two pods, handshakes included. For hosts that
-/// translate no pod traffic.
+/// As strict, but one permit serves all flows between two pods, handshakes included, unless netfilter
+/// translates any of them.
 pub const FASTPATH_TRUSTED: u32 = 2;
+/// As strict, while it is not known yet what has been translated before: pairs of pods are remembered as in
+/// trusted mode, and not used.
+pub const FASTPATH_LEARNING: u32 = FASTPATH_TRUSTED | FASTPATH_STRICT;

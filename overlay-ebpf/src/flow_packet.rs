@@ -35,6 +35,8 @@ pub enum Control {
 /// A packet of a flow. Integers are in host order.
 pub struct FlowPacket<F: Family> {
     pub words: FlowWords<F>,
+    /// Whether its flow is all that goes between the two pods.
+    pub is_pair: bool,
     pub protocol: u8,
     pub control: Control,
     /// TTL or hop limit.
@@ -58,6 +60,16 @@ impl<F: Family> FlowPacket<F> {
     pub fn header_bits(&self, hops: u8) -> u16 {
         let ttl = self.ttl.wrapping_sub(hops);
         (u16::from(self.tos & DSCP) | u16::from(ttl) << 8) & self.header_mask
+    }
+
+    /// What the flow is found by in the flow table.
+    #[inline(always)]
+    pub fn key(&self) -> FlowWords<F> {
+        if self.is_pair {
+            self.words.pair()
+        } else {
+            self.words
+        }
     }
 
     /// Whether the flow is one of ports, which netfilter can translate.

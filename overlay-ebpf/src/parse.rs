@@ -11,6 +11,7 @@ use overlay_common::{
 use crate::{
     flow_packet::{Control, FlowPacket, Local},
     ip::{Header as _, Ip},
+    maps,
     packet::{ETH_LEN, Packet},
 };
 
@@ -20,7 +21,8 @@ const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
 impl<F: Ip> FlowPacket<F> {
-    /// Parses the IP packet at `offset`. In trusted mode the flow is the pair of pods.
+    /// Parses the IP packet at `offset`. In trusted mode the flow is the pair of pods, if no translation
+    /// connects them.
     #[inline(always)]
     pub fn parse(
         packet: Packet,
@@ -71,11 +73,13 @@ impl<F: Ip> FlowPacket<F> {
             Local::Source => FlowWords::new(ip.src, ip.dst, src_port, dst_port, protocol),
             Local::Destination => FlowWords::new(ip.dst, ip.src, dst_port, src_port, protocol),
         };
-        let trusted = config.fastpath == FASTPATH_TRUSTED;
-        let words = if trusted { words.pair() } else { words };
-        let control = if trusted { Control::None } else { control };
+        let is_pair = config.fastpath == FASTPATH_TRUSTED
+            && config.is_remote_pod(words.remote())
+            && !maps::is_translated(words);
+        let control = if is_pair { Control::None } else { control };
         Ok(Self {
             words,
+            is_pair,
             protocol,
             control,
             ttl: ip.ttl,

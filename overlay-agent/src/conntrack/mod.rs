@@ -6,8 +6,10 @@
 //! lease lasts half as long as the shortest timeout that may be in force for its protocol: from the last
 //! packet seen to the first one after the lease it is less than twice as long.
 
+mod dump;
 mod objects;
 mod settings;
+pub mod translated;
 mod watch;
 
 use std::{collections::BTreeMap, fmt, time::Duration};

@@ -11,7 +11,7 @@
 mod ipv4;
 mod ipv6;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use overlay_common::{
@@ -291,6 +291,8 @@ pub struct Fixture<F: Wire = V4> {
     pub pods: BTreeMap<PodKey, PodPort>,
     pub flows: BTreeMap<FlowKey<F>, Flow>,
     pub slow: Slow,
+    /// Pairs of pods that a translation connects.
+    pub translated: BTreeSet<FlowKey<F>>,
 }
 
 impl<F: Cluster> Fixture<F> {
@@ -349,6 +351,7 @@ impl<F: Cluster> Fixture<F> {
             .into(),
             flows: BTreeMap::new(),
             slow: Slow::zeroed(),
+            translated: BTreeSet::new(),
         }
     }
 

@@ -264,7 +264,8 @@ impl<'a, F: Reading> Model<'a, F> {
             bits.all(|((address, base), mask)| address & mask == *base)
         };
         let in_subnet = |address| is_within(address, config.subnet, config.subnet_mask);
-        let trusted = config.fastpath == FASTPATH_TRUSTED;
+        let trusted = config.fastpath == FASTPATH_TRUSTED
+            && !self.fixture.translated.contains(&pair(packet.key));
         let key = if trusted {
             pair(packet.key)
         } else {

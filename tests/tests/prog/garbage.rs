@@ -152,11 +152,9 @@ fn journey<F: Reading>(
     } else {
         (tunnel, remote.outer().around(&back.bytes()))
     };
-    let trusted = fixture.config.fastpath == FASTPATH_TRUSTED;
-    let stamp = |key| fixture.stamp(if trusted { pair(key) } else { key });
     let out_key = out.flow(Local::Source);
-    let out_stamp = stamp(out_key);
-    let back_stamp = stamp(back.flow(Local::Destination));
+    let out_stamp = fixture.stamp(out_key);
+    let back_stamp = fixture.stamp(back.flow(Local::Destination));
     let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).with(|p| p.ttl -= 1);
     let leaving = remote.leaving(out).bytes();
     let left = Case {
@@ -166,7 +164,7 @@ fn journey<F: Reading>(
             ifindex: underlay,
             ingress_ifindex: gateway,
             tc_index: LEAVING,
-            leaving: Some(fixture.noted(if trusted { pair(out_key) } else { out_key })),
+            leaving: Some(fixture.noted(out_key)),
             ..Surroundings::default()
         },
     };

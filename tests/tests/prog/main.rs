@@ -7,6 +7,7 @@ mod leases;
 mod outcomes;
 mod packets;
 mod paged;
+mod pairs;
 mod stamps;
 mod translated;
 mod tunnel;

@@ -50,7 +50,7 @@ pub struct PinnedState {
 /// What the maps of one family say.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct OverlayState {
-    /// `strict`, `trusted` or `off`.
+    /// `strict`, `trusted`, `learning` or `off`.
     fastpath: &'static str,
     generation: u32,
     /// How long leases of flows last.
@@ -269,7 +269,7 @@ impl OverlayState {
     ) -> Self {
         let config = &overlay.config;
         Self {
-            fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
+            fastpath: Fastpath::name_of_config(config.fastpath),
             generation: config.generation,
             lease_seconds: LeaseSeconds::of(config),
             node: LocalNode::new(config, interface_name),

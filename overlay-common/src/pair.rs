@@ -1,0 +1,53 @@
+//! `OVL_TRANSLATED`: which pairs of pods a translation connects, or may connect. In trusted mode the others
+//! have one permit for all of their flows.
+
+use crate::{
+    family::{Family, Pair as _},
+    flow::FlowWords,
+    maps::PAIR_SLOTS,
+    spread::SPREAD_2,
+};
+
+/// The value of a pair's slot.
+pub const MARKED: u32 = 1;
+
+/// The slot of the pair that a flow is of.
+#[inline(always)]
+pub fn slot<F: Family>(flow: FlowWords<F>) -> u32 {
+    const BITS: u32 = PAIR_SLOTS.trailing_zeros();
+    (flow.addresses.id().wrapping_mul(SPREAD_2) >> (u64::BITS - BITS)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{addr::Ipv4Be, family::V4};
+
+    proptest! {
+        #[test]
+        fn all_flows_of_a_pair_have_one_slot(
+            local: [u8; 4], remote: [u8; 4], ports: [u16; 2], protocol: u8,
+        ) {
+            let [local, remote] = [local, remote].map(|octets| Ipv4Be { octets });
+            let flow = FlowWords::<V4>::new(local, remote, ports[0], ports[1], protocol);
+            prop_assert!((slot(flow) as usize) < PAIR_SLOTS);
+            prop_assert_eq!(slot(flow), slot(flow.pair()));
+        }
+    }
+
+    #[test]
+    fn the_pods_of_two_subnets_hardly_share_slots() {
+        let address = |node, pod| Ipv4Be {
+            octets: [10, 5, node, pod],
+        };
+        let pods = || 1..=100;
+        let slots: std::collections::BTreeSet<_> = pods()
+            .flat_map(|a| pods().map(move |b| (a, b)))
+            .map(|(a, b)| slot(FlowWords::<V4>::new(address(1, a), address(2, b), 0, 0, 0)))
+            .collect();
+        // Of 10 000 by chance 9 630 or so.
+        assert!(slots.len() > 9_400, "{}", slots.len());
+    }
+}
