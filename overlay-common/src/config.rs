@@ -4,7 +4,7 @@
 use crate::{
     addr::{Address as _, MacAddr},
     family::{Family, V4},
-    wire::{IPPROTO_TCP, IPPROTO_UDP},
+    wire::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct Config<F: Family = V4> {
     pub slow_mask: u32,
     #[doc(hidden)]
     pub _pad2: F::Be,
+    /// As `tcp_lease_ns`, of an SCTP flow.
+    pub sctp_lease_ns: u64,
 }
 
 impl<F: Family> Config<F> {
@@ -75,11 +77,12 @@ impl<F: Family> Config<F> {
         match protocol {
             IPPROTO_TCP if self.fastpath != FASTPATH_TRUSTED => self.tcp_lease_ns,
             IPPROTO_UDP if self.fastpath != FASTPATH_TRUSTED => self.udp_lease_ns,
+            IPPROTO_SCTP if self.fastpath != FASTPATH_TRUSTED => self.sctp_lease_ns,
             _ if self.fastpath != FASTPATH_TRUSTED => self.icmp_lease_ns,
             _ => {
                 let shorter = |a, b| if a < b { a } else { b };
                 shorter(
-                    self.tcp_lease_ns,
+                    shorter(self.tcp_lease_ns, self.sctp_lease_ns),
                     shorter(self.udp_lease_ns, self.icmp_lease_ns),
                 )
             }

@@ -59,6 +59,7 @@ no_padding!(Config {
     tcp_lease_ns,
     udp_lease_ns,
     icmp_lease_ns,
+    sctp_lease_ns,
     generation,
     fastpath,
     vtep,

@@ -24,11 +24,12 @@ pub enum Local {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     None,
-    /// TCP SYN.
+    /// TCP SYN; what opens an SCTP association.
     Open,
-    /// TCP FIN or RST.
+    /// TCP FIN or RST; what ends an SCTP association.
     Close,
-    /// TCP without any of these, and without ACK: of no connection. Rules against scans look for it.
+    /// TCP without any of these, and without ACK: of no connection. Rules against scans look for it. SCTP of
+    /// which it cannot be told.
     Stray,
 }
 

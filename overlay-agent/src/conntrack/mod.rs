@@ -27,6 +27,7 @@ pub enum Protocol {
     Udp,
     Icmp,
     Icmpv6,
+    Sctp,
 }
 
 impl fmt::Display for Protocol {
@@ -36,6 +37,7 @@ impl fmt::Display for Protocol {
             Self::Udp => "UDP",
             Self::Icmp => "ICMP",
             Self::Icmpv6 => "ICMPv6",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -105,6 +107,7 @@ impl Shortest {
             tcp: self.lease(Protocol::Tcp),
             udp: self.lease(Protocol::Udp),
             icmp: self.lease(icmp),
+            sctp: self.lease(Protocol::Sctp),
         })
     }
 
@@ -174,7 +177,12 @@ mod tests {
         .into_iter()
         .collect();
         let longest = 15 * SECOND;
-        let of = |tcp, udp, icmp| LeaseTimes { tcp, udp, icmp };
+        let of = |tcp, udp, icmp| LeaseTimes {
+            tcp,
+            udp,
+            icmp,
+            sctp: longest,
+        };
         assert_eq!(found.leases().ipv4, of(longest, 4 * SECOND, longest));
         assert_eq!(found.leases().ipv6, of(longest, 4 * SECOND, Duration::ZERO));
         let remarks = found.remarks();

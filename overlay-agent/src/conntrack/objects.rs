@@ -94,6 +94,8 @@ fn known(number: u8) -> Option<(Protocol, &'static [u16])> {
         libc::IPPROTO_UDP => (Protocol::Udp, &[1, 2]),
         libc::IPPROTO_ICMP => (Protocol::Icmp, &[1]),
         libc::IPPROTO_ICMPV6 => (Protocol::Icmpv6, &[1]),
+        // Established, and of a further address a heartbeat sent or answered.
+        libc::IPPROTO_SCTP => (Protocol::Sctp, &[4, 8, 9]),
         _ => return None,
     })
 }

@@ -16,6 +16,7 @@ pub struct LeaseTimes {
     pub tcp: Duration,
     pub udp: Duration,
     pub icmp: Duration,
+    pub sctp: Duration,
 }
 
 impl LeaseTimes {
@@ -28,6 +29,7 @@ impl LeaseTimes {
             tcp: time,
             udp: time,
             icmp: time,
+            sctp: time,
         }
     }
 }

@@ -318,6 +318,7 @@ impl<F: Cluster> Fixture<F> {
                 tcp_lease_ns: 15_000_000_000,
                 udp_lease_ns: 15_000_000_000,
                 icmp_lease_ns: 15_000_000_000,
+                sctp_lease_ns: 15_000_000_000,
                 generation: GENERATION,
                 fastpath: FASTPATH_STRICT,
                 vtep: F::be(F::VTEP),

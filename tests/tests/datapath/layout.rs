@@ -89,11 +89,13 @@ fn layouts() -> BTreeMap<String, Layout> {
             stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
+            sctp_lease_ns,
         }
         Config<V6> {
             stamp_key, tcp_lease_ns, udp_lease_ns, icmp_lease_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
+            sctp_lease_ns,
         }
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }

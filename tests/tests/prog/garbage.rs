@@ -27,6 +27,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 /// Packets of the random test in each mode, over all programs.
 const PACKETS: u32 = 30_000;
 /// Starts the random test from another number than this one.
+use crate::packets::{DATA, SACK, sctp};
+
 const SEED: (&str, u64) = ("OVERLAY_TEST_SEED", 20_260_724);
 
 /// A packet to damage, as its hook sees it.
@@ -37,8 +39,8 @@ struct Case {
     surroundings: Surroundings,
 }
 
-/// Four transports whose packets belong to flow number `flow`.
-fn transports(flow: u16) -> [Transport; 4] {
+/// Transports whose packets belong to flow number `flow`.
+fn transports(flow: u16) -> [Transport; 6] {
     [
         Transport::Tcp {
             src: flow,
@@ -47,6 +49,8 @@ fn transports(flow: u16) -> [Transport; 4] {
             options: 12,
         },
         Transport::Udp { src: flow, dst: 53 },
+        sctp(DATA).of_flow(flow),
+        sctp(SACK).of_flow(flow),
         Transport::EchoRequest { id: flow },
         Transport::EchoReply { id: flow },
     ]

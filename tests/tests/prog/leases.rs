@@ -34,14 +34,16 @@ use overlay_tests::{
 use crate::packets::{Change, LOOPBACK, TRANSPORTS, tcp};
 
 /// Gives the protocols leases of different lengths, which are those of [`TRANSPORTS`].
-fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
+fn set_lease_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 5] {
     let config = &mut fixture.config;
     config.tcp_lease_ns = 15_000_000_000;
     config.udp_lease_ns = 9_000_000_000;
     config.icmp_lease_ns = 4_000_000_000;
+    config.sctp_lease_ns = 6_000_000_000;
     [
         config.tcp_lease_ns,
         config.udp_lease_ns,
+        config.sctp_lease_ns,
         config.icmp_lease_ns,
         config.icmp_lease_ns,
     ]

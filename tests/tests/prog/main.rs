@@ -8,6 +8,7 @@ mod outcomes;
 mod packets;
 mod paged;
 mod pairs;
+mod sctp;
 mod stamps;
 mod translated;
 mod tunnel;

@@ -68,6 +68,7 @@ struct LeaseSeconds {
     tcp: f64,
     udp: f64,
     icmp: f64,
+    sctp: f64,
 }
 
 impl LeaseSeconds {
@@ -77,13 +78,19 @@ impl LeaseSeconds {
             tcp: seconds(config.tcp_lease_ns),
             udp: seconds(config.udp_lease_ns),
             icmp: seconds(config.icmp_lease_ns),
+            sctp: seconds(config.sctp_lease_ns),
         }
     }
 }
 
 impl fmt::Display for LeaseSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tcp, udp, icmp } = *self;
+        let Self {
+            tcp,
+            udp,
+            icmp,
+            sctp,
+        } = *self;
         let time = |seconds: f64| {
             if seconds > 0.0 {
                 format!("{seconds} s")
@@ -91,12 +98,12 @@ impl fmt::Display for LeaseSeconds {
                 "never".to_owned()
             }
         };
-        let same = (tcp - udp).abs() < f64::EPSILON && (tcp - icmp).abs() < f64::EPSILON;
-        if same {
+        let same = |other: f64| (tcp - other).abs() < f64::EPSILON;
+        if [udp, icmp, sctp].into_iter().all(same) {
             f.write_str(&time(tcp))
         } else {
-            let [tcp, udp, icmp] = [tcp, udp, icmp].map(time);
-            write!(f, "tcp {tcp}, udp {udp}, icmp {icmp}")
+            let [tcp, udp, icmp, sctp] = [tcp, udp, icmp, sctp].map(time);
+            write!(f, "tcp {tcp}, udp {udp}, icmp {icmp}, sctp {sctp}")
         }
     }
 }

@@ -117,6 +117,7 @@ fn config<F: Family>(
         tcp_lease_ns: nanoseconds(facts.leases.tcp),
         udp_lease_ns: nanoseconds(facts.leases.udp),
         icmp_lease_ns: nanoseconds(facts.leases.icmp),
+        sctp_lease_ns: nanoseconds(facts.leases.sctp),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
         network: F::first(local.network).into(),
