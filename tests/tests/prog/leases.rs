@@ -138,15 +138,16 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
 fn a_protocol_without_a_lease_time_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
-        let off: [Change<'_, Fixture<F>>; 3] = [
+        let off: [Change<'_, Fixture<F>>; 4] = [
             &|fixture| fixture.config.tcp_lease_ns = 0,
             &|fixture| fixture.config.udp_lease_ns = 0,
+            &|fixture| fixture.config.sctp_lease_ns = 0,
             &|fixture| fixture.config.icmp_lease_ns = 0,
         ];
         for (switched, switch_off) in off.into_iter().enumerate() {
             let mut fixture = Fixture::new(interfaces);
             switch_off(&mut fixture);
-            for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 2]) {
+            for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 3, 3]) {
                 let want = if number == switched {
                     Outcome::NoLease
                 } else {
