@@ -343,8 +343,11 @@ fn behind_the_acceptance_of_established_connections_tcp_is_not_judged() {
     let mark = r#"{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}"#;
     let accept_nft = r#"{"accept": null}"#;
     for (first, reach) in [
-        (format!("{states}, {accept_nft}"), "udp and icmp echo"),
-        (map.to_owned(), "udp and icmp echo"),
+        (
+            format!("{states}, {accept_nft}"),
+            "udp and icmp echo and sctp",
+        ),
+        (map.to_owned(), "udp and icmp echo and sctp"),
         (format!("{mark}, {states}, {accept_nft}"), "everything"),
         (format!("{mark}, {map}"), "everything"),
     ] {
