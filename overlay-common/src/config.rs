@@ -4,7 +4,7 @@
 use crate::{
     addr::{Address as _, MacAddr},
     family::{V4, WireFamily},
-    wire::{IPPROTO_TCP, IPPROTO_UDP},
+    wire::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct Config<F: WireFamily = V4> {
     pub slow_mask: u32,
     #[doc(hidden)]
     pub _pad2: F::Be,
+    /// As `tcp_permit_ns`, of an SCTP flow.
+    pub sctp_permit_ns: u64,
 }
 
 impl<F: WireFamily> Config<F> {
@@ -75,15 +77,22 @@ impl<F: WireFamily> Config<F> {
         match protocol {
             IPPROTO_TCP if self.fastpath != FASTPATH_TRUSTED => self.tcp_permit_ns,
             IPPROTO_UDP if self.fastpath != FASTPATH_TRUSTED => self.udp_permit_ns,
+            IPPROTO_SCTP if self.fastpath != FASTPATH_TRUSTED => self.sctp_permit_ns,
             _ if self.fastpath != FASTPATH_TRUSTED => self.icmp_permit_ns,
             _ => {
                 let shorter = |a, b| if a < b { a } else { b };
                 shorter(
-                    self.tcp_permit_ns,
+                    shorter(self.tcp_permit_ns, self.sctp_permit_ns),
                     shorter(self.udp_permit_ns, self.icmp_permit_ns),
                 )
             }
         }
+    }
+
+    /// Whether the programs remember which pairs of pods a translation connects.
+    #[inline(always)]
+    pub fn notes_translations(&self) -> bool {
+        self.fastpath & FASTPATH_TRUSTED != 0
     }
 
     /// True for addresses of the pod network that live on another node.
@@ -103,6 +112,9 @@ impl<F: WireFamily> Config<F> {
 pub const FASTPATH_OFF: u32 = 0;
 /// A direction of a flow is fast while its permit lives.
 pub const FASTPATH_STRICT: u32 = 1;
-/// As strict, but one permit serves all flows between two pods, handshakes included. For hosts that
-/// translate no pod traffic.
+/// As strict, but one permit serves all flows between two pods, handshakes included, unless netfilter
+/// translates any of them.
 pub const FASTPATH_TRUSTED: u32 = 2;
+/// As strict, while it is not known yet what has been translated before: pairs of pods are remembered as in
+/// trusted mode, and not used.
+pub const FASTPATH_LEARNING: u32 = FASTPATH_TRUSTED | FASTPATH_STRICT;

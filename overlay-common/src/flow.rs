@@ -237,6 +237,15 @@ impl<F: WireFamily> FlowWords<F> {
         self.local() == other.local() && (self.ports ^ other.ports) & !REMOTE_PORT == 0
     }
 
+    /// Whether the flows are the same. Without a comparison of their whole bytes, which the verifier cannot
+    /// follow.
+    #[inline(always)]
+    pub fn is_same(self, other: Self) -> bool {
+        self.is_beside(other)
+            && self.remote() == other.remote()
+            && self.remote_port() == other.remote_port()
+    }
+
     /// The pair of pods alone: what all their flows share.
     #[inline(always)]
     #[must_use]

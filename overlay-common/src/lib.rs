@@ -32,6 +32,7 @@ pub mod layout;
 pub mod maps;
 pub mod node;
 pub mod outcome;
+pub mod pair;
 pub mod pod;
 pub mod record;
 pub mod route;

@@ -94,6 +94,7 @@ maps! {
     ENTERED6 = "OVL_ENTERED6", PerCpuArray, u32, Entered<V6>, ENTERED_SLOTS;
     DRAFT = "OVL_DRAFT", PerCpuArray, u32, [u64; 16], 1;
     SEEN = "OVL_SEEN", Array, u32, u32, SEEN_SLOTS;
+    TRANSLATED = "OVL_TRANSLATED", Array, u32, u32, PAIR_SLOTS;
     SLOW = "OVL_SLOW", Array, u32, Slow, 1;
     STATS = "OVL_STATS", PerCpuArray, u32, Counter, COUNTERS;
 }
@@ -144,6 +145,9 @@ pub const LEARN_PERIOD_BITS: u32 = 34;
 pub const ENTERED_SLOTS: usize = 64;
 /// Stamps of packets that may have been the only ones of their flows.
 pub const SEEN_SLOTS: usize = 65_536;
+
+/// Pairs of pods that a translation may connect. Two that share a slot are taken for such if one is.
+pub const PAIR_SLOTS: usize = 131_072;
 
 /// The kernel cuts BPF object names to 15 bytes.
 const NAME_MAX: usize = 15;

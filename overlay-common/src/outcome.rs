@@ -143,7 +143,7 @@ outcomes! {
 
     /// The kernel carried the packet unchanged: its direction got or kept a permit.
     PermitGranted = 8, Permit, "permit_granted";
-    /// FIN or RST: the flow's entry was removed.
+    /// FIN or RST, or SCTP's like: the flow's entry was removed.
     FlowClosed = 9, Permit, "flow_closed";
 
     /// The fast path is switched off, for now or for good.
@@ -158,9 +158,9 @@ outcomes! {
     IpOptions = 20, Decline, "ip_options";
     /// A fragment: it carries no ports, or not all of the datagram.
     Fragment = 21, Decline, "fragment";
-    /// Neither TCP, UDP nor ICMP echo: neighbour discovery, for one.
+    /// Neither TCP, UDP, SCTP nor ICMP echo: neighbour discovery, for one.
     Protocol = 22, Decline, "protocol";
-    /// TCP with SYN, FIN or RST, or without ACK: the kernel's connection tracking must see it.
+    /// TCP with SYN, FIN or RST, or without ACK, or SCTP with more than data and acknowledgements: the kernel's connection tracking must see it.
     TcpControl = 23, Decline, "tcp_control";
     /// The TTL or hop limit ends here: the kernel sends the ICMP error.
     Ttl = 24, Decline, "ttl";
@@ -190,7 +190,7 @@ outcomes! {
     /// The stamp is missing or belongs to another flow, TOS or TTL: the packet was changed on its
     /// way, or did not come from a pod or a peer.
     Translated = 36, Decline, "translated";
-    /// SYN: an older flow's entry was removed; the permit comes with a later packet.
+    /// SYN, or SCTP's like: an older flow's entry was removed; the permit comes with a later packet.
     Handshake = 37, Decline, "handshake";
     /// The interface the packet came in by is no known gateway.
     NoGateway = 38, Decline, "no_gateway";

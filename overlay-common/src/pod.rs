@@ -59,6 +59,7 @@ no_padding!(Config {
     tcp_permit_ns,
     udp_permit_ns,
     icmp_permit_ns,
+    sctp_permit_ns,
     generation,
     fastpath,
     vtep,

@@ -20,6 +20,7 @@ pub const TCP: u8 = 1;
 pub const UDP: u8 = 2;
 /// Echo.
 pub const ICMP: u8 = 4;
+pub const SCTP: u8 = 8;
 
 /// [`Match::directions`]: packets from pods.
 pub const EGRESS: u8 = 1;

@@ -25,7 +25,7 @@ use crate::{
     mac::Mac,
     maps,
     nexthop::NexthopEntry,
-    observe::{observe, passage, permit_until},
+    observe::{observe_leaving, passage, permit_until},
     packet::{ETH_LEN, Packet},
     parse::Tunnel,
 };
@@ -75,7 +75,7 @@ fn told(result: Result<Outcome, Outcome>) -> Outcome {
 /// A pod's packet at the vxlan device.
 #[inline(always)]
 fn enters_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    let seen = observe::<F>(skb, Local::Source)?;
+    let seen = observe_leaving::<F>(skb, Local::Source)?;
     let passage = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (_, node) = node_of::<F>(&seen.flow)?;
@@ -114,7 +114,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         return Err(Outcome::OtherPath);
     }
     let passage = match left.stamp {
-        0 => Passage::unchanged(&flow.words, generation),
+        0 => Passage::unchanged(&flow, generation),
         stamp => passage(stamp, config, &flow, generation).ok_or(Outcome::OtherPath)?,
     };
     let (index, node) = node_of::<F>(&flow)?;
@@ -175,7 +175,7 @@ fn sent_tunnel<F: Ip>(
 /// A pod's packet at the underlay.
 #[inline(always)]
 fn leaves_directly<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    let seen = observe::<F>(skb, Local::Source)?;
+    let seen = observe_leaving::<F>(skb, Local::Source)?;
     let passage = seen.may_earn(skb)?;
     let gateway = maps::gateway(skb.ingress_ifindex()).ok_or(Outcome::NoGateway)?;
     let (index, node) = node_of::<F>(&seen.flow)?;

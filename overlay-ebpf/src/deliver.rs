@@ -12,7 +12,7 @@ use crate::{
     helpers::Skb,
     ip::Ip,
     maps,
-    observe::{observe, permit_until},
+    observe::{observe_leaving, permit_until},
 };
 
 #[inline(always)]
@@ -24,7 +24,7 @@ pub fn run<F: Ip>(skb: &Skb) -> Outcome {
 
 #[inline(always)]
 fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
-    let seen = observe::<F>(skb, Local::Destination)?;
+    let seen = observe_leaving::<F>(skb, Local::Destination)?;
     if seen.dst.is_multicast() {
         return Err(Outcome::NotGateway);
     }

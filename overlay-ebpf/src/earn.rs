@@ -9,6 +9,7 @@ use overlay_common::{
 };
 
 use crate::{
+    flow_packet::FlowPacket,
     flows::{Draft, EGRESS, INGRESS, Way},
     mac::Mac,
     maps::Tables,
@@ -22,6 +23,8 @@ pub struct Passage<'a, F: Tables> {
     pub left: &'a FlowWords<F>,
     /// Whether the two differ.
     pub is_translated: bool,
+    /// Whether the flow is all that goes between the two pods.
+    pub is_pair: bool,
     /// In which it was let pass.
     pub generation: u32,
 }
@@ -55,7 +58,7 @@ pub fn egress<F: Tables>(
     draft.set::<{ word::UNDERLAY_MODE }>(way.source.bits() | bits_of(way.mode, way.header));
     draft.set::<{ word::VTEP_MARK }>(u64::from(way.vtep) | u64::from(way.mark) << 32);
     draft.set::<{ word::PRIORITY }>(u64::from(way.priority));
-    draft.put(*passage.entered, &EGRESS, &INGRESS)
+    draft.put(passage.key(), &EGRESS, &INGRESS)
 }
 
 /// Grants an ingress permit with node `index` until the time `until`.
@@ -71,7 +74,7 @@ pub fn ingress<F: Tables>(
     draft.set::<{ word::POD_MTU }>(to.pod.bits() | u64::from(to.mtu) << 48);
     draft.set::<{ word::DELIVER_MODE }>(to.from.bits() | bits_of(to.mode, to.header));
     draft.set::<{ word::POD_IFINDEX }>(u64::from(to.ifindex) | u64::from(to.moves) << 32);
-    draft.put(*passage.entered, &INGRESS, &EGRESS)
+    draft.put(passage.key(), &INGRESS, &EGRESS)
 }
 
 #[inline(always)]
@@ -82,12 +85,23 @@ fn bits_of(mode: u8, header: u16) -> u64 {
 impl<'a, F: Tables> Passage<'a, F> {
     /// Of a packet that leaves as it entered.
     #[inline(always)]
-    pub const fn unchanged(flow: &'a FlowWords<F>, generation: u32) -> Self {
+    pub const fn unchanged(flow: &'a FlowPacket<F>, generation: u32) -> Self {
         Self {
-            entered: flow,
-            left: flow,
+            entered: &flow.words,
+            left: &flow.words,
             is_translated: false,
+            is_pair: flow.is_pair,
             generation,
+        }
+    }
+
+    /// What the next packets are found by.
+    #[inline(always)]
+    fn key(&self) -> FlowWords<F> {
+        if self.is_pair {
+            self.entered.pair()
+        } else {
+            *self.entered
         }
     }
 

@@ -68,7 +68,7 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     }
     let flow = parsed?;
     let macs = [frame_dst, Mac::from_low_bits(source_and_type)];
-    let entry = FlowEntry::find(flow.words);
+    let entry = FlowEntry::find(flow.key());
     let result = match entry {
         Some(entry) => forward(skb, config, macs, &flow, entry),
         None if to_pod => Err(Outcome::NoPermit),
@@ -137,7 +137,7 @@ fn forward<F: Ip>(
     let (gateway, source_port) = entry.gateway_and_port();
     let way = entry.way();
     let to = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
-    if now() >= until || !entry.is_still(flow.words) {
+    if now() >= until || !entry.is_still(flow.key()) {
         return Err(Outcome::NoPermit);
     }
     if generation != config.generation {

@@ -24,17 +24,20 @@ pub enum Local {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     None,
-    /// TCP SYN.
+    /// TCP SYN; what opens an SCTP association.
     Open,
-    /// TCP FIN or RST.
+    /// TCP FIN or RST; what ends an SCTP association.
     Close,
-    /// TCP without any of these, and without ACK: of no connection. Rules against scans look for it.
+    /// TCP without any of these, and without ACK: of no connection. Rules against scans look for it. SCTP of
+    /// which it cannot be told.
     Stray,
 }
 
 /// A packet of a flow. Integers are in host order.
 pub struct FlowPacket<F: WireFamily> {
     pub words: FlowWords<F>,
+    /// Whether its flow is all that goes between the two pods.
+    pub is_pair: bool,
     pub protocol: u8,
     pub control: Control,
     /// TTL or hop limit.
@@ -58,6 +61,16 @@ impl<F: WireFamily> FlowPacket<F> {
     pub fn header_bits(&self, hops: u8) -> u16 {
         let ttl = self.ttl.wrapping_sub(hops);
         (u16::from(self.tos & DSCP) | u16::from(ttl) << 8) & self.header_mask
+    }
+
+    /// What the flow is found by in the flow table.
+    #[inline(always)]
+    pub fn key(&self) -> FlowWords<F> {
+        if self.is_pair {
+            self.words.pair()
+        } else {
+            self.words
+        }
     }
 
     /// Whether the flow is one of ports, which netfilter can translate.

@@ -105,7 +105,7 @@ fn permit<F: Ip>(
     by: u8,
     outer_source: Option<F::Be>,
 ) -> Result<Delivery<F>, Outcome> {
-    let entry = FlowEntry::find(flow.words).ok_or(Outcome::NoPermit)?;
+    let entry = FlowEntry::find(flow.key()).ok_or(Outcome::NoPermit)?;
     if flow.control != Control::None {
         return Err(Outcome::TcpControl);
     }
@@ -115,7 +115,7 @@ fn permit<F: Ip>(
     let (src, mode, header) = entry.deliver_and_mode();
     let (ifindex, moves) = entry.pod_ifindex_and_moves();
     let from = (rewrite != REWRITE_NONE).then(|| entry.rewrite());
-    if now() >= until || !entry.is_still(flow.words) {
+    if now() >= until || !entry.is_still(flow.key()) {
         return Err(Outcome::NoPermit);
     }
     if generation != config.generation {

@@ -36,6 +36,7 @@ mod maps;
 mod nexthop;
 mod observe;
 mod packet;
+mod pairs;
 mod parse;
 mod slow;
 mod words;

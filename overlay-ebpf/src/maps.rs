@@ -9,15 +9,16 @@ use overlay_common::{
     addr::{Ipv4Be, Ipv6Be},
     config::Config,
     family::{V4, V6, WireFamily},
-    flow::{Entered, Flow, FlowImage, FlowKey},
+    flow::{Entered, Flow, FlowImage, FlowKey, FlowWords},
     maps::{
         ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES,
-        MAX_PODS, MAX_ROUTES, SEEN_SLOTS,
+        MAX_PODS, MAX_ROUTES, PAIR_SLOTS, SEEN_SLOTS,
     },
     node::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
     },
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
+    pair,
     route::RouteEntry,
     slow::{MAX_MATCHES, Match, Slow},
     stamp::seen_slot,
@@ -90,6 +91,9 @@ static DRAFT: PerCpuArray<FlowImage, 1> = PerCpuArray::new();
 
 #[btf_map(name = "OVL_SEEN")]
 static SEEN: Array<u32, SEEN_SLOTS> = Array::new();
+
+#[btf_map(name = "OVL_TRANSLATED")]
+static TRANSLATED: Array<u32, PAIR_SLOTS> = Array::new();
 
 #[btf_map(name = "OVL_SLOW")]
 static SLOW: Array<Slow, 1> = Array::new();
@@ -274,6 +278,29 @@ pub fn was_seen(stamp: u32, is_inbound: bool) -> bool {
     // SAFETY: as above. Of two writers at the same time one counts.
     unsafe { seen.write_volatile(stamp) };
     false
+}
+
+/// Whether a translation may connect the pods of a flow.
+#[inline(always)]
+pub fn is_translated<F: WireFamily>(words: FlowWords<F>) -> bool {
+    let Some(marked) = TRANSLATED.get_ptr(pair::slot(words)) else {
+        return true;
+    };
+    // SAFETY: the pointer is to the live, aligned value of the array map, which is read once, whole.
+    unsafe { marked.read_volatile() == pair::MARKED }
+}
+
+/// From here on a translation may connect the pods of a flow.
+#[inline(always)]
+pub fn mark_translated<F: WireFamily>(words: FlowWords<F>) {
+    if let Some(marked) = TRANSLATED.get_ptr_mut(pair::slot(words)) {
+        // SAFETY: as in `is_translated`; all writers write the same.
+        unsafe {
+            if marked.read_volatile() != pair::MARKED {
+                marked.write_volatile(pair::MARKED);
+            }
+        }
+    }
 }
 
 /// This CPU's memory for an entry in the making.

@@ -18,6 +18,7 @@ use crate::{
     mac::Mac,
     maps,
     packet::ETH_LEN,
+    pairs,
     parse::why_off,
     slow,
 };
@@ -58,6 +59,12 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
     })
 }
 
+/// The same where a packet leaves the host.
+#[inline(always)]
+pub fn observe_leaving<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
+    observe(skb, local).inspect_err(|outcome| pairs::note_unread::<F>(skb, local, *outcome))
+}
+
 impl<F: Ip> Observed<F> {
     /// Whether the packet, routed by now, may earn a permit: it left as it came but for what netfilter
     /// translates of its remote end, neither opens nor closes a connection, which ends the permits there
@@ -67,12 +74,16 @@ impl<F: Ip> Observed<F> {
         let generation = maps::generation(self.config);
         let config = self.config;
         let Some(passage) = passage(skb.hash(), config, &self.flow, generation) else {
+            pairs::note_unproven(skb, config, &self.flow);
             return Err(if config.is_remote_pod(self.flow.words.remote()) {
                 Outcome::Translated
             } else {
                 Outcome::NotOverlay
             });
         };
+        if passage.is_translated {
+            pairs::note_translated(config, &self.flow, &passage)?;
+        }
         let overlay = match self.local {
             Local::Source => passage.left,
             Local::Destination => passage.entered,
@@ -139,7 +150,7 @@ pub fn passage<'a, F: Ip>(
         ttl: flow.ttl,
     };
     let left = &flow.words;
-    let passage = Passage::unchanged(left, generation);
+    let passage = Passage::unchanged(flow, generation);
     if stamp == flow.stamp(header, config, generation) {
         return Some(passage);
     }
@@ -150,6 +161,7 @@ pub fn passage<'a, F: Ip>(
     is_its.then_some(Passage {
         entered,
         is_translated: true,
+        is_pair: false,
         ..passage
     })
 }

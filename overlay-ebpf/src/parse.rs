@@ -5,12 +5,15 @@ use overlay_common::{
     config::{Config, FASTPATH_TRUSTED},
     flow::FlowWords,
     outcome::Outcome,
-    wire::{EthHeader, IPPROTO_TCP, IPPROTO_UDP, UdpHeader, VXLAN_FLAG_VNI, VxlanHeader},
+    wire::{
+        EthHeader, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, UdpHeader, VXLAN_FLAG_VNI, VxlanHeader,
+    },
 };
 
 use crate::{
     flow_packet::{Control, FlowPacket, Local},
     ip::{Header as _, Ip},
+    maps,
     packet::{ETH_LEN, Packet},
 };
 
@@ -19,8 +22,58 @@ const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
+/// Types of SCTP chunks.
+const SCTP_DATA: u8 = 0;
+const SCTP_INIT: u8 = 1;
+const SCTP_INIT_ACK: u8 = 2;
+const SCTP_SACK: u8 = 3;
+const SCTP_HEARTBEAT: u8 = 4;
+const SCTP_HEARTBEAT_ACK: u8 = 5;
+const SCTP_ABORT: u8 = 6;
+const SCTP_SHUTDOWN: u8 = 7;
+const SCTP_SHUTDOWN_ACK: u8 = 8;
+const SCTP_COOKIE_ECHO: u8 = 10;
+const SCTP_COOKIE_ACK: u8 = 11;
+const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
+const SCTP_I_DATA: u8 = 64;
+
+/// Bytes of the header before SCTP's chunks.
+const SCTP_LEN: usize = 12;
+/// Bytes of an acknowledgement that tells of no gaps.
+const SACK_LEN: u32 = 16;
+
+/// What the chunks of an SCTP packet, whose header is at `l4`, do to its association. Chunks with data are the last
+/// ones of a packet (RFC 9260 §6.10), so what follows the first has to be known only of an acknowledgement. Any
+/// other mixture is the kernel's.
+#[inline(always)]
+fn chunks(packet: Packet, l4: usize, len: u32) -> Control {
+    let Some(first) = packet.read::<u8>(l4 + SCTP_LEN) else {
+        return Control::Stray;
+    };
+    let chunk_len = packet.read::<[u8; 2]>(l4 + SCTP_LEN + 2);
+    let chunk_len = u32::from(u16::from_be_bytes(chunk_len.unwrap_or_default()));
+    match first {
+        SCTP_DATA | SCTP_I_DATA => Control::None,
+        SCTP_SACK | SCTP_HEARTBEAT | SCTP_HEARTBEAT_ACK => {
+            let is_alone = len.wrapping_sub(SCTP_LEN as u32 + chunk_len) < 4;
+            let next = packet.read::<u8>(l4 + SCTP_LEN + SACK_LEN as usize);
+            let is_before_data =
+                chunk_len == SACK_LEN && matches!(next, Some(SCTP_DATA | SCTP_I_DATA));
+            if is_alone || is_before_data {
+                Control::None
+            } else {
+                Control::Stray
+            }
+        }
+        SCTP_ABORT | SCTP_SHUTDOWN | SCTP_SHUTDOWN_ACK | SCTP_SHUTDOWN_COMPLETE => Control::Close,
+        SCTP_INIT | SCTP_INIT_ACK | SCTP_COOKIE_ECHO | SCTP_COOKIE_ACK => Control::Open,
+        _ => Control::Stray,
+    }
+}
+
 impl<F: Ip> FlowPacket<F> {
-    /// Parses the IP packet at `offset`. In trusted mode the flow is the pair of pods.
+    /// Parses the IP packet at `offset`. In trusted mode the flow is the pair of pods, if no translation
+    /// connects them.
     #[inline(always)]
     pub fn parse(
         packet: Packet,
@@ -53,6 +106,9 @@ impl<F: Ip> FlowPacket<F> {
             headers_len = F::LEN as u32 + u32::from(data_offset >> 4) * 4;
         } else if protocol == IPPROTO_UDP {
             headers_len = F::LEN as u32 + 8;
+        } else if protocol == IPPROTO_SCTP {
+            control = chunks(packet, l4, ip.total_len - F::LEN as u32);
+            headers_len = F::LEN as u32 + SCTP_LEN as u32;
         } else if protocol == F::ICMP {
             let id: u16 = packet.read(l4 + 4).ok_or(Outcome::Truncated)?;
             // The identifier belongs to the side that asks.
@@ -71,11 +127,13 @@ impl<F: Ip> FlowPacket<F> {
             Local::Source => FlowWords::new(ip.src, ip.dst, src_port, dst_port, protocol),
             Local::Destination => FlowWords::new(ip.dst, ip.src, dst_port, src_port, protocol),
         };
-        let trusted = config.fastpath == FASTPATH_TRUSTED;
-        let words = if trusted { words.pair() } else { words };
-        let control = if trusted { Control::None } else { control };
+        let is_pair = config.fastpath == FASTPATH_TRUSTED
+            && config.is_remote_pod(words.remote())
+            && !maps::is_translated(words);
+        let control = if is_pair { Control::None } else { control };
         Ok(Self {
             words,
+            is_pair,
             protocol,
             control,
             ttl: ip.ttl,

@@ -7,7 +7,7 @@ use overlay_common::{
     flow::FlowWords,
     outcome::Outcome,
     slow::{self, EVERY_FLOW, Packet},
-    wire::{IPPROTO_TCP, IPPROTO_UDP},
+    wire::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
 };
 
 use crate::{
@@ -70,6 +70,7 @@ fn packet<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> Packet<
     let protocol = match protocol {
         IPPROTO_TCP => slow::TCP,
         IPPROTO_UDP => slow::UDP,
+        IPPROTO_SCTP => slow::SCTP,
         _ => slow::ICMP,
     };
     if is_source {

@@ -23,6 +23,7 @@ const POD_MTU6: u32 = 1430;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Fast,
+    Trusted,
     Off,
 }
 
@@ -30,6 +31,7 @@ impl Mode {
     const fn argument(self) -> &'static str {
         match self {
             Self::Fast => "--fastpath=strict",
+            Self::Trusted => "--fastpath=trusted",
             Self::Off => "--fastpath=off",
         }
     }

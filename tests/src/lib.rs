@@ -19,6 +19,7 @@ pub mod http;
 pub mod kernel;
 pub mod lab;
 pub mod lease_node;
+pub mod netkit;
 pub mod netns;
 pub mod pki;
 pub mod private_netns;

@@ -6,11 +6,12 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::{Result, ensure};
 use overlay_tests::{
     kernel::Means,
-    lab::{Attachment, Lab, agent::Launch, scenario, underlay::NODE_INTERFACE},
+    lab::{Attachment, Lab, agent::Launch, pod::Pod, scenario, underlay::NODE_INTERFACE},
+    netkit::{self, NetkitMode},
     netns::Namespace,
     requirements::require_root,
     skip,
-    traffic::{flow::SteadyFlow, ping},
+    traffic::{flow::SteadyFlow, ping, tcp},
     wait::wait_for,
 };
 
@@ -104,41 +105,72 @@ fn flows_are_fast_over_a_bond_which_gets_no_guard_by_itself() {
     });
 }
 
+/// A pod on the first node whose interface is one side of a netkit pair; the other is `podnk`.
+fn add_netkit_pod(lab: &Lab, mode: NetkitMode) -> Result<Pod> {
+    let node = lab.node(0);
+    let pod = node.add_pod("nk", Attachment::PointToPoint)?;
+    let (address, env) = (pod.address, node.subnet_env()?);
+    let (gateway, mtu) = (env.gateway.ip(), env.mtu);
+    // It takes the veth's place.
+    node.namespace
+        .ip_batch(&format!("link del {}\n", pod.host_interface))?;
+    netkit::add(&node.namespace, "podnk", "nk0", mode)?;
+    node.namespace.ip_batch(&format!(
+        "link set nk0 mtu {mtu} netns {}\n\
+         link set podnk mtu {mtu} up\n\
+         addr add {gateway}/32 dev podnk\n\
+         route add {address}/32 dev podnk scope link\n",
+        pod.namespace.name(),
+    ))?;
+    pod.namespace.ip_batch(&format!(
+        "addr add {address}/32 dev nk0\n\
+         link set nk0 up\n\
+         route add {gateway}/32 dev nk0 scope link\n\
+         route add default via {gateway}\n"
+    ))?;
+    let far = lab.node(1).pods()[0].endpoint();
+    wait_for("a netkit pod to reach another node", DEADLINE, || {
+        ping::once(&pod.endpoint(), far.address).map(drop)
+    })?;
+    Ok(pod)
+}
+
 #[test]
-fn netkit_pods_talk_by_the_kernel_tier_and_status_names_them() {
+fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
     if let Some(reason) = lacks("link add x0 type netkit\n") {
         skip!("no netkit: {reason}");
     }
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
-        let (node, peer) = (lab.node(0), lab.node(1));
-        let pod = node.add_pod("nk", Attachment::PointToPoint)?;
-        let (address, gateway) = (pod.address, node.subnet_env()?.gateway.ip());
-        // A netkit pair takes the veth's place. The kernel names the other end.
-        node.namespace.ip_batch(&format!(
-            "link del {}\n\
-             link add podnk type netkit\n\
-             link set nk0 netns {}\n\
-             link set podnk up\n\
-             addr add {gateway}/32 dev podnk\n\
-             route add {address}/32 dev podnk scope link\n",
-            pod.host_interface,
-            pod.namespace.name(),
-        ))?;
-        pod.namespace.ip_batch(&format!(
-            "addr add {address}/32 dev nk0\n\
-             link set nk0 up\n\
-             route add default dev nk0\n"
-        ))?;
-        let far = peer.pods()[0].endpoint();
-        wait_for("a netkit pod to reach another node", DEADLINE, || {
-            ping::once(&pod.endpoint(), far.address)
-        })?;
+        let pod = add_netkit_pod(lab, NetkitMode::L2)?;
+        lab.node(0).wait_attached("podnk")?;
+        let far = lab.node(1).pods()[0].endpoint();
+        let flow = SteadyFlow::start(&pod.endpoint(), &far, INTERVAL)?;
+        for node in lab.nodes() {
+            node.wait_fast()?;
+        }
+        flow.stop()?.datagrams.ensure_lossless()?;
+        for (from, to) in [(&pod.endpoint(), &far), (&far, &pod.endpoint())] {
+            tcp::transfer(from, to, tcp::Spec::bulk(256 << 10))?;
+        }
+        Ok(())
+    });
+}
+
+/// Their packets have no addresses by which the programs tell pods apart.
+#[test]
+fn netkit_pods_without_ethernet_addresses_take_the_kernel_tier_and_status_names_them() {
+    if let Some(reason) = lacks("link add x0 type netkit\n") {
+        skip!("no netkit: {reason}");
+    }
+    scenario(Lab::builder().nodes(2), |lab| {
+        lab.bring_up(1)?;
+        add_netkit_pod(lab, NetkitMode::L3)?;
         wait_for("status to name the pod", DEADLINE, || {
-            let (code, text) = node.status()?;
+            let (code, text) = lab.node(0).status()?;
             let row = text.lines().find(|line| line.starts_with("podnk "));
             ensure!(
-                code == Some(0) && row.is_some_and(|row| row.ends_with(" netkit")),
+                code == Some(0) && row.is_some_and(|row| row.ends_with(" netkit l3")),
                 "{code:?}: {text}"
             );
             Ok(())

@@ -6,8 +6,10 @@
 //! permit lasts half as long as the shortest timeout that may be in force for its protocol: from the last
 //! packet seen to the first one after the permit it is less than twice as long.
 
+mod dump;
 mod objects;
 mod settings;
+pub mod translated;
 mod watch;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -25,6 +27,7 @@ pub enum Protocol {
     Udp,
     Icmp,
     Icmpv6,
+    Sctp,
 }
 
 impl fmt::Display for Protocol {
@@ -34,6 +37,7 @@ impl fmt::Display for Protocol {
             Self::Udp => "UDP",
             Self::Icmp => "ICMP",
             Self::Icmpv6 => "ICMPv6",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -103,6 +107,7 @@ impl Shortest {
             tcp: self.permit(Protocol::Tcp),
             udp: self.permit(Protocol::Udp),
             icmp: self.permit(icmp),
+            sctp: self.permit(Protocol::Sctp),
         })
     }
 
@@ -172,7 +177,12 @@ mod tests {
         .into_iter()
         .collect();
         let longest = 15 * SECOND;
-        let of = |tcp, udp, icmp| PermitTimes { tcp, udp, icmp };
+        let of = |tcp, udp, icmp| PermitTimes {
+            tcp,
+            udp,
+            icmp,
+            sctp: longest,
+        };
         assert_eq!(found.permits().ipv4, of(longest, 4 * SECOND, longest));
         assert_eq!(
             found.permits().ipv6,

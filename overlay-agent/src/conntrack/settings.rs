@@ -11,7 +11,7 @@ const DIRECTORY: &str = "/proc/sys/net/netfilter";
 
 /// The states in which packets of a flow are fast. A connection that one side has closed goes on in the
 /// other direction; of what is sent conntrack may miss the acknowledgement.
-const SETTINGS: [(Protocol, &str); 9] = [
+const SETTINGS: [(Protocol, &str); 12] = [
     (Protocol::Tcp, "nf_conntrack_tcp_timeout_established"),
     (Protocol::Tcp, "nf_conntrack_tcp_timeout_unacknowledged"),
     (Protocol::Tcp, "nf_conntrack_tcp_timeout_max_retrans"),
@@ -21,6 +21,9 @@ const SETTINGS: [(Protocol, &str); 9] = [
     (Protocol::Udp, "nf_conntrack_udp_timeout_stream"),
     (Protocol::Icmp, "nf_conntrack_icmp_timeout"),
     (Protocol::Icmpv6, "nf_conntrack_icmpv6_timeout"),
+    (Protocol::Sctp, "nf_conntrack_sctp_timeout_established"),
+    (Protocol::Sctp, "nf_conntrack_sctp_timeout_heartbeat_sent"),
+    (Protocol::Sctp, "nf_conntrack_sctp_timeout_heartbeat_acked"),
 ];
 
 /// Reads them. There are none where conntrack is not in use.

@@ -137,6 +137,9 @@ pub enum DatapathError {
     #[error("cannot read the monotonic clock: {source}")]
     Clock { source: io::Error },
 
+    #[error("cannot list what conntrack knows: {source}")]
+    Conntrack { source: io::Error },
+
     #[error("cannot read {path}: {source}")]
     HostFact { path: PathBuf, source: io::Error },
 

@@ -16,6 +16,7 @@ pub struct PermitTimes {
     pub tcp: Duration,
     pub udp: Duration,
     pub icmp: Duration,
+    pub sctp: Duration,
 }
 
 impl PermitTimes {
@@ -28,6 +29,7 @@ impl PermitTimes {
             tcp: time,
             udp: time,
             icmp: time,
+            sctp: time,
         }
     }
 }

@@ -29,6 +29,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     marker::PhantomData,
+    net::IpAddr,
     path::PathBuf,
 };
 
@@ -52,7 +53,7 @@ pub use self::{
 use self::{
     load::FlowTables,
     programs::Programs,
-    tables::{Writer, Written},
+    tables::{Translations, Writer, Written},
 };
 pub use crate::config::{Fastpath, SlowMark};
 use crate::model::{ByFamily, Desired, Family, PerFamily, V4, V6, each_family};
@@ -143,6 +144,41 @@ impl Datapath {
     ) -> Result<Summary<F>, DatapathError> {
         let mut writer = F::pick::<WriterOf<'_>>(self.writers());
         writer.apply(desired, vtep, facts)
+    }
+
+    /// Whether trusted mode waits for [`Self::note_translated`] in a family: the programs note what is translated from
+    /// now on.
+    pub fn asks_for_translations(&self) -> bool {
+        let written = self.written.as_ref();
+        let asks = each_family!(written, written => written.translations == Translations::Noted);
+        asks.into_iter().any(|asks| asks)
+    }
+
+    /// Takes over which addresses the packets of translated connections have where they enter the host. With the
+    /// next [`Self::apply`], the pods of each other pair have one permit for all of their flows.
+    pub fn note_translated(&mut self, connections: &[[IpAddr; 2]]) -> Result<(), DatapathError> {
+        let slots = [
+            self.maps.overlays.ipv4.pair_slots(connections)?,
+            self.maps.overlays.ipv6.pair_slots(connections)?,
+        ];
+        for slot in slots.concat() {
+            self.maps.mark_translated(slot)?;
+        }
+        each_family!(self.written.as_mut(), written => {
+            if written.translations == Translations::Noted {
+                written.translations = Translations::Known;
+            }
+        });
+        Ok(())
+    }
+
+    /// There is no way to know what [`Self::note_translated`] asks for.
+    pub fn forgo_pairs(&mut self) {
+        each_family!(self.written.as_mut(), written => {
+            if written.translations == Translations::Noted {
+                written.translations = Translations::Hidden;
+            }
+        });
     }
 
     fn writers(&mut self) -> PerFamily<Writer<'_, V4>, Writer<'_, V6>> {

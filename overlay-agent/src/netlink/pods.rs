@@ -2,10 +2,11 @@
 //!
 //! Two arrangements are recognised, both by the local subnet of a served family and not by names:
 //! - ports of a bridge that has an address in it (docker0, cni0, a user's own);
-//! - point-to-point veths with a host route into it (the ptp CNI plugin and its like).
+//! - point-to-point interfaces with a host route into it (the ptp CNI plugin and its like).
 //!
-//! Only veths qualify: the eBPF tier delivers with `bpf_redirect_peer`, which needs a peer device
-//! in the pod's namespace.
+//! Only pairs qualify whose frames have Ethernet addresses, veths and netkits in mode L2: the eBPF tier delivers
+//! with `bpf_redirect_peer`, which needs a peer device in the pod's namespace, and tells pods apart by their
+//! addresses, of which netkits in mode L3 have none.
 
 mod addressing;
 
@@ -177,7 +178,8 @@ pub fn pod_links(
     let subnets = each_family!(locals, local => local.map(|local| local.subnet));
     let mut pods = BTreeMap::new();
     for Entry { link, incarnation } in table.links.values() {
-        if link.kind != LinkKind::Veth || is_underlay(link.ifindex) {
+        let is_pair = matches!(link.kind, LinkKind::Veth | LinkKind::Netkit);
+        if !is_pair || is_underlay(link.ifindex) {
             continue;
         }
         let gateway = table.gateway_of_pod(link, subnets);
@@ -202,11 +204,11 @@ pub fn pod_links(
 pub struct Unserved {
     pub ifindex: u32,
     pub ifname: String,
-    /// As the kernel calls it: `netkit`, `tun`.
+    /// As the kernel calls it: `tun`; `netkit l3`.
     pub kind: String,
 }
 
-/// Pod interfaces that are no veths, by index: their packets take the kernel tier.
+/// Pod interfaces that are no such pairs, by index: their packets take the kernel tier.
 pub fn unserved(table: &LinkTable, subnets: Subnets) -> Vec<Unserved> {
     let kind = |link: &Link| match &link.kind {
         LinkKind::Virtual(kind) => Some(kind.clone()),

@@ -27,6 +27,8 @@ pub struct Settler {
     tier1: Tier1,
     sides: Sides,
     readiness: Readiness,
+    /// The programs are where they belong.
+    attached: bool,
 }
 
 /// What is to be looked at, and what is wanted of it.
@@ -71,6 +73,7 @@ impl Settler {
             tier1,
             sides,
             readiness,
+            attached: false,
         }
     }
 
@@ -119,7 +122,11 @@ impl Settler {
             again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
-            again.pods |= !self.attach(&pods);
+            self.attached = self.attach(&pods);
+            again.pods |= !self.attached;
+        }
+        if self.attached && self.learn_translations().await {
+            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
         }
         again
     }
@@ -157,6 +164,16 @@ impl Settler {
             self.readiness.fail(Condition::PeersInSync, problem.clone());
         }
         problem.is_none()
+    }
+
+    /// Returns whether the maps are to be applied again.
+    async fn learn_translations(&mut self) -> bool {
+        let learned = self.tier1.learn_translations().await;
+        learned.unwrap_or_else(|error| {
+            // Tried again with the next job.
+            warn!(%error, "pairs of pods have no permits for all of their flows yet");
+            false
+        })
     }
 
     fn attach(&mut self, pods: &BTreeMap<u32, PodLink>) -> bool {

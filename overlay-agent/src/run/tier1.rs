@@ -5,14 +5,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
+    path::Path,
 };
 
 use overlay_common::outcome::Hook;
+use tokio::task::block_in_place;
 use tracing::{debug, info, level_filters::LevelFilter, warn};
 
 use super::{side::Side, sides::Sides};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
+    conntrack::translated,
     datapath::{
         self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PermitTimes,
         PinDir, Serves, SlowFlows, XdpMode,
@@ -26,6 +29,9 @@ use crate::{
 /// Conntrack of this network namespace takes TCP segments outside the window it knows. It does not
 /// see what the fast path carries, and the packets it sees again later must not look invalid.
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Conntrack of this network namespace, if there is any.
+const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// The eBPF tier, if there is one.
 pub enum Tier1 {
@@ -179,6 +185,36 @@ impl Tier1 {
         }
         complaints.clone_from(&problems);
         problems
+    }
+
+    /// In trusted mode, once the programs are attached: looks up what has been translated before. Returns whether the
+    /// maps are to be applied again with that; where it cannot be known, all flows stay apart, as in strict mode.
+    pub async fn learn_translations(&mut self) -> Result<bool, DatapathError> {
+        let Self::Active { datapath, .. } = self else {
+            return Ok(false);
+        };
+        if !datapath.asks_for_translations() {
+            return Ok(false);
+        }
+        match translated::list().await {
+            Ok(Some(connections)) => {
+                block_in_place(|| datapath.note_translated(&connections))?;
+                debug!(ends = connections.len(), "translated connections looked up");
+                Ok(true)
+            }
+            Ok(None) if !Path::new(CONNTRACK).exists() => {
+                block_in_place(|| datapath.note_translated(&[]))?;
+                Ok(true)
+            }
+            Ok(None) => {
+                datapath.forgo_pairs();
+                warn!(
+                    "--fastpath=trusted is as strict: this kernel does not list what conntrack knows                      (nf_conntrack_netlink)"
+                );
+                Ok(false)
+            }
+            Err(source) => Err(DatapathError::Conntrack { source }),
+        }
     }
 
     /// The writing side of which flows are left to the kernel, if there is an eBPF tier.

@@ -11,7 +11,7 @@
 mod ipv4;
 mod ipv6;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use overlay_common::{
@@ -291,6 +291,8 @@ pub struct Fixture<F: Wire = V4> {
     pub pods: BTreeMap<PodKey, PodPort>,
     pub flows: BTreeMap<FlowKey<F>, Flow>,
     pub slow: Slow,
+    /// Pairs of pods that a translation connects.
+    pub translated: BTreeSet<FlowKey<F>>,
 }
 
 impl<F: Cluster> Fixture<F> {
@@ -316,6 +318,7 @@ impl<F: Cluster> Fixture<F> {
                 tcp_permit_ns: 15_000_000_000,
                 udp_permit_ns: 15_000_000_000,
                 icmp_permit_ns: 15_000_000_000,
+                sctp_permit_ns: 15_000_000_000,
                 generation: GENERATION,
                 fastpath: FASTPATH_STRICT,
                 vtep: F::be(F::VTEP),
@@ -349,6 +352,7 @@ impl<F: Cluster> Fixture<F> {
             .into(),
             flows: BTreeMap::new(),
             slow: Slow::zeroed(),
+            translated: BTreeSet::new(),
         }
     }
 

@@ -15,10 +15,11 @@ use nix::{
 };
 use overlay_common::{
     config::Config,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, FlowWords},
     maps,
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort, move_slot},
     outcome::{Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
+    pair,
     route::RouteEntry,
     slow::Slow,
     stamp::seen_slot,
@@ -40,6 +41,9 @@ pub(super) const SLOTS: usize = Hook::ALL.len() * OUTCOMES_PER_HOOK as usize;
 impl<F: Cluster> Bench<F> {
     /// Makes the maps hold `fixture`, whatever a program or an earlier fixture left in them.
     pub fn set(&mut self, fixture: &Fixture<F>) -> Result<()> {
+        if fixture.config.notes_translations() {
+            self.set_translated(fixture)?;
+        }
         if !self.touched && self.written.as_ref() == Some(fixture) {
             return Ok(());
         }
@@ -65,6 +69,18 @@ impl<F: Cluster> Bench<F> {
         config.set(0, fixture.config, 0)?;
         self.written = Some(fixture.clone());
         self.touched = false;
+        Ok(())
+    }
+
+    /// Says of the pairs that have flows which of them a translation connects.
+    fn set_translated(&mut self, fixture: &Fixture<F>) -> Result<()> {
+        let mut translated: Array<_, u32> = self.map(maps::TRANSLATED)?.try_into()?;
+        for &flow in fixture.flows.keys() {
+            translated.set(pair::slot(FlowWords::from(flow)), 0, 0)?;
+        }
+        for &pods in &fixture.translated {
+            translated.set(pair::slot(FlowWords::from(pods)), pair::MARKED, 0)?;
+        }
         Ok(())
     }
 
@@ -102,6 +118,12 @@ impl<F: Cluster> Bench<F> {
         let values = map.get(&0, 0)?;
         let value = values.get(sched_getcpu()?);
         value.copied().context("there is one for each CPU")
+    }
+
+    /// Whether a translation is noted to connect the pods of a flow.
+    pub fn is_translated(&mut self, flow: FlowKey<F>) -> Result<bool> {
+        let translated: Array<_, u32> = self.map(maps::TRANSLATED)?.try_into()?;
+        Ok(translated.get(&pair::slot(FlowWords::from(flow)), 0)? == pair::MARKED)
     }
 
     /// Has packets with this stamp seen before or not, in both directions.

@@ -264,7 +264,8 @@ impl<'a, F: Reading> Model<'a, F> {
             bits.all(|((address, base), mask)| address & mask == *base)
         };
         let in_subnet = |address| is_within(address, config.subnet, config.subnet_mask);
-        let trusted = config.fastpath == FASTPATH_TRUSTED;
+        let trusted = config.fastpath == FASTPATH_TRUSTED
+            && !self.fixture.translated.contains(&pair(packet.key));
         let key = if trusted {
             pair(packet.key)
         } else {
@@ -345,6 +346,12 @@ fn flow<F: Reading>(ip: &[u8], local: Local) -> Option<FlowPacket<'_, F>> {
             )
         }
         17 => (word(0)?, word(2)?, 8, false),
+        132 => (
+            word(0)?,
+            word(2)?,
+            12,
+            is_of_the_kernel(transport.get(12..)?),
+        ),
         icmp if icmp == F::ICMP.0 => match (word(0)?, word(4)?) {
             (kind, id) if kind == request => (id, [0, 0], 8, false),
             (kind, id) if kind == reply => ([0, 0], id, 8, false),
@@ -371,6 +378,24 @@ fn flow<F: Reading>(ip: &[u8], local: Local) -> Option<FlowPacket<'_, F>> {
         ip,
         headers_len: F::IP_LEN + header_len,
     })
+}
+
+/// Whether SCTP's chunks are others than data and acknowledgements of either kind.
+fn is_of_the_kernel(chunks: &[u8]) -> bool {
+    let Some(&[kind, _, high, low]) = chunks.first_chunk() else {
+        return true;
+    };
+    let len = chunks.len();
+    let chunk_len = usize::from(u16::from_be_bytes([high, low]));
+    match kind {
+        0 | 64 => false,
+        3..=5 => {
+            let is_alone = (chunk_len..chunk_len + 4).contains(&len);
+            let is_before_data = chunk_len == 16 && matches!(chunks.get(16), Some(0 | 64));
+            !is_alone && !is_before_data
+        }
+        _ => true,
+    }
 }
 
 fn framed<F: Cluster>(dst: MacAddr, src: MacAddr, ip: &[u8]) -> Vec<u8> {

@@ -101,6 +101,12 @@ pub enum Transport {
         src: u16,
         dst: u16,
     },
+    /// With one chunk of this type, which holds the payload.
+    Sctp {
+        src: u16,
+        dst: u16,
+        chunk: u8,
+    },
     EchoRequest {
         id: u16,
     },
@@ -124,7 +130,9 @@ impl Transport {
     #[must_use]
     pub const fn of_flow(mut self, number: u16) -> Self {
         match &mut self {
-            Self::Tcp { src, .. } | Self::Udp { src, .. } => *src = number,
+            Self::Tcp { src, .. } | Self::Udp { src, .. } | Self::Sctp { src, .. } => {
+                *src = number;
+            }
             Self::EchoRequest { id } | Self::EchoReply { id } => *id = number,
             Self::Icmp | Self::Other(_) => {}
         }
@@ -134,7 +142,9 @@ impl Transport {
     /// The same with other ports, given its source and destination.
     #[must_use]
     pub fn with_ports(mut self, change: impl FnOnce((u16, u16)) -> (u16, u16)) -> Self {
-        if let Self::Tcp { src, dst, .. } | Self::Udp { src, dst } = &mut self {
+        if let Self::Tcp { src, dst, .. } | Self::Udp { src, dst } | Self::Sctp { src, dst, .. } =
+            &mut self
+        {
             (*src, *dst) = change((*src, *dst));
         }
         self
@@ -211,7 +221,9 @@ impl<F: Wire> Packet<F> {
     /// The flow the packet belongs to.
     pub fn flow(&self, local: Local) -> FlowKey<F> {
         let (src_port, dst_port) = match self.transport {
-            Transport::Tcp { src, dst, .. } | Transport::Udp { src, dst } => (src, dst),
+            Transport::Tcp { src, dst, .. }
+            | Transport::Udp { src, dst }
+            | Transport::Sctp { src, dst, .. } => (src, dst),
             Transport::EchoRequest { id } => (id, 0),
             Transport::EchoReply { id } => (0, id),
             Transport::Icmp | Transport::Other(_) => (0, 0),
@@ -235,6 +247,7 @@ impl<F: Wire> Packet<F> {
         match self.transport {
             Transport::Tcp { .. } => IpNumber::TCP,
             Transport::Udp { .. } => IpNumber::UDP,
+            Transport::Sctp { .. } => IpNumber::SCTP,
             Transport::EchoRequest { .. } | Transport::EchoReply { .. } | Transport::Icmp => {
                 F::ICMP
             }
@@ -265,6 +278,11 @@ impl<F: Wire> Packet<F> {
             }
             Transport::Udp { src, dst } => {
                 udp_header::<F>(self.src, self.dst, src, dst, &self.payload).to_vec()
+            }
+            Transport::Sctp { src, dst, chunk } => {
+                let [src, dst] = [src, dst].map(u16::to_be_bytes);
+                let len = u16::try_from(4 + self.payload.len()).expect("test packets are short");
+                [&src[..], &dst, &[9; 8], &[chunk, 0], &len.to_be_bytes()].concat()
             }
             Transport::EchoRequest { id } => echo(true, id),
             Transport::EchoReply { id } => echo(false, id),

@@ -120,8 +120,8 @@ fn gateways<A: Gateway>(lab: &Lab, mode: Mode) -> Result<Gateways> {
     // Before Linux 6.10 nobody can ask which way a marked packet goes.
     let share = match (mode, release()? >= (6, 10)) {
         (Mode::Off, _) => 0,
-        (Mode::Fast, true) => 90,
-        (Mode::Fast, false) => 40,
+        (Mode::Fast | Mode::Trusted, true) => 90,
+        (Mode::Fast | Mode::Trusted, false) => 40,
     };
     wait_for("the fast path to carry the flows", DEADLINE, || {
         let before = node.counters()?;

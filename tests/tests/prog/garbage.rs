@@ -27,6 +27,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 /// Packets of the random test in each mode, over all programs.
 const PACKETS: u32 = 30_000;
 /// Starts the random test from another number than this one.
+use crate::packets::{DATA, SACK, sctp};
+
 const SEED: (&str, u64) = ("OVERLAY_TEST_SEED", 20_260_724);
 
 /// A packet to damage, as its hook sees it.
@@ -37,8 +39,8 @@ struct Case {
     surroundings: Surroundings,
 }
 
-/// Four transports whose packets belong to flow number `flow`.
-fn transports(flow: u16) -> [Transport; 4] {
+/// Transports whose packets belong to flow number `flow`.
+fn transports(flow: u16) -> [Transport; 6] {
     [
         Transport::Tcp {
             src: flow,
@@ -47,6 +49,8 @@ fn transports(flow: u16) -> [Transport; 4] {
             options: 12,
         },
         Transport::Udp { src: flow, dst: 53 },
+        sctp(DATA).of_flow(flow),
+        sctp(SACK).of_flow(flow),
         Transport::EchoRequest { id: flow },
         Transport::EchoReply { id: flow },
     ]
@@ -152,11 +156,9 @@ fn journey<F: Reading>(
     } else {
         (tunnel, remote.outer().around(&back.bytes()))
     };
-    let trusted = fixture.config.fastpath == FASTPATH_TRUSTED;
-    let stamp = |key| fixture.stamp(if trusted { pair(key) } else { key });
     let out_key = out.flow(Local::Source);
-    let out_stamp = stamp(out_key);
-    let back_stamp = stamp(back.flow(Local::Destination));
+    let out_stamp = fixture.stamp(out_key);
+    let back_stamp = fixture.stamp(back.flow(Local::Destination));
     let delivered = back.clone().macs(POD_MAC, GATEWAY_MAC).with(|p| p.ttl -= 1);
     let leaving = remote.leaving(out).bytes();
     let left = Case {
@@ -166,7 +168,7 @@ fn journey<F: Reading>(
             ifindex: underlay,
             ingress_ifindex: gateway,
             tc_index: LEAVING,
-            leaving: Some(fixture.noted(if trusted { pair(out_key) } else { out_key })),
+            leaving: Some(fixture.noted(out_key)),
             ..Surroundings::default()
         },
     };

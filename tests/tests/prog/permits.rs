@@ -34,14 +34,16 @@ use overlay_tests::{
 use crate::packets::{Edit, LOOPBACK, TRANSPORTS, tcp};
 
 /// Gives the protocols permits of different lengths, which are those of [`TRANSPORTS`].
-fn set_permit_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 4] {
+fn set_permit_times<F: Cluster>(fixture: &mut Fixture<F>) -> [Duration; 5] {
     let config = &mut fixture.config;
     config.tcp_permit_ns = 15_000_000_000;
     config.udp_permit_ns = 9_000_000_000;
     config.icmp_permit_ns = 4_000_000_000;
+    config.sctp_permit_ns = 6_000_000_000;
     [
         config.tcp_permit_ns,
         config.udp_permit_ns,
+        config.sctp_permit_ns,
         config.icmp_permit_ns,
         config.icmp_permit_ns,
     ]
@@ -136,15 +138,16 @@ fn a_flow_that_leaves_untranslated_is_fast_from_the_next_packet_on<F: Oddities>(
 fn a_protocol_without_a_permit_time_earns_nothing<F: Oddities>() -> Result<()> {
     on_node(|interfaces| {
         let mut bench = Bench::<F>::load()?;
-        let off: [Edit<'_, Fixture<F>>; 3] = [
+        let off: [Edit<'_, Fixture<F>>; 4] = [
             &|fixture| fixture.config.tcp_permit_ns = 0,
             &|fixture| fixture.config.udp_permit_ns = 0,
+            &|fixture| fixture.config.sctp_permit_ns = 0,
             &|fixture| fixture.config.icmp_permit_ns = 0,
         ];
         for (switched, switch_off) in off.into_iter().enumerate() {
             let mut fixture = Fixture::new(interfaces);
             switch_off(&mut fixture);
-            for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 2]) {
+            for (transport, number) in TRANSPORTS.into_iter().zip([0, 1, 2, 3, 3]) {
                 let want = if number == switched {
                     Outcome::NoPermit
                 } else {

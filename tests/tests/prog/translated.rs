@@ -45,14 +45,14 @@ const fn udp(src: u16) -> Transport {
 }
 
 /// A flow to a service whose backend is the pod on `remote`.
-struct Translated<F: Oddities> {
-    remote: Remote<F>,
-    transport: Transport,
+pub struct Translated<F: Oddities> {
+    pub remote: Remote<F>,
+    pub transport: Transport,
 }
 
 impl<F: Oddities> Translated<F> {
     /// What the pod sends.
-    fn asked(&self) -> Packet<F> {
+    pub fn asked(&self) -> Packet<F> {
         self.remote.from_pod(self.transport).with(|packet| {
             packet.dst = F::ELSEWHERE.into();
             packet.transport = self.transport.with_ports(|(src, _)| (src, SERVICE_PORT));
@@ -60,21 +60,21 @@ impl<F: Oddities> Translated<F> {
     }
 
     /// What netfilter makes of it.
-    fn sent(&self) -> Packet<F> {
+    pub fn sent(&self) -> Packet<F> {
         self.remote.from_pod(self.transport)
     }
 
     /// What the backend answers.
-    fn answer(&self) -> Packet<F> {
+    pub fn answer(&self) -> Packet<F> {
         self.remote.to_pod(self.back())
     }
 
-    fn back(&self) -> Transport {
+    pub fn back(&self) -> Transport {
         self.transport.with_ports(|(src, dst)| (dst, src))
     }
 
     /// What netfilter makes of that, on the last hop to the pod.
-    fn received(&self) -> Packet<F> {
+    pub fn received(&self) -> Packet<F> {
         as_delivered(&self.remote, self.back()).with(|packet| {
             packet.src = F::ELSEWHERE.into();
             packet.transport = self.answer_transport();
@@ -87,7 +87,7 @@ impl<F: Oddities> Translated<F> {
     }
 
     /// Sends what the pod asks by the kernel, translated to `sent`; what came of it at the end.
-    fn send(
+    pub fn send(
         &self,
         bench: &mut Bench<F>,
         interfaces: &Interfaces,
@@ -119,7 +119,7 @@ impl<F: Oddities> Translated<F> {
     }
 
     /// Takes in what the backend answers by the kernel, translated back to `received`.
-    fn receive(
+    pub fn receive(
         &self,
         bench: &mut Bench<F>,
         interfaces: &Interfaces,
@@ -143,7 +143,7 @@ impl<F: Oddities> Translated<F> {
     }
 }
 
-fn flows<F: Oddities>() -> impl Iterator<Item = Translated<F>> {
+pub fn flows<F: Oddities>() -> impl Iterator<Item = Translated<F>> {
     [F::TUNNELLED, F::DIRECT]
         .into_iter()
         .flat_map(|remote| TRANSPORTS.map(|transport| Translated { remote, transport }))

@@ -1,14 +1,18 @@
 //! A lab with services of an address family, and the servers behind them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     differ::{self, Mode},
     lab::{Lab, Node, family::LabFamily},
     rules::{Flavour, NodePort, Protocol, Service, install},
     services::{Connection, Server},
     traffic::Endpoint,
+    wait::wait_for,
 };
 use serde_json::Value;
 
@@ -50,6 +54,18 @@ pub trait Services: LabFamily {
     fn gateway_and_vtep(node: &Node) -> Result<[Self; 2]>;
 }
 
+/// Waits until a node knows all translations there are.
+pub fn wait_trusted(node: &Node) -> Result<()> {
+    wait_for("trusted mode", Duration::from_secs(10), || {
+        let status = node.operator_json(&["status"])?;
+        let datapath = &status["datapath"];
+        for mode in [&datapath["fastpath"], &datapath["ipv6"]["fastpath"]] {
+            ensure!(mode != "learning", "{mode}");
+        }
+        Ok(())
+    })
+}
+
 /// Where a service is reached.
 pub fn service<A: Services>(host: u8) -> SocketAddr {
     SocketAddr::new(A::virtual_address(host).into(), 80)
@@ -67,7 +83,7 @@ pub fn in_both_modes<A: Services, T: Send>(
 }
 
 impl<'a, A: Services> Bench<'a, A> {
-    fn start(lab: &'a Lab, flavour: Flavour, mode: Mode) -> Result<Self> {
+    pub fn start(lab: &'a Lab, flavour: Flavour, mode: Mode) -> Result<Self> {
         let places = [(0, 'a'), (0, 'b'), (1, 'a'), (1, 'b')];
         let pods = A::add_pods(lab, &['a', 'b'])?.into_iter().zip(places);
         let pods: Vec<_> = pods
@@ -99,6 +115,9 @@ impl<'a, A: Services> Bench<'a, A> {
             _servers: servers,
         };
         bench.install(&[])?;
+        if mode == Mode::Trusted {
+            lab.nodes().iter().try_for_each(wait_trusted)?;
+        }
         Ok(bench)
     }
 

@@ -10,6 +10,7 @@ mod endurance;
 mod family;
 mod moves;
 mod survey;
+mod trusted;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -22,6 +23,7 @@ use self::{
     endurance::endurance,
     moves::endpoints_go,
     survey::{check_survey, survey},
+    trusted::{older_translations, services_in_trusted_mode},
 };
 
 fn all_clients_reach_all_services<A: Services>(flavour: Flavour) -> Result<()> {
@@ -82,4 +84,24 @@ fn udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_iptables_rules() {
 #[test]
 fn ipv6_udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_nftables_rules() {
     in_both_modes(Flavour::Nftables, endpoints_go::<Ipv6Addr>);
+}
+
+#[test]
+fn in_trusted_mode_flows_of_a_pair_part_where_a_service_connects_it_with_iptables_rules() {
+    services_in_trusted_mode::<Ipv4Addr>(Flavour::Iptables);
+}
+
+#[test]
+fn in_trusted_mode_ipv6_flows_of_a_pair_part_where_a_service_connects_it_with_nftables_rules() {
+    services_in_trusted_mode::<Ipv6Addr>(Flavour::Nftables);
+}
+
+#[test]
+fn trusted_mode_knows_translations_that_are_older_with_nftables_rules() {
+    older_translations::<Ipv4Addr>(Flavour::Nftables);
+}
+
+#[test]
+fn trusted_mode_knows_ipv6_translations_that_are_older_with_iptables_rules() {
+    older_translations::<Ipv6Addr>(Flavour::Iptables);
 }

@@ -50,7 +50,7 @@ pub struct PinnedState {
 /// What the maps of one family say.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct OverlayState {
-    /// `strict`, `trusted` or `off`.
+    /// `strict`, `trusted`, `learning` or `off`.
     fastpath: &'static str,
     generation: u32,
     /// How long permits of flows last.
@@ -68,6 +68,7 @@ struct PermitSeconds {
     tcp: f64,
     udp: f64,
     icmp: f64,
+    sctp: f64,
 }
 
 impl PermitSeconds {
@@ -77,13 +78,19 @@ impl PermitSeconds {
             tcp: seconds(config.tcp_permit_ns),
             udp: seconds(config.udp_permit_ns),
             icmp: seconds(config.icmp_permit_ns),
+            sctp: seconds(config.sctp_permit_ns),
         }
     }
 }
 
 impl fmt::Display for PermitSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tcp, udp, icmp } = *self;
+        let Self {
+            tcp,
+            udp,
+            icmp,
+            sctp,
+        } = *self;
         let time = |seconds: f64| {
             if seconds > 0.0 {
                 format!("{seconds} s")
@@ -91,12 +98,12 @@ impl fmt::Display for PermitSeconds {
                 "never".to_owned()
             }
         };
-        let same = (tcp - udp).abs() < f64::EPSILON && (tcp - icmp).abs() < f64::EPSILON;
-        if same {
+        let same = |other: f64| (tcp - other).abs() < f64::EPSILON;
+        if [udp, icmp, sctp].into_iter().all(same) {
             f.write_str(&time(tcp))
         } else {
-            let [tcp, udp, icmp] = [tcp, udp, icmp].map(time);
-            write!(f, "tcp {tcp}, udp {udp}, icmp {icmp}")
+            let [tcp, udp, icmp, sctp] = [tcp, udp, icmp, sctp].map(time);
+            write!(f, "tcp {tcp}, udp {udp}, icmp {icmp}, sctp {sctp}")
         }
     }
 }
@@ -269,7 +276,7 @@ impl OverlayState {
     ) -> Self {
         let config = &overlay.config;
         Self {
-            fastpath: Fastpath::from_config(config.fastpath).map_or("unknown", Fastpath::name),
+            fastpath: Fastpath::name_of_config(config.fastpath),
             generation: config.generation,
             permit_seconds: PermitSeconds::of(config),
             node: LocalNode::new(config, interface_name),

@@ -47,6 +47,7 @@ fn overlay<F: Family>(
         tcp_permit_ns: 15_000_000_000,
         udp_permit_ns: 15_000_000_000,
         icmp_permit_ns: 15_000_000_000,
+        sctp_permit_ns: 15_000_000_000,
         fastpath: FASTPATH_STRICT,
         vxlan_port: 8472u16.to_be_bytes(),
         vni: [0, 0, 1],

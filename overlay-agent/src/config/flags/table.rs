@@ -406,7 +406,8 @@ pub const FLAGS: &[Flag] = &[
         form: Form::Value("strict|trusted|off"),
         default: "strict",
         help: "strict: flows that netfilter lets pass unchanged bypass the host stack; trusted: all \
-               flows between two pods once one did, for hosts without DNAT services; off: none do",
+               flows between two pods once one did and none is translated, for hosts without rules about \
+               what pods send to pods; off: none do",
         set: |draft, value| {
             draft.options.datapath.fastpath = choice(
                 value,

@@ -2,7 +2,7 @@
 //! [`ConfigLock`].
 
 use aya::maps::{Array, MapData};
-use overlay_common::config::{Config, FASTPATH_OFF};
+use overlay_common::config::{Config, FASTPATH_LEARNING, FASTPATH_OFF, FASTPATH_TRUSTED};
 
 use super::{
     config_lock::ConfigLock,
@@ -32,11 +32,7 @@ impl<F: Family> ConfigMap<F> {
         new: &Config<F>,
         _lock: &ConfigLock,
     ) -> Result<(), DatapathError> {
-        let only_generation = Config {
-            generation: new.generation,
-            ..*old
-        } == *new;
-        if !only_generation {
+        if !is_gentle(old, new) {
             self.set(&Config {
                 fastpath: FASTPATH_OFF,
                 ..*old
@@ -63,6 +59,19 @@ impl<F: Family> ConfigMap<F> {
             .set(0, config, 0)
             .map_err(map_error("write", F::MAPS.config))
     }
+}
+
+/// Whether programs may see a part of the change: it is of the generation alone, or the end of learning.
+pub fn is_gentle<F: Family>(old: &Config<F>, new: &Config<F>) -> bool {
+    let same = Config {
+        generation: new.generation,
+        ..*old
+    };
+    let learned = Config {
+        fastpath: FASTPATH_TRUSTED,
+        ..same
+    };
+    same == *new || (old.fastpath == FASTPATH_LEARNING && learned == *new)
 }
 
 /// 0 stays the generation of an entry that was never written.

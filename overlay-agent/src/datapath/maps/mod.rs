@@ -15,6 +15,7 @@ use overlay_common::{
     maps,
     node::Gateway,
     outcome::{COUNTERS, Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
+    pair,
     slow::Slow,
 };
 
@@ -30,6 +31,7 @@ pub struct Maps {
     pub overlays: PerFamily<OverlayMaps<V4>, OverlayMaps<V6>>,
     gateways: HashMap<MapData, u32, Gateway>,
     slow: Array<MapData, Slow>,
+    translated: Array<MapData, u32>,
     stats: PerCpuArray<MapData, Counter>,
 }
 
@@ -39,6 +41,7 @@ impl Maps {
         pins.require_maps()?;
         let (gateways, ..) = open(pins, maps::GATEWAYS)?;
         let (slow, ..) = open(pins, maps::SLOW)?;
+        let (translated, ..) = open(pins, maps::TRANSLATED)?;
         let (stats, ..) = open(pins, maps::STATS)?;
         Ok(Self {
             overlays: PerFamily {
@@ -47,6 +50,7 @@ impl Maps {
             },
             gateways: typed(gateways, maps::GATEWAYS)?,
             slow: typed(slow, maps::SLOW)?,
+            translated: typed(translated, maps::TRANSLATED)?,
             stats: typed(stats, maps::STATS)?,
         })
     }
@@ -80,6 +84,13 @@ impl Maps {
         self.slow
             .set(0, slow, 0)
             .map_err(map_error("write", maps::SLOW))
+    }
+
+    /// Notes that a translation may connect the pods whose pair has this slot.
+    pub(in crate::datapath) fn mark_translated(&mut self, slot: u32) -> Result<(), DatapathError> {
+        self.translated
+            .set(slot, pair::MARKED, 0)
+            .map_err(map_error("write", maps::TRANSLATED))
     }
 
     pub fn gateways(&self) -> Result<BTreeMap<u32, MacAddr>, DatapathError> {

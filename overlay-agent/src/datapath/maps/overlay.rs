@@ -5,14 +5,16 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key};
 use overlay_common::{
     config::Config,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, FlowWords},
     node::{NODE_VALID, Nexthop, Node, Peer},
+    pair,
     route::RouteEntry,
 };
 
@@ -73,6 +75,27 @@ impl<F: Family> OverlayMaps<F> {
 
     pub fn max_flows(&self) -> u32 {
         self.max_flows
+    }
+
+    /// The places in `OVL_TRANSLATED` of those pairs of addresses that are a pod of this node and one of another.
+    pub(in crate::datapath) fn pair_slots(
+        &self,
+        pairs: &[[IpAddr; 2]],
+    ) -> Result<Vec<u32>, DatapathError> {
+        let config = self.config()?;
+        let mut slots = Vec::new();
+        for [from, to] in pairs {
+            let (Some(from), Some(to)) = (F::address(*from), F::address(*to)) else {
+                continue;
+            };
+            for (local, remote) in [(from, to), (to, from)] {
+                let (local, remote) = (local.into(), remote.into());
+                if config.is_local_pod(local) && config.is_remote_pod(remote) {
+                    slots.push(pair::slot(FlowWords::<F>::new(local, remote, 0, 0, 0)));
+                }
+            }
+        }
+        Ok(slots)
     }
 
     /// Reads nodes, routes and peers.

@@ -5,7 +5,7 @@ pub mod wanted;
 
 use std::time::Duration;
 
-use overlay_common::config::Config;
+use overlay_common::config::{Config, FASTPATH_LEARNING, FASTPATH_TRUSTED};
 use tracing::debug;
 
 use self::{
@@ -16,7 +16,10 @@ use super::{
     error::DatapathError,
     host::HostFacts,
     maps::{
-        config::next_generation, config_lock::ConfigLock, contents::Tables, overlay::OverlayMaps,
+        config::{is_gentle, next_generation},
+        config_lock::ConfigLock,
+        contents::Tables,
+        overlay::OverlayMaps,
     },
     pins::PinDir,
 };
@@ -44,6 +47,21 @@ pub struct Written<F: Family> {
     /// A part of an earlier change was made, and not its flush: the next attempt, which finds less to
     /// change, has to do it all the same.
     pub flush_owed: bool,
+    pub translations: Translations,
+}
+
+/// What is known of translations, which only trusted mode asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Translations {
+    /// The programs note nothing, or did not yet.
+    #[default]
+    Unknown,
+    /// The programs note what is translated from now on.
+    Noted,
+    /// What is older was looked up since.
+    Known,
+    /// What is older cannot be looked up: pairs of pods are not used.
+    Hidden,
 }
 
 impl<F: Family> Default for Written<F> {
@@ -51,6 +69,7 @@ impl<F: Family> Default for Written<F> {
         Self {
             tables: None,
             flush_owed: false,
+            translations: Translations::default(),
         }
     }
 }
@@ -196,16 +215,31 @@ impl<F: Family> Writer<'_, F> {
         Ok(())
     }
 
+    /// Trusted mode waits until it is known what was translated while the programs noted nothing: before they
+    /// came, and while the configuration is replaced.
+    fn heed_translations(&mut self, old: &Config<F>, new: &mut Config<F>) {
+        let known = &mut self.written.translations;
+        if new.fastpath != FASTPATH_TRUSTED {
+            *known = Translations::Unknown;
+        } else if *known != Translations::Known || !is_gentle(old, new) {
+            new.fastpath = FASTPATH_LEARNING;
+            if *known != Translations::Hidden {
+                *known = Translations::Noted;
+            }
+        }
+    }
+
     /// Writes `config` with the stamp key and generation there are; under another generation if it
     /// changes or `flush` asks for it.
     fn configure(&mut self, config: &Config<F>, flush: bool) -> Result<(bool, u32), DatapathError> {
         let lock = ConfigLock::acquire(self.pins, LOCK_PATIENCE)?;
         let old = self.maps.config()?;
-        let new = Config {
+        let mut new = Config {
             stamp_key: old.stamp_key,
             generation: old.generation,
             ..*config
         };
+        self.heed_translations(&old, &mut new);
         if new == old && !flush {
             return Ok((false, old.generation));
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use overlay_common::{
     addr::MacAddr,
-    config::{Config, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
+    config::{Config, FASTPATH_LEARNING, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
     encap::EncapParams,
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
@@ -25,13 +25,14 @@ impl Fastpath {
         }
     }
 
-    /// The mode a `Config::fastpath` value stands for.
-    pub const fn from_config(value: u32) -> Option<Self> {
+    /// The name of what a `Config::fastpath` value stands for.
+    pub const fn name_of_config(value: u32) -> &'static str {
         match value {
-            FASTPATH_OFF => Some(Self::Off),
-            FASTPATH_STRICT => Some(Self::Strict),
-            FASTPATH_TRUSTED => Some(Self::Trusted),
-            _ => None,
+            FASTPATH_OFF => Self::Off.name(),
+            FASTPATH_STRICT => Self::Strict.name(),
+            FASTPATH_TRUSTED => Self::Trusted.name(),
+            FASTPATH_LEARNING => "learning",
+            _ => "unknown",
         }
     }
 
@@ -116,6 +117,7 @@ fn config<F: Family>(
         tcp_permit_ns: nanoseconds(facts.permits.tcp),
         udp_permit_ns: nanoseconds(facts.permits.udp),
         icmp_permit_ns: nanoseconds(facts.permits.icmp),
+        sctp_permit_ns: nanoseconds(facts.permits.sctp),
         fastpath: fastpath.to_config(),
         vtep: local.underlay.address.into(),
         network: F::first(local.network).into(),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use overlay_common::slow::{ICMP, TCP, UDP};
+use overlay_common::slow::{ICMP, SCTP, TCP, UDP};
 use serde_json::Value;
 
 use super::{
@@ -82,6 +82,7 @@ fn protocol_of(left: &Value) -> Option<[Reach; 1]> {
         "ip6" => Reach::families(IPV6),
         "tcp" => Reach::protocols(TCP),
         "udp" => Reach::protocols(UDP),
+        "sctp" => Reach::protocols(SCTP),
         "icmp" => Reach::families(IPV4).and(&Reach::protocols(ICMP))?,
         "icmpv6" => Reach::families(IPV6).and(&Reach::protocols(ICMP))?,
         _ => return None,
@@ -107,8 +108,8 @@ pub fn judges(expression: &Value) -> Option<String> {
             Some("bytes" | "packets" | "avgpkt" | "expiration") | None
         ),
         // What is fast has neither options nor extension headers.
-        "exthdr" | "ip option" | "sctp chunk" | "dccp option" | "fib" | "rt" | "socket" | "osf"
-        | "ipsec" | "symhash" | "tunnel" | "prefix" | "range" => true,
+        "exthdr" | "ip option" | "dccp option" | "fib" | "rt" | "socket" | "osf" | "ipsec"
+        | "symhash" | "tunnel" | "prefix" | "range" => true,
         "&" | "|" | "^" | "<<" | ">>" | "concat" | "set" => return judges(argument),
         "jhash" => return argument.get("expr").and_then(judges),
         "map" => return argument.get("key").and_then(judges),
@@ -134,7 +135,7 @@ fn is_field_of_the_flow(expression: &Value) -> bool {
             "saddr" | "daddr" | "protocol" | "version" | "hdrlength"
         ),
         "ip6" => matches!(field, "saddr" | "daddr" | "nexthdr" | "version"),
-        "tcp" | "udp" | "th" => matches!(field, "sport" | "dport"),
+        "tcp" | "udp" | "sctp" | "th" => matches!(field, "sport" | "dport"),
         "icmp" | "icmpv6" => matches!(field, "type" | "code" | "id"),
         "ether" => true,
         other => is_never_fast(other),
@@ -144,7 +145,7 @@ fn is_field_of_the_flow(expression: &Value) -> bool {
 fn is_never_fast(protocol: &str) -> bool {
     matches!(
         protocol,
-        "vlan" | "arp" | "sctp" | "dccp" | "udplite" | "esp" | "ah" | "comp" | "igmp"
+        "vlan" | "arp" | "dccp" | "udplite" | "esp" | "ah" | "comp" | "igmp"
     )
 }
 
@@ -156,14 +157,18 @@ fn payload(op: &str, protocol: &str, field: &str, right: &Value) -> Option<Item>
         ("ip" | "ip6", "saddr") => addresses(op, right, Reach::from),
         ("ip" | "ip6", "daddr") => addresses(op, right, Reach::to),
         ("ip", "protocol") | ("ip6", "nexthdr") => protocols(op, right),
-        ("tcp" | "udp" | "th", "sport") => ports(op, protocol, right, |source_ports| Reach {
-            source_ports,
-            ..Reach::protocols(TCP | UDP)
-        }),
-        ("tcp" | "udp" | "th", "dport") => ports(op, protocol, right, |destination_ports| Reach {
-            destination_ports,
-            ..Reach::protocols(TCP | UDP)
-        }),
+        ("tcp" | "udp" | "sctp" | "th", "sport") => {
+            ports(op, protocol, right, |source_ports| Reach {
+                source_ports,
+                ..Reach::protocols(TCP | UDP | SCTP)
+            })
+        }
+        ("tcp" | "udp" | "sctp" | "th", "dport") => {
+            ports(op, protocol, right, |destination_ports| Reach {
+                destination_ports,
+                ..Reach::protocols(TCP | UDP | SCTP)
+            })
+        }
         ("tcp", "flags") => Some(Item::Flags(flags(op, right))),
         ("icmp" | "icmpv6", "type") if is_equal(op) => {
             let echo = |value: &Value| match value {
@@ -292,6 +297,7 @@ fn protocols(op: &str, right: &Value) -> Option<Item> {
         found |= match (value.as_str(), value.as_u64()) {
             (Some("tcp"), _) | (_, Some(6)) => TCP,
             (Some("udp"), _) | (_, Some(17)) => UDP,
+            (Some("sctp"), _) | (_, Some(132)) => SCTP,
             (Some("icmp" | "icmpv6" | "ipv6-icmp"), _) | (_, Some(1 | 58)) => ICMP,
             (None, None) => return None,
             _ => 0,

@@ -250,7 +250,7 @@ fn mangle(argument: &Value) -> Vec<Item> {
         // The stamp covers these.
         Some(
             ("ip" | "ip6", "saddr" | "daddr" | "dscp" | "ttl" | "hoplimit")
-            | ("tcp" | "udp" | "th", "sport" | "dport"),
+            | ("tcp" | "udp" | "sctp" | "th", "sport" | "dport"),
         ) => Effect::Change { connection: false },
         Some(_) => Effect::Work {
             what: "payload".into(),

@@ -4,7 +4,7 @@
 use std::{fmt, net::IpAddr};
 
 use ipnetwork::IpNetwork;
-use overlay_common::slow::{EGRESS, ICMP, INGRESS, TCP, UDP};
+use overlay_common::slow::{EGRESS, ICMP, INGRESS, SCTP, TCP, UDP};
 
 /// [`Reach::families`].
 pub const IPV4: u8 = 1;
@@ -36,7 +36,7 @@ pub struct Reach {
 impl Reach {
     pub const ALL: Self = Self {
         families: IPV4 | IPV6,
-        protocols: TCP | UDP | ICMP,
+        protocols: TCP | UDP | ICMP | SCTP,
         directions: EGRESS | INGRESS,
         source: None,
         destination: None,
@@ -219,7 +219,12 @@ impl fmt::Display for Reach {
             IPV6 => words.push("IPv6".to_owned()),
             _ => {}
         }
-        let protocols = [(TCP, "tcp"), (UDP, "udp"), (ICMP, "icmp echo")];
+        let protocols = [
+            (TCP, "tcp"),
+            (UDP, "udp"),
+            (ICMP, "icmp echo"),
+            (SCTP, "sctp"),
+        ];
         let named: Vec<_> = protocols
             .iter()
             .filter(|(bit, _)| self.protocols & bit != 0)

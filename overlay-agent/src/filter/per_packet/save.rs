@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use overlay_common::slow::{ICMP, TCP, UDP};
+use overlay_common::slow::{ICMP, SCTP, TCP, UDP};
 
 use super::{
     reach::{ANY_PORT, Ports, Reach, network_around},
@@ -56,8 +56,9 @@ const OF_THE_FLOW: [&str; 37] = [
 const OF_THE_PORTS: [&str; 3] = ["tcp", "udp", "udplite"];
 
 /// Options by which a match of [`OF_THE_FLOW`] looks at the single packet all the same.
-const OF_THE_PACKET: [&str; 8] = [
+const OF_THE_PACKET: [&str; 9] = [
     "--tcp-option",
+    "--chunk-types",
     "--ctexpire",
     "--packets-eq",
     "--packets-lt",
@@ -264,7 +265,7 @@ fn condition(
         only(
             ranges
                 .into_iter()
-                .map(|range| which(Reach::protocols(TCP | UDP), range))
+                .map(|range| which(Reach::protocols(TCP | UDP | SCTP), range))
                 .collect(),
         )
     };
@@ -288,7 +289,7 @@ fn condition(
                 .map(port_range)
                 .collect::<Option<Vec<_>>>()?;
             let reach = ranges.into_iter().flat_map(|range| {
-                let any = Reach::protocols(TCP | UDP);
+                let any = Reach::protocols(TCP | UDP | SCTP);
                 [with_source(any, range), with_destination(any, range)]
             });
             Some(Item::Only(reach.collect()))
@@ -382,6 +383,7 @@ fn protocol(family: RuleFamily, name: &str) -> Option<Vec<Reach>> {
         ("all" | "0", _) => return None,
         ("tcp" | "6", _) => TCP,
         ("udp" | "17", _) => UDP,
+        ("sctp" | "132", _) => SCTP,
         ("icmp" | "1", RuleFamily::V4) | ("ipv6-icmp" | "icmpv6" | "58", RuleFamily::V6) => ICMP,
         _ => return Some(Vec::new()),
     };

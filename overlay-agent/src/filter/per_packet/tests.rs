@@ -297,7 +297,7 @@ fn look_alikes_change_no_verdict_about_what_could_be_fast() {
         "-p tcp -m conntrack --ctstate NEW -m limit --limit 1/sec -j DROP",
         "-p tcp -m conntrack --ctstate NEW -m recent --update --seconds 60 --hitcount 4 --name x -j DROP",
         "-p icmp -m icmp --icmp-type 3/4 -m limit --limit 1/sec -j DROP",
-        "-p sctp -m limit --limit 1/sec -j DROP",
+        "-p gre -m limit --limit 1/sec -j DROP",
         "-p gre -m string --string x --algo bm -j DROP",
         "-i lo -m limit --limit 1/sec -j DROP",
         "-f -m limit --limit 1/sec -j DROP",
@@ -319,7 +319,10 @@ fn behind_the_acceptance_of_established_connections_tcp_is_not_judged() {
     let accept = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
     let limit = "-m limit --limit 1/sec -j ACCEPT";
     assert_eq!(left(&forward(&[limit, accept])), ["IPv4"]);
-    assert_eq!(left(&forward(&[accept, limit])), ["IPv4 udp and icmp echo"]);
+    assert_eq!(
+        left(&forward(&[accept, limit])),
+        ["IPv4 udp and icmp echo and sctp"]
+    );
     // Not all of them.
     for some in [
         "-o eth1",
@@ -340,8 +343,11 @@ fn behind_the_acceptance_of_established_connections_tcp_is_not_judged() {
     let mark = r#"{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}"#;
     let accept_nft = r#"{"accept": null}"#;
     for (first, reach) in [
-        (format!("{states}, {accept_nft}"), "udp and icmp echo"),
-        (map.to_owned(), "udp and icmp echo"),
+        (
+            format!("{states}, {accept_nft}"),
+            "udp and icmp echo and sctp",
+        ),
+        (map.to_owned(), "udp and icmp echo and sctp"),
         (format!("{mark}, {states}, {accept_nft}"), "everything"),
         (format!("{mark}, {map}"), "everything"),
     ] {
@@ -357,7 +363,7 @@ fn behind_the_acceptance_of_established_connections_tcp_is_not_judged() {
     text.push_str("\nCOMMIT\n");
     assert_eq!(
         left(&find(&of_save(&text), &scope())),
-        ["IPv4 udp and icmp echo"]
+        ["IPv4 udp and icmp echo and sctp"]
     );
     // What connection tracking is told to leave alone is in no state at all.
     let text = text.replace(

@@ -45,8 +45,8 @@ impl Oddities for V4 {
             ),
             (
                 Outcome::Protocol,
-                "SCTP",
-                with(|p| p.transport = Transport::Other(IpNumber::SCTP)),
+                "GRE",
+                with(|p| p.transport = Transport::Other(IpNumber::GRE)),
             ),
             (Outcome::Protocol, "an ICMP error message", icmp(&[3, 0])),
             (

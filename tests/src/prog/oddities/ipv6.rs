@@ -61,7 +61,7 @@ impl Oddities for V6 {
                 .with(|p| p.transport = Transport::Other(number))
         };
         let mut odd = vec![
-            (Outcome::Protocol, "SCTP", protocol(IpNumber::SCTP)),
+            (Outcome::Protocol, "GRE", protocol(IpNumber::GRE)),
             (
                 Outcome::Protocol,
                 "encrypted",

@@ -1,0 +1,24 @@
+//! Netkit pairs (Linux 6.7). iproute2 chooses their mode from 6.7 on, which not every machine has.
+
+use anyhow::{Context as _, Result};
+use rtnetlink::LinkNetkit;
+pub use rtnetlink::packet_route::link::NetkitMode;
+
+use crate::netns::Namespace;
+
+/// Makes a pair in a namespace, as `ip link add NAME type netkit mode … peer name PEER` does.
+pub fn add(namespace: &Namespace, name: &str, peer: &str, mode: NetkitMode) -> Result<()> {
+    let pair = LinkNetkit::new(name, peer, mode).build();
+    namespace
+        .enter(|| -> Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection()?;
+                tokio::spawn(connection);
+                Ok(handle.link().add(pair).execute().await?)
+            })
+        })
+        .with_context(|| format!("netkit {name} in {}", namespace.name()))
+}
