@@ -80,15 +80,7 @@ pub fn endpoints_go<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     let after = gone.elapsed();
     println!("the new endpoint answers {after:?} after the old one went");
     ensure!(bench.mode == Mode::Off || after < BOUND, "{after:?}");
-    let fast = bench.fast_packets_of(|| {
-        tcp.exchange(SMALL.0, SMALL.1)
-            .context("TCP stays with the endpoint that has gone")
-    })?;
-    ensure!(
-        fast.into_iter()
-            .all(|(out, back)| (out.min(back) > 40) == (bench.mode == Mode::Fast)),
-        "of 60 packets of the connection that stays {fast:?} were fast"
-    );
+    exchange_fast(bench, &mut tcp).context("TCP stays with the endpoint that has gone")?;
     // A new connection does not.
     let fresh = Connection::open(&client, Protocol::Tcp, target, 0)?;
     ensure!(fresh.served.by == new.ip(), "{:?}", fresh.served);
@@ -121,12 +113,7 @@ pub fn a_backend_is_replaced(bench: &Bench<'_, Ipv4Addr>) -> Result<()> {
         "the new backend goes on with the old one's connection"
     );
     for mut connection in connect(&client, target)? {
-        let fast = bench.fast_packets_of(|| connection.exchange(SMALL.0, SMALL.1))?;
-        ensure!(
-            fast.into_iter()
-                .all(|(out, back)| (out.min(back) > 40) == (bench.mode == Mode::Fast)),
-            "of 60 packets to the new backend {fast:?} were fast"
-        );
+        exchange_fast(bench, &mut connection).context("to the new backend")?;
         connection.close()?;
     }
     Ok(())
@@ -178,14 +165,19 @@ pub fn affinity_ends<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
             round += 1;
             ensure!(round < ROUNDS, "{} keeps its backend", protocol.name());
         }
-        let fast = bench.fast_packets_of(|| first.exchange(SMALL.0, SMALL.1))?;
-        println!(
-            "{} {:?}: fast packets of 60: {fast:?}",
-            protocol.name(),
-            bench.mode
-        );
-        first.exchange(SMALL.0, SMALL.1)?;
+        exchange_fast(bench, &mut first).context("what is open stays")?;
         first.close()?;
     }
+    Ok(())
+}
+
+/// Exchanges enough to be fast at both nodes, with the fast path.
+fn exchange_fast<A: Services>(bench: &Bench<'_, A>, connection: &mut Connection) -> Result<()> {
+    let fast = bench.fast_packets_of(|| connection.exchange(SMALL.0, SMALL.1))?;
+    ensure!(
+        fast.into_iter()
+            .all(|(out, back)| (out.min(back) > 40) == (bench.mode == Mode::Fast)),
+        "of 60 packets each way {fast:?} were fast"
+    );
     Ok(())
 }
