@@ -119,8 +119,10 @@ pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
 /// Has a packet socket put before each frame, and expect there, what is left to the network card:
 /// `struct virtio_net_hdr`.
 pub fn show_offloads(socket: &impl AsRawFd) -> io::Result<()> {
+    const LEN: libc::socklen_t = 4;
+
     let on: libc::c_int = 1;
-    // SAFETY: the pointer is to an int, the length is its size, and the kernel copies it before the call
+    // SAFETY: the pointer is to an int, the length is that, and the kernel copies it before the call
     // returns.
     let result = unsafe {
         libc::setsockopt(
@@ -128,7 +130,7 @@ pub fn show_offloads(socket: &impl AsRawFd) -> io::Result<()> {
             libc::SOL_PACKET,
             libc::PACKET_VNET_HDR,
             (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            LEN,
         )
     };
     if result < 0 {
