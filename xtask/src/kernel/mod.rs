@@ -192,3 +192,27 @@ fn tasks(programs: &[Program], extent: Extent, filter: Option<&str>) -> Result<V
     };
     SELECTIONS.iter().filter(is_selected).map(task).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_picks_of_the_tests_that_a_selection_has() {
+        let selection = |only| Selection {
+            file: "file",
+            only,
+            extent: Extent::Lab,
+            seconds: 1,
+        };
+        let picked = |only, filter| selection(only).filter(filter).ok();
+        assert_eq!(picked(None, None), Some(None));
+        assert_eq!(picked(None, Some("a")), Some(Some("a")));
+        assert_eq!(picked(Some("ipvs"), None), Some(Some("ipvs")));
+        assert_eq!(
+            picked(Some("ipvs"), Some("with_ipvs")),
+            Some(Some("with_ipvs"))
+        );
+        assert_eq!(picked(Some("ipvs"), Some("outcome")), None);
+    }
+}
