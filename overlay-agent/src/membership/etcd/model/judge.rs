@@ -8,7 +8,7 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    super::{keys::Keys, wire::Kv},
+    super::{keys::Keys, kv::Kv},
     server::Record,
     world::{Actor, StoreState, Weather, before},
 };

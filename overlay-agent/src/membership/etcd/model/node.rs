@@ -15,9 +15,9 @@ use super::{
     super::{
         Etcd,
         keys::Keys,
+        kv::Kv,
         machine::{Machine, Time},
         store::EtcdStore,
-        wire::Kv,
     },
     network::Network,
     world::{LAST_IPV6, StoreState, World},

@@ -7,7 +7,7 @@ use rand::Rng as _;
 use tokio::time::{sleep, timeout_at};
 
 use super::{
-    super::wire::{Kv, Write},
+    super::{kv::Kv, wire::Write},
     world::{Actor, LAST_IPV6, StoreState, World, now},
 };
 use crate::{

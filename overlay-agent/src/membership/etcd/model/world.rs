@@ -18,7 +18,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{keys::Keys, wire::Kv},
+    super::{keys::Keys, kv::Kv},
     server::Server,
     tally::Tally,
 };
