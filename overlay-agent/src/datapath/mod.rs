@@ -22,7 +22,7 @@ mod pins;
 mod programs;
 mod removal;
 mod slow;
-mod sys;
+pub mod sys;
 mod tables;
 
 use std::{
