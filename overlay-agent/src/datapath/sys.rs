@@ -1,9 +1,9 @@
 //! The `bpf(2)` commands that aya does not offer in the form needed here: links by interface index
 //! with their kernel-side state, and batched map reads.
 //!
-//! The only file of the agent with raw system calls; the tests add commands of their own to it. Every function passes a zero-initialised
-//! attribute struct that spells the part of the kernel's `union bpf_attr` the command reads; the
-//! kernel takes the missing tail as zero.
+//! The only file of the agent with raw system calls; the tests add commands of their own to it. Every
+//! function passes a zero-initialised attribute struct that spells the part of the kernel's
+//! `union bpf_attr` the command reads; the kernel takes the missing tail as zero.
 #![expect(unsafe_code, reason = "bpf(2) has no safe binding")]
 
 use std::{

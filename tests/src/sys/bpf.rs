@@ -1,6 +1,5 @@
 //! The `bpf(2)` commands that aya does not offer in the form needed here: test runs of any program,
-//! a batched read of the counters, and the few calls that build and attach programs put together by
-//! hand.
+//! a batched read of the counters, and the few calls that load programs put together by hand.
 //!
 //! Every function passes a zero-initialised attribute struct that spells the part of the kernel's
 //! `union bpf_attr` the command reads; the kernel takes the missing tail as zero.

@@ -20,7 +20,7 @@ use super::{
         store::EtcdStore,
     },
     network::Network,
-    world::{LAST_IPV6, StoreState, World},
+    world::{LAST_IPV6, World, WorldState},
 };
 use crate::{
     config::network::Pool,
@@ -52,7 +52,7 @@ fn parse(text: &str) -> Result<Allocation, String> {
     })
 }
 
-impl StoreState {
+impl WorldState {
     /// The network config of now.
     pub fn config(&self) -> String {
         let (min, max) = self.pool;
