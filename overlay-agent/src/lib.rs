@@ -16,6 +16,7 @@ pub mod health;
 pub mod lifecycle;
 pub mod logging;
 pub mod membership;
+pub mod metrics;
 pub mod model;
 pub mod names;
 pub mod netlink;

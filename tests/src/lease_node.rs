@@ -16,6 +16,7 @@ use overlay_agent::{
         Allocation, Member, Membership, Wish,
         etcd::{self, Deadlines, EtcdError, EtcdStore},
     },
+    metrics,
     model::{ConfigText, LeaseAttrs, LeaseView},
 };
 use overlay_common::addr::MacAddr;
@@ -175,7 +176,11 @@ impl Node {
 
     /// The store this node would use.
     pub fn store(&self) -> Result<EtcdStore, EtcdError> {
-        EtcdStore::new(self.options.clone(), self.deadlines)
+        EtcdStore::new(
+            self.options.clone(),
+            self.deadlines,
+            metrics::Store::default(),
+        )
     }
 
     pub async fn start(self) -> Result<Running> {

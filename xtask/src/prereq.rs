@@ -202,6 +202,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::Command("promtool"),
+        "prometheus",
+        "reads the metrics, checks the alert rules",
+    ),
+    prereq(
+        Group::Lab,
         Need::Command("ipvsadm"),
         "ipvsadm",
         "services of kube-proxy's IPVS mode",
@@ -385,6 +391,7 @@ const PACKAGED_SERVICES: &[(&str, &str)] = &[
     ("etcd-server", "etcd"),
     ("docker.io", "docker"),
     ("docker.io", "containerd"),
+    ("prometheus", "prometheus"),
 ];
 
 /// Only called for a service installed by this run, so one that someone uses is left alone.

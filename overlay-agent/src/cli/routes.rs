@@ -8,10 +8,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use overlay_common::{
-    addr::Address as _,
-    node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_DIRECT, Nexthop, Node},
-};
+use overlay_common::node::{MODE_DIRECT, MODE_NONE, MODE_TUNNEL, NODE_DIRECT};
 use serde::Serialize;
 
 use super::pinned::Pinned;
@@ -127,27 +124,16 @@ fn row<F: Family>(
     index: u32,
     interface_name: impl Fn(u32) -> Option<String>,
 ) -> Row {
-    let has_tunnel = overlay.config.vtep_ifindex != 0;
     let node = overlay.nodes.get(&index);
-    let takes_tunnel = Node::<F>::takes_tunnel_packets;
-    let tunnel_allowed = has_tunnel && node.is_some_and(takes_tunnel);
-    // The entry of a node that takes tunnel packets no more stays, and counts for nothing.
-    let counts = |node: &Node<F>, nexthop: &Nexthop| {
-        nexthop.vtep == node.vtep.tag()
-            && nexthop.ifindex != 0
-            && (nexthop.mode != MODE_TUNNEL || tunnel_allowed)
-    };
-    let next_hop = node
-        .zip(overlay.nexthops.get(&index))
-        .filter(|(node, nexthop)| counts(node, nexthop))
-        .map(|(_, nexthop)| NextHop {
-            mode: mode_name(nexthop.mode),
-            ifindex: nexthop.ifindex,
-            ifname: interface_name(nexthop.ifindex),
-            dst_mac: nexthop.dst_mac.to_string(),
-            src_mac: nexthop.src_mac.to_string(),
-            mtu: nexthop.mtu,
-        });
+    let tunnel_allowed = overlay.takes_tunnel_packets(index);
+    let next_hop = overlay.next_hop(index).map(|nexthop| NextHop {
+        mode: mode_name(nexthop.mode),
+        ifindex: nexthop.ifindex,
+        ifname: interface_name(nexthop.ifindex),
+        dst_mac: nexthop.dst_mac.to_string(),
+        src_mac: nexthop.src_mac.to_string(),
+        mtu: nexthop.mtu,
+    });
     Row {
         subnet: subnet.into(),
         node: index,
@@ -261,7 +247,10 @@ mod tests {
 
     use ipnetwork::{Ipv4Network, Ipv6Network};
     use overlay_common::{
-        addr::MacAddr, config::Config, node::NODE_ZERO_CHECKSUM, route::RouteEntry,
+        addr::{Address as _, MacAddr},
+        config::Config,
+        node::{NODE_ZERO_CHECKSUM, Nexthop, Node},
+        route::RouteEntry,
     };
 
     use super::*;

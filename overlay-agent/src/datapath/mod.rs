@@ -202,8 +202,8 @@ impl Datapath {
     }
 
     /// The interfaces through which the host's IP layer receives pod packets, with their MAC
-    /// addresses. True if that changed anything; flows have to earn their permits again if it concerns
-    /// some. One that cannot be written keeps the others from nothing.
+    /// addresses. True if flows have to earn their permits again because of it. One that cannot be written
+    /// keeps the others from nothing.
     pub fn set_gateways(&mut self, wanted: &BTreeMap<u32, MacAddr>) -> Result<bool, DatapathError> {
         let observed = self.maps.gateways()?;
         let mut results = Vec::new();
@@ -222,7 +222,6 @@ impl Datapath {
                 affects_flows |= before.is_some();
             }
         }
-        let changed = !results.is_empty();
         self.flush_owed |= affects_flows;
         if self.flush_owed {
             let flushed = self.flush().map(drop);
@@ -230,7 +229,7 @@ impl Datapath {
             results.push(flushed);
         }
         results.into_iter().collect::<Result<(), _>>()?;
-        Ok(changed)
+        Ok(affects_flows)
     }
 
     /// Makes every flow earn its permit again.

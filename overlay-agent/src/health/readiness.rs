@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::metrics::{Sheet, Source};
+
 /// Something that must hold for the node to be ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Condition {
@@ -126,6 +128,27 @@ impl Readiness {
     /// Wakes at every change of any condition.
     pub fn changes(&self) -> watch::Receiver<BTreeMap<Condition, String>> {
         self.0.subscribe()
+    }
+}
+
+impl Source for Readiness {
+    fn tell(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        const ONE: [(&str, &str); 0] = [];
+        let unmet = self.0.borrow().clone();
+        sheet.gauge(
+            "ready",
+            "Whether every condition holds",
+            [(ONE, u32::from(unmet.is_empty()))],
+        )?;
+        let conditions = Condition::ALL.map(|condition| {
+            let holds = !unmet.contains_key(&condition);
+            ([("condition", condition.to_string())], u32::from(holds))
+        });
+        sheet.gauge(
+            "condition",
+            "Whether a condition of readiness holds",
+            conditions,
+        )
     }
 }
 

@@ -1,12 +1,19 @@
-//! `/healthz` and `/readyz`, worded as flannel words them.
+//! `/healthz` and `/readyz`, worded as flannel words them, and `/metrics`.
 
 use std::{future::Future, io};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::spawn_blocking};
 
 use super::Readiness;
+use crate::metrics::{self, Metrics};
 
 #[derive(Debug, Error)]
 pub enum HealthError {
@@ -24,13 +31,19 @@ pub enum HealthError {
 pub struct HealthServer {
     listener: TcpListener,
     readiness: Readiness,
+    metrics: Metrics,
 }
 
 impl HealthServer {
     /// Binds `--healthz-ip`, which may be a host name and, when empty, is every address, as in Go;
     /// and `--healthz-port`. Port 0, flannel's word for "no server", is the caller's to check: here
     /// it takes any free port.
-    pub async fn bind(host: &str, port: u16, readiness: Readiness) -> Result<Self, HealthError> {
+    pub async fn bind(
+        host: &str,
+        port: u16,
+        readiness: Readiness,
+        metrics: Metrics,
+    ) -> Result<Self, HealthError> {
         let host = if host.is_empty() { "0.0.0.0" } else { host };
         let listener =
             TcpListener::bind((host, port))
@@ -42,13 +55,14 @@ impl HealthServer {
         Ok(Self {
             listener,
             readiness,
+            metrics,
         })
     }
 
     /// Serves until `stop` completes. Connections still open are dropped then: a health check is
     /// answered at once or not worth waiting for.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), HealthError> {
-        let service = axum::serve(self.listener, router(self.readiness));
+        let service = axum::serve(self.listener, router(self.readiness, self.metrics));
         tokio::select! {
             served = service => served.map_err(|source| HealthError::Serve { source }),
             () = stop => Ok(()),
@@ -56,11 +70,15 @@ impl HealthServer {
     }
 }
 
-fn router(readiness: Readiness) -> Router {
+fn router(readiness: Readiness, metrics: Metrics) -> Router {
+    let scrape = Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(metrics);
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(readiness)
+        .merge(scrape)
 }
 
 async fn healthz() -> &'static str {
@@ -79,6 +97,20 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
         body.push_str(&unmet.to_string());
     }
     (StatusCode::SERVICE_UNAVAILABLE, body)
+}
+
+/// Reading the maps blocks, if not for long.
+async fn scrape(State(metrics): State<Metrics>) -> Response {
+    match spawn_blocking(move || metrics.render()).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(Err(error)) => failed(&error),
+        Err(panic) => failed(&panic),
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Response {
+    let text = format!("cannot write the metrics: {error}");
+    (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
 }
 
 #[cfg(test)]
@@ -107,7 +139,9 @@ mod tests {
 
     async fn started() -> (SocketAddr, Readiness, CancellationToken) {
         let readiness = Readiness::default();
-        let server = HealthServer::bind("127.0.0.1", 0, readiness.clone())
+        let metrics = Metrics::default();
+        metrics.register(readiness.clone());
+        let server = HealthServer::bind("127.0.0.1", 0, readiness.clone(), metrics)
             .await
             .unwrap();
         let address = server.listener.local_addr().unwrap();
@@ -153,10 +187,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn metrics_tell_which_conditions_hold() {
+        let (address, readiness, _stop) = started().await;
+        for condition in Condition::ALL {
+            readiness.satisfy(condition);
+        }
+        readiness.fail(Condition::LeaseHeld, "waiting for etcd");
+        let (status, text) = get(address, "/metrics").await;
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        for line in [
+            "overlay_ready 0",
+            "overlay_condition{condition=\"lease\"} 0",
+            "overlay_condition{condition=\"underlay\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        readiness.satisfy(Condition::LeaseHeld);
+        let (_, text) = get(address, "/metrics").await;
+        assert!(text.lines().any(|line| line == "overlay_ready 1"), "{text}");
+    }
+
+    #[tokio::test]
     async fn a_taken_port_is_an_error_that_names_the_flags() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = HealthServer::bind("127.0.0.1", port, Readiness::default())
+        let error = HealthServer::bind("127.0.0.1", port, Readiness::default(), Metrics::default())
             .await
             .unwrap_err();
         let text = error.to_string();
@@ -166,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_none_is_an_error_that_names_the_flag() {
-        let error = HealthServer::bind("no such host", 0, Readiness::default())
+        let error = HealthServer::bind("no such host", 0, Readiness::default(), Metrics::default())
             .await
             .unwrap_err();
         assert!(error.to_string().contains("--healthz-ip"), "{error}");
@@ -175,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn a_host_name_and_an_empty_address_are_accepted_as_in_flannel() {
         for host in ["localhost", ""] {
-            let server = HealthServer::bind(host, 0, Readiness::default())
+            let server = HealthServer::bind(host, 0, Readiness::default(), Metrics::default())
                 .await
                 .unwrap();
             let port = server.listener.local_addr().unwrap().port();
@@ -186,7 +241,9 @@ mod tests {
     #[tokio::test]
     async fn stopping_does_not_wait_for_an_idle_connection() {
         let readiness = Readiness::default();
-        let server = HealthServer::bind("127.0.0.1", 0, readiness).await.unwrap();
+        let server = HealthServer::bind("127.0.0.1", 0, readiness, Metrics::default())
+            .await
+            .unwrap();
         let address = server.listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(server.serve(stop.clone().cancelled_owned()));

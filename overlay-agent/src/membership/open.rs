@@ -6,11 +6,14 @@ use super::{
     etcd::{Deadlines, Etcd, EtcdStore},
     member::Membership,
 };
-use crate::{config::DaemonOptions, core::Renewal, model::StoreError};
+use crate::{config::DaemonOptions, core::Renewal, metrics, model::StoreError};
 
 /// The store that the options name. Checks them, files included; does not connect.
-pub fn open(options: &DaemonOptions) -> Result<Arc<dyn Membership>, StoreError> {
-    let store = EtcdStore::new(options.etcd.clone(), Deadlines::default())?;
+pub fn open(
+    options: &DaemonOptions,
+    metrics: metrics::Store,
+) -> Result<Arc<dyn Membership>, StoreError> {
+    let store = EtcdStore::new(options.etcd.clone(), Deadlines::default(), metrics)?;
     let renewal = Renewal {
         ttl: Renewal::TTL,
         margin: options.lease.renew_margin,

@@ -38,10 +38,13 @@ use self::{
 };
 use crate::{
     config::DaemonOptions,
+    datapath::PinDir,
     health::{Condition, HealthServer, Readiness},
     lifecycle::{Progress, ServiceManager, SignalRequest, Signals, SleepWatch, Supervisor},
-    model::{OwnState, each_family},
-    netlink::Netlink,
+    metrics::{FlushCause, Metrics},
+    model::{Family, OwnState, each_family},
+    netlink::{IpEvent, KernelEvent, Netlink},
+    view::NodeMetrics,
 };
 
 /// Pause before something that failed is tried again.
@@ -64,6 +67,9 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let supervisor = Supervisor::new(stop.clone());
     let readiness = Readiness::default();
+    let metrics = Metrics::default();
+    metrics.register(readiness.clone());
+    metrics.register(NodeMetrics::new(PinDir::new(&options.datapath.pin_dir)));
     let progress = Progress::default();
     let manager = ServiceManager::new(progress.clone());
     let sleep = SleepWatch::start();
@@ -71,14 +77,16 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     if let Some(port) = options.health.port {
         let host = options.health.host.clone();
         // A port that is taken is the operator's to settle, before anything else is done.
-        let mut bound = Some(HealthServer::bind(&host, port, readiness.clone()).await?);
-        let readiness = readiness.clone();
+        let mut bound =
+            Some(HealthServer::bind(&host, port, readiness.clone(), metrics.clone()).await?);
+        let (readiness, metrics) = (readiness.clone(), metrics.clone());
         supervisor.spawn("health server", move |stop| {
-            let (bound, host, readiness) = (bound.take(), host.clone(), readiness.clone());
+            let (bound, host) = (bound.take(), host.clone());
+            let (readiness, metrics) = (readiness.clone(), metrics.clone());
             async move {
                 let server = match bound {
                     Some(server) => server,
-                    None => HealthServer::bind(&host, port, readiness).await?,
+                    None => HealthServer::bind(&host, port, readiness, metrics).await?,
                 };
                 server.serve(stop.cancelled_owned()).await
             }
@@ -95,7 +103,7 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
         }
     });
 
-    let start = Daemon::start(&options, &supervisor, &readiness, &stop);
+    let start = Daemon::start(&options, &supervisor, &readiness, &metrics.daemon, &stop);
     let started = tokio::select! {
         started = start => started,
         name = stop_requested(&mut signals, &progress) => {
@@ -156,6 +164,7 @@ async fn serve(
     let mut reload = Reload::Idle;
     let mut verification: Option<Verification> = None;
     loop {
+        let mut cause = FlushCause::Lost;
         let dirty = tokio::select! {
             request = signals.next() => match request {
                 SignalRequest::Stop(name) => {
@@ -173,12 +182,14 @@ async fn serve(
             },
             read = poll_option(&mut config) => {
                 config = None;
+                cause = FlushCause::Reload;
                 daemon.reload(read);
                 daemon.subnet_file.keep();
                 reload = Reload::Due;
                 Dirty::ALL
             }
             event = daemon.watch.next() => if let Some(event) = event {
+                cause = cause_of(&event);
                 daemon.controller.note(&event)
             } else {
                 warn!("the kernel's notifications ended; subscribing again");
@@ -193,6 +204,7 @@ async fn serve(
             }
             Ok(()) = daemon.rules.ruleset.changed() => {
                 daemon.rules.ruleset.mark_unchanged();
+                cause = FlushCause::Rules;
                 Dirty::FLUSH
             }
             Ok(()) = daemon.timeouts.changed() => {
@@ -258,6 +270,7 @@ async fn serve(
                     Some(time) => {
                         info!(?time, "the machine slept; looking at everything afresh");
                         daemon.leases.slept(time);
+                        cause = FlushCause::Sleep;
                         daemon.subnet_file.keep();
                         Dirty::ALL
                     }
@@ -268,8 +281,30 @@ async fn serve(
         if dirty.flush {
             // At once: the longer it waits, the longer a flow may go where it must not.
             daemon.flushes.request();
+            daemon.metrics.flushed(cause);
         }
         pending.mark(dirty.without_flush(), Instant::now());
+    }
+}
+
+/// Why an event of the kernel makes flows earn their permits again.
+const fn cause_of(event: &KernelEvent) -> FlushCause {
+    match event {
+        KernelEvent::Ipv4(event) => cause_of_ip(event),
+        KernelEvent::Ipv6(event) => cause_of_ip(event),
+        KernelEvent::Link(_) | KernelEvent::LinkRemoved { .. } => FlushCause::Interface,
+        KernelEvent::Fdb(_) | KernelEvent::FdbRemoved(_) => FlushCause::Neighbour,
+        KernelEvent::PolicyRule => FlushCause::PolicyRule,
+        KernelEvent::Ipsec => FlushCause::Ipsec,
+        KernelEvent::Resync => FlushCause::Lost,
+    }
+}
+
+const fn cause_of_ip<F: Family>(event: &IpEvent<F>) -> FlushCause {
+    match event {
+        IpEvent::Address(_) | IpEvent::AddressRemoved(_) => FlushCause::Interface,
+        IpEvent::Route(_) | IpEvent::RouteRemoved(_) => FlushCause::Route,
+        IpEvent::Neighbour(_) | IpEvent::NeighbourRemoved(_) => FlushCause::Neighbour,
     }
 }
 

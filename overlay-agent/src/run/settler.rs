@@ -8,11 +8,18 @@ use std::{
 use tokio::{task::block_in_place, time::timeout};
 use tracing::{debug, warn};
 
-use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
+use super::{
+    changes::Dirty,
+    devices::Devices,
+    side::{Changed, Side},
+    sides::Sides,
+    tier1::{Placed, Tier1},
+};
 use crate::{
     backend::Backend,
     conntrack::Shortest,
     health::{Condition, Readiness},
+    metrics::{self, FlushCause, Look},
     model::{DesiredNode, Family, each_family},
     netlink::{Netlink, PodLink},
 };
@@ -29,6 +36,9 @@ pub struct Settler {
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
+    /// There was a job before: what is changed without news from the leases is a repair.
+    began: bool,
+    metrics: metrics::Daemon,
 }
 
 /// What is to be looked at, and what is wanted of it.
@@ -49,31 +59,40 @@ pub struct Settled {
     pub devices: Devices,
 }
 
-/// How much of the kernel tier is looked at.
-#[derive(Clone, Copy)]
-enum Look {
-    Whole,
-    /// What changed about peers is changed, the rest taken to be as it was left.
-    Peers,
+const fn family_of<F: Family>(_: &Side<F>) -> &'static str {
+    F::NAME
 }
 
-impl Look {
-    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
-        match self {
-            Self::Whole => side.reconcile(netlink).await,
-            Self::Peers => side.follow(netlink).await,
-        }
+/// Looks at as much of the kernel tier as is asked. [`Look::Peers`]: what changed about peers is changed, the rest
+/// taken to be as it was left.
+async fn look_at<F: Family>(
+    look: Look,
+    side: &mut Side<F>,
+    netlink: &Netlink,
+) -> Result<(), String> {
+    side.changed = Changed::default();
+    match look {
+        Look::Whole => side.reconcile(netlink).await,
+        Look::Peers => side.follow(netlink).await,
     }
 }
 
 impl Settler {
-    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
+    pub fn new(
+        netlink: Netlink,
+        tier1: Tier1,
+        sides: Sides,
+        readiness: Readiness,
+        metrics: metrics::Daemon,
+    ) -> Self {
         Self {
             netlink,
             tier1,
             sides,
             readiness,
             attached: false,
+            began: false,
+            metrics,
         }
     }
 
@@ -108,6 +127,8 @@ impl Settler {
             timeouts,
         } = job;
         let mut again = Dirty::default();
+        let repair = self.began && (!dirty.peers || dirty.resync);
+        self.began = true;
         self.sides.want(desired);
         if dirty.resync {
             self.tier1.distrust();
@@ -117,16 +138,16 @@ impl Settler {
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Whole, repair, &timeouts).await;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, repair, &timeouts).await;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             self.attached = self.attach(&pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, repair, &timeouts).await;
         }
         again
     }
@@ -141,17 +162,20 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
+    async fn reconcile(&mut self, look: Look, repair: bool, timeouts: &Shortest) -> bool {
+        let started = Instant::now();
         let mut problems = Vec::new();
-        let tier1 = &mut self.tier1;
+        let (tier1, metrics) = (&mut self.tier1, &self.metrics);
         each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                problems.extend(look.at(side, &self.netlink).await.err());
+                problems.extend(look_at(look, side, &self.netlink).await.err());
+                metrics.changed(family_of(side), repair, side.changed.added, side.changed.removed);
                 let applied = block_in_place(|| tier1.apply(side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
         });
         let in_sync = self.is_in_sync(problems.first());
+        metrics.reconciled(look, started.elapsed(), in_sync);
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
@@ -178,7 +202,10 @@ impl Settler {
 
     fn attach(&mut self, pods: &BTreeMap<u32, PodLink>) -> bool {
         let (tier1, sides) = (&mut self.tier1, &self.sides);
-        let problems = block_in_place(|| tier1.attach(sides, pods));
+        let Placed { problems, flushed } = block_in_place(|| tier1.attach(sides, pods));
+        if flushed {
+            self.metrics.flushed(FlushCause::Gateway);
+        }
         match problems.first() {
             None => self.readiness.satisfy(Condition::DatapathAttached),
             Some(problem) => {

@@ -19,8 +19,17 @@ pub struct Side<F: Family = V4> {
     blackhole: Blackhole,
     /// What the kernel tier was left like, if nothing failed.
     standing: Option<Standing<F>>,
+    /// Objects of the kernel that the last reconciliation added and removed.
+    pub changed: Changed,
     /// What was last complained about, so that each problem is logged once.
     complaints: Vec<String>,
+}
+
+/// How many objects of the kernel were changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changed {
+    pub added: usize,
+    pub removed: usize,
 }
 
 /// The blackhole route of this node's subnet (`--ip-blackhole-route`).
@@ -44,6 +53,7 @@ impl<F: Family> Side<F> {
                 Blackhole::Unwanted
             },
             standing: None,
+            changed: Changed::default(),
             complaints: Vec::new(),
         }
     }
@@ -118,6 +128,10 @@ impl<F: Family> Side<F> {
     }
 
     fn report(&mut self, summary: &Summary<F>) -> Result<(), String> {
+        self.changed = Changed {
+            added: summary.added,
+            removed: summary.removed,
+        };
         if summary.added + summary.removed > 0 {
             info!(
                 family = F::NAME,

@@ -31,6 +31,7 @@ use crate::{
     health::{Condition, Readiness},
     lifecycle::Supervisor,
     membership::{self, Member, Membership, Wish},
+    metrics,
     model::{ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, StoreError, each_family},
     netlink::{Netlink, NetlinkError, Watch},
     output,
@@ -42,6 +43,7 @@ use crate::{
 pub struct Daemon {
     pub controller: Controller,
     pub flushes: Flushes,
+    pub metrics: metrics::Daemon,
     /// What did not succeed at the start.
     pub again: Dirty,
     pub watch: Watch,
@@ -69,10 +71,11 @@ impl Daemon {
         options: &DaemonOptions,
         supervisor: &Supervisor,
         readiness: &Readiness,
+        metrics: &metrics::Daemon,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
-        let store = membership::open(options)?;
+        let store = membership::open(options, metrics.store.clone())?;
         let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
         let waiting_for = |what: &'static str| {
             move |problem: &str| {
@@ -167,7 +170,13 @@ impl Daemon {
         )?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(&sides);
-        let mut settler = Settler::new(netlink.clone(), tier1, sides, readiness.clone());
+        let mut settler = Settler::new(
+            netlink.clone(),
+            tier1,
+            sides,
+            readiness.clone(),
+            metrics.clone(),
+        );
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
         let dump = netlink.dump_links().await;
@@ -197,6 +206,7 @@ impl Daemon {
             advertised,
             controller,
             flushes,
+            metrics: metrics.clone(),
             again,
             watch,
             leases,

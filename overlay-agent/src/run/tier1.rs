@@ -49,6 +49,15 @@ pub enum Tier1 {
     },
 }
 
+/// What came of attaching the programs.
+#[derive(Default)]
+pub struct Placed {
+    /// What is not as it should be.
+    pub problems: Vec<String>,
+    /// Flows have to earn their permits again, because of a gateway.
+    pub flushed: bool,
+}
+
 impl Tier1 {
     /// Loads the programs as the options ask: `auto` settles for the kernel tier where eBPF is
     /// refused, `ebpf` does not.
@@ -148,8 +157,8 @@ impl Tier1 {
     }
 
     /// Attaches the programs to the underlay, the VTEPs and every pod interface, and to nothing else.
-    /// Returns what is not as it should be; nothing of that keeps the rest from being done.
-    pub fn attach(&mut self, sides: &Sides, pods: &BTreeMap<u32, PodLink>) -> Vec<String> {
+    /// What is not as it should be keeps the rest from nothing.
+    pub fn attach(&mut self, sides: &Sides, pods: &BTreeMap<u32, PodLink>) -> Placed {
         let Self::Active {
             datapath,
             xdp,
@@ -157,7 +166,7 @@ impl Tier1 {
             ..
         } = self
         else {
-            return Vec::new();
+            return Placed::default();
         };
         let gateways = pods
             .values()
@@ -175,6 +184,7 @@ impl Tier1 {
             );
         }
         let failed = summary.failed.into_iter().map(|(_, error)| error);
+        let flushed = *written.as_ref().unwrap_or(&false);
         let errors = written.err().into_iter().chain(failed).chain(summary.left);
         let problems: Vec<_> = errors.map(|error| error.to_string()).collect();
         for problem in problems
@@ -184,7 +194,7 @@ impl Tier1 {
             warn!("{problem}");
         }
         complaints.clone_from(&problems);
-        problems
+        Placed { problems, flushed }
     }
 
     /// In trusted mode, once the programs are attached: looks up what has been translated before. Returns whether the

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use overlay_common::{
+    addr::Address as _,
     config::Config,
-    node::{Nexthop, Node},
+    node::{MODE_TUNNEL, Nexthop, Node},
     outcome::{Counter, Hook, Outcome},
     route::RouteEntry,
 };
@@ -95,6 +96,23 @@ impl<F: Family> Overlay<F> {
 
     fn vtep(&self) -> IpAddr {
         F::Address::from(self.config.vtep).into()
+    }
+
+    /// Whether tunnel packets may be fast to the node of this index.
+    pub fn takes_tunnel_packets(&self, node: u32) -> bool {
+        let takes = Node::<F>::takes_tunnel_packets;
+        self.config.vtep_ifindex != 0 && self.nodes.get(&node).is_some_and(takes)
+    }
+
+    /// Where packets to the node of this index go first; `None` while that is not known. What is known of a
+    /// node that takes tunnel packets no more, or of the one before it, stays in the map and counts for nothing.
+    pub fn next_hop(&self, node: u32) -> Option<&Nexthop> {
+        let vtep = self.nodes.get(&node)?.vtep;
+        self.nexthops.get(&node).filter(|nexthop| {
+            nexthop.vtep == vtep.tag()
+                && nexthop.ifindex != 0
+                && (nexthop.mode != MODE_TUNNEL || self.takes_tunnel_packets(node))
+        })
     }
 
     /// The node's own subnet; `None` before the first lease.

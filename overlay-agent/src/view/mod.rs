@@ -5,12 +5,14 @@ mod ebpf;
 mod flows;
 mod host;
 mod kernel;
+mod metrics;
 
 pub use self::{
     ebpf::{EbpfTier, Overlay},
     flows::{FlowState, FlowTable, FlowTables, left},
     host::Host,
     kernel::{Device, KernelTier, PeerRoute, Tier},
+    metrics::NodeMetrics,
 };
 use crate::datapath::{DatapathError, PinDir};
 

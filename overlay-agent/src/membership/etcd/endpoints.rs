@@ -11,7 +11,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use etcd_client::{Client, ConnectOptions, Error};
@@ -24,7 +24,7 @@ use super::{
     verdict::{self, Verdict},
     wire::Failed,
 };
-use crate::config::options::EtcdOptions;
+use crate::{config::options::EtcdOptions, metrics};
 
 /// How long etcd may take. etcd itself gives up on a proposal after 7 s, so a slow but working
 /// cluster answers within `request`.
@@ -55,6 +55,7 @@ pub struct Endpoints {
     deadlines: Deadlines,
     slots: Vec<Slot>,
     preferred: AtomicUsize,
+    pub(super) metrics: metrics::Store,
 }
 
 struct Slot {
@@ -78,7 +79,11 @@ struct Failures {
 }
 
 impl Endpoints {
-    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, EtcdError> {
+    pub fn new(
+        options: EtcdOptions,
+        deadlines: Deadlines,
+        metrics: metrics::Store,
+    ) -> Result<Self, EtcdError> {
         if options.endpoints.is_empty() {
             return Err(EtcdError::Options {
                 reason: "--etcd-endpoints names no endpoint".to_owned(),
@@ -96,6 +101,7 @@ impl Endpoints {
             options,
             deadlines,
             preferred: AtomicUsize::new(0),
+            metrics,
         })
     }
 
@@ -117,6 +123,22 @@ impl Endpoints {
 
     /// As [`Endpoints::call`], and says which endpoint answered, or what is known of the failure.
     pub async fn call_at<T, F, R>(
+        &self,
+        operation: &'static str,
+        request: F,
+    ) -> Result<(usize, T), Failed>
+    where
+        F: Fn(Client) -> R,
+        R: Future<Output = Result<T, Error>>,
+    {
+        let started = Instant::now();
+        let answer = self.answer_of(operation, request).await;
+        let took = started.elapsed();
+        self.metrics.requested(operation, took, answer.is_ok());
+        answer
+    }
+
+    async fn answer_of<T, F, R>(
         &self,
         operation: &'static str,
         request: F,

@@ -24,25 +24,28 @@ const MESSAGE_LIMIT: usize = 64 << 20;
 
 impl Wire for Endpoints {
     async fn range(&self, operation: &'static str, range: Range) -> Result<Page, EtcdError> {
-        self.call(operation, |mut client| {
-            let mut options = GetOptions::new()
-                .with_revision(range.revision)
-                .with_limit(range.limit);
-            if !range.end.is_empty() {
-                options = options.with_range(range.end.clone());
-            }
-            let from = range.from.clone();
-            async move {
-                let mut answer = client.get(from, Some(options)).await?;
-                let kvs = answer.take_kvs();
-                Ok(Page {
-                    revision: revision_of(answer.header())?,
-                    more: answer.more(),
-                    kvs: kvs.into_iter().map(Kv::from).collect(),
-                })
-            }
-        })
-        .await
+        let page = self
+            .call(operation, |mut client| {
+                let mut options = GetOptions::new()
+                    .with_revision(range.revision)
+                    .with_limit(range.limit);
+                if !range.end.is_empty() {
+                    options = options.with_range(range.end.clone());
+                }
+                let from = range.from.clone();
+                async move {
+                    let mut answer = client.get(from, Some(options)).await?;
+                    let kvs = answer.take_kvs();
+                    Ok(Page {
+                        revision: revision_of(answer.header())?,
+                        more: answer.more(),
+                        kvs: kvs.into_iter().map(Kv::from).collect(),
+                    })
+                }
+            })
+            .await?;
+        self.metrics.answered(page.revision);
+        Ok(page)
     }
 
     async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), EtcdError> {
@@ -142,6 +145,7 @@ async fn txn_of(endpoints: &Endpoints, operation: &'static str, txn: Txn) -> Res
             }
         })
         .await?;
+    endpoints.metrics.answered(end.revision);
     Ok(end)
 }
 
@@ -186,8 +190,9 @@ impl Watch {
                 message.map_err(|error| self.endpoints.stream_broke(*endpoint, WATCH, &error))
             }
         };
-        if message.is_err() {
-            self.stage = Stage::Ended;
+        match &message {
+            Ok(message) => self.endpoints.metrics.watched(message.revision),
+            Err(_) => self.stage = Stage::Ended,
         }
         Some(message)
     }

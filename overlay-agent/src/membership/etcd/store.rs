@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::options::EtcdOptions,
     core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent},
+    metrics,
     model::{ConfigText, LeaseKey},
 };
 
@@ -38,9 +39,13 @@ pub struct EtcdStore<W = Endpoints> {
 
 impl EtcdStore {
     /// Checks the options, files included. Does not connect.
-    pub fn new(options: EtcdOptions, deadlines: Deadlines) -> Result<Self, EtcdError> {
+    pub fn new(
+        options: EtcdOptions,
+        deadlines: Deadlines,
+        metrics: metrics::Store,
+    ) -> Result<Self, EtcdError> {
         let keys = Keys::of(&options);
-        Ok(Self::on(Endpoints::new(options, deadlines)?, keys))
+        Ok(Self::on(Endpoints::new(options, deadlines, metrics)?, keys))
     }
 }
 

@@ -125,7 +125,7 @@ fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
         let generation = || generation(pins);
         let start = generation();
         let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
-        assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
+        assert!(!agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
         assert!(!agent.set_gateways(&[(7, mac(1))].into()).expect("set"));
         assert_eq!(generation(), start, "a gateway more concerns no flow");
         assert!(

@@ -1,0 +1,233 @@
+//! What the daemon counts about its own work.
+
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Duration, SystemTime},
+};
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+/// One label and its value.
+type One = [(&'static str, &'static str); 1];
+type Two = [(&'static str, &'static str); 2];
+
+/// Counters of the daemon's work. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Daemon {
+    pub store: Store,
+    reconciliations: Family<Two, Counter>,
+    reconciliation_seconds: Times,
+    kernel_changes: Family<[(&'static str, &'static str); 3], Counter>,
+    flushes: Family<One, Counter>,
+}
+
+/// Counters of what is asked of the lease store.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    requests: Family<Two, Counter>,
+    request_seconds: Times,
+    watch_messages: Counter,
+    watch_message_at: Gauge<f64, AtomicU64>,
+    revisions: Family<One, Gauge>,
+}
+
+/// How much of a node a reconciliation looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All that the kernel has.
+    Whole,
+    /// What changed about peers.
+    Peers,
+}
+
+/// Why flows have to earn their permits again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushCause {
+    /// Packet filter rules changed.
+    Rules,
+    /// An interface changed or went.
+    Interface,
+    /// A gateway of pods has another MAC address, or went.
+    Gateway,
+    /// A route changed.
+    Route,
+    /// A neighbour changed.
+    Neighbour,
+    /// A policy routing rule changed.
+    PolicyRule,
+    /// IPsec's policies or states changed.
+    Ipsec,
+    /// The kernel's notifications were lost or interrupted.
+    Lost,
+    /// The operator asked for a reload.
+    Reload,
+    /// The machine slept.
+    Sleep,
+}
+
+/// How long things of one label took.
+#[derive(Clone, Debug)]
+struct Times(Family<One, Histogram, fn() -> Histogram>);
+
+impl Default for Times {
+    /// Buckets from 0.1 ms to 13 s, doubling.
+    fn default() -> Self {
+        let new = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        Self(Family::new_with_constructor(new))
+    }
+}
+
+impl Times {
+    fn took(&self, label: &'static str, value: &'static str, time: Duration) {
+        let times = self.0.get_or_create(&[(label, value)]);
+        times.observe(time.as_secs_f64());
+    }
+}
+
+impl Look {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Peers => "peers",
+        }
+    }
+}
+
+impl FlushCause {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rules => "rules",
+            Self::Interface => "interface",
+            Self::Gateway => "gateway",
+            Self::Route => "route",
+            Self::Neighbour => "neighbour",
+            Self::PolicyRule => "policy rule",
+            Self::Ipsec => "ipsec",
+            Self::Lost => "lost notifications",
+            Self::Reload => "reload",
+            Self::Sleep => "sleep",
+        }
+    }
+}
+
+const fn result(done: bool) -> &'static str {
+    if done { "ok" } else { "failed" }
+}
+
+impl Daemon {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "reconciliations",
+            "Times the node was brought to what the leases say, by how much was looked at",
+            self.reconciliations.clone(),
+        );
+        registry.register(
+            "reconciliation_duration_seconds",
+            "Time that took",
+            self.reconciliation_seconds.0.clone(),
+        );
+        registry.register(
+            "kernel_changes",
+            "Addresses, neighbours, forwarding entries and routes added to the kernel and removed from it. \
+             reason=repair: no lease changed",
+            self.kernel_changes.clone(),
+        );
+        registry.register(
+            "flushes_requested",
+            "Times flows were to earn their permits again, by cause",
+            self.flushes.clone(),
+        );
+        self.store
+            .register(registry.sub_registry_with_prefix("store"));
+    }
+
+    /// A reconciliation has ended.
+    pub fn reconciled(&self, look: Look, took: Duration, in_sync: bool) {
+        let labels = [("look", look.name()), ("result", result(in_sync))];
+        self.reconciliations.get_or_create(&labels).inc();
+        self.reconciliation_seconds.took("look", look.name(), took);
+    }
+
+    /// The kernel's objects of a family were changed. A repair, if no lease asked for it.
+    pub fn changed(&self, family: &'static str, repair: bool, added: usize, removed: usize) {
+        let reason = if repair { "repair" } else { "lease" };
+        for (change, count) in [("added", added), ("removed", removed)] {
+            if let (Ok(count), true) = (u64::try_from(count), count > 0) {
+                let labels = [("family", family), ("change", change), ("reason", reason)];
+                self.kernel_changes.get_or_create(&labels).inc_by(count);
+            }
+        }
+    }
+
+    /// Flows have to earn their permits again.
+    pub fn flushed(&self, cause: FlushCause) {
+        self.flushes.get_or_create(&[("cause", cause.name())]).inc();
+    }
+}
+
+impl Store {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "requests",
+            "Requests to the lease store, by what was asked and whether any endpoint did it",
+            self.requests.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "Time until the answer, over all endpoints tried",
+            self.request_seconds.0.clone(),
+        );
+        registry.register(
+            "watch_messages",
+            "Messages of the watch on the leases, notes of progress among them",
+            self.watch_messages.clone(),
+        );
+        registry.register(
+            "watch_last_message_timestamp_seconds",
+            "Time of the last one, in seconds since 1970",
+            self.watch_message_at.clone(),
+        );
+        registry.register(
+            "revision",
+            "Revision of the store seen last, by the watch and in answers to requests. The watch lags by the difference",
+            self.revisions.clone(),
+        );
+    }
+
+    /// A request has ended.
+    pub fn requested(&self, operation: &'static str, took: Duration, done: bool) {
+        let labels = [("operation", operation), ("result", result(done))];
+        self.requests.get_or_create(&labels).inc();
+        self.request_seconds.took("operation", operation, took);
+    }
+
+    /// An answer came with this revision.
+    pub fn answered(&self, revision: i64) {
+        self.saw("requests", revision);
+    }
+
+    /// A message of the watch came, sent when the store had this revision.
+    pub fn watched(&self, revision: Option<i64>) {
+        self.watch_messages.inc();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        self.watch_message_at
+            .set(now.unwrap_or_default().as_secs_f64());
+        if let Some(revision) = revision {
+            self.saw("watch", revision);
+        }
+    }
+
+    fn saw(&self, by: &'static str, revision: i64) {
+        self.revisions
+            .get_or_create(&[("seen_by", by)])
+            .set(revision);
+    }
+}

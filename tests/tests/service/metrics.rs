@@ -1,0 +1,212 @@
+//! `/metrics` of a running node: read by a real Prometheus, as documented, and enough for the alert rules and the
+//! dashboard that ship with the project.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::{
+    document::{document, rows},
+    http,
+    lab::{Lab, Node, scenario},
+    process::{Daemon, Lifetime},
+    traffic::ping,
+    wait::wait_for,
+};
+use serde_json::Value;
+
+use crate::support::{PATIENCE, deploy};
+
+const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
+
+/// What a panel or rule reads is written in terms of these.
+const FILLERS: [(&str, &str); 1] = [("$instance", ".*")];
+
+fn scrape(node: &Node) -> Result<String> {
+    let (status, text) = http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), "/metrics")?;
+    ensure!(status == 200, "{status}: {text}");
+    ensure!(text.ends_with("# EOF\n"), "cut off: {text}");
+    Ok(text)
+}
+
+/// The names of the metrics in a scrape, counters with their `_total`.
+fn names(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            _ => name.to_owned(),
+        })
+        .collect()
+}
+
+/// The names in the tables of the document.
+fn documented() -> Result<BTreeSet<String>> {
+    let text = document("metrics.md")?;
+    let names = rows(&text)
+        .into_iter()
+        .map(|cells| cells[0].trim().trim_matches('`').to_owned());
+    Ok(names.collect())
+}
+
+/// A Prometheus in the node's namespace that reads this node every second.
+fn prometheus(lab: &Lab, node: &Node) -> Result<Daemon> {
+    let dir = lab.dir().join("prometheus");
+    fs::create_dir_all(&dir)?;
+    let config = dir.join("prometheus.yml");
+    let rules = deploy("prometheus/alerts.yml").canonicalize()?;
+    let text = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+         rule_files: [{rules:?}]\n\
+         scrape_configs:\n\
+         - job_name: overlay-agent\n  \
+           static_configs: [{{targets: ['127.0.0.1:2401']}}]\n"
+    );
+    fs::write(&config, text)?;
+    let mut command = node.namespace.command("prometheus");
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            dir.join("data").display()
+        ))
+        .args(["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]);
+    Daemon::start(
+        "prometheus",
+        command,
+        &lab.dir().join("prometheus.log"),
+        Lifetime::Bound,
+    )
+}
+
+/// What Prometheus makes of an expression.
+fn query(node: &Node, expression: &str) -> Result<Vec<Value>> {
+    let encoded: String = expression
+        .bytes()
+        .map(|byte| format!("%{byte:02X}"))
+        .collect();
+    let path = format!("/api/v1/query?query={encoded}");
+    let (status, body) = http::get(&node.namespace, ([127, 0, 0, 1], 9090).into(), &path)?;
+    ensure!(status == 200, "{expression}: {status} {body}");
+    let answer: Value = serde_json::from_str(&body).with_context(|| body.clone())?;
+    let result = answer["data"]["result"].as_array().context("no result")?;
+    Ok(result.clone())
+}
+
+/// The expressions of the dashboard, as Grafana would send them.
+fn expressions(dashboard: &Value) -> Result<Vec<String>> {
+    let panels = dashboard["panels"].as_array().context("no panels")?;
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    let mut expressions = Vec::new();
+    for target in targets.flatten() {
+        let mut expression = target["expr"].as_str().context("no expression")?.to_owned();
+        for (filler, value) in FILLERS {
+            expression = expression.replace(filler, value);
+        }
+        ensure!(!expression.contains('$'), "{expression}");
+        expressions.push(expression);
+    }
+    Ok(expressions)
+}
+
+/// The names of this project's metrics in an expression, without what histograms put behind them.
+fn mentioned(expression: &str) -> impl Iterator<Item = &str> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words
+        .filter(|word| word.starts_with("overlay_") || word.starts_with("process_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+}
+
+#[test]
+fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        lab.start_agents(&HEALTH)?;
+        lab.add_pods(1)?;
+        lab.wait_converged()?;
+        lab.wait_attached()?;
+        // Somebody takes a route away: the agent notices, and everything happened at least once.
+        let node = lab.node(0);
+        let gateway = lab.node(1).subnet_env()?.gateway;
+        let route = format!("{}/{}", gateway.network(), gateway.prefix());
+        node.cmd("ip", ["route", "del", &route])?;
+        wait_for("the repair to be counted", PATIENCE, || {
+            let text = scrape(node)?;
+            let repair = "overlay_kernel_changes_total{family=\"IPv4\",change=\"added\",reason=\"repair\"} 1";
+            ensure!(text.contains(repair), "{text}");
+            Ok(())
+        })?;
+
+        // That made flows earn their permits again.
+        let pods = lab.pods();
+        let (_, from) = pods.first().context("no pod")?;
+        let (_, to) = pods.last().context("no pod")?;
+        ping::all(&from.endpoint(), to.address, 20)?;
+
+        let text = scrape(node)?;
+        let documented = documented()?;
+        assert_eq!(names(&text), documented, "docs/metrics.md");
+
+        let server = prometheus(lab, node)?;
+        wait_for("Prometheus to have read the node", PATIENCE, || {
+            server.check_running()?;
+            let ready = query(node, "overlay_ready")?;
+            ensure!(
+                ready.first().is_some_and(|value| value["value"][1] == "1"),
+                "{ready:?}"
+            );
+            Ok(())
+        })?;
+        let fast = query(
+            node,
+            "overlay_pod_packets_total{direction=\"from_pods\",path=\"fast\"} > 0",
+        )?;
+        ensure!(!fast.is_empty(), "no packet was fast: {text}");
+
+        let dashboard = fs::read_to_string(deploy("grafana/overlay-agent.json"))?;
+        for expression in expressions(&serde_json::from_str(&dashboard)?)? {
+            query(node, &expression)?;
+            for name in mentioned(&expression) {
+                ensure!(
+                    documented.contains(name),
+                    "{name} of the dashboard is no metric"
+                );
+            }
+        }
+        let rules = fs::read_to_string(deploy("prometheus/alerts.yml"))?;
+        let of_rules = rules
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("description"));
+        for name in of_rules.flat_map(mentioned) {
+            ensure!(
+                documented.contains(name),
+                "{name} of the alert rules is no metric"
+            );
+        }
+        let alerts = query(node, "ALERTS")?;
+        ensure!(alerts.is_empty(), "{alerts:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn alert_rules_come_when_they_should_and_not_before() -> Result<()> {
+    for words in [
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts_test.yml"],
+    ] {
+        let mut promtool = Command::new("promtool");
+        let output = promtool
+            .args(words)
+            .current_dir(deploy("prometheus"))
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "promtool {words:?}: {text}{errors}"
+        );
+    }
+    Ok(())
+}
