@@ -6,6 +6,8 @@ use std::{
     net::IpAddr,
 };
 
+use overlay_common::addr::MacAddr;
+
 use super::BackendError;
 use crate::{
     model::{Family, Forwarding, OwnDevice, Peer, Underlay},
@@ -86,6 +88,16 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     /// Whether flannel has such a route to a peer through a device of this kind.
     fn is_flannels<F: Family>(_route: &Route<F>) -> bool {
         false
+    }
+
+    /// What the lease of the node with this subnet says where nodes do not write it themselves, as in a file
+    /// that is the same on all of them. `mac`: the MAC address of its device, if it is to be a certain one.
+    fn assigned_data<F: Family>(
+        &self,
+        _subnet: F::Network,
+        _mac: Option<MacAddr>,
+    ) -> Option<String> {
+        None
     }
 
     /// `BackendData`, or `BackendV6Data`, of this node's lease.

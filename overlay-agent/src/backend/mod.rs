@@ -12,6 +12,8 @@ mod host_gw;
 mod kind;
 mod vxlan;
 
+use overlay_common::addr::MacAddr;
+
 use crate::{
     model::{Family, Forwarding, LeaseAttrs, OwnDevice, Peer, Underlay, V4, V6},
     netlink::{Link, Marks, Netlink, NetlinkError, Route, Vtep},
@@ -158,6 +160,17 @@ macro_rules! backends {
             pub fn lease_data<F: Family>(&self, device: Option<&Vtep>) -> Option<String> {
                 match self {
                     $(Self::$kind(kind) => kind.lease_data::<F>(device),)+
+                }
+            }
+
+            /// See [`Kind::assigned_data`].
+            pub fn assigned_data<F: Family>(
+                &self,
+                subnet: F::Network,
+                mac: Option<MacAddr>,
+            ) -> Option<String> {
+                match self {
+                    $(Self::$kind(kind) => kind.assigned_data::<F>(subnet, mac),)+
                 }
             }
 

@@ -5,6 +5,9 @@ mod device;
 mod lease;
 mod options;
 
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use tracing::info;
 
@@ -29,6 +32,25 @@ pub struct Vxlan {
     pub gbp: bool,
     pub learning: bool,
     pub direct_routing: bool,
+}
+
+/// A MAC address for the device of the node with this subnet: locally administered, and the same whoever
+/// computes it. Of IPv4 subnets no two have the same, of IPv6 subnets hardly any.
+fn mac_of(subnet: IpNetwork) -> MacAddr {
+    let (family, [a, b, c, d]) = match subnet.network() {
+        IpAddr::V4(address) => (0xf1, address.octets()),
+        IpAddr::V6(address) => {
+            // FNV-1a, 32 bits.
+            let hash = address
+                .octets()
+                .into_iter()
+                .fold(0x811c_9dc5_u32, |hash, byte| {
+                    (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+                });
+            (0xf6, hash.to_be_bytes())
+        }
+    };
+    MacAddr::new([0x0e, family, a, b, c, d])
 }
 
 impl Vxlan {
@@ -200,6 +222,14 @@ impl Kind for Vxlan {
         let data = VxlanData {
             zero_checksum: takes && F::CHECKSUM_IS_REQUIRED,
             ..VxlanData::new(self.vni, device.mac)
+        };
+        Some(data.encode())
+    }
+
+    fn assigned_data<F: Family>(&self, subnet: F::Network, mac: Option<MacAddr>) -> Option<String> {
+        let data = VxlanData {
+            zero_checksum: F::CHECKSUM_IS_REQUIRED,
+            ..VxlanData::new(self.vni, mac.unwrap_or_else(|| mac_of(subnet.into())))
         };
         Some(data.encode())
     }

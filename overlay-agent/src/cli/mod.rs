@@ -4,6 +4,7 @@
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+pub mod init;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -66,6 +67,8 @@ enum Command {
     /// Remove everything of the agent's from this host; stop the agent first
     #[command(after_help = "Exit codes: 0 all is gone, 1 something is left, or an agent runs")]
     Cleanup(cleanup::Args),
+    /// Write a peers file for a cluster without etcd; the same file goes to every node
+    Init(init::Args),
     /// Write the Docker daemon's options for this node's subnet, as mk-docker-opts.sh does
     #[command(disable_help_flag = true)]
     DockerOpts {
@@ -116,6 +119,7 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
+        Command::Init(args) => report(|out| init::run(&args, out)),
         Command::Cleanup(args) => {
             let done = cleanup::run(&args).await;
             report(|out| cleanup::print(&done?, &args, out))

@@ -78,6 +78,8 @@ pub struct InterfaceOptions {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseOptions {
+    /// Leases are in this file instead of etcd.
+    pub peers_file: Option<PathBuf>,
     pub subnet_file: PathBuf,
     /// A lease is renewed this long before it expires.
     pub renew_margin: Duration,
@@ -224,6 +226,7 @@ impl Default for KubernetesOptions {
 impl Default for LeaseOptions {
     fn default() -> Self {
         Self {
+            peers_file: None,
             subnet_file: PathBuf::from("/run/flannel/subnet.env"),
             renew_margin: Duration::from_hours(1),
         }

@@ -7,6 +7,7 @@
 
 mod allocation;
 pub mod etcd;
+pub mod file;
 mod member;
 mod open;
 mod wait;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     etcd::{Deadlines, Etcd, EtcdStore},
+    file::PeersFile,
     member::Membership,
 };
 use crate::{config::DaemonOptions, core::Renewal, metrics, model::StoreError};
@@ -13,6 +14,9 @@ pub fn open(
     options: &DaemonOptions,
     metrics: metrics::Store,
 ) -> Result<Arc<dyn Membership>, StoreError> {
+    if let Some(path) = &options.lease.peers_file {
+        return Ok(Arc::new(PeersFile::new(path)));
+    }
     let store = EtcdStore::new(options.etcd.clone(), Deadlines::default(), metrics)?;
     let renewal = Renewal {
         ttl: Renewal::TTL,

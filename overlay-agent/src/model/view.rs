@@ -48,6 +48,8 @@ pub enum OwnState {
     Lost,
     /// Another node has it.
     Taken { by: IpAddr },
+    /// The store gives this node another subnet now, or none.
+    Reassigned { to: Option<LeaseKey> },
 }
 
 /// Another node's lease.

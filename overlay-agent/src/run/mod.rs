@@ -338,6 +338,12 @@ fn report_lease(readiness: &Readiness, store: &str, state: OwnState) {
         OwnState::Held => return readiness.satisfy(Condition::LeaseHeld),
         OwnState::Lost => format!("it is gone from {store} and is being written again"),
         OwnState::Taken { by } => format!("the subnet of this node is claimed by {by}"),
+        OwnState::Reassigned { to: Some(key) } => {
+            format!("{store} gives this node {key} now; restart the daemon to take it")
+        }
+        OwnState::Reassigned { to: None } => {
+            format!("{store} has no subnet for this node any more")
+        }
     };
     readiness.fail(Condition::LeaseHeld, problem);
 }

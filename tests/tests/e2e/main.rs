@@ -4,6 +4,7 @@ mod connectivity;
 mod direct;
 mod input;
 mod interop;
+mod peers_file;
 mod pods;
 mod restart;
 mod wire;

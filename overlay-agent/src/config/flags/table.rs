@@ -131,6 +131,17 @@ const fn retired_switch(name: &'static str, reason: &'static str) -> Retired {
 
 pub const FLAGS: &[Flag] = &[
     Flag {
+        name: "peers",
+        group: Group::LeaseStore,
+        form: Form::Value("FILE"),
+        default: "",
+        help: "a file that says which node has which subnet, the same on all of them; instead of etcd",
+        set: |draft, value| {
+            draft.options.lease.peers_file = path(value);
+            Ok(())
+        },
+    },
+    Flag {
         name: "etcd-endpoints",
         group: Group::LeaseStore,
         form: Form::Value("URL,..."),

@@ -158,6 +158,7 @@ fn a_command_line_of_a_kubernetes_host_with_etcd_is_understood() {
 #[test]
 fn our_own_flags_are_understood() {
     let options = options(&[
+        "--peers=/etc/peers.toml",
         "--datapath=kernel",
         "--fastpath=off",
         "--per-packet-rules=ignore",
@@ -169,6 +170,7 @@ fn our_own_flags_are_understood() {
         "--log-format=json",
         "-v=5",
     ]);
+    assert_eq!(options.lease.peers_file, Some("/etc/peers.toml".into()));
     assert_eq!(options.datapath.tier, DatapathTier::Kernel);
     assert_eq!(options.datapath.fastpath, Fastpath::Off);
     assert_eq!(options.datapath.per_packet_rules, PerPacketRules::Ignore);

@@ -353,7 +353,7 @@ fn report(change: &Output) {
                 lease = %own.key,
                 "own lease was deleted or ran out; forwarding goes on, writing it again"
             ),
-            OwnState::Taken { .. } => {}
+            OwnState::Taken { .. } | OwnState::Reassigned { .. } => {}
         },
         Output::Config(Some(config)) => {
             info!(revision = config.mod_revision, "network config written");

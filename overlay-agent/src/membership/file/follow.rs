@@ -1,0 +1,177 @@
+//! Keeps the view of the leases as the file says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{PERIOD, Source, cluster::Cluster};
+use crate::{
+    membership::member::{Member, Order, Wish},
+    model::{ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnLease, OwnState, StoreState},
+};
+
+/// What follows the file for one node.
+pub struct Follower {
+    source: Arc<Source>,
+    own: LeaseKey,
+    address: IpAddr,
+    /// What the node says of itself.
+    attrs: LeaseAttrs,
+    /// The network config the daemon runs with.
+    in_force: ConfigText,
+    /// What was last complained about, so that each problem is logged once.
+    complaints: BTreeSet<String>,
+}
+
+impl Follower {
+    pub(super) fn new(
+        source: Arc<Source>,
+        own: LeaseKey,
+        wish: Wish,
+        in_force: ConfigText,
+    ) -> Self {
+        Self {
+            source,
+            own,
+            address: wish.attrs.node_ip(),
+            attrs: wish.attrs,
+            in_force,
+            complaints: BTreeSet::new(),
+        }
+    }
+
+    /// Begins to follow, from what the file said last.
+    pub fn spawn(mut self, cluster: &Cluster, number: i64, stop: CancellationToken) -> Member {
+        let (sender, view) = watch::channel(self.view(cluster, number));
+        let (member, inbox) = Member::new(view);
+        info!(lease = %self.own, peers = cluster.nodes.len().saturating_sub(1), "lease read from the peers file");
+        tokio::spawn(async move {
+            stop.run_until_cancelled(self.run(sender, inbox)).await;
+        });
+        member
+    }
+
+    async fn run(
+        &mut self,
+        view: watch::Sender<LeaseView>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) {
+        let mut period = interval(PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    None => return,
+                    Some(Order::Publish(attrs)) => self.attrs = attrs,
+                    Some(Order::InForce(config)) => self.in_force = config,
+                    Some(Order::Slept(_)) => {}
+                },
+                _ = period.tick() => {}
+            }
+            let next = match self.source.read().await {
+                Ok(Some((cluster, number))) => Ok(self.view(&cluster, number)),
+                Ok(None) => Err(self.source.missing()),
+                Err(error) => Err(error.to_string()),
+            };
+            match next {
+                Ok(next) => {
+                    view.send_if_modified(|view| {
+                        let changed = *view != next;
+                        *view = next;
+                        changed
+                    });
+                }
+                Err(problem) => {
+                    self.complain([format!("{problem}; the leases stay as they were")]);
+                    view.send_if_modified(|view| {
+                        let changed = view.store.last_error.as_ref() != Some(&problem);
+                        view.store.connected = false;
+                        view.store.last_error = Some(problem);
+                        changed
+                    });
+                }
+            }
+        }
+    }
+
+    /// The leases as the file has them.
+    fn view(&mut self, cluster: &Cluster, number: i64) -> LeaseView {
+        let mut complaints = Vec::new();
+        let path = self.source.path.display();
+        let recorded = cluster.node(self.address);
+        let state = match recorded {
+            Some(node) if node.key == self.own => {
+                if node.attrs != self.attrs {
+                    complaints.push(format!(
+                        "{path} says of this node {}, but it is {}; others go by the file",
+                        node.attrs.encode(),
+                        self.attrs.encode()
+                    ));
+                }
+                OwnState::Held
+            }
+            other => OwnState::Reassigned {
+                to: other.map(|node| node.key),
+            },
+        };
+        let (ours, theirs) = (&self.in_force, &cluster.config);
+        if ours.text != *theirs {
+            complaints.push(format!(
+                "[network] of {path} differs from the network config in force; reload the daemon (SIGHUP) to \
+                 apply what a running node can take over, or restart it"
+            ));
+        }
+        let others = cluster.nodes.iter();
+        let others = others.filter(|node| node.attrs.node_ip() != self.address);
+        let mut peers = BTreeMap::new();
+        for node in others {
+            if node.key.overlaps(&self.own) {
+                complaints.push(format!(
+                    "{path} gives {} this node's subnet",
+                    node.attrs.node_ip()
+                ));
+            } else {
+                peers.insert(node.key.subnet(), node.clone());
+            }
+        }
+        let view = LeaseView {
+            own: OwnLease {
+                key: self.own,
+                expires: None,
+                reservation: true,
+                state,
+            },
+            peers,
+            store: StoreState {
+                connected: true,
+                last_error: None,
+                revision: number,
+            },
+            config: Some(ConfigText {
+                text: cluster.config.clone(),
+                mod_revision: number,
+            }),
+            alarms: BTreeSet::new(),
+        };
+        self.complain(complaints);
+        view
+    }
+
+    /// Logs what was not wrong before.
+    fn complain(&mut self, problems: impl IntoIterator<Item = String>) {
+        let problems: BTreeSet<String> = problems.into_iter().collect();
+        for problem in problems.difference(&self.complaints) {
+            warn!("{problem}");
+        }
+        self.complaints = problems;
+    }
+}
