@@ -61,6 +61,8 @@ pub struct JoinError(#[from] Box<dyn Error + Send + Sync>);
 pub struct Member {
     /// The leases, from now on.
     pub view: watch::Receiver<LeaseView>,
+    /// What the store says of this node, where it is the store that says it: the node is to become that.
+    pub assigned: Option<LeaseAttrs>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -79,7 +81,12 @@ impl Member {
     /// The end that the agent holds, and the end where its orders arrive.
     pub fn new(view: watch::Receiver<LeaseView>) -> (Self, mpsc::UnboundedReceiver<Order>) {
         let (orders, inbox) = mpsc::unbounded_channel();
-        (Self { view, orders }, inbox)
+        let member = Self {
+            view,
+            assigned: None,
+            orders,
+        };
+        (member, inbox)
     }
 
     /// Has the own record say this, under the same key.

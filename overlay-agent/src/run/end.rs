@@ -38,6 +38,22 @@ impl<F: Family> TunnelEnd<F> {
         Ok(Some(Self { underlay, vtep }))
     }
 
+    /// Has the device be the one that a lease says the node has.
+    pub async fn become_assigned(
+        mut self,
+        netlink: &Netlink,
+        backend: &Backend,
+        data: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let differs = data.is_some() && data != self.advertised(backend).data.as_deref();
+        if differs {
+            self.vtep = backend
+                .restore_device(netlink, &self.underlay, data)
+                .await?;
+        }
+        Ok(self)
+    }
+
     pub fn advertised(&self, backend: &Backend) -> Advertised<F> {
         Advertised {
             public_ip: self.underlay.public_ip,

@@ -32,7 +32,9 @@ use crate::{
     lifecycle::Supervisor,
     membership::{self, Member, Membership, Wish},
     metrics,
-    model::{ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, StoreError, each_family},
+    model::{
+        ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, PerFamily, StoreError, each_family,
+    },
     netlink::{Netlink, NetlinkError, Watch},
     output,
     subnet_env::Previous,
@@ -133,6 +135,15 @@ impl Daemon {
             return Ok(None);
         };
         let lease = leases.view.borrow().own.key;
+        let assigned = leases.assigned.as_ref();
+        let assigned = PerFamily {
+            ipv4: assigned.and_then(|attrs| attrs.backend_data.as_deref()),
+            ipv6: assigned.and_then(|attrs| attrs.backend_v6_data.as_deref()),
+        };
+        let ends = each_family!(ends.zip(assigned), (end, data) => match end {
+            Some(end) => Some(end.become_assigned(&netlink, &backend, data).await?),
+            None => None,
+        });
 
         let blackhole = options.filter.blackhole_route;
         let sides = {

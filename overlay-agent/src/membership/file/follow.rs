@@ -15,8 +15,10 @@ use tracing::{info, warn};
 
 use super::{PERIOD, Source, cluster::Cluster};
 use crate::{
-    membership::member::{Member, Order, Wish},
-    model::{ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnLease, OwnState, StoreState},
+    membership::member::{Member, Order},
+    model::{
+        ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnLease, OwnState, PeerLease, StoreState,
+    },
 };
 
 /// What follows the file for one node.
@@ -33,17 +35,12 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(
-        source: Arc<Source>,
-        own: LeaseKey,
-        wish: Wish,
-        in_force: ConfigText,
-    ) -> Self {
+    pub(super) fn new(source: Arc<Source>, own: PeerLease, in_force: ConfigText) -> Self {
         Self {
             source,
-            own,
-            address: wish.attrs.node_ip(),
-            attrs: wish.attrs,
+            own: own.key,
+            address: own.attrs.node_ip(),
+            attrs: own.attrs,
             in_force,
             complaints: BTreeSet::new(),
         }
@@ -52,7 +49,8 @@ impl Follower {
     /// Begins to follow, from what the file said last.
     pub fn spawn(mut self, cluster: &Cluster, number: i64, stop: CancellationToken) -> Member {
         let (sender, view) = watch::channel(self.view(cluster, number));
-        let (member, inbox) = Member::new(view);
+        let (mut member, inbox) = Member::new(view);
+        member.assigned = Some(self.attrs.clone());
         info!(lease = %self.own, peers = cluster.nodes.len().saturating_sub(1), "lease read from the peers file");
         tokio::spawn(async move {
             stop.run_until_cancelled(self.run(sender, inbox)).await;

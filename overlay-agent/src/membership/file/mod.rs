@@ -20,7 +20,7 @@ use tracing::error;
 pub use self::cluster::{Cluster, FileError};
 use self::follow::Follower;
 use super::member::{JoinError, Member, Membership, Wish};
-use crate::model::{ConfigText, LeaseAttrs, LeaseKey, StoreError};
+use crate::model::{ConfigText, LeaseAttrs, PeerLease, StoreError};
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ impl Source {
     }
 
     /// This node's subnet; the error says why there is none yet.
-    async fn own(&self, address: IpAddr) -> Result<(LeaseKey, Cluster, i64), String> {
+    async fn own(&self, address: IpAddr) -> Result<(PeerLease, Cluster, i64), String> {
         let path = self.path.display();
         let Some((cluster, number)) = self.read().await.map_err(|error| error.to_string())? else {
             return Err(self.missing());
@@ -93,7 +93,7 @@ impl Source {
                  node, or choose the address with --iface or --public-ip"
             ));
         };
-        Ok((own.key, cluster, number))
+        Ok((own.clone(), cluster, number))
     }
 
     fn missing(&self) -> String {
@@ -152,8 +152,8 @@ impl Membership for PeersFile {
                     return Ok(None);
                 };
                 let problem = match own {
-                    Ok((key, cluster, number)) => {
-                        let follower = Follower::new(Arc::clone(&self.0), key, wish, config);
+                    Ok((own, cluster, number)) => {
+                        let follower = Follower::new(Arc::clone(&self.0), own, config);
                         return Ok(Some(follower.spawn(&cluster, number, stop)));
                     }
                     Err(problem) => problem,
