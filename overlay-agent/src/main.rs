@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use overlay_agent::lifecycle::privileges;
+
 fn main() -> ExitCode {
+    privileges::divide();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -105,6 +105,29 @@ fn flows_are_fast_over_a_bond_which_gets_no_guard_by_itself() {
     });
 }
 
+/// The underlay's addresses and routes are the VRF's. Sockets outside of it, which are etcd's here, are told to
+/// take what comes by it.
+#[test]
+fn flows_are_fast_over_an_underlay_in_a_vrf() {
+    if let Some(reason) = lacks("link add x0 type vrf table 7\n") {
+        skip!("no VRFs: {reason}");
+    }
+    scenario(Lab::builder().nodes(2), |lab| {
+        for node in lab.nodes() {
+            let address = node.address;
+            node.namespace.ip_batch(&format!(
+                "link add vrf0 type vrf table 7\n\
+                 link set vrf0 up\n\
+                 link set {NODE_INTERFACE} master vrf0\n\
+                 route add 172.30.0.0/24 dev {NODE_INTERFACE} src {address}\n"
+            ))?;
+            node.namespace
+                .set_sysctl("net/ipv4/tcp_l3mdev_accept", "1")?;
+        }
+        check_underlay(lab, NODE_INTERFACE)
+    });
+}
+
 /// A pod on the first node whose interface is one side of a netkit pair; the other is `podnk`.
 fn add_netkit_pod(lab: &Lab, mode: NetkitMode) -> Result<Pod> {
     let node = lab.node(0);

@@ -1,25 +1,48 @@
-//! `cargo xtask lint`: formatting and clippy, as `cargo xtask test` runs them.
+//! `cargo xtask lint`: formatting, clippy and the crates that are used, as `cargo xtask test` checks them.
 
 use std::{env, process::Command};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::{process, workspace::Workspace};
+use crate::{deny, process, report::Outcome, workspace::Workspace};
+
+/// One check.
+pub enum Check {
+    Command(Command),
+    Crates(fn(&Workspace) -> Outcome),
+}
+
+impl Check {
+    pub fn run(self, workspace: &Workspace) -> Outcome {
+        let mut command = match self {
+            Self::Command(command) => command,
+            Self::Crates(check) => return check(workspace),
+        };
+        println!("{}", process::display(&command));
+        match process::run(&mut command) {
+            Ok(()) => Outcome::default(),
+            Err(error) => Outcome::broken(format!("{error:#}")),
+        }
+    }
+}
 
 pub fn run() -> Result<()> {
-    for (_, mut command) in commands(&Workspace::locate()) {
-        println!("{}", process::display(&command));
-        process::run(&mut command)?;
+    let workspace = Workspace::locate();
+    for (name, check) in checks(&workspace) {
+        let outcome = check.run(&workspace);
+        if !outcome.problems.is_empty() {
+            bail!("{name}: {}", outcome.problems.join("\n"));
+        }
     }
     Ok(())
 }
 
 /// The checks by name, in the order they run, cheapest first.
-pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 6] {
+pub fn checks(workspace: &Workspace) -> [(&'static str, Check); 8] {
     let cargo = |arguments: &[&str]| {
         let mut command = process::cargo();
         command.current_dir(workspace.root()).args(arguments);
-        command
+        Check::Command(command)
     };
     [
         ("formatting", cargo(&["fmt", "--all", "--check"])),
@@ -37,6 +60,8 @@ pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 6] {
             "formatting, fuzz targets",
             cargo(&["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]),
         ),
+        ("licences, sources, duplicates", Check::Crates(deny::crates)),
+        ("advisories", Check::Crates(deny::advisories)),
         (
             "clippy",
             cargo(&[
@@ -48,10 +73,10 @@ pub fn commands(workspace: &Workspace) -> [(&'static str, Command); 6] {
                 "warnings",
             ]),
         ),
-        ("clippy, BPF", bpf_clippy(workspace, &[])),
+        ("clippy, BPF", Check::Command(bpf_clippy(workspace, &[]))),
         (
             "clippy, BPF that logs",
-            bpf_clippy(workspace, &["--features", "log"]),
+            Check::Command(bpf_clippy(workspace, &["--features", "log"])),
         ),
     ]
 }

@@ -5,7 +5,9 @@ mod budget;
 mod build_ebpf;
 mod call_chain;
 mod demo;
+mod deny;
 mod fingerprint;
+mod fuzz;
 mod kernel;
 mod libtest;
 mod linker;
@@ -13,9 +15,11 @@ mod lint;
 mod object_check;
 mod prereq;
 mod process;
+mod release;
 mod report;
 mod stats;
 mod test;
+mod tool;
 mod toolchain;
 mod workspace;
 
@@ -41,8 +45,12 @@ enum Command {
     Demo(demo::Args),
     /// Install what is missing, build, and measure against flannel and plain routes (as root)
     Bench(bench::Args),
-    /// Check formatting and run clippy with warnings as errors
+    /// Check formatting, clippy with warnings as errors, and the crates that are used
     Lint,
+    /// Look for inputs that make a parser panic, with each fuzz target for some time
+    Fuzz(fuzz::Args),
+    /// Build the agent to be installed, without debug information, which gets a file of its own
+    Release(release::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +60,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Lint => lint::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Release(args) => release::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

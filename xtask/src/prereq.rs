@@ -23,6 +23,8 @@ pub enum Group {
     CrossCheck,
     /// Booting other kernels.
     Kernels,
+    /// `cargo xtask fuzz`.
+    Fuzz,
 }
 
 /// How to see that a prerequisite is there.
@@ -81,6 +83,12 @@ pub const ALL: &[Prereq] = &[
         "measures TCP ping-pong",
     ),
     prereq(
+        Group::Fuzz,
+        Need::Command("c++"),
+        "g++",
+        "libFuzzer is written in C++",
+    ),
+    prereq(
         Group::BpfToolchain,
         Need::File("/usr/bin/rustc"),
         "rustc-web",
@@ -121,6 +129,12 @@ pub const ALL: &[Prereq] = &[
         Need::Command("cc"),
         "gcc",
         "rustc links with it",
+    ),
+    prereq(
+        Group::HostBuild,
+        Need::Command("objcopy"),
+        "binutils",
+        "takes the debug information out of a release",
     ),
     prereq(
         Group::HostBuild,

@@ -60,6 +60,11 @@ impl Workspace {
         self.root.join("target/tools")
     }
 
+    /// Cargo's target directory for the fuzz targets, and what they find.
+    pub fn fuzz_target(&self) -> PathBuf {
+        self.root.join("target/fuzz")
+    }
+
     /// Kernels that tests boot, and what they leave.
     pub fn kernels(&self) -> PathBuf {
         self.root.join("target/kernels")

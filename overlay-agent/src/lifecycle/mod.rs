@@ -1,6 +1,7 @@
 //! The life of the process: signals, the service manager, and the tasks that run until it ends.
 
 mod notify;
+pub mod privileges;
 mod signals;
 mod sleep;
 mod supervisor;

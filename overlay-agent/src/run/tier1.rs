@@ -20,7 +20,7 @@ use crate::{
         self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PermitTimes,
         PinDir, Serves, SlowFlows, XdpMode,
     },
-    lifecycle::Supervisor,
+    lifecycle::{Supervisor, privileges},
     model::{Family, each_family},
     netlink::{PodLink, Vtep},
     object::{LOGGING_OBJECT, OBJECT},
@@ -70,7 +70,10 @@ impl Tier1 {
             info!("kernel tier only, as --datapath=kernel asks");
             return Self::without(options, &Absence::Asked);
         }
-        let opened = load(options, serves);
+        let opened = privileges::loading({
+            let options = options.clone();
+            move || load(&options, serves)
+        });
         if let Err(DatapathError::Verifier { program, log, .. }) = &opened {
             debug!(program, "the verifier's log:\n{log}");
         }

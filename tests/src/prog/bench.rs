@@ -1,6 +1,7 @@
 //! The programs and their maps, loaded for one test.
 
 use std::{
+    collections::BTreeMap,
     fs::read,
     io,
     os::fd::{AsFd as _, BorrowedFd},
@@ -58,6 +59,8 @@ pub struct Bench<F: Cluster = V4> {
     pub(super) written: Option<Fixture<F>>,
     /// Whether programs that write to the maps ran since.
     pub(super) touched: bool,
+    /// Keys and values of hash maps, byte by byte, when they were found to be as written.
+    pub(super) as_written: BTreeMap<&'static str, Vec<u8>>,
 }
 
 impl<F: Cluster> Bench<F> {
@@ -101,6 +104,7 @@ impl<F: Cluster> Bench<F> {
             ebpf,
             counters: vec![Counter::default(); SLOTS],
             written: None,
+            as_written: BTreeMap::new(),
             touched: false,
         })
     }

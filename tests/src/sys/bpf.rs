@@ -127,8 +127,8 @@ pub fn entries<K: Pod, V: Pod>(
             "the kernel rounds values up, per CPU to words of 8 bytes"
         );
     };
-    let mut keys = vec![K::zeroed(); count];
-    let mut values = vec![V::zeroed(); count * per_key];
+    let mut keys = Vec::<K>::with_capacity(count);
+    let mut values = Vec::<V>::with_capacity(count * per_key);
     let mut position = [0u64; 4];
     let mut attr = BatchAttr {
         in_batch: 0,
@@ -149,8 +149,14 @@ pub fn entries<K: Pod, V: Pod>(
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         Err(error) => return Err(error),
     }
-    keys.truncate(attr.count as usize);
-    values.truncate(attr.count as usize * per_key);
+    let found = attr.count as usize;
+    assert!(found <= count, "{found} entries of {count}");
+    // SAFETY: there is room for `count`, and the kernel has written so many keys, with `per_key` values for
+    // each.
+    unsafe {
+        keys.set_len(found);
+        values.set_len(found * per_key);
+    }
     Ok((keys, values))
 }
 

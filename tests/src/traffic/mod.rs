@@ -6,6 +6,7 @@ pub mod flow;
 pub mod pattern;
 pub mod ping;
 pub mod ping6;
+pub mod sctp;
 pub mod tcp;
 pub mod udp;
 

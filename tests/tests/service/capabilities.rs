@@ -2,9 +2,11 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, process::ExitStatus};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use overlay_tests::{
-    lab::{Lab, scenario},
+    lab::{Attachment, Lab, scenario},
+    process::Daemon,
     wait::wait_for,
 };
 
@@ -45,12 +47,8 @@ fn link_legacy(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs the daemon with these capabilities and no others: `None` when it gets ready.
-fn run_with(
-    lab: &Lab,
-    capabilities: &[String],
-    tools: Tools,
-) -> Result<Option<(ExitStatus, String)>> {
+/// Starts the daemon with these capabilities and no others.
+fn start_with(lab: &Lab, capabilities: &[String], tools: Tools) -> Result<Daemon> {
     let names: Vec<&str> = capabilities
         .iter()
         .filter_map(|name| name.strip_prefix("cap_"))
@@ -68,7 +66,16 @@ fn run_with(
             format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display()),
         );
     }
-    let daemon = start(lab, "agent", command)?;
+    start(lab, "agent", command)
+}
+
+/// Runs the daemon with these capabilities and no others: `None` when it gets ready.
+fn run_with(
+    lab: &Lab,
+    capabilities: &[String],
+    tools: Tools,
+) -> Result<Option<(ExitStatus, String)>> {
+    let daemon = start_with(lab, capabilities, tools)?;
     let outcome = wait_for("the daemon ready or ended", PATIENCE, || {
         if let Some(status) = daemon.try_wait()? {
             return Ok(Some((status, daemon.log())));
@@ -120,4 +127,47 @@ fn without_any_one_of_them_the_daemon_ends_and_names_it() {
             Ok(())
         });
     }
+}
+
+/// Capabilities are those of a thread: `effective` and `permitted` of each.
+fn of_threads(pid: u32) -> Result<Vec<[u64; 2]>> {
+    let mut sets = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended meanwhile.
+        let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
+            continue;
+        };
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.with_context(|| format!("no {name} in {status}"))?;
+            Ok::<_, anyhow::Error>(u64::from_str_radix(value.trim(), 16)?)
+        };
+        sets.push([set("CapEff:")?, set("CapPrm:")?]);
+    }
+    Ok(sets)
+}
+
+/// What loads programs may read the kernel's memory, and goes on with the daemon's work without it: a pod that
+/// comes later gets programs, and a reload succeeds.
+#[test]
+fn no_thread_keeps_what_only_the_loading_of_programs_needs() {
+    const NET_ADMIN: u64 = 1 << 12;
+    const PERFMON: u64 = 1 << 38;
+    scenario(one_node(), |lab| {
+        let daemon = start_with(lab, &granted()?, Tools::Installed)?;
+        daemon.wait_log(" ready", PATIENCE)?;
+        wait_for("the loading thread to be gone", PATIENCE, || {
+            let threads = of_threads(daemon.pid())?;
+            for set in threads.iter().flatten() {
+                ensure!(set & PERFMON == 0 && set & NET_ADMIN != 0, "{threads:x?}");
+            }
+            Ok(())
+        })?;
+        let node = lab.node(0);
+        let pod = node.add_pod("late", Attachment::PointToPoint)?;
+        node.wait_attached(&pod.host_interface)?;
+        daemon.signal(Signal::SIGHUP)?;
+        daemon.wait_log("reloaded", PATIENCE)?;
+        daemon.kill()
+    });
 }

@@ -44,8 +44,8 @@ pub fn run(args: &Args) -> Result<()> {
     let only_kernels = !args.kernel.is_empty();
     prepare(&workspace, &mut installer, &mut report)?;
     if filter.is_none() && !only_kernels {
-        for (name, mut command) in lint::commands(&workspace) {
-            report.phase(name, || plain(&mut command));
+        for (name, check) in lint::checks(&workspace) {
+            report.phase(name, || check.run(&workspace));
         }
     }
     let programs = report.required("test programs", || {
@@ -166,14 +166,6 @@ fn doc_tests(workspace: &Workspace, filter: Option<&str>) -> Outcome {
         .args(["test", "--no-fail-fast", "--workspace", "--doc"])
         .args(filter);
     test(&mut command)
-}
-
-fn plain(command: &mut Command) -> Outcome {
-    println!("{}", process::display(command));
-    match process::run(command) {
-        Ok(()) => Outcome::default(),
-        Err(error) => Outcome::broken(format!("{error:#}")),
-    }
 }
 
 /// Runs tests, shows their output as it comes, and counts.

@@ -71,6 +71,8 @@ impl Flag {
 /// Room for a list per CPU on large machines; 2 GiB.
 const FLOW_TABLE_SIZES: RangeInclusive<u32> = 4_096..=16_777_216;
 
+const YEAR: Duration = Duration::from_hours(365 * 24);
+
 const LOGS_TO_STDERR: &str = "logs go to standard error; select more with --v or RUST_LOG";
 const NO_VICI: &str = "ipsec is not done through charon";
 
@@ -376,7 +378,8 @@ pub const FLAGS: &[Flag] = &[
                 .ok_or_else(|| {
                     ValueError::Invalid("give a period of at least 1 second".to_owned())
                 })?;
-            draft.options.filter.resync = Duration::from_secs(seconds);
+            // A year is as good as never, and can be added to any time.
+            draft.options.filter.resync = Duration::from_secs(seconds).min(YEAR);
             Ok(())
         },
     },

@@ -64,6 +64,13 @@ fn no_flags_give_the_defaults_of_flannel() {
 }
 
 #[test]
+fn a_period_of_any_length_can_be_added_to_any_time() {
+    let options = options(&["--iptables-resync=9223372036854775807"]);
+    let period = options.filter.resync;
+    assert!(std::time::Instant::now().checked_add(period).is_some());
+}
+
+#[test]
 fn the_defaults_in_the_help_are_the_defaults() {
     for flag in FLAGS.iter().filter(|flag| !flag.default.is_empty()) {
         let argument = format!("--{}={}", flag.name, flag.default);

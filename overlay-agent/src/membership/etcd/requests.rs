@@ -19,6 +19,9 @@ use crate::core::Expect;
 
 const WATCH: &str = "watch the leases";
 
+/// etcd grants none for longer, in seconds. It can be added to any time.
+const LONGEST_LIFE: u64 = 9_000_000_000;
+
 /// A watcher that was away long catches up with up to a thousand revisions in one message.
 const MESSAGE_LIMIT: usize = 64 << 20;
 
@@ -52,8 +55,7 @@ impl Wire for Endpoints {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         self.call("grant a lease", |mut client| async move {
             let grant = client.lease_grant(seconds, None).await?;
-            let granted = u64::try_from(grant.ttl()).unwrap_or_default();
-            Ok((grant.id(), Duration::from_secs(granted)))
+            Ok((grant.id(), life(grant.ttl()).unwrap_or_default()))
         })
         .await
     }
@@ -71,8 +73,7 @@ impl Wire for Endpoints {
                 client.lease_time_to_live(id, None).await
             })
             .await?;
-        // -1: no such lease.
-        Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
+        Ok(life(answer.ttl()))
     }
 
     async fn write(&self, write: Write) -> Result<Ended, Failed> {
@@ -272,6 +273,27 @@ fn revision_of(header: Option<&ResponseHeader>) -> Result<i64, Error> {
     Ok(header.revision())
 }
 
+/// What is left of a lease's life, in seconds; -1 where there is no such lease.
+fn life(seconds: i64) -> Option<Duration> {
+    let seconds = u64::try_from(seconds).ok()?;
+    Some(Duration::from_secs(seconds.min(LONGEST_LIFE)))
+}
+
 fn closed() -> Error {
     Error::WatchError("closed by etcd".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn whatever_etcd_answers_a_lease_ends_at_a_time_that_there_is() {
+        assert_eq!(life(-1), None);
+        assert_eq!(life(86_400), Some(Duration::from_hours(24)));
+        let longest = life(i64::MAX).expect("a lease");
+        assert!(Instant::now().checked_add(longest).is_some());
+    }
 }

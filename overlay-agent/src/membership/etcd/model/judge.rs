@@ -107,7 +107,7 @@ impl WorldState {
                 Actor::Node(_) => continue,
                 Actor::Time => {
                     let well = self.well_for(node, record.at);
-                    if seat.view().is_some() && well > NOTICE {
+                    if seat.own().is_some() && well > NOTICE {
                         let text = format!("the lease {key} of n{node} ran out without a reason");
                         self.violate(text);
                         continue;
@@ -126,12 +126,12 @@ impl WorldState {
         let mut beliefs: Vec<(usize, LeaseKey, bool)> = Vec::new();
         for node in 0..self.seats.len() {
             let seat = &self.seats[node];
-            let Some(view) = seat.view().filter(|_| seat.asleep.is_none()) else {
+            let Some(own) = seat.own().filter(|_| seat.asleep.is_none()) else {
                 continue;
             };
-            let key = view.own.key;
-            let held = view.own.state == OwnState::Held;
-            let end = view.own.expires;
+            let key = own.key;
+            let held = own.state == OwnState::Held;
+            let end = own.expires;
             let is_valid = end.is_none_or(|end| end > before(now, seat.slept_before));
             let stored = self.server.get(keys.lease(&key).as_bytes());
             let is_backed = stored.is_some_and(|kv| seat.is_named_by(kv));
@@ -143,12 +143,13 @@ impl WorldState {
                 }
                 beliefs.push((node, key, is_backed));
             }
+            if seat.reasons.is_empty() || !held || !is_backed || seat.held != Some(key) {
+                continue;
+            }
             let overlaps = |other: LeaseKey| other != key && other.overlaps(&key);
             let mut others = self.server.kvs().filter_map(|kv| keys.parse(kv));
-            let is_alone = !self.dual || !others.any(overlaps);
-            let seat = &mut self.seats[node];
-            if held && is_backed && is_alone && seat.held == Some(key) {
-                seat.reasons.clear();
+            if !self.dual || !others.any(overlaps) {
+                self.seats[node].reasons.clear();
             }
         }
         for (at, (one, key, is_backed)) in beliefs.iter().enumerate() {

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     core::Renewal,
     membership::Member,
-    model::{LeaseAttrs, LeaseKey, LeaseView},
+    model::{LeaseAttrs, LeaseKey, LeaseView, OwnLease},
 };
 
 /// Last IPv6 subnet of the pool, which is small: nodes that start together choose the same one.
@@ -294,8 +294,16 @@ impl WorldState {
 impl Seat {
     /// What the agent knows of the leases, if it runs and has one.
     pub fn view(&self) -> Option<LeaseView> {
-        let member = self.member.as_ref().filter(|_| !self.life.is_cancelled())?;
-        Some(member.view.borrow().clone())
+        Some(self.running()?.view.borrow().clone())
+    }
+
+    /// What it knows of its own lease.
+    pub fn own(&self) -> Option<OwnLease> {
+        Some(self.running()?.view.borrow().own.clone())
+    }
+
+    fn running(&self) -> Option<&Member> {
+        self.member.as_deref().filter(|_| !self.life.is_cancelled())
     }
 
     /// What it says of itself.

@@ -1,0 +1,44 @@
+//! Programs that other people have written in Rust, and that this workspace builds for itself.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::{
+    process::{self, command},
+    workspace::Workspace,
+};
+
+/// A crate that is a program of its own name, in the version that was tried.
+pub struct Tool {
+    pub name: &'static str,
+    pub version: &'static str,
+}
+
+impl Tool {
+    /// The program, which is built below `target/` unless it is there or on the `PATH`.
+    pub fn ensure(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let own = workspace.tools().join("bin").join(self.name);
+        let found = [process::find_on_path(self.name), Some(own.clone())];
+        if let Some(path) = found.into_iter().flatten().find(|path| self.is_at(path)) {
+            return Ok(path);
+        }
+        let (name, version) = (self.name, self.version);
+        println!("{name}: no {version} yet; building it (some minutes)");
+        process::run(
+            process::cargo()
+                .args(["install", name, "--version", version, "--locked"])
+                // It is compiled in a third of the time, and runs for a second or two.
+                .args(["--debug", "--root"])
+                .arg(workspace.tools())
+                .env("CARGO_PROFILE_DEV_DEBUG", "0")
+                .env("CARGO_TARGET_DIR", workspace.tools().join("build")),
+        )?;
+        Ok(own)
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        let said = process::output(command(path).arg("--version"));
+        said.is_ok_and(|said| said.trim_end() == format!("{} {}", self.name, self.version))
+    }
+}
