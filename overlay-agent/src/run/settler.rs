@@ -8,12 +8,18 @@ use std::{
 use tokio::{task::block_in_place, time::timeout};
 use tracing::{debug, warn};
 
-use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
+use super::{
+    changes::Dirty,
+    devices::Devices,
+    side::Side,
+    sides::{Orders, Sides},
+    tier1::Tier1,
+};
 use crate::{
     backend::Backend,
     conntrack::Shortest,
     health::{Condition, Readiness},
-    model::{DesiredNode, Family, each_family},
+    model::{Family, each_family},
     netlink::{Netlink, PodLink},
 };
 
@@ -36,7 +42,7 @@ pub struct Settler {
 pub struct Job {
     pub dirty: Dirty,
     pub backend: Backend,
-    pub desired: DesiredNode,
+    pub desired: Orders,
     pub pods: BTreeMap<u32, PodLink>,
     pub timeouts: Shortest,
 }
@@ -49,9 +55,9 @@ pub struct Settled {
     pub devices: Devices,
 }
 
-/// How much of the kernel tier is looked at.
+/// How much of both tiers is looked at.
 #[derive(Clone, Copy)]
-enum Look {
+pub enum Look {
     Whole,
     /// What changed about peers is changed, the rest taken to be as it was left.
     Peers,
@@ -147,8 +153,10 @@ impl Settler {
         each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
                 problems.extend(look.at(side, &self.netlink).await.err());
-                let applied = block_in_place(|| tier1.apply(side, permits));
+                let applied = block_in_place(|| tier1.apply(look, side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
+                // Where that failed, nothing is taken to be as it was left.
+                side.before.clear();
             }
         });
         let in_sync = self.is_in_sync(problems.first());
