@@ -108,7 +108,7 @@ impl<F: Family> Standing<F> {
         self.paths.extend(paths);
         self.refused.extend(refused);
         self.forget(&old);
-        plan.kept += self.wanted.objects();
+        plan.kept += self.wanted.objects() + usize::from(self.wanted.address.is_some());
         self.wanted.neighbours.extend(new.neighbours);
         self.wanted.fdb.extend(new.fdb);
         self.wanted.routes.extend(new.routes);

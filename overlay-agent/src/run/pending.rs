@@ -140,6 +140,7 @@ mod tests {
             if pending.due().is_some_and(|due| due <= now) {
                 pending.take();
                 batches += 1;
+                pending.mark(peers(), now);
                 now += MILLISECOND;
                 pending.done(now);
             }

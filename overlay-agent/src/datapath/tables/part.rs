@@ -120,7 +120,7 @@ mod tests {
         let changed = [subnet(3), subnet(9)].into();
         let after: Nodes = [node((3, 30)), node((9, 9))].into();
         let plan = plan_part(&tables, &changed, &after, &BTreeSet::new(), LIMITS);
-        assert!(plan.is_some_and(|plan| plan.steps.len() == 6));
+        assert!(plan.is_some_and(|plan| plan.steps.len() == 7));
     }
 
     proptest! {

@@ -94,7 +94,7 @@ fn look_up(standing: &mut Standing, desired: &Desired, before: &Before<V4>) {
 #[test]
 fn peers_that_have_nothing_to_do_with_each_other_are_changed_by_themselves() {
     let mut desired = node(false);
-    change(&mut desired, (2..9).map(|n| (peer(n, n, n), true)));
+    change(&mut desired, [2, 4, 5, 7, 8].map(|n| (peer(n, n, n), true)));
     let mut standing = standing(&desired);
     let changes = [
         (peer(4, 4, 40), true),
