@@ -27,6 +27,7 @@ pub mod process;
 pub mod prog;
 pub mod requirements;
 pub mod rules;
+pub mod scale;
 pub mod seccomp;
 pub mod services;
 pub mod sys;

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: from a bare machine to the tables of docs/performance.md.
+//! `cargo xtask bench`: from a bare machine to the tables of docs/performance.md, and `bench scale` to
+//! those of docs/performance/scale.md.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,23 @@ use crate::{
 };
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    packets: Packets,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// What many leases cost: starts, single events, storms, steady changes, restarts
+    Scale(Scale),
+}
+
+/// What a packet costs.
+#[derive(clap::Args)]
+struct Packets {
     /// Interleaved rounds
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -36,26 +53,57 @@ pub struct Args {
     json: Option<PathBuf>,
 }
 
+/// What leases cost. Everything else is handed on to `overlay-scale`.
+#[derive(clap::Args)]
+struct Scale {
+    /// Options of `overlay-scale`, such as --sizes, --churn, --flanneld PATH, --json FILE
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
 pub fn run(args: &Args) -> Result<()> {
+    match &args.what {
+        None => run_packets(&args.packets),
+        Some(What::Scale(scale)) => run_scale(scale),
+    }
+}
+
+fn run_scale(scale: &Scale) -> Result<()> {
+    let workspace = Workspace::locate();
+    prepare(&workspace, &[Group::HostBuild, Group::Lab])?;
+    let program = workspace.root().join("target/release/overlay-scale");
+    let mut bench = process::command(program);
+    bench
+        .args(["--commit", &commit(&workspace)?])
+        .args(&scale.options);
+    process::run(&mut bench)
+}
+
+/// Installs what is missing and builds everything.
+fn prepare(workspace: &Workspace, groups: &[Group]) -> Result<()> {
     if !process::is_root() {
         bail!("the benchmark creates network namespaces and loads BPF programs: run it as root");
     }
-    let workspace = Workspace::locate();
     let mut installer = Installer::new(true);
-    let mut groups = vec![Group::HostBuild, Group::Lab];
-    if args.cross_check {
-        groups.push(Group::CrossCheck);
-    }
-    installer.ensure(&groups)?;
+    installer.ensure(groups)?;
     test::mount_bpffs()?;
-    build_ebpf::build(&workspace, &mut installer)?;
+    build_ebpf::build(workspace, &mut installer)?;
     println!("Building the agent and the benchmark");
     process::run(
         process::cargo()
             .current_dir(workspace.root())
             .args(["build", "--release", "--package", "overlay-agent"])
             .args(["--package", "overlay-tests", "--bins"]),
-    )?;
+    )
+}
+
+fn run_packets(args: &Packets) -> Result<()> {
+    let workspace = Workspace::locate();
+    let mut groups = vec![Group::HostBuild, Group::Lab];
+    if args.cross_check {
+        groups.push(Group::CrossCheck);
+    }
+    prepare(&workspace, &groups)?;
     let program = workspace.root().join("target/release/overlay-bench");
     let mut bench = process::command(program);
     bench

@@ -6,7 +6,7 @@
 //! back, or could not write its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,10 @@ pub const OUTAGE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub struct Absent {
     stays: BTreeMap<LeaseKey, Stay>,
+    /// The same, by when they end.
+    ends: BTreeSet<(Instant, LeaseKey)>,
+    /// Number of those that a reset store has lost.
+    lost: usize,
     /// Nobody is let go before.
     patience: Option<Instant>,
     /// Nobody is let go until this is taken back.
@@ -56,14 +60,20 @@ impl Stay {
 impl Absent {
     /// A stay that has begun does not begin anew, but a longer one takes its place.
     pub fn insert(&mut self, key: LeaseKey, stay: Stay) {
-        let begun = self.stays.entry(key).or_insert(stay);
-        if begun.until < stay.until && stay.store_reset {
-            *begun = stay;
+        let begun = self.stays.get(&key);
+        if begun.is_none_or(|begun| begun.until < stay.until && stay.store_reset) {
+            self.remove(&key);
+            self.stays.insert(key, stay);
+            self.ends.insert((stay.until, key));
+            self.lost += usize::from(stay.store_reset);
         }
     }
 
     pub fn remove(&mut self, key: &LeaseKey) {
-        self.stays.remove(key);
+        if let Some(stay) = self.stays.remove(key) {
+            self.ends.remove(&(stay.until, *key));
+            self.lost -= usize::from(stay.store_reset);
+        }
     }
 
     pub fn contains(&self, key: &LeaseKey) -> bool {
@@ -76,7 +86,7 @@ impl Absent {
 
     /// Number of records that a reset store has lost.
     pub fn lost(&self) -> usize {
-        self.stays.values().filter(|stay| stay.store_reset).count()
+        self.lost
     }
 
     /// Lets nobody go before `until`.
@@ -91,7 +101,7 @@ impl Absent {
 
     /// When somebody is let go next.
     pub fn deadline(&self) -> Option<Instant> {
-        let first = self.stays.values().map(|stay| stay.until).min()?;
+        let (first, _) = *self.ends.first()?;
         (!self.held).then(|| self.patience.map_or(first, |patience| first.max(patience)))
     }
 
@@ -100,7 +110,11 @@ impl Absent {
         if self.held || self.patience.is_some_and(|patience| now < patience) {
             return Vec::new();
         }
-        let over = self.stays.extract_if(.., |_, stay| stay.until <= now);
-        over.map(|(key, _)| key).collect()
+        let over = self.ends.iter().take_while(|(until, _)| *until <= now);
+        let over: Vec<_> = over.map(|(_, key)| *key).collect();
+        for key in &over {
+            self.remove(key);
+        }
+        over
     }
 }

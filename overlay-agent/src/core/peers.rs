@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::Instant,
 };
 
@@ -34,7 +35,7 @@ pub struct Peers {
 
 #[derive(Debug)]
 struct Record {
-    attrs: LeaseAttrs,
+    attrs: Arc<LeaseAttrs>,
     create_revision: i64,
     mod_revision: i64,
 }
@@ -193,13 +194,15 @@ impl Peers {
         let Ok(attrs) = entry.value else {
             return vacated;
         };
+        let known = self.records.get(&entry.key);
+        let known = known.filter(|known| *known.attrs == attrs);
+        let is_known = known.is_some();
         let record = Record {
-            attrs,
+            attrs: known.map_or_else(|| Arc::new(attrs), |known| Arc::clone(&known.attrs)),
             create_revision: entry.create_revision,
             mod_revision: entry.mod_revision,
         };
-        let known = self.records.get(&entry.key);
-        if known.is_none_or(|known| known.attrs != record.attrs) {
+        if !is_known {
             for key in self.contradicted(&entry.key, &record) {
                 self.remove(&key);
                 vacated.insert(key.subnet());
@@ -247,7 +250,7 @@ impl Peers {
             .max_by_key(|(key, record)| (!self.absent.contains(key), record.mod_revision))
             .map(|(key, record)| PeerLease {
                 key: *key,
-                attrs: record.attrs.clone(),
+                attrs: Arc::clone(&record.attrs),
             });
         if self.shown.get(&subnet) == best.as_ref() {
             return None;

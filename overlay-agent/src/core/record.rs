@@ -17,12 +17,25 @@ pub struct Entry {
     pub mod_revision: i64,
 }
 
-/// All lease records, in key order, and the network config, at one revision.
+/// All lease records and the network config, at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub revision: i64,
     pub entries: Vec<Entry>,
     pub config: Option<ConfigText>,
+}
+
+impl Snapshot {
+    /// Adds records that were written later. What was deleted since stays; the events from
+    /// [`Self::revision`] on tell.
+    pub fn add(&mut self, newer: Vec<Entry>) {
+        for entry in newer {
+            match self.entries.iter_mut().find(|old| old.key == entry.key) {
+                Some(old) => *old = entry,
+                None => self.entries.push(entry),
+            }
+        }
+    }
 }
 
 /// One record, or its absence, at one revision.

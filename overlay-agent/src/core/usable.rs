@@ -41,6 +41,12 @@ impl LeaseView {
         let peers = leases.filter_map(|lease| lease.usable::<F>(backend).ok());
         peers.map(|peer| (peer.subnet, peer)).collect()
     }
+
+    /// The one of them at a subnet.
+    pub fn usable_peer<F: Family>(&self, subnet: F::Network, backend: &Backend) -> Option<Peer<F>> {
+        let leases = self.peers.naming::<F>(subnet);
+        leases.filter_map(|lease| lease.usable(backend).ok()).last()
+    }
 }
 
 impl PeerLease {
@@ -82,7 +88,7 @@ impl PeerLease {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, sync::Arc};
 
     use overlay_common::addr::MacAddr;
 
@@ -97,10 +103,16 @@ mod tests {
     const HOST_GW: Backend = Backend::HostGw(HostGw);
     const ALLOC: Backend = Backend::Alloc(Alloc);
 
+    const DUAL: &str = "10.5.2.0-24&fd00:10:5:2::-64";
+
     fn lease(attrs: LeaseAttrs) -> PeerLease {
+        lease_of("10.5.2.0-24", attrs)
+    }
+
+    fn lease_of(key: &str, attrs: LeaseAttrs) -> PeerLease {
         PeerLease {
-            key: LeaseKey::parse("10.5.2.0-24").unwrap(),
-            attrs,
+            key: LeaseKey::parse(key).unwrap(),
+            attrs: Arc::new(attrs),
         }
     }
 
@@ -148,15 +160,14 @@ mod tests {
             ..VxlanData::new(1, MacAddr::new([2, 0, 0, 0, 6, 2]))
         };
         let address6 = "fd00::2".parse().unwrap();
-        let mut lease = PeerLease {
-            key: LeaseKey::parse("10.5.2.0-24&fd00:10:5:2::-64").unwrap(),
-            attrs: LeaseAttrs::vxlan(NODE, 1, says.vtep_mac)
-                .with_ipv6(address6, Some(says.encode())),
-        };
-        lease.attrs.backend_data = lease.attrs.backend_v6_data.clone();
+        let mut attrs =
+            LeaseAttrs::vxlan(NODE, 1, says.vtep_mac).with_ipv6(address6, Some(says.encode()));
+        attrs.backend_data = attrs.backend_v6_data.clone();
+        let lease = lease_of(DUAL, attrs.clone());
         assert!(end(&lease.usable::<V6>(&VXLAN).unwrap()).zero_checksum);
         assert!(!end(&lease.usable::<V4>(&VXLAN).unwrap()).zero_checksum);
-        lease.attrs.backend_type = "host-gw".to_owned();
+        attrs.backend_type = "host-gw".to_owned();
+        let lease = lease_of(DUAL, attrs);
         assert_eq!(lease.usable::<V6>(&HOST_GW).unwrap().vxlan, None);
     }
 
@@ -167,11 +178,9 @@ mod tests {
             MacAddr::new([2, 0, 0, 0, 6, 2]),
         );
         let address6 = "fd00::2".parse().unwrap();
-        let dual = PeerLease {
-            key: LeaseKey::parse("10.5.2.0-24&fd00:10:5:2::-64").unwrap(),
-            attrs: LeaseAttrs::vxlan(NODE, 1, mac)
-                .with_ipv6(address6, Some(VxlanData::new(1, mac6).encode())),
-        };
+        let attrs = LeaseAttrs::vxlan(NODE, 1, mac)
+            .with_ipv6(address6, Some(VxlanData::new(1, mac6).encode()));
+        let dual = lease_of(DUAL, attrs.clone());
         assert_eq!(end(&dual.usable::<V4>(&VXLAN).unwrap()).mac, mac);
         let peer6 = dual.usable::<V6>(&VXLAN).unwrap();
         assert_eq!((end(&peer6).mac, peer6.public_ip), (mac6, address6));
@@ -180,13 +189,11 @@ mod tests {
             ipv4.usable::<V6>(&VXLAN),
             Err(Unusable::NoAddress { family: "IPv6" })
         );
-        let ipv6 = PeerLease {
-            key: LeaseKey::parse("0.0.0.0-0&fd00:10:5:2::-64").unwrap(),
-            attrs: LeaseAttrs {
-                public_ip: Ipv4Addr::UNSPECIFIED,
-                ..dual.attrs
-            },
+        let attrs = LeaseAttrs {
+            public_ip: Ipv4Addr::UNSPECIFIED,
+            ..attrs
         };
+        let ipv6 = lease_of("0.0.0.0-0&fd00:10:5:2::-64", attrs);
         assert_eq!(
             ipv6.usable::<V4>(&VXLAN),
             Err(Unusable::NoAddress { family: "IPv4" })

@@ -146,6 +146,18 @@ impl Datapath {
         writer.apply(desired, vtep, facts)
     }
 
+    /// As [`Self::apply`], after some peers have changed since.
+    pub fn follow<F: Family>(
+        &mut self,
+        desired: &Desired<F>,
+        changed: &BTreeSet<F::Network>,
+        vtep: Option<LocalVtep>,
+        facts: &HostFacts<F>,
+    ) -> Result<Summary<F>, DatapathError> {
+        let mut writer = F::pick::<WriterOf<'_>>(self.writers());
+        writer.follow(desired, changed, vtep, facts)
+    }
+
     /// Whether trusted mode waits for [`Self::note_translated`] in a family: the programs note what is translated from
     /// now on.
     pub fn asks_for_translations(&self) -> bool {

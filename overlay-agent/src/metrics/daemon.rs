@@ -39,15 +39,6 @@ pub struct Store {
     revisions: Family<One, Gauge>,
 }
 
-/// How much of a node a reconciliation looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// All that the kernel has.
-    Whole,
-    /// What changed about peers.
-    Peers,
-}
-
 /// Why flows have to earn their permits again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushCause {
@@ -89,15 +80,6 @@ impl Times {
     fn took(&self, label: &'static str, value: &'static str, time: Duration) {
         let times = self.0.get_or_create(&[(label, value)]);
         times.observe(time.as_secs_f64());
-    }
-}
-
-impl Look {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Whole => "whole",
-            Self::Peers => "peers",
-        }
     }
 }
 
@@ -149,11 +131,11 @@ impl Daemon {
             .register(registry.sub_registry_with_prefix("store"));
     }
 
-    /// A reconciliation has ended.
-    pub fn reconciled(&self, look: Look, took: Duration, in_sync: bool) {
-        let labels = [("look", look.name()), ("result", result(in_sync))];
+    /// A reconciliation that looked at so much has ended.
+    pub fn reconciled(&self, look: &'static str, took: Duration, in_sync: bool) {
+        let labels = [("look", look), ("result", result(in_sync))];
         self.reconciliations.get_or_create(&labels).inc();
-        self.reconciliation_seconds.took("look", look.name(), took);
+        self.reconciliation_seconds.took("look", look, took);
     }
 
     /// The kernel's objects of a family were changed. A repair, if no lease asked for it.

@@ -13,7 +13,7 @@ use std::{
 use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::{
-    daemon::{Daemon, FlushCause, Look, Store},
+    daemon::{Daemon, FlushCause, Store},
     source::{Sheet, Source},
 };
 use self::{process::Process, source::Scraped};

@@ -10,6 +10,7 @@ mod device;
 mod family;
 mod forwarding;
 mod key;
+mod leases;
 mod per_family;
 #[cfg(test)]
 mod properties;
@@ -28,6 +29,7 @@ pub use self::{
     family::{ByFamily, Family, V4, V6},
     forwarding::{Direct, Forwarding, Tunnel},
     key::LeaseKey,
+    leases::LeaseTable,
     per_family::PerFamily,
     store::{ConfigText, StoreError, StoreState},
     view::{LeaseView, OwnLease, OwnState, PeerLease},

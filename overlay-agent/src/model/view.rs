@@ -1,17 +1,12 @@
 //! What the rest of the agent sees of the leases.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Instant,
-};
-
-use ipnetwork::IpNetwork;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
 
 use super::{
     alarm::Alarm,
     attrs::LeaseAttrs,
     key::LeaseKey,
+    leases::LeaseTable,
     store::{ConfigText, StoreState},
 };
 
@@ -19,9 +14,8 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseView {
     pub own: OwnLease,
-    /// Other nodes, of all backends, by the [subnet](LeaseKey::subnet) their leases go by. Never
-    /// holds anything that overlaps the own subnet.
-    pub peers: BTreeMap<IpNetwork, PeerLease>,
+    /// Other nodes, of all backends. Never holds anything that overlaps the own subnet.
+    pub peers: LeaseTable,
     pub store: StoreState,
     /// The network config as the store has it, which may differ from the one in force.
     pub config: Option<ConfigText>,
@@ -56,5 +50,5 @@ pub enum OwnState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLease {
     pub key: LeaseKey,
-    pub attrs: LeaseAttrs,
+    pub attrs: Arc<LeaseAttrs>,
 }

@@ -4,7 +4,7 @@
 //! reason, and the others are programmed.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
 };
 
@@ -89,6 +89,8 @@ impl<F: Family> fmt::Display for RefusalReason<F> {
 pub struct Admission<F: Family = V4> {
     pub accepted: BTreeMap<F::Network, (Peer<F>, PeerPath)>,
     pub refused: Vec<Refusal<F>>,
+    /// Peers that are what they are because of each other: a change of one may concern another.
+    pub entangled: BTreeSet<F::Network>,
 }
 
 impl<F: Family> Default for Admission<F> {
@@ -96,20 +98,22 @@ impl<F: Family> Default for Admission<F> {
         Self {
             accepted: BTreeMap::new(),
             refused: Vec::new(),
+            entangled: BTreeSet::new(),
         }
     }
 }
 
-/// Decides on every peer. `on_link` holds the interface of each peer address that the kernel
-/// reaches without a gateway.
-pub fn admit<F: Family>(desired: &Desired<F>, on_link: &BTreeMap<F::Address, u32>) -> Admission<F> {
+/// The interface of each peer address that the kernel reaches without a gateway, of those looked up.
+pub type OnLink<F> = BTreeMap<<F as Family>::Address, Option<u32>>;
+
+/// Decides on every peer.
+pub fn admit<F: Family>(desired: &Desired<F>, on_link: &OnLink<F>) -> Admission<F> {
     let mut admission = Admission::default();
-    let mut macs: BTreeMap<MacAddr, (F::Network, F::Address)> = BTreeMap::new();
-    let mut bases: BTreeMap<F::Address, F::Network> = BTreeMap::new();
+    let mut claims = Claims::default();
     for peer in desired.peers.values() {
-        let decision = path(&desired.local, peer, on_link).and_then(|path| {
+        let decision = alone(&desired.local, peer, on_link).and_then(|path| {
             if path == PeerPath::Tunnel {
-                claim_tunnel(&desired.local, peer, &mut macs, &mut bases)?;
+                claims.claim(peer, &mut admission.entangled)?;
             }
             Ok(path)
         });
@@ -117,20 +121,47 @@ pub fn admit<F: Family>(desired: &Desired<F>, on_link: &BTreeMap<F::Address, u32
             Ok(path) => {
                 admission.accepted.insert(peer.subnet, (peer.clone(), path));
             }
-            Err(reason) => admission.refused.push(Refusal {
-                subnet: peer.subnet,
-                public_ip: peer.public_ip,
-                reason,
-            }),
+            Err(reason) => admission.refused.push(Refusal::of(peer, reason)),
         }
     }
     admission
 }
 
+/// Decides on a peer as if there were no others.
+pub fn alone<F: Family>(
+    local: &LocalNode<F>,
+    peer: &Peer<F>,
+    on_link: &OnLink<F>,
+) -> Result<PeerPath, RefusalReason<F>> {
+    let path = path(local, peer, on_link)?;
+    if let (PeerPath::Tunnel, Some(via)) = (path, &peer.via_device) {
+        let neighbour = via.neighbour.map(|(_, mac)| mac);
+        for mac in neighbour.into_iter().chain(via.fdb.map(|(mac, _)| mac)) {
+            if mac.is_zero() || mac.is_multicast() {
+                return Err(RefusalReason::InvalidMac);
+            }
+            if mac == local.vtep_mac {
+                return Err(RefusalReason::OwnMac);
+            }
+        }
+    }
+    Ok(path)
+}
+
+impl<F: Family> Refusal<F> {
+    pub fn of(peer: &Peer<F>, reason: RefusalReason<F>) -> Self {
+        Self {
+            subnet: peer.subnet,
+            public_ip: peer.public_ip,
+            reason,
+        }
+    }
+}
+
 fn path<F: Family>(
     local: &LocalNode<F>,
     peer: &Peer<F>,
-    on_link: &BTreeMap<F::Address, u32>,
+    on_link: &OnLink<F>,
 ) -> Result<PeerPath, RefusalReason<F>> {
     let own = &local.underlay;
     if peer.subnet == local.subnet {
@@ -151,48 +182,58 @@ fn path<F: Family>(
         },
         Direct::OnLink => on_link
             .get(&peer.public_ip)
-            .map_or(PeerPath::Tunnel, |&ifindex| PeerPath::Direct { ifindex }),
+            .and_then(|ifindex| *ifindex)
+            .map_or(PeerPath::Tunnel, |ifindex| PeerPath::Direct { ifindex }),
         Direct::Never => PeerPath::Tunnel,
     })
 }
 
-fn claim_tunnel<F: Family>(
-    local: &LocalNode<F>,
-    peer: &Peer<F>,
-    macs: &mut BTreeMap<MacAddr, (F::Network, F::Address)>,
-    bases: &mut BTreeMap<F::Address, F::Network>,
-) -> Result<(), RefusalReason<F>> {
-    let Some(via) = peer.via_device else {
-        return Ok(());
-    };
-    let neighbour = via.neighbour.map(|(_, mac)| mac);
-    for mac in neighbour.into_iter().chain(via.fdb.map(|(mac, _)| mac)) {
-        if mac.is_zero() || mac.is_multicast() {
-            return Err(RefusalReason::InvalidMac);
-        }
-        if mac == local.vtep_mac {
-            return Err(RefusalReason::OwnMac);
+/// What only one peer can have at the device.
+struct Claims<F: Family> {
+    macs: BTreeMap<MacAddr, (F::Network, F::Address)>,
+    bases: BTreeMap<F::Address, F::Network>,
+}
+
+impl<F: Family> Default for Claims<F> {
+    fn default() -> Self {
+        Self {
+            macs: BTreeMap::new(),
+            bases: BTreeMap::new(),
         }
     }
-    let base = via.neighbour.map(|(address, _)| address);
-    if let Some(&other) = base.and_then(|base| bases.get(&base)) {
-        return Err(RefusalReason::BaseOf(other));
-    }
-    if let Some((mac, remote)) = via.fdb {
-        match macs.entry(mac) {
-            Entry::Occupied(entry) => {
-                let (other, address) = *entry.get();
-                if address != remote {
-                    return Err(RefusalReason::MacOf(other));
+}
+
+impl<F: Family> Claims<F> {
+    fn claim(
+        &mut self,
+        peer: &Peer<F>,
+        entangled: &mut BTreeSet<F::Network>,
+    ) -> Result<(), RefusalReason<F>> {
+        let Some(via) = peer.via_device else {
+            return Ok(());
+        };
+        let base = via.neighbour.map(|(address, _)| address);
+        if let Some(&other) = base.and_then(|base| self.bases.get(&base)) {
+            entangled.extend([peer.subnet, other]);
+            return Err(RefusalReason::BaseOf(other));
+        }
+        if let Some((mac, remote)) = via.fdb {
+            match self.macs.entry(mac) {
+                Entry::Occupied(entry) => {
+                    let (other, address) = *entry.get();
+                    entangled.extend([peer.subnet, other]);
+                    if address != remote {
+                        return Err(RefusalReason::MacOf(other));
+                    }
+                }
+                Entry::Vacant(entry) => {
+                    entry.insert((peer.subnet, remote));
                 }
             }
-            Entry::Vacant(entry) => {
-                entry.insert((peer.subnet, remote));
-            }
         }
+        self.bases.extend(base.map(|base| (base, peer.subnet)));
+        Ok(())
     }
-    bases.extend(base.map(|base| (base, peer.subnet)));
-    Ok(())
 }
 
 #[cfg(test)]

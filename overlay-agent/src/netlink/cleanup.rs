@@ -128,13 +128,10 @@ impl Netlink {
         if dry_run {
             return Ok(owned);
         }
-        let requests = owned
-            .iter()
-            .map(|object| match object {
-                Owned::Route { message, .. } => request::delete_encoded_route(message.clone()),
-                Owned::Vtep { ifindex, .. } => request::delete_link(*ifindex),
-            })
-            .collect();
+        let requests = owned.iter().map(|object| match object {
+            Owned::Route { message, .. } => request::delete_encoded_route(message.clone()),
+            Owned::Vtep { ifindex, .. } => request::delete_link(*ifindex),
+        });
         let verdicts = self.transport.apply(requests).await?;
         for (object, verdict) in owned.iter().zip(verdicts) {
             match verdict {

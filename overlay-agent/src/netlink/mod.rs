@@ -16,6 +16,7 @@
 
 mod admit;
 pub mod blocking;
+mod bulk;
 mod cleanup;
 mod device;
 mod ensure;
@@ -27,10 +28,11 @@ mod pods;
 mod reconcile;
 mod request;
 mod route_mtu;
+mod standing;
 mod transport;
 mod watch;
 
-pub use admit::{Admission, PeerPath, Refusal, RefusalReason, admit};
+pub use admit::{Admission, OnLink, PeerPath, Refusal, RefusalReason, admit};
 pub use cleanup::Owned;
 pub use device::{DeviceSpec, Marks, Vtep};
 pub use error::{Collision, NetlinkError};
@@ -41,7 +43,8 @@ pub use plan::{
     Leftover, ObjectChange, ObjectPlan, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, want,
 };
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
-pub use reconcile::{Failure, Standing, Summary};
+pub use reconcile::{Failure, Summary};
+pub use standing::{Before, Standing};
 pub use transport::TIMEOUT;
 pub use watch::{IpEvent, KernelEvent, Watch};
 

@@ -27,7 +27,7 @@ use super::{
     device::Marks,
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::{DeviceRoute, Family, LocalNode, V4};
+use crate::model::{DeviceRoute, Family, LocalNode, Peer, V4};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -233,26 +233,45 @@ pub fn want<F: Family>(
         wanted.add_routes(&device.routes, ifindex);
     }
     for (peer, path) in admission.accepted.values() {
-        match (*path, vtep) {
-            (PeerPath::Direct { ifindex }, _) => {
-                let route = peer_route(peer.subnet, peer.public_ip, ifindex, false);
-                wanted.routes.insert(peer.subnet, route);
-            }
-            (PeerPath::Tunnel, Some(ifindex)) => {
-                let Some(via) = &peer.via_device else {
-                    continue;
-                };
-                wanted.neighbours.extend(via.neighbour);
-                wanted.fdb.extend(via.fdb);
-                wanted.add_routes(&via.route, ifindex);
-            }
-            (PeerPath::Tunnel, None) => {}
-        }
+        wanted.add_peer(peer, *path);
     }
     wanted
 }
 
 impl<F: Family> Wanted<F> {
+    /// Adds what a peer needs. False if something else has a part of it already, which then is the
+    /// peer's.
+    pub(super) fn add_peer(&mut self, peer: &Peer<F>, path: PeerPath) -> bool {
+        match (path, self.vtep) {
+            (PeerPath::Direct { ifindex }, _) => {
+                let route = peer_route(peer.subnet, peer.public_ip, ifindex, false);
+                self.routes.insert(peer.subnet, route).is_none()
+            }
+            (PeerPath::Tunnel, Some(ifindex)) => {
+                let Some(via) = &peer.via_device else {
+                    return true;
+                };
+                let before = self.objects();
+                self.neighbours.extend(via.neighbour);
+                self.fdb.extend(via.fdb);
+                self.add_routes(&via.route, ifindex);
+                let parts = [
+                    via.neighbour.is_some(),
+                    via.fdb.is_some(),
+                    via.route.is_some(),
+                ];
+                let added = parts.into_iter().filter(|is_some| *is_some).count();
+                self.objects() == before + added
+            }
+            (PeerPath::Tunnel, None) => true,
+        }
+    }
+
+    /// Number of neighbours, forwarding entries and routes.
+    pub(super) fn objects(&self) -> usize {
+        self.neighbours.len() + self.fdb.len() + self.routes.len()
+    }
+
     fn add_routes<'a>(
         &mut self,
         routes: impl IntoIterator<Item = &'a DeviceRoute<F>>,

@@ -17,12 +17,13 @@ use rtnetlink::packet_route::{
 
 use super::{
     Netlink, NetlinkError,
-    admit::{Admission, PeerPath, Refusal, admit},
+    admit::{OnLink, Refusal},
     device::{Marks, Vtep},
     object::{Address, FdbEntry, Neighbour, Route},
-    plan::{Leftover, ObjectChange, ObservedObjects, ROUTE_PROTOCOL, Wanted, diff, want},
+    plan::{Leftover, ObjectChange, ObjectPlan, ObservedObjects, ROUTE_PROTOCOL, diff},
     request,
     route_mtu::{self, RouteMtu},
+    standing::{Before, Standing},
     transport::Request,
 };
 use crate::model::{Desired, Direct, Family, LocalNode, V4};
@@ -45,34 +46,13 @@ pub struct Summary<F: Family = V4> {
     pub kept: usize,
     pub failed: Vec<Failure<F>>,
     pub refused: Vec<Refusal<F>>,
-    /// How each programmed peer is reached.
-    pub paths: BTreeMap<F::Network, PeerPath>,
+    /// Number of programmed peers.
+    pub peers: usize,
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
     /// From where [`Netlink::follow`] goes on; `None` after a failure.
     pub standing: Option<Standing<F>>,
 }
-
-/// What a reconciliation has left behind.
-#[derive(Clone, Debug)]
-pub struct Standing<F: Family = V4> {
-    wanted: Wanted<F>,
-    on_link: OnLink<F>,
-    /// All routes, if one of them carries an MTU.
-    routes: Vec<RouteMtu<F>>,
-}
-
-/// What a reconciliation goes by.
-struct Found<F: Family> {
-    observed: ObservedObjects<F>,
-    on_link: OnLink<F>,
-    /// All routes, if one of them carries an MTU.
-    routes: Vec<RouteMtu<F>>,
-    marks: Marks<F>,
-}
-
-/// The interfaces of peer addresses that the kernel reaches without a gateway.
-type OnLink<F> = BTreeMap<<F as Family>::Address, Option<u32>>;
 
 impl<F: Family> fmt::Display for Failure<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,6 +64,9 @@ fn route_mtus<F: Family>(
     desired: &Desired<F>,
     routes: &[RouteMtu<F>],
 ) -> BTreeMap<F::Address, u32> {
+    if routes.is_empty() {
+        return BTreeMap::new();
+    }
     let peers = desired.peers.values().map(|peer| peer.public_ip);
     peers
         .filter_map(|address| Some((address, route_mtu::to(address, routes)?)))
@@ -118,67 +101,56 @@ impl Netlink {
         if routes.iter().all(|found| found.mtu.is_none()) {
             routes.clear();
         }
-        let found = Found {
-            observed,
-            on_link,
-            routes,
-            marks,
-        };
-        self.bring_about(desired, vtep, found).await
+        let device = device(desired, vtep)?;
+        let standing = Standing::of(desired, on_link, routes, device, marks);
+        let plan = diff(&standing.wanted, &observed);
+        self.bring_about(desired, plan, standing).await
     }
 
-    /// As [`Netlink::reconcile`], after a change of peers and nothing else: the kernel is not asked what
-    /// is there, but taken to be as it was left.
+    /// As [`Netlink::reconcile`], after peers have changed from `before` and nothing else has: the kernel is
+    /// not asked what is there, but taken to be as it was left.
     pub async fn follow<F: Family>(
         &self,
         desired: &Desired<F>,
         vtep: Option<&Vtep>,
-        standing: Standing<F>,
+        before: &Before<F>,
+        mut standing: Standing<F>,
     ) -> Result<Summary<F>, NetlinkError> {
+        let device = device(desired, vtep)?;
+        if desired.local.forwarding.direct == Direct::OnLink {
+            let unknown = standing.unknown(desired, before);
+            let found = self.look_up::<F>(unknown, vtep).await?;
+            standing.on_link.extend(found);
+        }
+        if let Some(plan) = standing.change(desired, before, device) {
+            return self.bring_about(desired, plan, standing).await;
+        }
         let on_link = self.on_link_of(desired, vtep, standing.on_link).await?;
-        let found = Found {
-            observed: ObservedObjects::just(&standing.wanted),
-            on_link,
-            routes: standing.routes,
-            marks: standing.wanted.marks,
-        };
-        self.bring_about(desired, vtep, found).await
+        let observed = ObservedObjects::just(&standing.wanted);
+        let (routes, marks) = (standing.routes, standing.wanted.marks);
+        let standing = Standing::of(desired, on_link, routes, device, marks);
+        let plan = diff(&standing.wanted, &observed);
+        self.bring_about(desired, plan, standing).await
     }
 
+    /// Makes the changes after which `standing` is there.
     async fn bring_about<F: Family>(
         &self,
         desired: &Desired<F>,
-        vtep: Option<&Vtep>,
-        found: Found<F>,
+        plan: ObjectPlan<F>,
+        standing: Standing<F>,
     ) -> Result<Summary<F>, NetlinkError> {
-        if vtep.is_none() && desired.local.forwarding.device {
-            return Err(NetlinkError::VtepMissing);
-        }
-        let Found {
-            observed,
-            on_link,
-            routes,
-            marks,
-        } = found;
-        let admission = admission(desired, &on_link);
-        let device = vtep.map(|vtep| vtep.ifindex);
-        let wanted = want(&desired.local, &admission, device, marks);
-        let plan = diff(&wanted, &observed);
-
-        let requests = plan.changes.iter().map(encode::<F>).collect();
+        // Encoded as they are sent: all requests of a large cluster take more room than what they are about.
+        let requests = plan.changes.iter().map(encode::<F>);
         let verdicts = self.transport.apply(requests).await?;
         let mut summary = Summary {
             added: 0,
             removed: 0,
             kept: plan.kept,
             failed: Vec::new(),
-            refused: admission.refused,
-            paths: admission
-                .accepted
-                .iter()
-                .map(|(net, (_, path))| (*net, *path))
-                .collect(),
-            route_mtus: route_mtus(desired, &routes),
+            refused: standing.refused().collect(),
+            peers: standing.peers(),
+            route_mtus: route_mtus(desired, &standing.routes),
             standing: None,
         };
         for (change, verdict) in plan.changes.into_iter().zip(verdicts) {
@@ -190,11 +162,7 @@ impl Netlink {
                 _ => summary.added += 1,
             }
         }
-        summary.standing = summary.failed.is_empty().then_some(Standing {
-            wanted,
-            on_link,
-            routes,
-        });
+        summary.standing = summary.failed.is_empty().then_some(standing);
         Ok(summary)
     }
 
@@ -280,13 +248,22 @@ impl Netlink {
         known.retain(|address, _| peers.contains(address));
         let is_new = |address: &F::Address| !known.contains_key(address);
         let new: BTreeSet<_> = peers.into_iter().filter(is_new).collect();
-        let mut found = self.on_link::<F>(new.clone()).await?;
-        found.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
-        known.extend(
-            new.into_iter()
-                .map(|address| (address, found.remove(&address))),
-        );
+        known.extend(self.look_up::<F>(new, vtep).await?);
         Ok(known)
+    }
+
+    /// Asks the kernel where addresses are; what is behind the backend's device itself is not on-link.
+    async fn look_up<F: Family>(
+        &self,
+        addresses: BTreeSet<F::Address>,
+        vtep: Option<&Vtep>,
+    ) -> Result<OnLink<F>, NetlinkError> {
+        let mut found = self.on_link::<F>(addresses.clone()).await?;
+        found.retain(|_, ifindex| Some(*ifindex) != vtep.map(|vtep| vtep.ifindex));
+        let looked_up = addresses.into_iter();
+        Ok(looked_up
+            .map(|address| (address, found.remove(&address)))
+            .collect())
     }
 
     async fn observe<F: Family>(
@@ -395,13 +372,15 @@ impl Netlink {
     }
 }
 
-fn admission<F: Family>(desired: &Desired<F>, on_link: &OnLink<F>) -> Admission<F> {
-    if !desired.local.forwarding.is_any() {
-        return Admission::default();
+/// Index of the backend's device.
+fn device<F: Family>(
+    desired: &Desired<F>,
+    vtep: Option<&Vtep>,
+) -> Result<Option<u32>, NetlinkError> {
+    if vtep.is_none() && desired.local.forwarding.device {
+        return Err(NetlinkError::VtepMissing);
     }
-    let found = on_link.iter();
-    let found = found.filter_map(|(&address, &ifindex)| Some((address, ifindex?)));
-    admit(desired, &found.collect())
+    Ok(vtep.map(|vtep| vtep.ifindex))
 }
 
 /// The interface of a looked-up route that needs no gateway. flannel asks the same question for

@@ -1,8 +1,7 @@
-//! The request socket: dumps, lookups and pipelined changes.
+//! The request sockets: one for dumps and lookups, and one for changes ([`bulk`](super::bulk)).
 //!
-//! Many requests travel in one datagram and the kernel acknowledges each in order, so programming
-//! a peer costs no round trip of its own. A batch is bounded because acknowledgements the receive
-//! buffer cannot hold are lost.
+//! Many lookups travel in one datagram, and the kernel answers each in order. A batch is bounded because
+//! answers the receive buffer cannot hold are lost.
 
 use std::{
     future::Future,
@@ -14,18 +13,20 @@ use std::{
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-    },
+    packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
     proto::{ConnectionHandle, new_connection},
     sys::{AsyncSocket as _, Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+use tokio::task::yield_now;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::NetlinkError;
+use super::{
+    NetlinkError,
+    bulk::{self, Bulk},
+};
 
-/// Requests per datagram. An acknowledgement occupies about 800 bytes of the receive buffer, which has
+/// Lookups per datagram. An answer occupies about 800 bytes of the receive buffer, which has
 /// 208 KiB where the kernel does not grant more.
 const BATCH: usize = 64;
 
@@ -53,10 +54,11 @@ impl Request {
     }
 }
 
-/// The request socket, opened again when it breaks.
+/// The request sockets, opened again when they break.
 #[derive(Clone, Debug)]
 pub(super) struct Transport {
     connection: Arc<Mutex<Connection>>,
+    bulk: Arc<Mutex<Bulk>>,
     /// Receive buffer asked for, in bytes.
     buffer: usize,
 }
@@ -111,6 +113,9 @@ impl Transport {
     fn with_buffer(buffer: usize) -> Result<Self, NetlinkError> {
         Ok(Self {
             connection: Arc::new(Mutex::new(Connection::open(buffer)?)),
+            bulk: Arc::new(Mutex::new(
+                Bulk::open(buffer).map_err(|source| NetlinkError::Open { source })?,
+            )),
             buffer,
         })
     }
@@ -186,14 +191,33 @@ impl Transport {
     /// Carries out changes in order and returns the kernel's verdict on each.
     pub async fn apply(
         &self,
-        requests: Vec<Request>,
+        requests: impl IntoIterator<Item = Request>,
     ) -> Result<Vec<Result<(), io::Error>>, NetlinkError> {
-        let requests = requests
-            .into_iter()
-            .map(|r| Request::new(r.message, r.flags | NLM_F_ACK))
-            .collect();
-        let replies = self.exchange("change kernel state", requests).await?;
-        Ok(replies.into_iter().map(|reply| reply.map(|_| ())).collect())
+        let mut verdicts = Vec::new();
+        let mut requests = requests.into_iter();
+        loop {
+            let batch: Vec<_> = requests.by_ref().take(bulk::BATCH).collect();
+            if batch.is_empty() {
+                break;
+            }
+            verdicts.extend(self.apply_batch(batch)?);
+            // The kernel tells of every change; whoever listens gets its turn.
+            yield_now().await;
+        }
+        Ok(verdicts)
+    }
+
+    fn apply_batch(&self, requests: Vec<Request>) -> Result<bulk::Verdicts, NetlinkError> {
+        let bulk = &mut *self.bulk.lock().unwrap_or_else(PoisonError::into_inner);
+        match bulk.apply(requests) {
+            Ok(Some(verdicts)) => Ok(verdicts),
+            Ok(None) => Err(NetlinkError::Closed),
+            Err(source) => {
+                tracing::debug!(%source, "netlink socket opened again");
+                *bulk = Bulk::open(self.buffer).map_err(|source| NetlinkError::Open { source })?;
+                Err(NetlinkError::Closed)
+            }
+        }
     }
 
     /// Carries out one change.
@@ -265,7 +289,7 @@ pub(super) fn enlarge(socket: &Socket) {
     enlarge_to(socket, RECEIVE_BUFFER);
 }
 
-fn enlarge_to(socket: &Socket, bytes: usize) {
+pub(super) fn enlarge_to(socket: &Socket, bytes: usize) {
     if let Err(error) = setsockopt(socket, RcvBufForce, &bytes) {
         tracing::debug!(%error, "netlink receive buffer keeps its default size");
     }

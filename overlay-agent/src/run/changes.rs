@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
 use overlay_common::addr::MacAddr;
 
-use super::devices::{Device, Devices};
+use super::{
+    devices::{Device, Devices},
+    ends::Ends,
+};
 use crate::{
     model::{Desired, DesiredNode, Family, PerFamily, V4, V6, each_family},
     netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},
@@ -108,13 +111,19 @@ pub type Scene<'a> = PerFamily<Option<SideScene<'a, V4>>, Option<SideScene<'a, V
 #[derive(Clone, Copy, Debug)]
 pub struct SideScene<'a, F: Family> {
     desired: &'a Desired<F>,
+    ends: &'a Ends<F>,
     vtep: Option<u32>,
 }
 
 impl<'a> Scene<'a> {
-    pub fn of(desired: &'a DesiredNode, devices: &Devices) -> Self {
-        each_family!(desired.present().zip(devices.present()), (side, device) => {
-            side.map(|side| SideScene::of(side, device))
+    pub fn of(
+        desired: &'a DesiredNode,
+        ends: &'a PerFamily<Ends<V4>, Ends<V6>>,
+        devices: &Devices,
+    ) -> Self {
+        let parts = desired.present().zip(ends.as_ref()).zip(devices.present());
+        each_family!(parts, ((side, ends), device) => {
+            side.map(|side| SideScene::of(side, ends, device))
         })
     }
 
@@ -137,9 +146,10 @@ impl<'a> Scene<'a> {
 }
 
 impl<'a, F: Family> SideScene<'a, F> {
-    fn of(desired: &'a Desired<F>, device: Option<&Device>) -> Self {
+    fn of(desired: &'a Desired<F>, ends: &'a Ends<F>, device: Option<&Device>) -> Self {
         Self {
             desired,
+            ends,
             vtep: device.map(|device| device.ifindex),
         }
     }
@@ -151,13 +161,7 @@ impl<'a, F: Family> SideScene<'a, F> {
     fn expects(self, entry: &FdbEntry) -> bool {
         let remote = entry.remote.and_then(F::address);
         self.vtep == Some(entry.ifindex)
-            && remote.is_some_and(|remote| {
-                let mut peers = self.desired.peers.values();
-                peers.any(|peer| {
-                    let via = peer.via_device.as_ref();
-                    via.is_some_and(|via| via.fdb == Some((entry.mac, remote)))
-                })
-            })
+            && remote.is_some_and(|remote| self.ends.has_tunnel(entry.mac, remote))
     }
 
     /// Whether a neighbour is the one of a peer.
@@ -176,12 +180,7 @@ impl<'a, F: Family> SideScene<'a, F> {
 
     /// Whether a route to `destination` can decide where pods' packets or tunnel packets go.
     fn is_concerned_by(self, destination: F::Network) -> bool {
-        F::overlap(destination, self.desired.local.network)
-            || self
-                .desired
-                .peers
-                .values()
-                .any(|peer| F::contains(destination, peer.public_ip))
+        F::overlap(destination, self.desired.local.network) || self.ends.any_in(destination)
     }
 }
 
@@ -368,8 +367,10 @@ mod tests {
 
     fn note(tracker: &mut Tracker, event: &KernelEvent) -> Dirty {
         let desired = desired();
+        let ends = Ends::of(desired.peers.values());
         let ipv4 = SideScene {
             desired: &desired,
+            ends: &ends,
             vtep: Some(VTEP),
         };
         tracker.note(

@@ -9,6 +9,7 @@ mod convert;
 mod devices;
 mod dir_watch;
 mod end;
+mod ends;
 mod flushes;
 mod past;
 mod pending;
@@ -42,7 +43,7 @@ use crate::{
     health::{Condition, HealthServer, Readiness},
     lifecycle::{Progress, ServiceManager, SignalRequest, Signals, SleepWatch, Supervisor},
     metrics::{FlushCause, Metrics},
-    model::{Family, OwnState, each_family},
+    model::{Family, OwnState},
     netlink::{IpEvent, KernelEvent, Netlink},
     view::NodeMetrics,
 };
@@ -219,7 +220,7 @@ async fn serve(
                 if reload == Reload::Due {
                     reload = Reload::UnderWay;
                 }
-                work = Some(daemon.begin(pending.take(Instant::now())));
+                work = Some(daemon.begin(pending.take()));
                 Dirty::default()
             }
             done = Work::done(&mut work) => {
@@ -353,13 +354,6 @@ impl Daemon {
     fn take_leases(&mut self) -> Dirty {
         let view = self.leases.view.borrow_and_update();
         report_lease(&self.readiness, self.store.name(), view.own.state);
-        let mut desired = self.controller.desired().clone();
-        each_family!(desired.as_mut(), side => {
-            if let Some(side) = side {
-                side.peers = view.usable_peers(&self.config.backend);
-            }
-        });
-        drop(view);
-        self.controller.want(desired)
+        self.controller.follow_leases(&view, &self.config.backend)
     }
 }

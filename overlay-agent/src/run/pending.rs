@@ -7,12 +7,11 @@ use tokio::time::Instant;
 
 use super::changes::Dirty;
 
-/// While events keep coming, batches wait this long for more, and each twice as long as the last,
+/// While there is something to do whenever a batch is done, the next ones wait this long for more, and
+/// each four times as long as the last,
 const FIRST_GAP: Duration = Duration::from_millis(2);
 /// up to this.
 const LONGEST_GAP: Duration = Duration::from_millis(40);
-/// After this long without an event the next one is a first one.
-const CALM: Duration = Duration::from_millis(20);
 
 /// What is dirty, and when it is due.
 #[derive(Default)]
@@ -45,12 +44,15 @@ impl Pending {
     }
 
     /// Hands out the batch.
-    pub fn take(&mut self, now: Instant) -> Dirty {
-        let calm = |done: Instant| now >= done + self.gap + CALM;
-        self.gap = if self.done.is_none_or(calm) {
-            Duration::ZERO
+    pub fn take(&mut self) -> Dirty {
+        let waited = self
+            .due
+            .zip(self.done)
+            .is_some_and(|(due, done)| due < done + self.gap);
+        self.gap = if waited {
+            (self.gap * 4).clamp(FIRST_GAP, LONGEST_GAP)
         } else {
-            (self.gap * 2).clamp(FIRST_GAP, LONGEST_GAP)
+            Duration::ZERO
         };
         self.due = None;
         std::mem::take(&mut self.dirty)
@@ -76,16 +78,35 @@ mod tests {
     }
 
     #[test]
-    fn a_first_event_is_settled_at_once_again_and_again() {
+    fn an_event_that_finds_nothing_under_way_is_settled_at_once_again_and_again() {
         let mut pending = Pending::default();
         let mut now = Instant::now();
-        for _ in 0..3 {
+        for _ in 0..100 {
             pending.mark(peers(), now);
             assert_eq!(pending.due(), Some(now));
-            assert_eq!(pending.take(now), peers());
+            assert_eq!(pending.take(), peers());
             pending.done(now + MILLISECOND);
-            now += MILLISECOND + CALM;
+            now += MILLISECOND * 3 / 2;
         }
+    }
+
+    #[test]
+    fn after_a_burst_the_next_event_is_settled_at_once() {
+        let mut pending = Pending::default();
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            pending.mark(peers(), now);
+            now = pending.due().unwrap();
+            pending.take();
+            pending.mark(peers(), now);
+            pending.done(now + MILLISECOND);
+        }
+        now = pending.due().unwrap();
+        pending.take();
+        pending.done(now + MILLISECOND);
+        now += LONGEST_GAP + MILLISECOND;
+        pending.mark(peers(), now);
+        assert_eq!(pending.due(), Some(now));
     }
 
     #[test]
@@ -93,7 +114,7 @@ mod tests {
         let mut pending = Pending::default();
         let now = Instant::now();
         pending.mark(peers(), now);
-        pending.take(now);
+        pending.take();
         pending.mark(peers(), now);
         pending.mark(
             Dirty {
@@ -104,7 +125,7 @@ mod tests {
         );
         pending.done(now + MILLISECOND);
         assert_eq!(pending.due(), Some(now + MILLISECOND));
-        let batch = pending.take(now + MILLISECOND);
+        let batch = pending.take();
         assert!(batch.pods && batch.tiers);
         assert_eq!(pending.due(), None);
     }
@@ -117,8 +138,9 @@ mod tests {
         while now < start + Duration::from_secs(1) {
             pending.mark(peers(), now);
             if pending.due().is_some_and(|due| due <= now) {
-                pending.take(now);
+                pending.take();
                 batches += 1;
+                pending.mark(peers(), now);
                 now += MILLISECOND;
                 pending.done(now);
             }

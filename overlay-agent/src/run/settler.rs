@@ -12,15 +12,15 @@ use super::{
     changes::Dirty,
     devices::Devices,
     side::{Changed, Side},
-    sides::Sides,
+    sides::{Orders, Sides},
     tier1::{Placed, Tier1},
 };
 use crate::{
     backend::Backend,
     conntrack::Shortest,
     health::{Condition, Readiness},
-    metrics::{self, FlushCause, Look},
-    model::{DesiredNode, Family, each_family},
+    metrics::{self, FlushCause},
+    model::{Family, each_family},
     netlink::{Netlink, PodLink},
 };
 
@@ -46,7 +46,7 @@ pub struct Settler {
 pub struct Job {
     pub dirty: Dirty,
     pub backend: Backend,
-    pub desired: DesiredNode,
+    pub desired: Orders,
     pub pods: BTreeMap<u32, PodLink>,
     pub timeouts: Shortest,
 }
@@ -57,6 +57,23 @@ pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,
     pub devices: Devices,
+}
+
+/// How much of both tiers is looked at.
+#[derive(Clone, Copy)]
+pub enum Look {
+    Whole,
+    /// What changed about peers is changed, the rest taken to be as it was left.
+    Peers,
+}
+
+impl Look {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Peers => "peers",
+        }
+    }
 }
 
 const fn family_of<F: Family>(_: &Side<F>) -> &'static str {
@@ -170,12 +187,14 @@ impl Settler {
             if let Some(side) = side {
                 problems.extend(look_at(look, side, &self.netlink).await.err());
                 metrics.changed(family_of(side), repair, side.changed.added, side.changed.removed);
-                let applied = block_in_place(|| tier1.apply(side, permits));
+                let applied = block_in_place(|| tier1.apply(look, side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
+                // Where that failed, nothing is taken to be as it was left.
+                side.before.clear();
             }
         });
         let in_sync = self.is_in_sync(problems.first());
-        metrics.reconciled(look, started.elapsed(), in_sync);
+        metrics.reconciled(look.name(), started.elapsed(), in_sync);
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }

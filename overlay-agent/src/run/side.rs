@@ -6,13 +6,26 @@ use tracing::{info, warn};
 
 use crate::{
     backend::{self, Backend},
-    model::{Desired, Family, V4},
+    model::{Desired, Family, LocalNode, Peer, V4},
     netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
 };
+
+/// Peers that changed; `None` for those that are gone.
+pub type PeerChanges<F> = BTreeMap<<F as Family>::Network, Option<Peer<F>>>;
+
+/// What is desired of a family.
+#[derive(Clone, Debug)]
+pub struct Order<F: Family> {
+    pub local: LocalNode<F>,
+    /// As they are to be; all others stay as they are.
+    pub peers: PeerChanges<F>,
+}
 
 /// A family's desired state and its device.
 pub struct Side<F: Family = V4> {
     pub desired: Desired<F>,
+    /// What peers were like that changed since both tiers were last brought to the desired state.
+    pub before: PeerChanges<F>,
     pub vtep: Option<Vtep>,
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
@@ -45,6 +58,7 @@ impl<F: Family> Side<F> {
     pub fn new(desired: Desired<F>, vtep: Option<Vtep>, blackhole: bool) -> Self {
         Self {
             desired,
+            before: PeerChanges::<F>::new(),
             vtep,
             route_mtus: BTreeMap::new(),
             blackhole: if blackhole {
@@ -55,6 +69,19 @@ impl<F: Family> Side<F> {
             standing: None,
             changed: Changed::default(),
             complaints: Vec::new(),
+        }
+    }
+
+    /// Takes over what is desired from here on.
+    pub fn want(&mut self, order: Order<F>) {
+        let Order { local, peers } = order;
+        self.desired.local = local;
+        for (subnet, peer) in peers {
+            let before = match peer {
+                Some(peer) => self.desired.peers.insert(subnet, peer),
+                None => self.desired.peers.remove(&subnet),
+            };
+            self.before.entry(subnet).or_insert(before);
         }
     }
 
@@ -101,7 +128,7 @@ impl<F: Family> Side<F> {
         let Some(standing) = self.standing.take() else {
             return self.reconcile(netlink).await;
         };
-        let followed = netlink.follow(&self.desired, self.vtep.as_ref(), standing);
+        let followed = netlink.follow(&self.desired, self.vtep.as_ref(), &self.before, standing);
         match followed.await {
             Ok(summary) => self.take(summary),
             Err(error) => Err(self.not_in_sync(&error)),
@@ -138,7 +165,7 @@ impl<F: Family> Side<F> {
                 added = summary.added,
                 removed = summary.removed,
                 kept = summary.kept,
-                peers = summary.paths.len(),
+                peers = summary.peers,
                 "kernel tier reconciled"
             );
         }

@@ -2,15 +2,18 @@
 
 use super::{
     devices::{Device, Devices},
-    side::Side,
+    side::{Order, Side},
 };
 use crate::{
     datapath::Serves,
-    model::{DesiredNode, PerFamily, V6, each_family},
+    model::{DesiredNode, PerFamily, V4, V6, each_family},
 };
 
 /// The families this node serves.
 pub type Sides = PerFamily<Option<Side>, Option<Side<V6>>>;
+
+/// What is desired of each of them.
+pub type Orders = PerFamily<Option<Order<V4>>, Option<Order<V6>>>;
 
 impl Sides {
     pub fn serves(&self) -> Serves {
@@ -30,11 +33,11 @@ impl Sides {
         })
     }
 
-    /// Each family is to be like this from here on.
-    pub fn want(&mut self, desired: DesiredNode) {
-        each_family!(self.as_mut().zip(desired), (side, desired) => {
-            if let Some((side, desired)) = side.as_mut().zip(desired) {
-                side.desired = desired;
+    /// Takes over what is desired from here on.
+    pub fn want(&mut self, orders: Orders) {
+        each_family!(self.as_mut().zip(orders), (side, order) => {
+            if let Some((side, order)) = side.as_mut().zip(order) {
+                side.want(order);
             }
         });
     }

@@ -1,7 +1,7 @@
 //! From nothing to a running node, in flannel's order: config, interface, device, lease, rules,
 //! routes, subnet file.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::sync::Mutex;
@@ -98,7 +98,7 @@ impl Daemon {
 
         let netlink = Netlink::connect().context("cannot talk to the kernel")?;
         // From here on nothing that happens to the host's network goes unseen.
-        let watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
+        let mut watch = Netlink::watch().context("cannot follow the kernel's notifications")?;
         let backend = config.backend.clone();
         // Without them the node could take another address and VTEP MAC than its peers know.
         let waits = waiting_for("the leases");
@@ -146,10 +146,10 @@ impl Daemon {
         });
 
         let blackhole = options.filter.blackhole_route;
-        let sides = {
+        let (sides, followed) = {
             let view = leases.view.borrow();
             let parts = ends.zip(config.pools).zip(lease.subnets());
-            each_family!(parts, ((end, pool), subnet) => {
+            let sides = each_family!(parts, ((end, pool), subnet) => {
                 end.zip(pool).zip(subnet).map(|((end, pool), subnet)| {
                     let desired = Desired {
                         local: end.local(pool.network, subnet, &backend),
@@ -157,7 +157,8 @@ impl Daemon {
                     };
                     Side::new(desired, end.vtep, blackhole)
                 })
-            })
+            });
+            (sides, view.peers.position())
         };
         let node = sides.desired();
         let rules = Rules::install(
@@ -172,15 +173,9 @@ impl Daemon {
 
         let mut timeouts = TimeoutWatch::spawn(supervisor, rules.ruleset.clone()).await;
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
-        let per_packet = PerPacket::spawn(
-            &options.datapath,
-            &tier1,
-            &sides.desired(),
-            &rules,
-            supervisor,
-        )?;
+        let per_packet = PerPacket::spawn(&options.datapath, &tier1, &node, &rules, supervisor)?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
-        let mut controller = Controller::new(&sides);
+        let mut controller = Controller::new(node, followed, sides.devices());
         let mut settler = Settler::new(
             netlink.clone(),
             tier1,
@@ -193,25 +188,39 @@ impl Daemon {
         let dump = netlink.dump_links().await;
         let unseen = report_unseen(dump.as_ref().err());
         controller.end_dump(dump.ok());
-        let settled = settler
-            .settle(Job {
-                dirty: Dirty::ALL,
-                backend,
-                desired: controller.desired().clone(),
-                pods: controller.pods(),
-                timeouts: timeouts.borrow_and_update().clone(),
-            })
-            .await;
+        let job = Job {
+            dirty: Dirty::ALL,
+            backend,
+            desired: controller.order(),
+            pods: controller.pods(),
+            timeouts: timeouts.borrow_and_update().clone(),
+        };
+        let (settled, news) = {
+            let mut settling = pin!(settler.settle(job));
+            let mut news = Dirty::default();
+            // The kernel tells of each of the changes, and remembers only so many that nobody has heard.
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = watch.next() => news |= controller.note(&event),
+                    settled = &mut settling => break (settled, news),
+                }
+            }
+        };
         controller.take_devices(settled.devices);
         let mut again = settled.again;
         again |= unseen;
         if again.any() {
             warn!("not everything could be set up; trying on");
         }
+        if news.flush {
+            flushes.request();
+        }
+        again |= news.without_flush();
         // Whoever waits for the file starts containers: everything else is in place before.
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
-        info!(%lease, peers = node.peers(), "node started");
+        info!(%lease, peers = controller.desired().peers(), "node started");
         let mut daemon = Self {
             lease,
             advertised,
@@ -280,7 +289,7 @@ impl Daemon {
         let job = Job {
             dirty,
             backend: self.config.backend.clone(),
-            desired: self.controller.desired().clone(),
+            desired: self.controller.order(),
             pods: self.controller.pods(),
             timeouts: self.timeouts.borrow().clone(),
         };
@@ -410,6 +419,7 @@ impl Daemon {
             );
         }
         self.config = merged.config;
+        self.controller.distrust_peers();
         each_family!(desired.as_mut(), side => set_backend(side, &self.config.backend));
         self.rules.want(convert::filter_settings(
             &self.options.filter,

@@ -12,7 +12,7 @@ use overlay_common::outcome::Hook;
 use tokio::task::block_in_place;
 use tracing::{debug, info, level_filters::LevelFilter, warn};
 
-use super::{side::Side, sides::Sides};
+use super::{settler::Look, side::Side, sides::Sides};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     conntrack::translated,
@@ -123,6 +123,7 @@ impl Tier1 {
     /// Brings the maps of a family to the desired state.
     pub fn apply<F: Family>(
         &mut self,
+        look: Look,
         side: &Side<F>,
         permits: PermitTimes,
     ) -> Result<(), DatapathError> {
@@ -131,7 +132,14 @@ impl Tier1 {
         };
         let underlay = &side.desired.local.underlay.name;
         let facts = HostFacts::read(underlay, side.route_mtus.clone(), permits)?;
-        let summary = datapath.apply(&side.desired, device(side), &facts)?;
+        let (desired, device) = (&side.desired, device(side));
+        let summary = match look {
+            Look::Whole => datapath.apply(desired, device, &facts)?,
+            Look::Peers => {
+                let changed = side.before.keys().copied().collect();
+                datapath.follow(desired, &changed, device, &facts)?
+            }
+        };
         self.note(&summary);
         Ok(())
     }

@@ -228,3 +228,10 @@ pub fn tun(name: &str) -> io::Result<File> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Bytes that this process has allocated and not freed.
+pub fn heap_in_use() -> usize {
+    // SAFETY: it only reads the allocator's own counters, under its locks.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}

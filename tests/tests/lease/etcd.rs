@@ -53,7 +53,7 @@ async fn nodes_see_each_other_come_change_and_go() -> Result<()> {
     second.handle.publish(moved.clone());
     first
         .until("the change is seen", |view| {
-            view.peers.get(&subnet).is_some_and(|p| p.attrs == moved)
+            view.peers.get(&subnet).is_some_and(|p| *p.attrs == moved)
         })
         .await?;
 

@@ -206,11 +206,12 @@ fn direct_and_gatewayed_peers_follow_the_kernels_routes() {
         let vtep = node.ensure().await;
         let summary = node.reconcile(&vtep).await;
         let eth0 = index_of("eth0");
+        let standing = summary.standing.unwrap();
         assert_eq!(
-            summary.paths[&net("10.5.2.0/24")],
-            PeerPath::Direct { ifindex: eth0 }
+            standing.path(net("10.5.2.0/24")),
+            Some(PeerPath::Direct { ifindex: eth0 })
         );
-        assert_eq!(summary.paths[&net("10.5.3.0/24")], PeerPath::Tunnel);
+        assert_eq!(standing.path(net("10.5.3.0/24")), Some(PeerPath::Tunnel));
         let routes = run("ip route show");
         assert!(
             routes.contains("10.5.2.0/24 via 192.168.0.2 dev eth0 proto 241"),

@@ -67,7 +67,7 @@ fn desired() -> Desired {
 
 fn wanted() -> Wanted {
     let desired = desired();
-    let on_link = BTreeMap::from([([192, 0, 2, 3].into(), UNDERLAY)]);
+    let on_link = BTreeMap::from([([192, 0, 2, 3].into(), Some(UNDERLAY))]);
     let admission = admit(&desired, &on_link);
     let paths: Vec<_> = admission.accepted.values().map(|(_, path)| *path).collect();
     let direct = PeerPath::Direct { ifindex: UNDERLAY };

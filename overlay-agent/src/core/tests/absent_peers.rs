@@ -79,7 +79,7 @@ fn a_record_that_returns_with_another_vtep_or_owner_takes_effect_at_once() {
         let mut sim = one_peer();
         sim.delete(PEER);
         sim.write(PEER, attrs.clone());
-        assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, attrs);
+        assert_eq!(*sim.peer("10.3.1.0/24").unwrap().attrs, attrs);
         sim.pass(2 * GRACE);
         assert_eq!(sim.changes.len(), 1, "{:?}", sim.changes);
     }
@@ -330,7 +330,7 @@ proptest! {
                     sim.deliver();
                     if sim.connected {
                         let shown = sim.core.peers().get(&key_of(n).subnet());
-                        prop_assert_eq!(shown.map(|lease| &lease.attrs), Some(&attrs));
+                        prop_assert_eq!(shown.map(|lease| &*lease.attrs), Some(&attrs));
                     }
                 }
                 Step::Delete(n) => {
@@ -372,7 +372,7 @@ proptest! {
             .map(|entry| (entry.key, entry.value.unwrap()))
             .collect();
         let peers = sim.core.peers().values();
-        let shown: Vec<_> = peers.map(|peer| (peer.key, peer.attrs.clone())).collect();
+        let shown: Vec<_> = peers.map(|peer| (peer.key, LeaseAttrs::clone(&peer.attrs))).collect();
         prop_assert_eq!(shown, stored, "nobody stays for ever");
     }
 }

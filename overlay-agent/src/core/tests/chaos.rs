@@ -134,7 +134,7 @@ proptest! {
             .map(|entry| (entry.key, entry.value.unwrap()))
             .collect();
         let peers = sim.core.peers().values();
-        let found: Vec<_> = peers.map(|peer| (peer.key, peer.attrs.clone())).collect();
+        let found: Vec<_> = peers.map(|peer| (peer.key, LeaseAttrs::clone(&peer.attrs))).collect();
         prop_assert_eq!(found, expected);
     }
 }

@@ -17,7 +17,7 @@ fn peers_come_change_and_go_with_the_watch() {
         .force(key("10.3.2.0-24"), moved.clone(), Some(RENEWAL.ttl));
     sim.store.remove(&key("10.3.1.0-24"));
     sim.deliver();
-    assert_eq!(sim.peer("10.3.2.0/24").unwrap().attrs, moved);
+    assert_eq!(*sim.peer("10.3.2.0/24").unwrap().attrs, moved);
     sim.pass(GRACE);
     assert_eq!(sim.peers(), ["10.3.2.0/24"]);
 }
@@ -51,7 +51,7 @@ fn a_compacted_watch_is_replaced_and_every_changed_attribute_is_seen() {
     assert_eq!(sim.lists, 1);
     sim.pass(GRACE);
     assert_eq!(sim.peers(), ["10.3.2.0/24", "10.3.4.0/24"]);
-    assert_eq!(sim.peer("10.3.2.0/24").unwrap().attrs, moved);
+    assert_eq!(*sim.peer("10.3.2.0/24").unwrap().attrs, moved);
     // The watch goes on behind the list.
     sim.store.remove(&key("10.3.4.0-24"));
     sim.deliver();
@@ -75,7 +75,7 @@ fn a_store_without_its_data_gets_the_own_lease_and_takes_no_peer_away() {
     sim.store
         .force(key("10.3.1.0-24"), moved.clone(), Some(48 * HOUR));
     sim.deliver();
-    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, moved);
+    assert_eq!(*sim.peer("10.3.1.0/24").unwrap().attrs, moved);
     assert_eq!(sim.alarms, [Alarm::StoreReset { absent_peers: 1 }]);
     sim.pass(25 * HOUR);
     assert_eq!(sim.peers(), ["10.3.1.0/24"]);
@@ -106,7 +106,7 @@ fn a_subnet_another_node_took_after_the_loss_of_data_belongs_to_that_node() {
     sim.store
         .force(key("10.3.1.0-24"), newcomer.clone(), Some(48 * HOUR));
     sim.reconnect();
-    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, newcomer);
+    assert_eq!(*sim.peer("10.3.1.0/24").unwrap().attrs, newcomer);
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn a_list_that_events_have_overtaken_counts_for_all_that_they_did_not_tell() {
     sim.store.force(key("10.3.1.0-24"), moved.clone(), None);
     sim.deliver();
     sim.give(Input::Listed(old));
-    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, moved);
-    assert_eq!(sim.peer("10.3.4.0/24").unwrap().attrs, missed);
+    assert_eq!(*sim.peer("10.3.1.0/24").unwrap().attrs, moved);
+    assert_eq!(*sim.peer("10.3.4.0/24").unwrap().attrs, missed);
     sim.pass(GRACE);
     assert_eq!(sim.peers(), ["10.3.1.0/24", "10.3.4.0/24"]);
     // An event from before the list that arrives late is no news.
@@ -301,7 +301,7 @@ fn of_two_keys_for_one_subnet_the_one_written_last_counts() {
     let newer = LeaseAttrs::alloc([192, 168, 0, 3].into());
     sim.store.force(dual, newer.clone(), None);
     sim.deliver();
-    assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs, newer);
+    assert_eq!(*sim.peer("10.3.1.0/24").unwrap().attrs, newer);
     sim.store.remove(&dual);
     sim.deliver();
     assert_eq!(sim.peer("10.3.1.0/24").unwrap().attrs.public_ip, OTHER);

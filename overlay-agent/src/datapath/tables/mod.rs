@@ -1,15 +1,16 @@
 //! One family's maps kept as desired.
 
+mod part;
 pub mod plan;
 pub mod wanted;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use overlay_common::config::{Config, FASTPATH_LEARNING, FASTPATH_TRUSTED};
 use tracing::debug;
 
 use self::{
-    plan::Step,
+    plan::{MapPlan, Step},
     wanted::{LocalVtep, Wanted},
 };
 use super::{
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     config::{Fastpath, SlowMark},
-    model::{Desired, Family, V4},
+    model::{Desired, Family, LocalNode, V4},
 };
 
 /// An `overlay-agent flush` is done within microseconds, unless it was stopped.
@@ -48,6 +49,17 @@ pub struct Written<F: Family> {
     /// change, has to do it all the same.
     pub flush_owed: bool,
     pub translations: Translations,
+    /// What the tables were made from, if they hold exactly what was wanted.
+    basis: Option<Basis<F>>,
+}
+
+/// What the entry of a node depends on beside its peer.
+struct Basis<F: Family> {
+    local: LocalNode<F>,
+    vtep: Option<LocalVtep>,
+    facts: HostFacts<F>,
+    /// The addresses that several nodes have.
+    shared: BTreeSet<F::Be>,
 }
 
 /// What is known of translations, which only trusted mode asks.
@@ -70,6 +82,7 @@ impl<F: Family> Default for Written<F> {
             tables: None,
             flush_owed: false,
             translations: Translations::default(),
+            basis: None,
         }
     }
 }
@@ -115,26 +128,85 @@ impl<F: Family> Writer<'_, F> {
         facts: &HostFacts<F>,
     ) -> Result<Summary<F>, DatapathError> {
         let mut wanted = wanted::wanted(desired, vtep, facts, self.fastpath);
-        if let Some(SlowMark { value, mask }) = self.slow_mark {
-            (wanted.config.slow_mark, wanted.config.slow_mask) = (value, mask);
-        }
-        self.write(wanted)
+        self.add_slow_mark(&mut wanted);
+        let basis = Basis {
+            local: desired.local.clone(),
+            vtep,
+            facts: facts.clone(),
+            shared: part::shared(&wanted.nodes),
+        };
+        let summary = self.write(&wanted)?;
+        self.written.basis = summary.left_to_kernel.is_empty().then_some(basis);
+        Ok(summary)
+    }
+
+    /// As [`Self::apply`], after some peers have changed since.
+    pub fn follow(
+        &mut self,
+        desired: &Desired<F>,
+        changed: &BTreeSet<F::Network>,
+        vtep: Option<LocalVtep>,
+        facts: &HostFacts<F>,
+    ) -> Result<Summary<F>, DatapathError> {
+        let basis = self.written.basis.as_ref();
+        let basis = basis.filter(|basis| {
+            (&basis.local, basis.vtep, &basis.facts) == (&desired.local, vtep, facts)
+        });
+        let Some((basis, tables)) = basis.zip(self.written.tables.as_ref()) else {
+            return self.apply(desired, vtep, facts);
+        };
+        let peers = changed
+            .iter()
+            .filter_map(|subnet| desired.peers.get(subnet));
+        let mut wanted = wanted::of_peers(desired, peers, vtep, facts, self.fastpath);
+        let subnets = changed
+            .iter()
+            .map(|subnet| wanted::network_of::<F>(*subnet));
+        let change = part::plan_part(
+            tables,
+            &subnets.collect(),
+            &wanted.nodes,
+            &basis.shared,
+            self.maps.limits(),
+        );
+        let Some(change) = change else {
+            return self.apply(desired, vtep, facts);
+        };
+        self.add_slow_mark(&mut wanted);
+        let tables = self.written.tables.take().unwrap_or_default();
+        self.carry_out(change, &wanted, tables)
     }
 
     /// Removes what there is, of a run in which the node served the family.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
-        self.write(Wanted::nothing()).map(drop)
+        self.write(&Wanted::nothing()).map(drop)
     }
 
-    fn write(&mut self, wanted: Wanted<F>) -> Result<Summary<F>, DatapathError> {
-        let mut tables = match self.written.tables.take() {
+    fn add_slow_mark(&self, wanted: &mut Wanted<F>) {
+        if let Some(SlowMark { value, mask }) = self.slow_mark {
+            (wanted.config.slow_mark, wanted.config.slow_mask) = (value, mask);
+        }
+    }
+
+    fn write(&mut self, wanted: &Wanted<F>) -> Result<Summary<F>, DatapathError> {
+        self.written.basis = None;
+        let tables = match self.written.tables.take() {
             Some(tables) => tables,
             None => self.maps.tables()?,
         };
         let change = plan::plan(&tables, &wanted.nodes, self.maps.limits());
+        self.carry_out(change, wanted, tables)
+    }
+
+    fn carry_out(
+        &mut self,
+        change: MapPlan<F>,
+        wanted: &Wanted<F>,
+        mut tables: Tables<F>,
+    ) -> Result<Summary<F>, DatapathError> {
         let mut summary = Summary {
             left_to_kernel: change.left_to_kernel,
-            unusable: wanted.unusable,
+            unusable: wanted.unusable.clone(),
             ..Summary::default()
         };
         let flushes = |step: &Step<F>| matches!(step, Step::Configure { flush: true });

@@ -64,9 +64,32 @@ pub fn plan<F: Family>(
     wanted: &BTreeMap<F::Network, Node<F>>,
     limits: Limits,
 ) -> MapPlan<F> {
+    let room = limits.routes.min(limits.peers) as usize;
+    let whole = Whole {
+        tables: observed,
+        limits,
+        room,
+    };
+    plan_within(observed, wanted, &whole)
+}
+
+/// The tables of which a part is compared.
+pub(super) struct Whole<'a, F: Family> {
+    pub tables: &'a Tables<F>,
+    pub limits: Limits,
+    /// How many subnets the part may have.
+    pub room: usize,
+}
+
+/// Compares a part of the tables with what is wanted of it.
+pub(super) fn plan_within<F: Family>(
+    observed: &Tables<F>,
+    wanted: &BTreeMap<F::Network, Node<F>>,
+    whole: &Whole<'_, F>,
+) -> MapPlan<F> {
     let kept = kept_indexes(observed, wanted);
     let mut assigned = kept.clone();
-    let left_to_kernel = assign_new(observed, wanted, limits, &mut assigned);
+    let left_to_kernel = assign_new(observed, wanted, whole, &mut assigned);
 
     // A route to an index that is freed goes, even if its subnet is given that very index again.
     let stale_routes: Vec<_> = observed
@@ -92,7 +115,7 @@ pub fn plan<F: Family>(
         || stale_nodes.clone().next().is_some()
         || new_routes
             .iter()
-            .any(|&(subnet, _)| is_covered::<F>(subnet, &observed.routes));
+            .any(|&(subnet, _)| is_covered::<F>(subnet, &whole.tables.routes));
 
     let mut steps: Vec<Step<F>> = stale_routes.into_iter().map(Step::RemoveRoute).collect();
     for (subnet, &index) in &kept {
@@ -159,24 +182,23 @@ fn kept_indexes<F: Family>(
 fn assign_new<F: Family>(
     observed: &Tables<F>,
     wanted: &BTreeMap<F::Network, Node<F>>,
-    limits: Limits,
+    whole: &Whole<'_, F>,
     assigned: &mut BTreeMap<F::Network, u32>,
 ) -> Vec<F::Network> {
     let used: BTreeSet<u32> = assigned.values().copied().collect();
-    let never_used = (1..limits.nodes).filter(|index| !observed.nodes.contains_key(index));
+    let never_used = unused(whole.tables, whole.limits);
     let freed = observed
         .nodes
         .keys()
         .copied()
         .filter(|index| *index != 0 && !used.contains(index));
     let mut free = never_used.chain(freed);
-    let room = limits.routes.min(limits.peers) as usize;
     let mut left = Vec::new();
     for &subnet in wanted.keys() {
         if assigned.contains_key(&subnet) {
             continue;
         }
-        let index = if assigned.len() < room {
+        let index = if assigned.len() < whole.room {
             free.next()
         } else {
             None
@@ -189,6 +211,12 @@ fn assign_new<F: Family>(
         }
     }
     left
+}
+
+/// The indexes that no node has.
+fn unused<F: Family>(tables: &Tables<F>, limits: Limits) -> impl Iterator<Item = u32> {
+    let mut used = tables.nodes.range(1..).map(|(index, _)| *index).peekable();
+    (1..limits.nodes).filter(move |index| used.next_if_eq(index).is_none())
 }
 
 /// The node behind each VTEP address. A node that leases two subnets has two entries: the one the

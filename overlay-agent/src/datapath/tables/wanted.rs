@@ -79,10 +79,21 @@ pub fn wanted<F: Family>(
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Wanted<F> {
+    of_peers(desired, desired.peers.values(), vtep, facts, fastpath)
+}
+
+/// As if these were all peers.
+pub fn of_peers<'a, F: Family>(
+    desired: &Desired<F>,
+    peers: impl Iterator<Item = &'a Peer<F>>,
+    vtep: Option<LocalVtep>,
+    facts: &HostFacts<F>,
+    fastpath: Fastpath,
+) -> Wanted<F> {
     let config = config(&desired.local, vtep, facts, fastpath);
     let mut nodes = BTreeMap::new();
     let mut unusable = Vec::new();
-    for peer in desired.peers.values() {
+    for peer in peers {
         match node(&desired.local, peer, config.vtep_mac, facts) {
             Some(node) => {
                 nodes.insert(network_of::<F>(peer.subnet), node);
@@ -197,7 +208,7 @@ fn node<F: Family>(
 }
 
 /// The subnet with its host bits cleared.
-fn network_of<F: Family>(subnet: F::Network) -> F::Network {
+pub fn network_of<F: Family>(subnet: F::Network) -> F::Network {
     F::with_prefix(F::first(subnet), F::prefix(subnet)).unwrap_or(subnet)
 }
 

@@ -60,9 +60,11 @@ pub struct Acquired {
     pub snapshot: Snapshot,
 }
 
-/// Acquires the lease this node keeps. While the store does not answer, tries on.
+/// Acquires the lease this node keeps. While the store does not answer, tries on. `known` is what was
+/// listed shortly before, if anything was.
 pub async fn acquire<S: LeaseStore>(
     store: &S,
+    mut known: Option<Snapshot>,
     wish: &Wish,
     renewal: Renewal,
     machine: &mut Machine,
@@ -72,11 +74,12 @@ pub async fn acquire<S: LeaseStore>(
     let mut races = 0;
     let mut reported = None;
     while races < RACES {
-        let attempt = cancel.run_until_cancelled(attempt(store, wish, renewal, machine));
+        let attempt =
+            cancel.run_until_cancelled(attempt(store, known.take(), wish, renewal, machine));
         match attempt.await.ok_or(AcquireError::Cancelled)? {
             Ok(Attempt::Acquired(acquired)) => return Ok(*acquired),
             Ok(Attempt::Lost) => races += 1,
-            Ok(Attempt::Cleared) => {}
+            Ok(Attempt::Cleared | Attempt::Outdated) => {}
             Ok(Attempt::OutOfSubnets) => {
                 let allocation = wish.allocation;
                 return Err(AcquireError::OutOfSubnets { allocation });
@@ -103,18 +106,27 @@ enum Attempt {
     /// A record in the way was deleted.
     Cleared,
     OutOfSubnets,
+    /// What was known before does not do.
+    Outdated,
 }
 
 async fn attempt<S: LeaseStore>(
     store: &S,
+    known: Option<Snapshot>,
     wish: &Wish,
     renewal: Renewal,
     machine: &mut Machine,
 ) -> Result<Attempt, EtcdError> {
-    let snapshot = store.list().await?;
+    let is_fresh = known.is_none();
+    // Whatever has changed since, the write finds out, and the watch goes on from there.
+    let mut snapshot = match known {
+        Some(known) => known,
+        None => store.list().await?,
+    };
     let (key, expect, reservation, origin) = match decide(wish, &snapshot.entries, &mut machine.rng)
     {
-        Decision::OutOfSubnets => return Ok(Attempt::OutOfSubnets),
+        Decision::OutOfSubnets if is_fresh => return Ok(Attempt::OutOfSubnets),
+        Decision::OutOfSubnets => return Ok(Attempt::Outdated),
         Decision::Delete { key, mod_revision } => {
             warn!(lease = %key, "the lease of this node does not fit the network config, or an earlier one; deleting it");
             store.delete(&key, mod_revision).await?;
@@ -142,18 +154,17 @@ async fn attempt<S: LeaseStore>(
             lease_id,
             ttl,
         } => {
-            let snapshot = if expect == Expect::Absent {
-                let now = store.list().await?;
+            if expect == Expect::Absent {
+                // What was there before was heeded in the choice.
+                let newer = store.list_after(snapshot.revision).await?;
                 let node_ip = put.attrs.node_ip();
-                if let Some(rival) = rival(&key, node_ip, mod_revision, &now.entries) {
+                if let Some(rival) = rival(&key, node_ip, mod_revision, &newer) {
                     info!(lease = %key, %rival, "another node wrote an overlapping lease first; choosing again");
                     store.delete(&key, mod_revision).await?;
                     return Ok(Attempt::Lost);
                 }
-                now
-            } else {
-                snapshot
-            };
+                snapshot.add(newer);
+            }
             report(&put.attrs, origin, expect);
             info!(lease = %key, %origin, reservation, "lease acquired");
             let held = Held {

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt, future::BoxFuture, stream::BoxStream};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
@@ -41,7 +41,11 @@ pub fn spawn<S: LeaseStore>(
     let core = Core::new(now, held, snapshot, renewal, config, rng);
     let (view, receiver) = watch::channel(LeaseView {
         own: core.own(),
-        peers: core.peers().clone(),
+        peers: core
+            .peers()
+            .iter()
+            .map(|(subnet, lease)| (*subnet, lease.clone()))
+            .collect(),
         store: StoreState::default(),
         config: core.config().cloned(),
         alarms: BTreeSet::new(),
@@ -59,6 +63,7 @@ pub fn spawn<S: LeaseStore>(
         pause: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         machine,
         reported: Vec::new(),
+        changes: Vec::new(),
     };
     tokio::spawn(async move {
         cancel.run_until_cancelled(driver.run()).await;
@@ -80,10 +85,15 @@ struct Driver<S> {
     machine: Machine,
     /// Errors reported since etcd worked last.
     reported: Vec<String>,
+    /// What the view does not show yet.
+    changes: Vec<Output>,
 }
 
 /// So many different errors of one outage are worth a line in the log.
 const REPORTED: usize = 5;
+
+/// So many events that have come together are shown as one change of the view.
+const TOGETHER: usize = 1000;
 
 /// The watch.
 enum WatchState {
@@ -104,25 +114,37 @@ impl<S: LeaseStore> Driver<S> {
     async fn run(mut self) {
         self.handle(Input::Start);
         loop {
-            match self.wake().await {
-                Wake::Input(input) => self.take_in(input),
-                Wake::Listed(Ok(snapshot)) => {
-                    self.listing = None;
-                    self.handle(Input::Listed(snapshot));
-                }
-                Wake::Listed(Err(error)) => {
-                    // While the watch stands, the list only has to be repeated.
-                    let watching = matches!(self.watch, WatchState::Watching(_));
-                    if watching && self.view.borrow().store.connected {
-                        debug!(%error, "leases not listed");
-                    } else {
-                        self.disconnected(&error.into());
-                    }
-                    let pause = self.pause.failed(&mut self.machine.rng);
-                    self.list(pause);
-                }
-                Wake::Reopen => self.open(),
+            self.show();
+            let wake = self.wake().await;
+            self.act(wake);
+            for _ in 1..TOGETHER {
+                let Some(wake) = self.watch.ready() else {
+                    break;
+                };
+                self.act(wake);
             }
+        }
+    }
+
+    fn act(&mut self, wake: Wake) {
+        match wake {
+            Wake::Input(input) => self.take_in(input),
+            Wake::Listed(Ok(snapshot)) => {
+                self.listing = None;
+                self.handle(Input::Listed(snapshot));
+            }
+            Wake::Listed(Err(error)) => {
+                // While the watch stands, the list only has to be repeated.
+                let watching = matches!(self.watch, WatchState::Watching(_));
+                if watching && self.view.borrow().store.connected {
+                    debug!(%error, "leases not listed");
+                } else {
+                    self.disconnected(&error.into());
+                }
+                let pause = self.pause.failed(&mut self.machine.rng);
+                self.list(pause);
+            }
+            Wake::Reopen => self.open(),
         }
     }
 
@@ -176,8 +198,6 @@ impl<S: LeaseStore> Driver<S> {
     fn handle(&mut self, input: Input) {
         let now = self.now();
         let outputs = self.core.handle(now, input);
-        let revision = self.core.revision();
-        let mut changes = Vec::new();
         for output in outputs {
             match output {
                 Output::List => self.list(Duration::ZERO),
@@ -185,10 +205,16 @@ impl<S: LeaseStore> Driver<S> {
                 Output::Request(request) => self.request = Some(self.send(request)),
                 change => {
                     report(&change);
-                    changes.push(change);
+                    self.changes.push(change);
                 }
             }
         }
+    }
+
+    /// Has the view show what has changed.
+    fn show(&mut self) {
+        let revision = self.core.revision();
+        let changes = std::mem::take(&mut self.changes);
         self.view.send_if_modified(|view| {
             view.store.revision = revision;
             let visible = !changes.is_empty();
@@ -287,6 +313,14 @@ impl<S: LeaseStore> Driver<S> {
 }
 
 impl WatchState {
+    /// What has come already.
+    fn ready(&mut self) -> Option<Wake> {
+        match self {
+            Self::Down | Self::Paused(_) => None,
+            Self::Watching(_) => self.next().now_or_never(),
+        }
+    }
+
     async fn next(&mut self) -> Wake {
         match self {
             Self::Down => std::future::pending().await,
@@ -328,8 +362,8 @@ fn apply(view: &mut LeaseView, change: Output) {
         Output::Peer {
             subnet,
             lease: Some(lease),
-        } => drop(view.peers.insert(subnet, lease)),
-        Output::Peer { subnet, .. } => drop(view.peers.remove(&subnet)),
+        } => view.peers.insert(subnet, lease),
+        Output::Peer { subnet, .. } => view.peers.remove(&subnet),
         Output::Own(own) => view.own = own,
         Output::Config(config) => view.config = config,
         Output::Raised(alarm) => drop(view.alarms.insert(alarm)),

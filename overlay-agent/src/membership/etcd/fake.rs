@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{error::EtcdError, lease_store::LeaseStore};
 use crate::{
-    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent, fake::MemoryStore},
+    core::{Entry, Put, PutOutcome, RecordState, Snapshot, WatchEvent, fake::MemoryStore},
     model::{ConfigText, LeaseKey},
 };
 
@@ -77,6 +77,12 @@ impl LeaseStore for FakeStore {
 
     async fn list(&self) -> Result<Snapshot, EtcdError> {
         self.answer(|state| state.list())
+    }
+
+    async fn list_after(&self, revision: i64) -> Result<Vec<Entry>, EtcdError> {
+        let mut entries = self.list().await?.entries;
+        entries.retain(|entry| entry.mod_revision > revision);
+        Ok(entries)
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<RecordState, EtcdError> {

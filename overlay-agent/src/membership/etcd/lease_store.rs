@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 
 use super::error::EtcdError;
 use crate::{
-    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent},
+    core::{Entry, Put, PutOutcome, RecordState, Snapshot, WatchEvent},
     model::{ConfigText, LeaseKey},
 };
 
@@ -19,6 +19,12 @@ pub trait LeaseStore: Send + Sync + 'static {
     fn config(&self) -> impl Future<Output = Result<Option<ConfigText>, EtcdError>> + Send;
 
     fn list(&self) -> impl Future<Output = Result<Snapshot, EtcdError>> + Send;
+
+    /// Those records of the list that were written after a revision.
+    fn list_after(
+        &self,
+        revision: i64,
+    ) -> impl Future<Output = Result<Vec<Entry>, EtcdError>> + Send;
 
     fn get(&self, key: &LeaseKey) -> impl Future<Output = Result<RecordState, EtcdError>> + Send;
 

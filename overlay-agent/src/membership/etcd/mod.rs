@@ -26,7 +26,7 @@ mod watch;
 mod wire;
 mod words;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ use self::{
 pub use self::{endpoints::Deadlines, error::EtcdError, lease_store::LeaseStore, store::EtcdStore};
 use super::member::{JoinError, Member, Membership, Wish};
 use crate::{
-    core::Renewal,
+    core::{Renewal, Snapshot},
     model::{ConfigText, LeaseAttrs, StoreError},
 };
 
@@ -46,6 +46,8 @@ use crate::{
 pub struct Etcd<S> {
     store: Arc<S>,
     renewal: Renewal,
+    /// What was listed last, for the choice of the own lease.
+    known: Mutex<Option<Snapshot>>,
 }
 
 impl<S: LeaseStore> Etcd<S> {
@@ -53,7 +55,12 @@ impl<S: LeaseStore> Etcd<S> {
         Self {
             store: Arc::new(store),
             renewal,
+            known: Mutex::new(None),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Snapshot>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn join_from(
@@ -63,7 +70,17 @@ impl<S: LeaseStore> Etcd<S> {
         config: ConfigText,
         stop: CancellationToken,
     ) -> Result<Option<Member>, AcquireError> {
-        match acquire(&*self.store, &wish, self.renewal, &mut machine, &stop).await {
+        let known = self.known().take();
+        match acquire(
+            &*self.store,
+            known,
+            &wish,
+            self.renewal,
+            &mut machine,
+            &stop,
+        )
+        .await
+        {
             Ok(acquired) => {
                 let store = Arc::clone(&self.store);
                 let member = driver::spawn(store, acquired, self.renewal, config, machine, stop);
@@ -94,9 +111,11 @@ impl<S: LeaseStore> Membership for Etcd<S> {
 
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {
         Box::pin(async {
-            let entries = self.store.list().await?.entries;
-            let attrs = entries.into_iter().filter_map(|entry| entry.value.ok());
-            Ok(attrs.collect())
+            let snapshot = self.store.list().await?;
+            let attrs = snapshot.entries.iter();
+            let attrs = attrs.filter_map(|entry| entry.value.clone().ok()).collect();
+            *self.known() = Some(snapshot);
+            Ok(attrs)
         })
     }
 

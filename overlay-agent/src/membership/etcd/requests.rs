@@ -31,6 +31,7 @@ impl Wire for Endpoints {
             .call(operation, |mut client| {
                 let mut options = GetOptions::new()
                     .with_revision(range.revision)
+                    .with_min_mod_revision(range.after.saturating_add(1))
                     .with_limit(range.limit);
                 if !range.end.is_empty() {
                     options = options.with_range(range.end.clone());

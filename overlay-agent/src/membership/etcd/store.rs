@@ -15,11 +15,11 @@ use super::{
     keys::{Keys, config_text},
     lease_store::LeaseStore,
     watch,
-    wire::{Page, Range, Wire, Write},
+    wire::{Range, Wire, Write},
 };
 use crate::{
     config::options::EtcdOptions,
-    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent},
+    core::{Entry, Put, PutOutcome, RecordState, Snapshot, WatchEvent},
     metrics,
     model::{ConfigText, LeaseKey},
 };
@@ -65,37 +65,52 @@ impl<W: Wire> EtcdStore<W> {
         }
     }
 
+    /// All records, and the network config, at one revision; `None` if that is compacted meanwhile.
     async fn try_list(&self) -> Result<Option<Snapshot>, EtcdError> {
-        let mut snapshot = Snapshot::default();
+        let Some((revision, entries)) = self.entries(0).await? else {
+            return Ok(None);
+        };
+        let config = match self.config_at(revision).await {
+            Ok(config) => config,
+            Err(error) if is_compacted(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Snapshot {
+            revision,
+            entries,
+            config,
+        }))
+    }
+
+    /// The records written after a revision, at one revision; `None` if that is compacted meanwhile.
+    async fn entries(&self, after: i64) -> Result<Option<(i64, Vec<Entry>)>, EtcdError> {
+        let (mut revision, mut entries) = (0, Vec::new());
         let mut from = self.keys.subnets.clone().into_bytes();
-        let end = prefix_end(&self.keys.subnets);
         loop {
-            let page = self.page(from, end.clone(), snapshot.revision).await;
-            let page = match page {
+            let range = Range {
+                from,
+                end: prefix_end(&self.keys.subnets),
+                revision,
+                after,
+                limit: PAGE,
+            };
+            let page = match self.wire.range("list leases", range).await {
                 Ok(page) => page,
                 Err(error) if is_compacted(&error) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            if snapshot.revision == 0 {
-                snapshot.revision = page.revision;
+            if revision == 0 {
+                revision = page.revision;
             }
-            snapshot
-                .entries
-                .extend(page.kvs.iter().filter_map(|kv| self.keys.entry(kv)));
+            entries.extend(page.kvs.iter().filter_map(|kv| self.keys.entry(kv)));
             match page.kvs.into_iter().next_back() {
                 Some(last) if page.more => {
                     from = last.key;
                     from.push(0);
                 }
-                _ => break,
+                _ => return Ok(Some((revision, entries))),
             }
         }
-        match self.config_at(snapshot.revision).await {
-            Ok(config) => snapshot.config = config,
-            Err(error) if is_compacted(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        Ok(Some(snapshot))
     }
 
     /// The network config as it was at a revision (0: as it is).
@@ -106,17 +121,6 @@ impl<W: Wire> EtcdStore<W> {
             .range("read the network config", one(key, revision))
             .await?;
         Ok(answer.kvs.first().map(config_text))
-    }
-
-    /// Keys of `[from, end)` at a revision (0: the latest).
-    async fn page(&self, from: Vec<u8>, end: Vec<u8>, revision: i64) -> Result<Page, EtcdError> {
-        let range = Range {
-            from,
-            end,
-            revision,
-            limit: PAGE,
-        };
-        self.wire.range("list leases", range).await
     }
 }
 
@@ -131,10 +135,16 @@ impl<W: Wire> LeaseStore for EtcdStore<W> {
                 return Ok(snapshot);
             }
         }
-        Err(EtcdError::Rejected {
-            operation: "list leases",
-            reason: "the history is compacted faster than the list can be read".to_owned(),
-        })
+        Err(compacted_too_fast())
+    }
+
+    async fn list_after(&self, revision: i64) -> Result<Vec<Entry>, EtcdError> {
+        for _ in 0..LIST_TRIES {
+            if let Some((_, entries)) = self.entries(revision).await? {
+                return Ok(entries);
+            }
+        }
+        Err(compacted_too_fast())
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<RecordState, EtcdError> {
@@ -223,7 +233,15 @@ fn one(key: Vec<u8>, revision: i64) -> Range {
         from: key,
         end: Vec::new(),
         revision,
+        after: 0,
         limit: 0,
+    }
+}
+
+fn compacted_too_fast() -> EtcdError {
+    EtcdError::Rejected {
+        operation: "list leases",
+        reason: "the history is compacted faster than the list can be read".to_owned(),
     }
 }
 

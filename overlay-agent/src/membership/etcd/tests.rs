@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::network::Pool,
-    core::Renewal,
+    core::{Renewal, Snapshot},
     logging::capture::Log,
     membership::{Allocation, Member, Membership, Wish, await_config, await_known},
     model::{ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnState},
@@ -45,8 +45,16 @@ fn wish(last: u8) -> Wish {
 }
 
 async fn try_acquire(store: &FakeStore, wish: &Wish) -> Result<Acquired, AcquireError> {
-    let cancel = CancellationToken::new();
-    acquire(store, wish, RENEWAL, &mut Machine::real(), &cancel).await
+    acquire_knowing(store, None, wish).await
+}
+
+async fn acquire_knowing(
+    store: &FakeStore,
+    known: Option<Snapshot>,
+    wish: &Wish,
+) -> Result<Acquired, AcquireError> {
+    let (mut machine, cancel) = (Machine::real(), CancellationToken::new());
+    acquire(store, known, wish, RENEWAL, &mut machine, &cancel).await
 }
 
 fn config(text: &str) -> ConfigText {
@@ -183,6 +191,24 @@ async fn a_lost_race_is_run_again_with_another_subnet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_choice_among_leases_listed_before_holds_only_if_they_are_still_so() {
+    let store = FakeStore::new();
+    let ttl = Some(Duration::from_hours(24));
+    let other = LeaseAttrs::alloc(Ipv4Addr::new(192, 168, 0, 2));
+    // The only subnet there is was leased, and is free again; then the other way round.
+    let subnet = LeaseKey::parse("10.3.1.0-24").unwrap();
+    store.with(|state| state.force(subnet, other.clone(), ttl));
+    let full = store.with(|state| state.list());
+    store.with(|state| state.remove(&subnet));
+    let empty = store.with(|state| state.list());
+    let acquired = acquire_knowing(&store, Some(full), &wish(1)).await.unwrap();
+    assert_eq!(acquired.held.key, subnet);
+    store.with(|state| state.force(subnet, other, ttl));
+    let refused = acquire_knowing(&store, Some(empty), &wish(1)).await;
+    assert!(matches!(refused, Err(AcquireError::OutOfSubnets { .. })));
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_two_nodes_that_wrote_overlapping_leases_at_once_the_later_one_gives_way() {
     let store = FakeStore::new();
     store.with(|state| state.overlaps = 3);
@@ -192,10 +218,9 @@ async fn of_two_nodes_that_wrote_overlapping_leases_at_once_the_later_one_gives_
     let own = acquired.held.key;
     let others = entries.iter().filter(|entry| entry.key != own);
     assert_eq!(others.filter(|entry| entry.key.overlaps(&own)).count(), 0);
-    assert_eq!(
-        acquired.snapshot.entries, entries,
-        "peers of that moment are known"
-    );
+    let mut known = acquired.snapshot.entries;
+    known.sort_by_key(|entry| entry.key);
+    assert_eq!(known, entries, "peers of that moment are known");
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,7 +313,7 @@ async fn acquiring_ends_at_once_when_cancelled() {
     let mut machine = Machine::real();
     let wish = wish(255);
     let start = Instant::now();
-    let acquiring = acquire(&store, &wish, RENEWAL, &mut machine, &cancel);
+    let acquiring = acquire(&store, None, &wish, RENEWAL, &mut machine, &cancel);
     let (result, ()) = tokio::join!(acquiring, async {
         sleep(Duration::from_secs(10)).await;
         cancel.cancel();

@@ -15,6 +15,8 @@ pub struct Range {
     pub end: Vec<u8>,
     /// 0: the latest.
     pub revision: i64,
+    /// Only keys that were written after this revision.
+    pub after: i64,
     /// 0: no limit.
     pub limit: i64,
 }

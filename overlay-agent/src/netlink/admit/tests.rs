@@ -44,7 +44,7 @@ fn admitted(local: LocalNode, peers: &[Peer]) -> Admission {
         .iter()
         .map(|peer| (peer.subnet, peer.clone()))
         .collect();
-    let on_link = [(Ipv4Addr::new(192, 0, 2, 3), 2)].into();
+    let on_link = [(Ipv4Addr::new(192, 0, 2, 3), Some(2))].into();
     admit(&Desired { local, peers }, &on_link)
 }
 

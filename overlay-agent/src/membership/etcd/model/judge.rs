@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -246,6 +247,7 @@ impl WorldState {
                     continue;
                 }
                 let subnet = key.subnet();
+                let attrs = Arc::new(attrs);
                 let found = (kv.mod_revision, PeerLease { key, attrs });
                 let newer = |known: &(i64, PeerLease)| known.0 < found.0;
                 if expected.get(&subnet).is_none_or(newer) {
@@ -267,7 +269,7 @@ impl WorldState {
                 let kv = self.server.get(keys.lease(key).as_bytes());
                 kv.is_none_or(|kv| attrs(kv).is_some())
             };
-            let mut known = view.peers;
+            let mut known = BTreeMap::clone(&view.peers);
             known.retain(|_, peer| is_readable(&peer.key));
             if known != expected {
                 let (known, there) = (words(&known), words(&expected));

@@ -121,7 +121,8 @@ impl Server {
             [] => key == range.from.as_slice(),
             end => key >= range.from.as_slice() && key < end,
         };
-        let mut kvs: Vec<_> = at.into_values().filter(|kv| inside(&kv.key)).collect();
+        let is_asked = |kv: &Kv| inside(&kv.key) && kv.mod_revision > range.after;
+        let mut kvs: Vec<_> = at.into_values().filter(is_asked).collect();
         let more = kvs.len() > most;
         kvs.truncate(most);
         Ok(Page {

@@ -1,0 +1,143 @@
+//! From the start of a program to the last route, and to readiness.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    cluster::{CONFIG, Ghost, Writer},
+    cost::Cost,
+    routes::RouteLog,
+};
+use crate::{
+    lab::{
+        Lab, Node,
+        agent::Launch,
+        store::{PREFIX, Store},
+        underlay::NODE_INTERFACE,
+    },
+    process::{Daemon, Lifetime},
+};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// After this long nothing of the start is still under way.
+const CALM: Duration = Duration::from_secs(4);
+
+/// What runs the overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    Agent,
+    /// Stock flanneld, at this path.
+    Flanneld(PathBuf),
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "overlay-agent",
+            Self::Flanneld(_) => "flanneld",
+        })
+    }
+}
+
+impl Program {
+    fn start(&self, node: &Node, store: &Store) -> Result<Daemon> {
+        let log = node.log_file();
+        match self {
+            Self::Agent => Launch::new(store, &[]).start(node, &log, Lifetime::Bound),
+            Self::Flanneld(path) => {
+                let mut command = node.namespace.command(&path.to_string_lossy());
+                command
+                    .arg(format!("--etcd-endpoints={}", store.endpoints()))
+                    .arg(format!("--etcd-prefix={PREFIX}"))
+                    .arg(format!("--iface={NODE_INTERFACE}"))
+                    .arg(format!("--subnet-file={}", node.subnet_file.display()));
+                Daemon::start("flanneld", command, &log, Lifetime::Bound)
+            }
+        }
+    }
+}
+
+/// A node among so many others, on which the program runs. It is gone before the lab is.
+pub struct Site {
+    pub daemon: Daemon,
+    pub routes: RouteLog,
+    pub writer: Writer,
+    pub size: u32,
+    pub program: Program,
+    pub lab: Lab,
+}
+
+/// What a start took.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// To the last route.
+    pub routed: Duration,
+    /// To the subnet file.
+    pub ready: Duration,
+    pub at_last_route: Cost,
+    /// When all was quiet again.
+    pub in_all: Cost,
+}
+
+impl Start {
+    pub fn to_json(self) -> Value {
+        json!({
+            "routed_ms": self.routed.as_secs_f64() * 1e3,
+            "ready_ms": self.ready.as_secs_f64() * 1e3,
+            "at_last_route": self.at_last_route.to_json(),
+            "in_all": self.in_all.to_json(),
+        })
+    }
+}
+
+impl Site {
+    /// Builds a cluster and starts the program in it.
+    pub fn start(program: &Program, size: u32) -> Result<(Self, Start)> {
+        let lab = Lab::builder().nodes(1).config(CONFIG).build()?;
+        let writer = Writer::connect(&lab)?;
+        writer.put_all((0..size).map(Ghost::new))?;
+        let node = lab.node(0);
+        let routes = RouteLog::start(&node.namespace)?;
+        let began = Instant::now();
+        let daemon = program.start(node, lab.store())?;
+        let last = routes.wait_count(usize::try_from(size)?, DEADLINE)?;
+        let at_last_route = Cost::of(daemon.pid())?;
+        while node.subnet_env().is_err() {
+            ensure!(began.elapsed() < DEADLINE, "no subnet file");
+            daemon.check_running()?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        let ready = began.elapsed();
+        thread::sleep(CALM);
+        let start = Start {
+            routed: last.saturating_duration_since(began),
+            ready,
+            at_last_route,
+            in_all: Cost::of(daemon.pid())?,
+        };
+        let site = Self {
+            daemon,
+            routes,
+            writer,
+            size,
+            program: program.clone(),
+            lab,
+        };
+        Ok((site, start))
+    }
+
+    pub fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    pub fn cost(&self) -> Result<Cost> {
+        Cost::of(self.daemon.pid())
+    }
+}
