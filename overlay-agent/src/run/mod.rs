@@ -231,6 +231,9 @@ async fn serve(
                         } else if dirty.tiers {
                             verification = None;
                         }
+                        if dirty.flush_after && !settled.again.flush_after {
+                            daemon.flushes.request();
+                        }
                         pending.mark_for(settled.again, Instant::now() + RETRY);
                         if reload == Reload::UnderWay {
                             reload = Reload::Idle;

@@ -128,6 +128,7 @@ impl Settler {
         if self.attached && self.learn_translations().await {
             again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
         }
+        again.flush_after = dirty.flush_after && (again.tiers || again.vtep);
         again
     }
 

@@ -14,6 +14,8 @@ use crate::{
 pub struct Side<F: Family = V4> {
     pub desired: Desired<F>,
     pub vtep: Option<Vtep>,
+    /// The device there was, while there is none.
+    lost: Option<Vtep>,
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
     blackhole: Blackhole,
@@ -37,6 +39,7 @@ impl<F: Family> Side<F> {
         Self {
             desired,
             vtep,
+            lost: None,
             route_mtus: BTreeMap::new(),
             blackhole: if blackhole {
                 Blackhole::Kept
@@ -46,6 +49,11 @@ impl<F: Family> Side<F> {
             standing: None,
             complaints: Vec::new(),
         }
+    }
+
+    /// The device, or the one there was: what is fast goes on with it until there is another.
+    pub fn last_vtep(&self) -> Option<&Vtep> {
+        self.vtep.as_ref().or(self.lost.as_ref())
     }
 
     /// Has the device exist as peers know it. The error is the reason why it does not.
@@ -68,7 +76,7 @@ impl<F: Family> Side<F> {
                 Ok(())
             }
             Err(error) => {
-                self.vtep = None;
+                self.lost = self.vtep.take().or(self.lost.take());
                 Err(self.not_in_sync(&error))
             }
         }
