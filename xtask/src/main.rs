@@ -4,6 +4,7 @@ mod bench;
 mod budget;
 mod build_ebpf;
 mod call_chain;
+mod chaos;
 mod demo;
 mod fingerprint;
 mod kernel;
@@ -41,6 +42,8 @@ enum Command {
     Demo(demo::Args),
     /// Install what is missing, build, and measure against flannel and plain routes (as root)
     Bench(bench::Args),
+    /// Install what is missing, build, and damage clusters at random, one seed after the other (as root)
+    Chaos(chaos::Args),
     /// Check formatting and run clippy with warnings as errors
     Lint,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Lint => lint::run(),
     };
     match result {

@@ -23,7 +23,8 @@ impl World {
             Step::Device { node, is_rename } => {
                 for device in self.flavour.devices() {
                     let line = if is_rename {
-                        format!("ip link set {device} name not-{device}")
+                        let name = device.replace("flannel", "other");
+                        format!("ip link set {device} name {name}")
                     } else {
                         format!("ip link delete {device}")
                     };

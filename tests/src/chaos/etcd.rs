@@ -58,6 +58,15 @@ impl World {
         router.run("nft", [rules.as_str()]).map(drop)
     }
 
+    /// Who sees nothing of it is told, when it asks for what has happened since, that nobody knows.
+    pub fn compact(&mut self) -> Result<()> {
+        let key = format!("{PREFIX}/subnets/nowhere");
+        let server = self.lab.store_mut().server();
+        server.put(&key, "{}")?;
+        server.delete(&key)?;
+        self.lab.store().compact()
+    }
+
     pub fn lose_lease(&self, node: usize) -> Result<()> {
         let address = format!("\"{}\"", self.lab.node(node).address);
         let mut leases = self.lab.store().leases()?.into_iter();

@@ -9,6 +9,7 @@
 //! no namespace, and that of a running process cannot be moved: neither is tried.
 
 mod damage;
+mod deal;
 mod etcd;
 mod judge;
 mod plan;
@@ -17,9 +18,12 @@ mod world;
 
 use anyhow::{Context as _, Result, bail};
 
-pub use self::plan::{Flavour, Plan};
+pub use self::plan::{Flavour, Plan, SEEDS};
 use self::{judge::Judge, world::World};
 use crate::lab::Lab;
+
+/// Steps of a plan, unless more or fewer are asked for: about a minute.
+pub const STEPS: usize = 24;
 
 /// Runs a plan. The error says what is not right; what every step cost is printed in any case.
 pub fn run(plan: &Plan) -> Result<()> {

@@ -3,12 +3,15 @@
 
 use std::fmt;
 
-use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+
+use super::deal::{KINDS, Kind};
+
+/// The seeds of the tests: one of each flavour, and together every kind of step.
+pub const SEEDS: [u64; 4] = [0, 1, 2, 3];
 
 /// Nodes of a cluster.
 pub const NODES: usize = 3;
-/// The map layouts that are imitated: of an older and of a newer build.
-const OTHER_LAYOUTS: [u32; 2] = [1, 9];
 
 /// What the nodes' network is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +98,17 @@ pub enum Step {
         node: usize,
         time: u16,
     },
+    /// The agent is killed, and started after a change.
+    Dead {
+        node: usize,
+        meanwhile: Box<Step>,
+    },
     /// Something is the matter with etcd while a change is made.
     Etcd {
         trouble: Trouble,
         meanwhile: Box<Step>,
     },
-    /// All revisions are compacted.
+    /// Something is written, and all revisions are compacted.
     Compact,
     /// Somebody deletes the lease of a node.
     LoseLease {
@@ -196,14 +204,6 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// The kinds of steps, each of which comes before any comes again.
-type Kind = fn(&mut StdRng) -> Step;
-
-const KINDS: [Kind; 24] = [
-    kill, kill, restart, upgrade, other_time, freeze, etcd, etcd, etcd, etcd, compact, lose_lease,
-    junk, peers, pod, flap, device, device, routes, neighbours, rules, links, map, entries,
-];
-
 impl Plan {
     pub fn new(seed: u64, length: usize) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
@@ -237,9 +237,16 @@ impl Step {
             Self::Device { .. } | Self::Neighbours { .. } | Self::Forwarding { .. } => {
                 !flavour.devices().is_empty()
             }
-            Self::Etcd { meanwhile, .. } => meanwhile.is_possible(flavour),
+            Self::Etcd { meanwhile, .. } | Self::Dead { meanwhile, .. } => {
+                meanwhile.is_possible(flavour)
+            }
             _ => true,
         }
+    }
+
+    /// Whether it stays as it is without an agent, to the loss of packets.
+    fn needs_agent(&self) -> bool {
+        self.outage() > 0 || matches!(self, Self::LoseLease { .. })
     }
 
     /// How long packets may be lost, milliseconds. Most steps cost none.
@@ -251,6 +258,8 @@ impl Step {
             | Self::Forwarding { .. } => 3_000,
             Self::Flap { time, .. } => u32::from(*time) + 8_000,
             Self::Etcd { meanwhile, .. } => meanwhile.outage(),
+            // Until the agent has started. Others let go a node whose lease is gone for so long.
+            Self::Dead { meanwhile, .. } if meanwhile.needs_agent() => meanwhile.outage() + 8_000,
             _ => 0,
         }
     }
@@ -260,6 +269,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Etcd { trouble, meanwhile } => write!(f, "etcd {trouble:?}, and {meanwhile}"),
+            Self::Dead { node, meanwhile } => write!(f, "agent {node} dead, and {meanwhile}"),
             step => write!(f, "{step:?}"),
         }
     }
@@ -275,161 +285,21 @@ impl fmt::Display for Plan {
     }
 }
 
-fn node(random: &mut StdRng) -> usize {
-    random.random_range(0..NODES)
-}
-
-fn kill(random: &mut StdRng) -> Step {
-    let count = random.random_range(0..=3);
-    Step::Kill {
-        node: node(random),
-        starts: (0..count).map(|_| random.random_range(0..600)).collect(),
-    }
-}
-
-fn restart(random: &mut StdRng) -> Step {
-    Step::Restart { node: node(random) }
-}
-
-fn upgrade(random: &mut StdRng) -> Step {
-    Step::Upgrade {
-        node: node(random),
-        from: OTHER_LAYOUTS[random.random_range(0..OTHER_LAYOUTS.len())],
-    }
-}
-
-fn other_time(random: &mut StdRng) -> Step {
-    Step::OtherTime {
-        node: node(random),
-        monotonic: random.next_u32() % 10_000_000,
-        boottime: random.next_u32() % 10_000_000,
-    }
-}
-
-fn freeze(random: &mut StdRng) -> Step {
-    Step::Freeze {
-        node: node(random),
-        time: random.random_range(100..3_000),
-    }
-}
-
-fn etcd(random: &mut StdRng) -> Step {
-    let trouble = match random.random_range(0..6) {
-        0 => Trouble::Stopped,
-        1 => Trouble::Killed,
-        2 => Trouble::Frozen,
-        3 => Trouble::CutOff,
-        4 => Trouble::Parted(node(random)),
-        _ => Trouble::LostData,
-    };
-    let meanwhile = match random.random_range(0..6) {
-        0 => kill(random),
-        1 => restart(random),
-        2 => freeze(random),
-        3 => device(random),
-        4 => routes(random),
-        _ => pod(random),
-    };
-    Step::Etcd {
-        trouble,
-        meanwhile: Box::new(meanwhile),
-    }
-}
-
-fn compact(_: &mut StdRng) -> Step {
-    Step::Compact
-}
-
-fn lose_lease(random: &mut StdRng) -> Step {
-    Step::LoseLease { node: node(random) }
-}
-
-fn junk(random: &mut StdRng) -> Step {
-    Step::Junk(match random.random_range(0..5) {
-        0 => Junk::NoJson,
-        1 => Junk::NoSubnet,
-        2 => Junk::OtherBackend,
-        3 => Junk::StolenAddress,
-        _ => Junk::Huge,
-    })
-}
-
-fn peers(random: &mut StdRng) -> Step {
-    Step::Peers {
-        count: random.random_range(1..40),
-    }
-}
-
-fn pod(random: &mut StdRng) -> Step {
-    Step::Pod { node: node(random) }
-}
-
-fn flap(random: &mut StdRng) -> Step {
-    Step::Flap {
-        node: node(random),
-        time: random.random_range(10..1_000),
-        is_wire: random.random(),
-    }
-}
-
-fn device(random: &mut StdRng) -> Step {
-    Step::Device {
-        node: node(random),
-        is_rename: random.random(),
-    }
-}
-
-fn routes(random: &mut StdRng) -> Step {
-    Step::Routes { node: node(random) }
-}
-
-fn neighbours(random: &mut StdRng) -> Step {
-    let node = node(random);
-    if random.random() {
-        Step::Neighbours { node }
-    } else {
-        Step::Forwarding { node }
-    }
-}
-
-fn rules(random: &mut StdRng) -> Step {
-    Step::Rules { node: node(random) }
-}
-
-fn remedy(random: &mut StdRng) -> Remedy {
-    if random.random() {
-        Remedy::Reload
-    } else {
-        Remedy::Restart
-    }
-}
-
-fn links(random: &mut StdRng) -> Step {
-    Step::Links {
-        node: node(random),
-        remedy: remedy(random),
-    }
-}
-
-fn map(random: &mut StdRng) -> Step {
-    Step::Map {
-        node: node(random),
-        which: random.random_range(0..32),
-    }
-}
-
-fn entries(random: &mut StdRng) -> Step {
-    Step::Entries {
-        node: node(random),
-        remedy: remedy(random),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeSet, mem};
 
     use super::*;
+    use crate::chaos::STEPS;
+
+    const ALL_KINDS: usize = 21;
+
+    fn kinds(seeds: impl IntoIterator<Item = u64>, length: usize) -> BTreeSet<String> {
+        let plans = seeds.into_iter().map(|seed| Plan::new(seed, length));
+        let steps = plans.flat_map(|plan| plan.steps);
+        let discriminant = |step: Step| format!("{:?}", mem::discriminant(&step));
+        steps.map(discriminant).collect()
+    }
 
     #[test]
     fn a_seed_is_the_same_plan_every_time_and_another_seed_another_one() {
@@ -444,18 +314,22 @@ mod tests {
 
     #[test]
     fn every_kind_of_step_comes_soon_in_every_flavour() {
-        let kinds = |seed| -> BTreeSet<_> {
-            let steps = Plan::new(seed, KINDS.len() * 2).steps.into_iter();
-            let discriminant = |step: Step| format!("{:?}", mem::discriminant(&step));
-            steps.map(discriminant).collect()
-        };
         for seed in 0..4 {
             let without = match Plan::new(seed, 0).flavour {
                 Flavour::HostGw => 3,
                 _ => 1,
             };
-            assert!(kinds(seed).len() >= 20 - without, "{:?}", kinds(seed));
+            let kinds = kinds([seed], KINDS.len() * 2);
+            assert!(kinds.len() >= ALL_KINDS - without, "{kinds:?}");
         }
+    }
+
+    #[test]
+    fn the_seeds_of_the_tests_are_one_of_each_flavour_and_have_every_kind_of_step() {
+        let flavours = SEEDS.map(|seed| Plan::new(seed, 0).flavour);
+        assert_eq!(flavours, Flavour::ALL);
+        let kinds = kinds(SEEDS, STEPS);
+        assert_eq!(kinds.len(), ALL_KINDS, "{kinds:?}");
     }
 
     #[test]

@@ -88,7 +88,17 @@ impl World {
                 self.end_trouble(*trouble)?;
                 taken
             }
-            Step::Compact => self.lab.store().compact(),
+            Step::Dead { node, meanwhile } => {
+                self.lab.node(*node).kill_agent()?;
+                self.take(meanwhile)?;
+                let node = self.lab.node(*node);
+                match node.check_running() {
+                    // What was done included a start.
+                    Ok(()) => Ok(()),
+                    Err(_) => self.start_agent(node),
+                }
+            }
+            Step::Compact => self.compact(),
             Step::LoseLease { node } => self.lose_lease(*node),
             Step::Junk(junk) => self.put_junk(*junk),
             Step::Peers { count } => self.peers_come_and_go(*count),
@@ -159,11 +169,11 @@ impl World {
         }
     }
 
-    /// Has an agent look at everything.
+    /// Has an agent look at everything; one that is dead is started.
     pub fn apply(&self, remedy: Remedy, node: &Node) -> Result<()> {
         match remedy {
-            Remedy::Reload => node.signal_agent(Signal::SIGHUP),
-            Remedy::Restart => self.restart_killed(node),
+            Remedy::Reload if node.check_running().is_ok() => node.signal_agent(Signal::SIGHUP),
+            Remedy::Reload | Remedy::Restart => self.restart_killed(node),
         }
     }
 
