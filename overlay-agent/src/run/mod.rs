@@ -231,7 +231,8 @@ async fn serve(
                         } else if dirty.tiers {
                             verification = None;
                         }
-                        if dirty.flush_after && !settled.again.flush_after {
+                        let waits = settled.again.flush_after || pending.will_flush_after();
+                        if dirty.flush_after && !waits {
                             daemon.flushes.request();
                         }
                         pending.mark_for(settled.again, Instant::now() + RETRY);

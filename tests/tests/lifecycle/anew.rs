@@ -64,19 +64,21 @@ impl Pair {
 
 /// Has the pods named [`SLOW`] use the kernel tier alone.
 fn slow_down(node: &Node, pods: &[(Endpoint, Endpoint<Ipv6Addr>)]) -> Result<()> {
-    let mut rules = "add table inet slow; \
-                     add chain inet slow forward { type filter hook forward priority -150; }"
-        .to_owned();
+    let mut rules = vec![
+        "add table inet slow".to_owned(),
+        "add chain inet slow forward { type filter hook forward priority -150; }".to_owned(),
+    ];
     for (four, six) in pods {
-        for (family, address) in [
-            ("ip", four.address.to_string()),
-            ("ip6", six.address.to_string()),
+        for source in [
+            format!("ip saddr {}", four.address),
+            format!("ip6 saddr {}", six.address),
         ] {
-            rules += &format!(
-                "; add rule inet slow forward {family} saddr {address} meta mark set 0x100000"
-            );
+            rules.push(format!(
+                "add rule inet slow forward {source} meta mark set 0x100000"
+            ));
         }
     }
+    let rules = rules.join("; ");
     node.cmd("nft", [rules.as_str()]).map(drop)
 }
 
