@@ -51,6 +51,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(1);
 /// or this long after the first of them.
 const VERIFY_AT_LAST: Duration = Duration::from_secs(10);
+/// Damage to the kernel path seldom comes alone: flows are flushed once this long after the last of it was
+/// mended no other is known.
+const CALM: Duration = Duration::from_millis(5);
 /// Everything is looked at afresh this often, in case an event was missed.
 const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
@@ -155,6 +158,7 @@ async fn serve(
     let mut config: Option<Pin<Box<dyn Future<Output = _> + Send>>> = None;
     let mut reload = Reload::Idle;
     let mut verification: Option<Verification> = None;
+    let mut mended: Option<Instant> = None;
     loop {
         let dirty = tokio::select! {
             request = signals.next() => match request {
@@ -231,9 +235,8 @@ async fn serve(
                         } else if dirty.tiers {
                             verification = None;
                         }
-                        let waits = settled.again.flush_after || pending.will_flush_after();
-                        if dirty.flush_after && !waits {
-                            daemon.flushes.request();
+                        if dirty.flush_after && !settled.again.flush_after {
+                            mended = Some(now + CALM);
                         }
                         pending.mark_for(settled.again, Instant::now() + RETRY);
                         if reload == Reload::UnderWay {
@@ -244,6 +247,12 @@ async fn serve(
                     }
                 }
                 Dirty::default()
+            }
+            () = until(mended) => {
+                mended = None;
+                let mends = |work: &Work| work.dirty.flush_after;
+                let goes_on = pending.will_flush_after() || work.as_ref().is_some_and(mends);
+                Dirty { flush: !goes_on, ..Dirty::default() }
             }
             () = until(verification.as_ref().map(|verification| verification.due)) => {
                 verification = None;

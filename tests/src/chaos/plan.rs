@@ -8,7 +8,7 @@ use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use super::deal::{KINDS, Kind};
 
 /// The seeds of the tests: one of each flavour, and together every kind of step.
-pub const SEEDS: [u64; 4] = [0, 1, 2, 3];
+pub const SEEDS: [u64; 4] = [28, 13, 6, 23];
 
 /// Nodes of a cluster.
 pub const NODES: usize = 3;
@@ -257,6 +257,12 @@ impl Step {
             | Self::Neighbours { .. }
             | Self::Forwarding { .. } => 3_000,
             Self::Flap { time, .. } => u32::from(*time) + 8_000,
+            // An agent believes the first list it gets: without the others' leases they are no peers until
+            // they have written them again (ADR 14).
+            Self::Etcd {
+                trouble: Trouble::LostData,
+                meanwhile,
+            } if matches!(**meanwhile, Self::Kill { .. } | Self::Restart { .. }) => 3_000,
             Self::Etcd { meanwhile, .. } => meanwhile.outage(),
             // Until the agent has started. Others let go a node whose lease is gone for so long.
             Self::Dead { meanwhile, .. } if meanwhile.needs_agent() => meanwhile.outage() + 8_000,
@@ -330,6 +336,21 @@ mod tests {
         assert_eq!(flavours, Flavour::ALL);
         let kinds = kinds(SEEDS, STEPS);
         assert_eq!(kinds.len(), ALL_KINDS, "{kinds:?}");
+        for plan in SEEDS.map(|seed| Plan::new(seed, STEPS)) {
+            assert!(!waits_for_peers(&plan), "{plan}");
+        }
+    }
+
+    /// Whether peers go after leases vanished unseen: they stay for 90 s, as they might come back.
+    fn waits_for_peers(plan: &Plan) -> bool {
+        let vanish = |step: &Step| match step {
+            Step::Etcd { trouble, meanwhile } => {
+                *trouble == Trouble::LostData || matches!(**meanwhile, Step::LoseLease { .. })
+            }
+            _ => false,
+        };
+        let mut after = plan.steps.iter().skip_while(|step| !vanish(step));
+        after.any(|step| matches!(step, Step::Peers { .. } | Step::Junk(Junk::StolenAddress)))
     }
 
     #[test]
