@@ -235,7 +235,7 @@ async fn serve(
                         } else if dirty.tiers {
                             verification = None;
                         }
-                        if dirty.flush_after && !settled.again.flush_after {
+                        if settled.mended {
                             mended = Some(now + CALM);
                         }
                         pending.mark_for(settled.again, Instant::now() + RETRY);

@@ -46,7 +46,17 @@ pub struct Job {
 pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,
+    /// The kernel path was damaged and is mended: flows that it sent another way meanwhile, or nowhere, have to
+    /// earn their permits again.
+    pub mended: bool,
     pub devices: Devices,
+}
+
+/// What came of a look at the kernel tier and the maps.
+struct Reconciled {
+    in_sync: bool,
+    /// It had to be put right.
+    mended: bool,
 }
 
 /// How much of the kernel tier is looked at.
@@ -58,7 +68,7 @@ enum Look {
 }
 
 impl Look {
-    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
+    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<bool, String> {
         match self {
             Self::Whole => side.reconcile(netlink).await,
             Self::Peers => side.follow(netlink).await,
@@ -82,24 +92,26 @@ impl Settler {
     pub async fn settle(&mut self, job: Job) -> Settled {
         let started = Instant::now();
         let dirty = job.dirty;
-        let again = timeout(BOUND, self.work(job)).await;
-        let again = again.unwrap_or_else(|_| {
+        let worked = timeout(BOUND, self.work(job)).await;
+        let (again, mended) = worked.unwrap_or_else(|_| {
             let problem = format!(
                 "the kernel is busy: not everything was looked at within {} s",
                 BOUND.as_secs()
             );
             warn!("{problem}; trying on");
             self.readiness.fail(Condition::PeersInSync, problem);
-            dirty
+            (dirty, false)
         });
         debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");
         Settled {
             again,
+            mended,
             devices: self.sides.devices(),
         }
     }
 
-    async fn work(&mut self, job: Job) -> Dirty {
+    /// Returns what has to be tried again, and whether the kernel path was mended.
+    async fn work(&mut self, job: Job) -> (Dirty, bool) {
         let Job {
             dirty,
             backend,
@@ -108,6 +120,7 @@ impl Settler {
             timeouts,
         } = job;
         let mut again = Dirty::default();
+        let mut mended = dirty.flush_after;
         self.sides.want(desired);
         if dirty.resync {
             self.tier1.distrust();
@@ -117,19 +130,21 @@ impl Settler {
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole, &timeouts).await;
+            let whole = self.reconcile(Look::Whole, &timeouts).await;
+            again.tiers |= !whole.in_sync;
+            mended |= whole.mended;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await.in_sync;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             self.attached = self.attach(&pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await.in_sync;
         }
-        again.flush_after = dirty.flush_after && (again.tiers || again.vtep);
-        again
+        again.flush_after = mended && (again.tiers || again.vtep);
+        (again, mended && !again.flush_after)
     }
 
     async fn restore_devices(&mut self, backend: &Backend) -> bool {
@@ -142,12 +157,16 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
+    async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> Reconciled {
         let mut problems = Vec::new();
+        let mut mended = false;
         let tier1 = &mut self.tier1;
         each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                problems.extend(look.at(side, &self.netlink).await.err());
+                match look.at(side, &self.netlink).await {
+                    Ok(changed) => mended |= changed,
+                    Err(problem) => problems.push(problem),
+                }
                 let applied = block_in_place(|| tier1.apply(side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
@@ -156,7 +175,7 @@ impl Settler {
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
-        in_sync
+        Reconciled { in_sync, mended }
     }
 
     /// Reports a problem, if there is one. Returns whether there is none.

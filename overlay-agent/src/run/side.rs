@@ -82,8 +82,9 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// Has the kernel tier be as desired. The error is the reason why it is not.
-    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
+    /// Has the kernel tier be as desired. Returns whether it was not; the error is the reason why it is
+    /// not now.
+    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<bool, String> {
         self.standing = None;
         let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks());
         let reconciled = reconciled.await;
@@ -94,22 +95,24 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// As [`Self::reconcile`], after a change of peers and nothing else.
-    pub async fn follow(&mut self, netlink: &Netlink) -> Result<(), String> {
+    /// As [`Self::reconcile`], after a change of peers and nothing else: what is new of them is no
+    /// damage.
+    pub async fn follow(&mut self, netlink: &Netlink) -> Result<bool, String> {
         let Some(standing) = self.standing.take() else {
             return self.reconcile(netlink).await;
         };
         let followed = netlink.follow(&self.desired, self.vtep.as_ref(), standing);
         match followed.await {
-            Ok(summary) => self.take(summary),
+            Ok(summary) => self.take(summary).map(|_| false),
             Err(error) => Err(self.not_in_sync(&error)),
         }
     }
 
-    fn take(&mut self, mut summary: Summary<F>) -> Result<(), String> {
+    fn take(&mut self, mut summary: Summary<F>) -> Result<bool, String> {
         self.route_mtus = std::mem::take(&mut summary.route_mtus);
         self.standing = summary.standing.take();
-        self.report(&summary)
+        self.report(&summary)?;
+        Ok(summary.added + summary.removed > 0)
     }
 
     async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {
