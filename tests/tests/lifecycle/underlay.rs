@@ -3,6 +3,7 @@
 use std::{fs, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use overlay_tests::{
     lab::{Lab, Node, agent::Launch, scenario},
     traffic::{flow::SteadyFlow, ping, udp::Report},
@@ -204,9 +205,13 @@ fn flows_that_went_astray_while_the_underlay_was_down_are_back_with_the_routes()
             let pods: Vec<_> = lab.pods().iter().map(|(_, pod)| pod.endpoint()).collect();
             let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(1))?;
             node.wait_fast()?;
+            // The agent learns of it all at once, when the wire works again and the flow is fast as before.
+            node.signal_agent(Signal::SIGSTOP)?;
             node.cmd("ip", ["link", "set", "eth0", "down"])?;
             node.cmd("ip", ["link", "set", "eth0", "up"])?;
             node.cmd("ip", ["route", "add", "default", "via", "172.30.0.1"])?;
+            node.wait_fast()?;
+            node.signal_agent(Signal::SIGCONT)?;
             wait_for("the routes to be back", PATIENCE, || {
                 node.check_running()?;
                 let now = node.cmd("ip", ["route", "show", "proto", "241"])?;
