@@ -183,6 +183,9 @@ impl Daemon {
             })
             .await;
         controller.take_devices(settled.devices);
+        if settled.mended {
+            flushes.request();
+        }
         let mut again = settled.again;
         again |= unseen;
         if again.any() {
