@@ -183,9 +183,8 @@ impl Daemon {
             })
             .await;
         controller.take_devices(settled.devices);
-        if settled.mended {
-            flushes.request();
-        }
+        // What changed while no agent watched may concern any flow.
+        flushes.request();
         let mut again = settled.again;
         again |= unseen;
         if again.any() {

@@ -20,12 +20,14 @@ const CALM: u32 = 500;
 const SLOW: &str = "b";
 const MARK: &str = "--slow-mark=0x100000/0x100000";
 
-const DISTURBANCES: [&str; 5] = [
-    "ip link delete flannel.1",
-    "ip link set flannel.1 name elsewhere",
-    "ip link delete flannel-v6.1",
-    "ip route flush proto 241",
-    "ip -6 route flush proto 241",
+/// What is done, and whether the agent runs or is started afterwards.
+const DISTURBANCES: [(&str, bool); 6] = [
+    ("ip link delete flannel.1", true),
+    ("ip link set flannel.1 name elsewhere", true),
+    ("ip link delete flannel-v6.1", true),
+    ("ip route flush proto 241", true),
+    ("ip -6 route flush proto 241", true),
+    ("ip link delete flannel.1", false),
 ];
 
 /// Flows between two pods, one in either direction.
@@ -134,7 +136,7 @@ fn while_the_device_is_made_anew_fast_flows_lose_nothing() {
         for node in lab.nodes() {
             slow_down(node, &slow)?;
         }
-        for disturbance in DISTURBANCES {
+        for (disturbance, with_agent) in DISTURBANCES {
             let node = lab.node(0);
             let before = routes_and_devices(node)?;
             let pairs = [
@@ -147,8 +149,14 @@ fn while_the_device_is_made_anew_fast_flows_lose_nothing() {
                 node.wait_fast()?;
             }
             let_flow(&pairs)?;
+            if !with_agent {
+                node.kill_agent()?;
+            }
             let mut words = disturbance.split(' ');
             node.cmd(words.next().unwrap_or_default(), words)?;
+            if !with_agent {
+                node.start_agent(lab.store(), &[MARK])?;
+            }
             wait_for("all to be put back", PATIENCE, || {
                 node.check_running()?;
                 let now = routes_and_devices(node)?;
@@ -160,7 +168,9 @@ fn while_the_device_is_made_anew_fast_flows_lose_nothing() {
             let ends = pairs.map(|pair| (pair.what, thread::spawn(move || pair.stop())));
             for (what, end) in ends {
                 let lost = end.join().expect("the end of a pair")?;
-                println!("{disturbance}: {what}: {lost} datagrams lost");
+                println!(
+                    "{disturbance}, agent running: {with_agent}: {what} lost {lost} datagrams"
+                );
                 if what.starts_with("fast") && lost > 0 {
                     problems.push(format!("{what} lost {lost}"));
                 }
