@@ -17,7 +17,7 @@ pub const KINDS: [Kind; 27] = [
 ];
 
 fn node(random: &mut StdRng) -> usize {
-    random.random_range(0..NODES)
+    random.random_range(0..NODES.into())
 }
 
 fn kill(random: &mut StdRng) -> Step {

@@ -183,3 +183,23 @@ fn compare(before: &Order, now: &Order) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes(lines: &[&str]) -> Order {
+        let lines = sorted(lines.iter().map(|&line| line.to_owned()));
+        [("routes", lines)].into()
+    }
+
+    #[test]
+    fn what_is_missing_new_or_there_twice_is_not_in_order() {
+        let before = routes(&["a", "b"]);
+        compare(&before, &routes(&["b", "a"])).expect("the same");
+        let differs = compare(&before, &routes(&["b", "c"])).expect_err("another one");
+        assert_eq!(differs.to_string(), r#"routes: missing ["a"], new ["c"]"#);
+        compare(&before, &routes(&["a", "a", "b"])).expect_err("one is there twice");
+        compare(&before, &Order::new()).expect_err("nothing is there");
+    }
+}

@@ -29,22 +29,18 @@ pub const STEPS: usize = 24;
 pub fn run(plan: &Plan) -> Result<()> {
     println!("{plan}");
     let lab = Lab::builder()
-        .nodes(3 - plan.flavour.routed_nodes())
+        .nodes(plan::NODES - plan.flavour.routed_nodes())
         .routed_nodes(plan.flavour.routed_nodes())
         .config(plan.flavour.config())
         .build()
         .context("building the lab")?;
     let mut world = World::start(lab, plan.flavour)?;
     let result = live_through(&mut world, plan);
-    if let Err(error) = &result {
-        println!("chaos: seed {}: {error:#}", plan.seed);
-        println!("{}", world.evidence());
-    }
-    let (costs, broken) = world.end();
+    let (costs, broken) = world.stop_traffic();
     let mut problems: Vec<_> = result
         .err()
+        .iter()
         .map(|error| format!("{error:#}"))
-        .into_iter()
         .collect();
     problems.extend(broken);
     println!("chaos: seed {}: datagrams lost by each flow", plan.seed);
@@ -64,6 +60,7 @@ pub fn run(plan: &Plan) -> Result<()> {
         }
     }
     if !problems.is_empty() {
+        println!("{}", world.evidence());
         bail!("seed {}: {}\n{plan}", plan.seed, problems.join("\n"));
     }
     Ok(())

@@ -11,7 +11,7 @@ use super::deal::{KINDS, Kind};
 pub const SEEDS: [u64; 4] = [28, 13, 6, 23];
 
 /// Nodes of a cluster.
-pub const NODES: usize = 3;
+pub const NODES: u8 = 3;
 
 /// What the nodes' network is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LEAD: u32 = 20;
 
 /// Flows and connections in a ring of pods, in each family.
+#[derive(Default)]
 pub struct Traffic {
     flows: Vec<SteadyFlow>,
     connections: Vec<SteadyConnection>,
@@ -50,11 +51,7 @@ pub fn datagrams_in(milliseconds: u32) -> u32 {
 
 impl Traffic {
     pub fn start(pods: &[Endpoint], pods6: &[Endpoint<Ipv6Addr>]) -> Result<Self> {
-        let mut traffic = Self {
-            flows: Vec::new(),
-            connections: Vec::new(),
-            begun: Vec::new(),
-        };
+        let mut traffic = Self::default();
         traffic.add_ring(pods)?;
         traffic.add_ring(pods6)?;
         Ok(traffic)

@@ -1,6 +1,6 @@
 //! The cluster that things happen to: three nodes, a pod on each, all talking.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{collections::BTreeSet, fs, mem, thread, time::Duration};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -70,13 +70,19 @@ impl World {
         self.traffic.go_on(datagrams)
     }
 
+    /// All that agents said, and the state of the lab.
     pub fn evidence(&self) -> String {
-        self.lab.evidence()
+        let mut text = String::new();
+        for node in self.lab.nodes() {
+            let log = fs::read_to_string(node.log_file()).unwrap_or_else(|error| error.to_string());
+            text += &[&node.name, " said\n", &log].concat();
+        }
+        text + &self.lab.evidence()
     }
 
-    /// Ends all: what each step cost, and what broke.
-    pub fn end(self) -> (Vec<Cost>, Vec<String>) {
-        self.traffic.stop()
+    /// Ends the traffic: what each step cost, and what broke.
+    pub fn stop_traffic(&mut self) -> (Vec<Cost>, Vec<String>) {
+        mem::take(&mut self.traffic).stop()
     }
 
     /// Does what the step says.
