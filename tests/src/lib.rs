@@ -9,6 +9,7 @@ pub mod bench;
 pub mod big_tcp;
 pub mod btf;
 pub mod capture;
+pub mod chaos;
 pub mod decode;
 pub mod decode6;
 pub mod differ;

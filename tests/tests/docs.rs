@@ -129,8 +129,8 @@ fn description(spec: &MapSpec) -> (&'static str, String) {
     (kind, format!(" {number} {unit}"))
 }
 
-/// Every Markdown file of the repository.
-fn markdown() -> Result<Vec<PathBuf>> {
+/// Every file of the repository whose name ends so.
+fn files(extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut pending = vec![root().to_owned()];
     while let Some(dir) = pending.pop() {
@@ -139,7 +139,7 @@ fn markdown() -> Result<Vec<PathBuf>> {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if path.is_dir() && name != "target" && !name.starts_with('.') {
                 pending.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 files.push(path);
             }
         }
@@ -147,9 +147,137 @@ fn markdown() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What shows each row of "When things go wrong", by the beginning of the row.
+const WHEN_THINGS_GO_WRONG: &[(&str, &[&str])] = &[
+    (
+        "agent killed",
+        &["killing_and_restarting_the_agent_under_traffic_loses_no_packet"],
+    ),
+    (
+        "new version, same map layouts",
+        &["no_packet_meets_an_interface_without_a_program_while_agents_change"],
+    ),
+    (
+        "new version, other layouts",
+        &["an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet"],
+    ),
+    (
+        "etcd away, at start",
+        &[
+            "an_absent_etcd_is_waited_for",
+            "an_agent_that_starts_while_etcd_is_away_costs_nobody_a_packet",
+        ],
+    ),
+    (
+        "etcd away, later",
+        &[
+            "nothing_changes_while_etcd_is_away_and_news_arrive_when_it_is_back",
+            "an_etcd_that_lost_its_data_gets_the_leases_back",
+        ],
+    ),
+    (
+        "the node's lease is deleted or lost",
+        &[
+            "a_deleted_lease_is_written_again_under_the_same_key_while_pods_talk",
+            "a_lease_deleted_and_written_again_costs_nobody_a_packet",
+        ],
+    ),
+    (
+        "all leases ran out",
+        &[
+            "a_cluster_whose_leases_all_ran_out_forwards_and_gets_them_back",
+            "after_a_mass_expiry_everyone_has_time_to_register_again",
+        ],
+    ),
+    (
+        "another node claims the subnet",
+        &["a_claimed_subnet_makes_the_node_not_ready_until_the_claim_is_gone"],
+    ),
+    (
+        "`flannel.<VNI>` deleted",
+        &[
+            "a_deleted_device_is_back_with_all_peers_and_its_mac_address",
+            "while_the_device_is_made_anew_fast_flows_lose_nothing",
+        ],
+    ),
+    (
+        "underlay address or MTU changes",
+        &[
+            "a_new_underlay_address_is_published_under_the_same_key",
+            "a_smaller_underlay_mtu_reaches_the_device_and_the_subnet_file",
+        ],
+    ),
+    (
+        "a virtual address comes beside",
+        &["a_virtual_address_on_two_nodes_at_once_is_taken_by_neither"],
+    ),
+    (
+        "a peer moves to another address",
+        &["a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flushes"],
+    ),
+    (
+        "a peer's lease ends",
+        &["a_peer_deleted_for_good_is_gone_after_the_grace_and_one_that_is_replaced_at_once"],
+    ),
+    // No machine can be put to sleep for a test.
+    (
+        "the machine slept",
+        &[
+            "each_sleep_is_noticed_once_with_its_length",
+            "a_machine_that_slept_past_its_lease_writes_it_again_at_once_and_suspects_nobody",
+        ],
+    ),
+    (
+        "a flush fails",
+        &[
+            "a_failed_flush_is_tried_until_it_succeeds_and_the_node_is_not_ready_meanwhile",
+            "a_rule_ends_fast_flows_although_the_configuration_stays_locked",
+        ],
+    ),
+    (
+        "maps full",
+        &["a_peer_that_finds_no_room_has_the_kernel_tier_until_there_is_some"],
+    ),
+    (
+        "a flow loses its entry (LRU)",
+        &["a_full_flow_table_stops_nobody"],
+    ),
+    (
+        "kernel without tcx, BPF refused",
+        &[
+            "without_permission_for_bpf_the_kernel_tier_serves_and_says_so_once",
+            "without_permission_for_bpf_an_agent_that_needs_it_ends",
+        ],
+    ),
+];
+
+#[test]
+fn what_is_said_of_things_that_go_wrong_is_tested_row_by_row() -> Result<()> {
+    let architecture = document("architecture.md")?;
+    let table = section(&architecture, "When things go wrong")?;
+    let rows = table.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut tests = WHEN_THINGS_GO_WRONG.iter();
+    let mut sources = String::new();
+    for file in files("rs")? {
+        sources += &fs::read_to_string(file)?;
+    }
+    for row in rows {
+        let (event, names) = tests.next().with_context(|| format!("no test of {row}"))?;
+        assert!(row.starts_with(&format!("| {event}")), "{event}: {row}");
+        for name in *names {
+            assert!(
+                sources.contains(&format!("fn {name}(")),
+                "{event}: no {name}"
+            );
+        }
+    }
+    assert!(tests.next().is_none(), "tests without a row");
+    Ok(())
+}
+
 #[test]
 fn every_link_between_documents_leads_somewhere() -> Result<()> {
-    let files = markdown()?;
+    let files = files("md")?;
     assert!(files.len() > 10, "{files:?}");
     let mut broken = Vec::new();
     for file in files {

@@ -4,6 +4,7 @@ mod bench;
 mod budget;
 mod build_ebpf;
 mod call_chain;
+mod chaos;
 mod demo;
 mod deny;
 mod fingerprint;
@@ -45,6 +46,8 @@ enum Command {
     Demo(demo::Args),
     /// Install what is missing, build, and measure against flannel and plain routes (as root)
     Bench(bench::Args),
+    /// Install what is missing, build, and damage clusters at random, one seed after the other (as root)
+    Chaos(chaos::Args),
     /// Check formatting, clippy with warnings as errors, and the crates that are used
     Lint,
     /// Look for inputs that make a parser panic, with each fuzz target for some time
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Lint => lint::run(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Release(args) => release::run(&args),

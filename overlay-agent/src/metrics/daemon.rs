@@ -58,6 +58,8 @@ pub enum FlushCause {
     Ipsec,
     /// The kernel's notifications were lost or interrupted.
     Lost,
+    /// What somebody had changed of the kernel path was put right.
+    Repair,
     /// The operator asked for a reload.
     Reload,
     /// The machine slept.
@@ -94,6 +96,7 @@ impl FlushCause {
             Self::PolicyRule => "policy rule",
             Self::Ipsec => "ipsec",
             Self::Lost => "lost notifications",
+            Self::Repair => "repair",
             Self::Reload => "reload",
             Self::Sleep => "sleep",
         }

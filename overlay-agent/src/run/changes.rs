@@ -2,7 +2,8 @@
 //!
 //! The two questions per event: which part of the desired state may be violated, and could a flow
 //! that the fast path carries be affected. The second is answered generously: a flush costs every
-//! flow one packet on the kernel path, a missed one sends packets where they no longer belong.
+//! flow one packet on the kernel path, a missed one sends packets where they no longer belong. Where the
+//! kernel path itself is damaged, it is mended first: what is fast needs none of it meanwhile.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
@@ -13,6 +14,7 @@ use super::{
     ends::Ends,
 };
 use crate::{
+    backend,
     model::{Desired, DesiredNode, Family, PerFamily, V4, V6, each_family},
     netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},
 };
@@ -36,6 +38,8 @@ pub struct Dirty {
     pub underlay: bool,
     /// Flows have to earn their permits again.
     pub flush: bool,
+    /// They have to once the kernel path is as it should be: until then they would lose packets there.
+    pub flush_after: bool,
     /// The link table is no longer to be trusted.
     pub resync: bool,
 }
@@ -49,6 +53,7 @@ impl Dirty {
         vtep: true,
         underlay: true,
         flush: true,
+        flush_after: false,
         resync: true,
     };
 
@@ -60,6 +65,7 @@ impl Dirty {
         vtep: false,
         underlay: false,
         flush: false,
+        flush_after: false,
         resync: false,
     };
 
@@ -71,6 +77,7 @@ impl Dirty {
         vtep: false,
         underlay: false,
         flush: true,
+        flush_after: false,
         resync: false,
     };
 
@@ -100,6 +107,7 @@ impl BitOrAssign for Dirty {
         self.vtep |= other.vtep;
         self.underlay |= other.underlay;
         self.flush |= other.flush;
+        self.flush_after |= other.flush_after;
         self.resync |= other.resync;
     }
 }
@@ -137,6 +145,22 @@ impl<'a> Scene<'a> {
         let is_its =
             each_family!(self, side => side.is_some_and(|side| side.vtep == Some(ifindex)));
         is_its.any()
+    }
+
+    /// Whether an event is about the backend's device itself: the one there is, or the one that takes
+    /// its place.
+    fn is_of_device(self, event: &KernelEvent, links: &LinkTable) -> bool {
+        let ifindex = match event {
+            KernelEvent::Link(link) => Some(link.ifindex),
+            KernelEvent::LinkRemoved { ifindex, .. } => Some(*ifindex),
+            KernelEvent::Ipv4(event) => interface_of(event),
+            KernelEvent::Ipv6(event) => interface_of(event),
+            _ => None,
+        };
+        ifindex.is_some_and(|ifindex| {
+            let link = links.link(ifindex);
+            self.is_vtep(ifindex) || link.and_then(backend::device_id).is_some()
+        })
     }
 
     /// Whether a forwarding entry is the one of a peer.
@@ -181,6 +205,15 @@ impl<'a, F: Family> SideScene<'a, F> {
     /// Whether a route to `destination` can decide where pods' packets or tunnel packets go.
     fn is_concerned_by(self, destination: F::Network) -> bool {
         F::overlap(destination, self.desired.local.network) || self.ends.any_in(destination)
+    }
+}
+
+/// The interface that an address or a route is of.
+fn interface_of<F: Family>(event: &IpEvent<F>) -> Option<u32> {
+    match event {
+        IpEvent::Address(address) | IpEvent::AddressRemoved(address) => Some(address.ifindex),
+        IpEvent::Route(route) | IpEvent::RouteRemoved(route) => route.ifindex,
+        IpEvent::Neighbour(_) | IpEvent::NeighbourRemoved(_) => None,
     }
 }
 
@@ -232,9 +265,11 @@ impl Tracker {
         {
             journal.push(event.clone());
         }
+        let of_device = scene.is_of_device(event, &self.links);
         let mut dirty = Dirty {
             pods: changed,
-            flush: changed,
+            flush: changed && !of_device,
+            flush_after: changed && of_device,
             ..Dirty::default()
         };
         match event {
@@ -256,17 +291,21 @@ impl Tracker {
                 dirty.tiers = dirty.vtep || dirty.underlay;
             }
             KernelEvent::Ipv4(event) => match scene.ipv4 {
-                Some(side) => dirty |= self.note_ip(event, side),
+                Some(side) => dirty |= self.note_ip(event, side, of_device),
                 None => return Dirty::default(),
             },
             KernelEvent::Ipv6(event) => match scene.ipv6 {
-                Some(side) => dirty |= self.note_ip(event, side),
+                Some(side) => dirty |= self.note_ip(event, side, of_device),
                 None => return Dirty::default(),
             },
             KernelEvent::Fdb(entry) => {
                 dirty.tiers = scene.is_vtep(entry.ifindex) && !scene.expects(entry);
             }
-            KernelEvent::FdbRemoved(entry) => dirty.tiers = scene.is_vtep(entry.ifindex),
+            KernelEvent::FdbRemoved(entry) => {
+                dirty.tiers = scene.is_vtep(entry.ifindex);
+                // A device that is deleted loses these first.
+                dirty.vtep = dirty.tiers;
+            }
             // It may send any packet another way, or nowhere, and decides which peers are on-link.
             KernelEvent::PolicyRule => {
                 dirty.tiers = true;
@@ -278,7 +317,12 @@ impl Tracker {
         dirty
     }
 
-    fn note_ip<F: Family>(&mut self, event: &IpEvent<F>, side: SideScene<'_, F>) -> Dirty {
+    fn note_ip<F: Family>(
+        &mut self,
+        event: &IpEvent<F>,
+        side: SideScene<'_, F>,
+        of_device: bool,
+    ) -> Dirty {
         let mut dirty = Dirty::default();
         match event {
             IpEvent::Address(address) | IpEvent::AddressRemoved(address) => {
@@ -288,9 +332,10 @@ impl Tracker {
             IpEvent::Route(route) | IpEvent::RouteRemoved(route) => {
                 // What this agent adds is its own doing; what it misses has to come back.
                 let removed = matches!(event, IpEvent::RouteRemoved(_));
-                let unexpected = removed || route.protocol != ROUTE_PROTOCOL;
-                dirty.tiers = unexpected && side.is_concerned_by(route.destination);
-                dirty.flush = dirty.tiers;
+                let own = route.protocol == ROUTE_PROTOCOL;
+                dirty.tiers = (removed || !own) && side.is_concerned_by(route.destination);
+                dirty.flush_after = dirty.tiers && (own || of_device);
+                dirty.flush = dirty.tiers && !dirty.flush_after;
                 // The default route is what chooses the underlay, unless flags do.
                 dirty.underlay = route.destination.into().prefix() == 0;
             }
@@ -326,7 +371,7 @@ mod tests {
     use crate::{
         backend::{Kind as _, Vxlan},
         model::{LocalNode, Underlay, VxlanEnd},
-        netlink::{Address, Link, LinkKind, Neighbour, Route},
+        netlink::{Address, Link, LinkKind, Neighbour, Route, VxlanLink},
     };
 
     const UNDERLAY: u32 = 2;
@@ -440,7 +485,32 @@ mod tests {
             name: "flannel.1".to_owned(),
         };
         let dirty = note(&mut tracker, &gone);
-        assert!(dirty.vtep && dirty.tiers && dirty.flush, "{dirty:?}");
+        assert!(dirty.vtep && dirty.tiers, "{dirty:?}");
+        assert!(dirty.flush_after && !dirty.flush, "{dirty:?}");
+    }
+
+    #[test]
+    fn flows_outlast_a_device_that_goes_comes_or_has_another_name() {
+        let mut tracker = Tracker::default();
+        let device = |ifindex, name: &str| {
+            KernelEvent::Link(Link {
+                ifindex,
+                name: name.to_owned(),
+                kind: LinkKind::Vxlan(VxlanLink {
+                    vni: 1,
+                    ..VxlanLink::default()
+                }),
+                mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
+                mtu: 1450,
+                up: true,
+                master: None,
+            })
+        };
+        for (ifindex, name) in [(VTEP, "flannel.1"), (VTEP, "elsewhere"), (9, "flannel.1")] {
+            let dirty = note(&mut tracker, &device(ifindex, name));
+            assert!(dirty.flush_after && !dirty.flush, "{name}: {dirty:?}");
+        }
+        assert!(note(&mut tracker, &device(10, "vxlan1")).flush);
     }
 
     #[test]
@@ -500,7 +570,11 @@ mod tests {
         let mut tracker = Tracker::default();
         let own = route("10.5.2.0/24", ROUTE_PROTOCOL);
         assert!(!note(&mut tracker, &routed(own)).any());
-        assert!(note(&mut tracker, &KernelEvent::Ipv4(IpEvent::RouteRemoved(own))).tiers);
+        let dirty = note(&mut tracker, &KernelEvent::Ipv4(IpEvent::RouteRemoved(own)));
+        assert!(
+            dirty.tiers && dirty.flush_after && !dirty.flush,
+            "{dirty:?}"
+        );
     }
 
     #[test]

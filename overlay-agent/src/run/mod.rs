@@ -55,6 +55,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(1);
 /// or this long after the first of them.
 const VERIFY_AT_LAST: Duration = Duration::from_secs(10);
+/// Damage to the kernel path seldom comes alone: flows are flushed once this long after the last of it was
+/// mended no other is known.
+const CALM: Duration = Duration::from_millis(5);
 /// Everything is looked at afresh this often, in case an event was missed.
 const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
@@ -164,6 +167,7 @@ async fn serve(
     let mut config: Option<Pin<Box<dyn Future<Output = _> + Send>>> = None;
     let mut reload = Reload::Idle;
     let mut verification: Option<Verification> = None;
+    let mut mended: Option<Instant> = None;
     loop {
         let mut cause = FlushCause::Lost;
         let dirty = tokio::select! {
@@ -244,6 +248,9 @@ async fn serve(
                         } else if dirty.tiers {
                             verification = None;
                         }
+                        if settled.mended {
+                            mended = Some(now + CALM);
+                        }
                         pending.mark_for(settled.again, Instant::now() + RETRY);
                         if reload == Reload::UnderWay {
                             reload = Reload::Idle;
@@ -253,6 +260,13 @@ async fn serve(
                     }
                 }
                 Dirty::default()
+            }
+            () = until(mended) => {
+                mended = None;
+                cause = FlushCause::Repair;
+                let mends = |work: &Work| work.dirty.flush_after;
+                let goes_on = pending.will_flush_after() || work.as_ref().is_some_and(mends);
+                Dirty { flush: !goes_on, ..Dirty::default() }
             }
             () = until(verification.as_ref().map(|verification| verification.due)) => {
                 verification = None;

@@ -43,6 +43,11 @@ impl Pending {
         Some(self.done.map_or(due, |done| due.max(done + self.gap)))
     }
 
+    /// Whether the next batch ends with a flush.
+    pub fn will_flush_after(&self) -> bool {
+        self.dirty.flush_after
+    }
+
     /// Hands out the batch.
     pub fn take(&mut self) -> Dirty {
         let waited = self

@@ -56,7 +56,17 @@ pub struct Job {
 pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,
+    /// The kernel path was damaged and is mended: flows that it sent another way meanwhile, or nowhere, have to
+    /// earn their permits again.
+    pub mended: bool,
     pub devices: Devices,
+}
+
+/// What came of a look at the kernel tier and the maps.
+struct Reconciled {
+    in_sync: bool,
+    /// It had to be put right.
+    mended: bool,
 }
 
 /// How much of both tiers is looked at.
@@ -81,12 +91,12 @@ const fn family_of<F: Family>(_: &Side<F>) -> &'static str {
 }
 
 /// Looks at as much of the kernel tier as is asked. [`Look::Peers`]: what changed about peers is changed, the rest
-/// taken to be as it was left.
+/// taken to be as it was left. Returns whether something had to be put right.
 async fn look_at<F: Family>(
     look: Look,
     side: &mut Side<F>,
     netlink: &Netlink,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     side.changed = Changed::default();
     match look {
         Look::Whole => side.reconcile(netlink).await,
@@ -118,24 +128,26 @@ impl Settler {
     pub async fn settle(&mut self, job: Job) -> Settled {
         let started = Instant::now();
         let dirty = job.dirty;
-        let again = timeout(BOUND, self.work(job)).await;
-        let again = again.unwrap_or_else(|_| {
+        let worked = timeout(BOUND, self.work(job)).await;
+        let (again, mended) = worked.unwrap_or_else(|_| {
             let problem = format!(
                 "the kernel is busy: not everything was looked at within {} s",
                 BOUND.as_secs()
             );
             warn!("{problem}; trying on");
             self.readiness.fail(Condition::PeersInSync, problem);
-            dirty
+            (dirty, false)
         });
         debug!(?dirty, ?again, elapsed = ?started.elapsed(), "settled");
         Settled {
             again,
+            mended,
             devices: self.sides.devices(),
         }
     }
 
-    async fn work(&mut self, job: Job) -> Dirty {
+    /// Returns what has to be tried again, and whether the kernel path was mended.
+    async fn work(&mut self, job: Job) -> (Dirty, bool) {
         let Job {
             dirty,
             backend,
@@ -146,6 +158,7 @@ impl Settler {
         let mut again = Dirty::default();
         let repair = self.began && (!dirty.peers || dirty.resync);
         self.began = true;
+        let mut mended = dirty.flush_after;
         self.sides.want(desired);
         if dirty.resync {
             self.tier1.distrust();
@@ -155,18 +168,23 @@ impl Settler {
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole, repair, &timeouts).await;
+            let whole = self.reconcile(Look::Whole, repair, &timeouts).await;
+            again.tiers |= !whole.in_sync;
+            mended |= whole.mended;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers, repair, &timeouts).await;
+            let followed = self.reconcile(Look::Peers, repair, &timeouts).await;
+            again.tiers |= !followed.in_sync;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             self.attached = self.attach(&pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            again.tiers |= !self.reconcile(Look::Peers, repair, &timeouts).await;
+            let followed = self.reconcile(Look::Peers, repair, &timeouts).await;
+            again.tiers |= !followed.in_sync;
         }
-        again
+        again.flush_after = mended && (again.tiers || again.vtep);
+        (again, mended && !again.flush_after)
     }
 
     async fn restore_devices(&mut self, backend: &Backend) -> bool {
@@ -179,13 +197,17 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, repair: bool, timeouts: &Shortest) -> bool {
+    async fn reconcile(&mut self, look: Look, repair: bool, timeouts: &Shortest) -> Reconciled {
         let started = Instant::now();
         let mut problems = Vec::new();
+        let mut mended = false;
         let (tier1, metrics) = (&mut self.tier1, &self.metrics);
         each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                problems.extend(look_at(look, side, &self.netlink).await.err());
+                match look_at(look, side, &self.netlink).await {
+                    Ok(changed) => mended |= changed,
+                    Err(problem) => problems.push(problem),
+                }
                 metrics.changed(family_of(side), repair, side.changed.added, side.changed.removed);
                 let applied = block_in_place(|| tier1.apply(look, side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
@@ -198,7 +220,7 @@ impl Settler {
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
-        in_sync
+        Reconciled { in_sync, mended }
     }
 
     /// Reports a problem, if there is one. Returns whether there is none.

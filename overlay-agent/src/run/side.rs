@@ -27,6 +27,8 @@ pub struct Side<F: Family = V4> {
     /// What peers were like that changed since both tiers were last brought to the desired state.
     pub before: PeerChanges<F>,
     pub vtep: Option<Vtep>,
+    /// The device there was, while there is none.
+    lost: Option<Vtep>,
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
     blackhole: Blackhole,
@@ -60,6 +62,7 @@ impl<F: Family> Side<F> {
             desired,
             before: PeerChanges::<F>::new(),
             vtep,
+            lost: None,
             route_mtus: BTreeMap::new(),
             blackhole: if blackhole {
                 Blackhole::Kept
@@ -85,6 +88,11 @@ impl<F: Family> Side<F> {
         }
     }
 
+    /// The device, or the one there was: what is fast goes on with it until there is another.
+    pub fn last_vtep(&self) -> Option<&Vtep> {
+        self.vtep.as_ref().or(self.lost.as_ref())
+    }
+
     /// Has the device exist as peers know it. The error is the reason why it does not.
     pub async fn restore_device(
         &mut self,
@@ -105,14 +113,15 @@ impl<F: Family> Side<F> {
                 Ok(())
             }
             Err(error) => {
-                self.vtep = None;
+                self.lost = self.vtep.take().or(self.lost.take());
                 Err(self.not_in_sync(&error))
             }
         }
     }
 
-    /// Has the kernel tier be as desired. The error is the reason why it is not.
-    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
+    /// Has the kernel tier be as desired. Returns whether it was not; the error is the reason why it is
+    /// not now.
+    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<bool, String> {
         self.standing = None;
         let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks());
         let reconciled = reconciled.await;
@@ -123,22 +132,24 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// As [`Self::reconcile`], after a change of peers and nothing else.
-    pub async fn follow(&mut self, netlink: &Netlink) -> Result<(), String> {
+    /// As [`Self::reconcile`], after a change of peers and nothing else: what is new of them is no
+    /// damage.
+    pub async fn follow(&mut self, netlink: &Netlink) -> Result<bool, String> {
         let Some(standing) = self.standing.take() else {
             return self.reconcile(netlink).await;
         };
         let followed = netlink.follow(&self.desired, self.vtep.as_ref(), &self.before, standing);
         match followed.await {
-            Ok(summary) => self.take(summary),
+            Ok(summary) => self.take(summary).map(|_| false),
             Err(error) => Err(self.not_in_sync(&error)),
         }
     }
 
-    fn take(&mut self, mut summary: Summary<F>) -> Result<(), String> {
+    fn take(&mut self, mut summary: Summary<F>) -> Result<bool, String> {
         self.route_mtus = std::mem::take(&mut summary.route_mtus);
         self.standing = summary.standing.take();
-        self.report(&summary)
+        self.report(&summary)?;
+        Ok(summary.added + summary.removed > 0)
     }
 
     async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {

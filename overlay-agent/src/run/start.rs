@@ -208,6 +208,8 @@ impl Daemon {
             }
         };
         controller.take_devices(settled.devices);
+        // What changed while no agent watched may concern any flow.
+        flushes.request();
         let mut again = settled.again;
         again |= unseen;
         if again.any() {

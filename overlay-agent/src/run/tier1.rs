@@ -22,7 +22,7 @@ use crate::{
     },
     lifecycle::{Supervisor, privileges},
     model::{Family, each_family},
-    netlink::{PodLink, Vtep},
+    netlink::PodLink,
     object::{LOGGING_OBJECT, OBJECT},
 };
 
@@ -313,15 +313,15 @@ fn needs_operator(error: &DatapathError) -> bool {
     )
 }
 
-/// The device of the tunnel whose packets the programs know.
-fn tunnel<F: Family>(side: &Side<F>) -> Option<&Vtep> {
-    let has_tunnel = side.desired.local.forwarding.tunnel.is_some();
-    side.vtep.as_ref().filter(|_| has_tunnel)
+/// Whether the programs know the tunnel's packets.
+fn has_tunnel<F: Family>(side: &Side<F>) -> bool {
+    side.desired.local.forwarding.tunnel.is_some()
 }
 
 /// The vxlan device as the maps name it.
 fn device<F: Family>(side: &Side<F>) -> Option<datapath::LocalVtep> {
-    tunnel(side).map(|vtep| datapath::LocalVtep {
+    let vtep = side.last_vtep().filter(|_| has_tunnel(side));
+    vtep.map(|vtep| datapath::LocalVtep {
         ifindex: vtep.ifindex,
         mac: vtep.mac,
     })
@@ -351,7 +351,7 @@ fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> 
         wanted.push(at(Hook::Ingress, underlay.ifindex, &underlay.name));
         wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
     }
-    if let Some(vtep) = tunnel(side) {
+    if let Some(vtep) = side.vtep.as_ref().filter(|_| has_tunnel(side)) {
         wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
         wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
         if let Some(mode) = guard_mode(xdp, underlay.hardware).filter(|_| underlay.ethernet) {

@@ -93,17 +93,6 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
     });
 }
 
-/// Leaves the pins as an agent does whose maps have the layouts of version 1: in a directory of that name, and
-/// with nothing that grants permits on the underlay. Its programs go on with their maps.
-fn leave_pins_of_version_1(node: &Node) -> Result<()> {
-    let maps = node.map_pin("OVL_CONFIG");
-    let maps = maps.parent().context("the directory of the maps")?;
-    fs::rename(maps, node.pin_dir.join("v1"))?;
-    let underlay = node.namespace.ifindex(NODE_INTERFACE)?;
-    fs::remove_file(node.pin_dir.join(format!("links/{underlay}-confirm")))?;
-    Ok(())
-}
-
 #[test]
 fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
     scenario(Lab::builder().nodes(2), |lab| {
@@ -117,7 +106,7 @@ fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
         for upgraded in [node, peer] {
             upgraded.wait_fast()?;
             upgraded.kill_agent()?;
-            leave_pins_of_version_1(upgraded)?;
+            upgraded.leave_pins_of_version(1)?;
             lab.start_agent(upgraded, &[])?;
             wait_for("the other maps alone", DEADLINE, || {
                 upgraded.check_running()?;

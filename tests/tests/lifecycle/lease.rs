@@ -191,6 +191,26 @@ fn nothing_changes_while_etcd_is_away_and_news_arrive_when_it_is_back() {
 }
 
 #[test]
+fn an_agent_that_starts_while_etcd_is_away_costs_nobody_a_packet() {
+    under_traffic(Noticed::Nothing, |lab| {
+        lab.store_mut().server().stop(0)?;
+        let node = lab.node(0);
+        node.kill_agent()?;
+        node.start_agent(lab.store(), &HEALTH)?;
+        wait_for("the agent to wait", PATIENCE, || {
+            node.check_running()?;
+            let (status, body) = readyz(node)?;
+            ensure!(status == 503, "{status} {body}");
+            Ok(())
+        })?;
+        // What an earlier agent pinned forwards meanwhile.
+        node.wait_fast()?;
+        node.check_running()?;
+        lab.store_mut().server().restart(0)
+    });
+}
+
+#[test]
 fn an_etcd_that_lost_its_data_gets_the_leases_back() {
     under_traffic(Noticed::Nothing, |lab| {
         let before = leases(lab)?;

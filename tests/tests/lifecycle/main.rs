@@ -1,6 +1,7 @@
 //! What happens to a node while it runs: restarts, changes of the host, moves from and to other backends.
 
 mod absent;
+mod anew;
 mod backend;
 mod device;
 mod flannel;

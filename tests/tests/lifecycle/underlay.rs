@@ -3,9 +3,10 @@
 use std::{fs, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use overlay_tests::{
     lab::{Lab, Node, agent::Launch, scenario},
-    traffic::ping,
+    traffic::{flow::SteadyFlow, ping, udp::Report},
     wait::wait_for,
 };
 use serde_json::Value;
@@ -191,6 +192,45 @@ fn after_the_underlay_was_down_all_peers_are_back() {
 #[test]
 fn after_the_underlay_was_down_all_peers_are_back_with_host_gw() {
     survives_the_underlay_going_down(Some(HOST_GW));
+}
+
+/// While the routes to peers are missing, the default route takes packets to the router, and flows may
+/// earn permits for that way: it must not be theirs for longer.
+#[test]
+fn flows_that_went_astray_while_the_underlay_was_down_are_back_with_the_routes() {
+    two_nodes(Some(HOST_GW), |lab| {
+        let node = lab.node(0);
+        let routes = node.cmd("ip", ["route", "show", "proto", "241"])?;
+        for _ in 0..3 {
+            let pods: Vec<_> = lab.pods().iter().map(|(_, pod)| pod.endpoint()).collect();
+            let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(1))?;
+            node.wait_fast()?;
+            // The agent learns of it all at once, when the wire works again and the flow is fast as before.
+            node.signal_agent(Signal::SIGSTOP)?;
+            node.cmd("ip", ["link", "set", "eth0", "down"])?;
+            node.cmd("ip", ["link", "set", "eth0", "up"])?;
+            node.cmd("ip", ["route", "add", "default", "via", "172.30.0.1"])?;
+            node.wait_fast()?;
+            node.signal_agent(Signal::SIGCONT)?;
+            wait_for("the routes to be back", PATIENCE, || {
+                node.check_running()?;
+                let now = node.cmd("ip", ["route", "show", "proto", "241"])?;
+                ensure!(now == routes, "before\n{routes}now\n{now}");
+                Ok(())
+            })?;
+            // A moment for the flush; then nothing may be lost.
+            let back = flow.sent() + 200;
+            wait_for("the flow to go on", PATIENCE, || {
+                ensure!(flow.sent() > back + 1_000);
+                Ok(())
+            })?;
+            let Report { lost, sent, .. } = flow.stop()?.datagrams;
+            let late: Vec<_> = lost.iter().filter(|number| **number > back).collect();
+            println!("lost {} of {sent} datagrams", lost.len());
+            ensure!(late.is_empty(), "{} after the routes were back", late.len());
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -1,27 +1,20 @@
 //! Endless change: nothing of it stays, and traffic goes on.
 
 use std::{
-    collections::BTreeSet,
-    fs,
     net::{Ipv4Addr, SocketAddrV4},
-    path::Path,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use aya::{
-    maps::MapInfo,
-    programs::{loaded_links, loaded_programs},
-    util::nr_cpus,
-};
-use overlay_common::{family::V4, maps, outcome::Hook};
+use anyhow::{Result, ensure};
+use aya::util::nr_cpus;
+use overlay_common::{family::V4, outcome::Hook};
 use overlay_tests::{
     differ::{
         Mode, in_mode,
         packets::{self, Header as _, Ip, UDP},
         raw::{RawPort, deafen, mac_of, undeafen},
     },
-    lab::{Attachment, Lab, Node, Pod},
+    lab::{Attachment, Lab, Pod, holdings::Holdings},
     rules::Protocol,
     services::{Connection, Server},
     traffic::flow::SteadyFlow,
@@ -43,60 +36,6 @@ const MANY_FLOWS: u32 = 100_000;
 const ROOM_PER_CPU: usize = 131_072;
 /// More flows than the table has room for.
 const TOO_MANY_FLOWS: u32 = 150_000;
-
-/// What an agent holds, and the kernel for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Holdings {
-    descriptors: usize,
-    pins: usize,
-    rss_kib: u64,
-    /// Those that use the node's maps, attached or not, pinned or not.
-    programs: usize,
-    /// Those that run one of these programs.
-    links: usize,
-}
-
-impl Holdings {
-    fn of(node: &Node) -> Result<Self> {
-        let pid = node.with_agent(|agent| Ok(agent.pid()))?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        // Without what is mapped of the program itself, which grows with each part that runs first.
-        let rss = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"));
-        let rss = rss.and_then(|rss| rss.split_whitespace().next());
-        let map = MapInfo::from_pin(node.map_pin(maps::STATS))?.id();
-        let mut programs = BTreeSet::new();
-        // Programs and links of other tests come and go meanwhile.
-        for program in loaded_programs().flatten() {
-            if program.map_ids()?.is_some_and(|ids| ids.contains(&map)) {
-                programs.insert(program.id());
-            }
-        }
-        let links = loaded_links().flatten();
-        let links = links.filter(|link| programs.contains(&link.program_id()));
-        Ok(Self {
-            programs: programs.len(),
-            links: links.count(),
-            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
-            pins: count_files(&node.pin_dir)?,
-            rss_kib: rss.context("no RssAnon")?.parse()?,
-        })
-    }
-}
-
-fn count_files(dir: &Path) -> Result<usize> {
-    let mut count = 0;
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        count += if path.is_dir() {
-            count_files(&path)?
-        } else {
-            1
-        };
-    }
-    Ok(count)
-}
 
 /// Connection tracking has a limit of its own, which is not the one to be reached.
 fn leave_untracked(lab: &Lab) -> Result<()> {

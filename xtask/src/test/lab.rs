@@ -27,6 +27,7 @@ const ALONE: &[&str] = &[
 /// Tests that take longest, by the beginning of their names. They come first, so that the end does not
 /// wait for one that started late.
 const LONG: &[&str] = &[
+    "chaos::",
     "datapath::full::",
     "lease::faults::",
     "parity::churn::",

@@ -220,18 +220,17 @@ impl<F: Family> Writer<'_, F> {
         Ok(summary)
     }
 
-    /// Gives a first configuration its stamp key. An earlier one is kept under another generation:
-    /// nobody watched for changes that concern the flows it let pass.
+    /// Gives a first configuration its stamp key and generation. An earlier one is kept, and so is what
+    /// flows have earned: nobody watched for changes that concern them, but to flush is for whoever has the
+    /// kernel path as it should be.
     pub fn adopt_config(&mut self) -> Result<(), DatapathError> {
         let lock = ConfigLock::acquire(self.pins, LOCK_PATIENCE)?;
         let old = self.maps.config()?;
-        let stamp_key = if old.stamp_key == [0; 2] {
-            rand::random()
-        } else {
-            old.stamp_key
-        };
+        if old.stamp_key != [0; 2] {
+            return Ok(());
+        }
         let new = Config {
-            stamp_key,
+            stamp_key: rand::random(),
             generation: next_generation(old.generation),
             ..old
         };
