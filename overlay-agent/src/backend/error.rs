@@ -30,6 +30,13 @@ pub enum BackendError {
          is not supported by {backend} backend"
     )]
     Nat { backend: &'static str },
+    #[error(
+        "the {backend} backend carries IPv4 only: take EnableIPv6 out of the network config, or use \
+         vxlan, host-gw or wireguard"
+    )]
+    Ipv4Only { backend: &'static str },
+    #[error("{0}")]
+    Runtime(String),
 }
 
 /// What is wrong with an option.

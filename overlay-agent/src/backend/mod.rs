@@ -7,9 +7,13 @@
 //! [`ViaDevice`](crate::model::ViaDevice). One of another shape goes through all that in its tests.
 
 mod alloc;
+mod direct_routing;
 mod error;
+mod extension;
 mod host_gw;
+mod ipip;
 mod kind;
+mod runtime;
 mod vxlan;
 
 use crate::{
@@ -20,18 +24,19 @@ use crate::{
 pub use self::{
     alloc::Alloc,
     error::BackendError,
+    extension::Extension,
     host_gw::HostGw,
+    ipip::IpIp,
     kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
+    runtime::{LeaseData, Runtime, Scene},
     vxlan::{VtepSpec, Vxlan, VxlanData},
 };
 
 /// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 7] = [
     "udp",
-    "ipip",
     "ipsec",
     "wireguard",
-    "extension",
     "tencent-vpc",
     "ali-vpc",
     "aws-vpc",
@@ -161,6 +166,13 @@ macro_rules! backends {
                 }
             }
 
+            /// See [`Kind::runtime`].
+            pub fn runtime(&self) -> Option<Box<dyn Runtime>> {
+                match self {
+                    $(Self::$kind(kind) => kind.runtime(),)+
+                }
+            }
+
             /// See [`Kind::peer`].
             pub fn peer<F: Family>(
                 &self,
@@ -210,7 +222,9 @@ macro_rules! backends {
 backends! {
     Vxlan,
     HostGw,
+    IpIp,
     Alloc,
+    Extension,
 }
 
 impl Backend {

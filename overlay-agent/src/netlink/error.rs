@@ -48,6 +48,11 @@ pub enum NetlinkError {
         family: &'static str,
         least: u32,
     },
+    #[error(
+        "cannot create {name}: this kernel has no {kind} devices; load their module (modprobe {kind}), \
+         boot a kernel that has it, or set another Type of the network config's Backend"
+    )]
+    NoSuchKind { name: String, kind: String },
     #[error("the backend needs its device before peers can be programmed")]
     VtepMissing,
     #[error(

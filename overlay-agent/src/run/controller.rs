@@ -9,14 +9,15 @@ use super::{
     sides::Sides,
 };
 use crate::{
-    model::{Desired, DesiredNode, Family, each_family},
+    backend,
+    model::{Desired, DesiredNode, Family, PeerLease, each_family},
     netlink::{KernelEvent, LinkDump, PodLink, pod_links},
 };
 
 /// The desired state and the view of the host.
 pub struct Controller {
     tracker: Tracker,
-    desired: DesiredNode,
+    scene: backend::Scene,
     devices: Devices,
 }
 
@@ -42,26 +43,34 @@ impl Controller {
     pub fn new(sides: &Sides) -> Self {
         Self {
             tracker: Tracker::default(),
-            desired: sides.desired(),
+            scene: backend::Scene {
+                node: sides.desired(),
+                leases: Vec::new(),
+            },
             devices: sides.devices(),
         }
     }
 
     pub fn desired(&self) -> &DesiredNode {
-        &self.desired
+        &self.scene.node
+    }
+
+    /// What a job is about.
+    pub fn scene(&self) -> backend::Scene {
+        self.scene.clone()
     }
 
     /// Takes over an event of the kernel and says what it puts in question.
     pub fn note(&mut self, event: &KernelEvent) -> Dirty {
-        let scene = Scene::of(&self.desired, &self.devices);
+        let scene = Scene::of(&self.scene.node, &self.devices);
         self.tracker.note(event, scene)
     }
 
     /// Takes over a new desired state of the same families and says what it puts in question.
     pub fn want(&mut self, desired: DesiredNode) -> Dirty {
-        let pairs = self.desired.present().zip(desired.present());
+        let pairs = self.scene.node.present().zip(desired.present());
         let changes = each_family!(pairs, (before, after) => DesiredChange::between(before, after));
-        self.desired = desired;
+        self.scene.node = desired;
         let local = changes.into_iter().any(|change| change.local);
         Dirty {
             peers: changes.into_iter().any(|change| change.any),
@@ -72,9 +81,19 @@ impl Controller {
         }
     }
 
+    /// Takes over the leases of the backend's nodes, where something runs that has to know them.
+    pub fn want_leases(&mut self, leases: Vec<PeerLease>) -> Dirty {
+        let changed = leases != self.scene.leases;
+        self.scene.leases = leases;
+        Dirty {
+            peers: changed,
+            ..Dirty::default()
+        }
+    }
+
     /// The devices are these now.
     pub fn take_devices(&mut self, devices: Devices) {
-        each_family!(self.desired.as_mut().zip(devices.present()), (side, device) => {
+        each_family!(self.scene.node.as_mut().zip(devices.present()), (side, device) => {
             if let Some((side, device)) = side.as_mut().zip(device) {
                 side.local.lease_data.clone_from(&device.lease_data);
             }
@@ -94,7 +113,7 @@ impl Controller {
 
     /// The interfaces of pods.
     pub fn pods(&self) -> BTreeMap<u32, PodLink> {
-        let locals = each_family!(self.desired.present(), side => side.map(|side| &side.local));
+        let locals = each_family!(self.scene.node.present(), side => side.map(|side| &side.local));
         pod_links(self.tracker.links(), locals)
     }
 }

@@ -15,16 +15,18 @@ use crate::{
 pub struct TunnelEnd<F: Family> {
     underlay: Underlay<F>,
     pub vtep: Option<Vtep>,
+    lease_data: Option<String>,
 }
 
 impl<F: Family> TunnelEnd<F> {
     /// Has the family's device exist, on its underlay. `None` without an underlay: the network does
-    /// not have the family.
+    /// not have the family. `said`: what the lease says for the backend beside what it says of the device.
     pub async fn prepare(
         netlink: &Netlink,
         backend: &Backend,
         underlay: Option<Underlay<F>>,
         known: &[String],
+        said: Option<String>,
     ) -> anyhow::Result<Option<Self>> {
         let Some(underlay) = underlay else {
             return Ok(None);
@@ -35,13 +37,17 @@ impl<F: Family> TunnelEnd<F> {
         for name in backend::remove_unfinished(netlink, &underlay, vtep.as_ref()).await? {
             info!(device = name, "removed what an unfinished start had left");
         }
-        Ok(Some(Self { underlay, vtep }))
+        Ok(Some(Self {
+            underlay,
+            lease_data: backend.lease_data::<F>(vtep.as_ref()).or(said),
+            vtep,
+        }))
     }
 
-    pub fn advertised(&self, backend: &Backend) -> Advertised<F> {
+    pub fn advertised(&self) -> Advertised<F> {
         Advertised {
             public_ip: self.underlay.public_ip,
-            data: backend.lease_data::<F>(self.vtep.as_ref()),
+            data: self.lease_data.clone(),
         }
     }
 
@@ -59,7 +65,7 @@ impl<F: Family> TunnelEnd<F> {
             forwarding: backend.forwarding::<F>(),
             device: backend.own_device(network, subnet),
             vtep_mac: vtep.map_or(MacAddr::ZERO, |vtep| vtep.mac),
-            lease_data: backend.lease_data::<F>(vtep),
+            lease_data: self.lease_data.clone(),
         }
     }
 }

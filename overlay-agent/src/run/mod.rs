@@ -55,6 +55,8 @@ const VERIFY_AT_LAST: Duration = Duration::from_secs(10);
 const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
 const GRACE: Duration = Duration::from_millis(500);
+/// What the backend does at the stop may take this long. Less than `TimeoutStopSec` of the unit file.
+const END: Duration = Duration::from_secs(4);
 /// The watchdog is fed from the main loop at least this often.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -162,6 +164,8 @@ async fn serve(
                     info!(signal = name, "stopping; forwarding goes on");
                     // What is half written is written to its end, if that does not take long.
                     let _ = timeout(GRACE, Work::done(&mut work)).await;
+                    drop(work);
+                    let _ = timeout(END, daemon.end_backend()).await;
                     return Ok(());
                 }
                 SignalRequest::Reload => {
@@ -318,7 +322,12 @@ impl Daemon {
                 side.peers = view.usable_peers(&self.config.backend);
             }
         });
+        let leases = self.runs.then(|| view.of_backend(&self.config.backend));
         drop(view);
-        self.controller.want(desired)
+        let mut dirty = self.controller.want(desired);
+        if let Some(leases) = leases {
+            dirty |= self.controller.want_leases(leases);
+        }
+        dirty
     }
 }

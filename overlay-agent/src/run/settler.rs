@@ -10,10 +10,10 @@ use tracing::{debug, warn};
 
 use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
 use crate::{
-    backend::Backend,
+    backend::{Backend, Runtime, Scene},
     conntrack::Shortest,
     health::{Condition, Readiness},
-    model::{DesiredNode, Family, each_family},
+    model::{Family, each_family},
     netlink::{Netlink, PodLink},
 };
 
@@ -26,6 +26,10 @@ pub struct Settler {
     netlink: Netlink,
     tier1: Tier1,
     sides: Sides,
+    /// What runs of the backend.
+    runtime: Option<Box<dyn Runtime>>,
+    /// What was last complained about of it, so that each problem is logged once.
+    complaints: Vec<String>,
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
@@ -36,7 +40,7 @@ pub struct Settler {
 pub struct Job {
     pub dirty: Dirty,
     pub backend: Backend,
-    pub desired: DesiredNode,
+    pub scene: Scene,
     pub pods: BTreeMap<u32, PodLink>,
     pub timeouts: Shortest,
 }
@@ -67,11 +71,19 @@ impl Look {
 }
 
 impl Settler {
-    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
+    pub fn new(
+        netlink: Netlink,
+        tier1: Tier1,
+        sides: Sides,
+        runtime: Option<Box<dyn Runtime>>,
+        readiness: Readiness,
+    ) -> Self {
         Self {
             netlink,
             tier1,
             sides,
+            runtime,
+            complaints: Vec::new(),
             readiness,
             attached: false,
         }
@@ -103,12 +115,12 @@ impl Settler {
         let Job {
             dirty,
             backend,
-            desired,
+            scene,
             pods,
             timeouts,
         } = job;
         let mut again = Dirty::default();
-        self.sides.want(desired);
+        self.sides.want(scene.node.clone());
         if dirty.resync {
             self.tier1.distrust();
         }
@@ -117,16 +129,16 @@ impl Settler {
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Whole, &scene, &timeouts).await;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &scene, &timeouts).await;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             self.attached = self.attach(&pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            again.tiers |= !self.reconcile(Look::Peers, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &scene, &timeouts).await;
         }
         again
     }
@@ -141,7 +153,7 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, timeouts: &Shortest) -> bool {
+    async fn reconcile(&mut self, look: Look, scene: &Scene, timeouts: &Shortest) -> bool {
         let mut problems = Vec::new();
         let tier1 = &mut self.tier1;
         each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
@@ -151,11 +163,34 @@ impl Settler {
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
         });
+        problems.extend(self.keep_running(scene).await);
         let in_sync = self.is_in_sync(problems.first());
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
         in_sync
+    }
+
+    /// Has what runs of the backend be as it should be. Returns what is not.
+    async fn keep_running(&mut self, scene: &Scene) -> Vec<String> {
+        let Some(runtime) = &mut self.runtime else {
+            return Vec::new();
+        };
+        let problems = runtime.keep(scene).await;
+        for problem in &problems {
+            if !self.complaints.contains(problem) {
+                warn!("{problem}");
+            }
+        }
+        self.complaints.clone_from(&problems);
+        problems
+    }
+
+    /// Ends what runs of the backend.
+    pub async fn end(&mut self) {
+        if let Some(runtime) = &mut self.runtime {
+            runtime.end().await;
+        }
     }
 
     /// Reports a problem, if there is one. Returns whether there is none.

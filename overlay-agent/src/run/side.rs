@@ -63,7 +63,9 @@ impl<F: Family> Side<F> {
                 if self.vtep.as_ref() != Some(&vtep) {
                     info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
                 }
-                local.lease_data = backend.lease_data::<F>(Some(&vtep));
+                if let Some(said) = backend.lease_data::<F>(Some(&vtep)) {
+                    local.lease_data = Some(said);
+                }
                 self.vtep = Some(vtep);
                 Ok(())
             }

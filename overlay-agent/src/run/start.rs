@@ -25,7 +25,7 @@ use super::{
     work::{Seen, Work},
 };
 use crate::{
-    backend::ChangedKeys,
+    backend::{ChangedKeys, LeaseData},
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
@@ -57,6 +57,8 @@ pub struct Daemon {
     options: DaemonOptions,
     pub config: NetworkConfig,
     pub store: Arc<dyn Membership>,
+    /// Whether something of the backend runs, which has to know the leases.
+    pub runs: bool,
     held: Held,
     netlink: Netlink,
     /// Locked while it works.
@@ -110,16 +112,27 @@ impl Daemon {
         for note in &selection.notes {
             info!("{note}");
         }
+        let mut runtime = backend.runtime();
+        let said = match &mut runtime {
+            Some(runtime) => {
+                let underlays = selection.underlays();
+                let serves = each_family!(underlays.present(), underlay => underlay.is_some());
+                runtime.prepare(serves).await?
+            }
+            None => LeaseData::default(),
+        };
+        let runs = runtime.is_some();
         let recorded = recorded(&known, &selection);
-        let ends = each_family!(selection.underlays().zip(recorded), (underlay, recorded) => {
-            TunnelEnd::prepare(&netlink, &backend, underlay, &recorded).await?
+        let parts = selection.underlays().zip(recorded).zip(said);
+        let ends = each_family!(parts, ((underlay, recorded), said) => {
+            TunnelEnd::prepare(&netlink, &backend, underlay, &recorded, said).await?
         });
         each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
 
         let wish = Wish {
             attrs: convert::attrs(
                 &backend,
-                each_family!(ends.present(), end => end.map(|end| end.advertised(&backend))),
+                each_family!(ends.present(), end => end.map(TunnelEnd::advertised)),
             ),
             allocation: config.pools,
             previous: previous.ipv4_subnet,
@@ -167,7 +180,10 @@ impl Daemon {
         )?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(&sides);
-        let mut settler = Settler::new(netlink.clone(), tier1, sides, readiness.clone());
+        if runs {
+            controller.want_leases(leases.view.borrow().of_backend(&backend));
+        }
+        let mut settler = Settler::new(netlink.clone(), tier1, sides, runtime, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
         let dump = netlink.dump_links().await;
@@ -177,7 +193,7 @@ impl Daemon {
             .settle(Job {
                 dirty: Dirty::ALL,
                 backend,
-                desired: controller.desired().clone(),
+                scene: controller.scene(),
                 pods: controller.pods(),
                 timeouts: timeouts.borrow_and_update().clone(),
             })
@@ -208,6 +224,7 @@ impl Daemon {
             options: options.clone(),
             config,
             store,
+            runs,
             held,
             netlink,
             settler: Arc::new(Mutex::new(settler)),
@@ -259,11 +276,16 @@ impl Daemon {
         let job = Job {
             dirty,
             backend: self.config.backend.clone(),
-            desired: self.controller.desired().clone(),
+            scene: self.controller.scene(),
             pods: self.controller.pods(),
             timeouts: self.timeouts.borrow().clone(),
         };
         Work::settle(Arc::clone(&self.settler), job)
+    }
+
+    /// Ends what runs of the backend.
+    pub async fn end_backend(&self) {
+        self.settler.lock().await.end().await;
     }
 
     /// Takes over what came of it.
