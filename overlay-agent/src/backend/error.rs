@@ -50,6 +50,12 @@ pub enum OptionError {
         value: i64,
         expected: &'static str,
     },
+    /// What was given may be a secret.
+    #[error("{key} is not {expected}")]
+    Unusable {
+        key: &'static str,
+        expected: &'static str,
+    },
 }
 
 fn supported() -> String {

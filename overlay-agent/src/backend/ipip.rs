@@ -7,7 +7,7 @@ use self::device::TunnelSpec;
 use super::{BackendError, ChangedKeys, Kind, KnownDevice, Parsed, direct_routing};
 use crate::{
     go::json::Object,
-    model::{DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Underlay, ViaDevice},
+    model::{DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Underlay, V4, ViaDevice},
     netlink::{Link, LinkKind, Netlink, NetlinkError, Route, Vtep},
 };
 
@@ -93,7 +93,7 @@ impl Kind for IpIp {
     fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
         let is_one = link.name == device::NAME
             && link.kind == LinkKind::Virtual(Self::TYPE.to_owned())
-            && F::NUMBER == crate::model::V4::NUMBER;
+            && F::NUMBER == V4::NUMBER;
         is_one.then_some(KnownDevice {
             number: 0,
             underlay: None,
@@ -101,7 +101,6 @@ impl Kind for IpIp {
         })
     }
 
-    /// To a gateway that the device would not be asked for.
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
         route.onlink
     }
@@ -131,7 +130,7 @@ impl Kind for IpIp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{V4, V6};
+    use crate::model::V6;
 
     #[test]
     fn the_option_is_read_as_flannel_reads_it_and_ipv6_is_refused() {

@@ -15,6 +15,9 @@ mod ipip;
 mod kind;
 mod runtime;
 mod vxlan;
+mod wireguard;
+
+use std::net::IpAddr;
 
 use crate::{
     model::{Family, Forwarding, LeaseAttrs, OwnDevice, Peer, Underlay, V4, V6},
@@ -30,18 +33,11 @@ pub use self::{
     kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
     runtime::{LeaseData, Runtime, Scene},
     vxlan::{VtepSpec, Vxlan, VxlanData},
+    wireguard::{WireGuard, WireGuardData},
 };
 
 /// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 7] = [
-    "udp",
-    "ipsec",
-    "wireguard",
-    "tencent-vpc",
-    "ali-vpc",
-    "aws-vpc",
-    "gce",
-];
+const UNSUPPORTED: [&str; 6] = ["udp", "ipsec", "tencent-vpc", "ali-vpc", "aws-vpc", "gce"];
 
 /// Makes [`Backend`] of the types, each of which is a [`Kind`] and gives its name to a variant.
 macro_rules! backends {
@@ -166,6 +162,13 @@ macro_rules! backends {
                 }
             }
 
+            /// See [`Kind::is_flannels`].
+            fn flannels_routes<F: Family>(&self) -> fn(&Route<F>) -> bool {
+                match self {
+                    $(Self::$kind(_) => $kind::is_flannels::<F>,)+
+                }
+            }
+
             /// See [`Kind::runtime`].
             pub fn runtime(&self) -> Option<Box<dyn Runtime>> {
                 match self {
@@ -198,6 +201,7 @@ macro_rules! backends {
             None
         }
 
+
         /// See [`Kind::is_flannels`], of any kind.
         pub fn is_flannels<F: Family>(route: &Route<F>) -> bool {
             $($kind::is_flannels(route))||+
@@ -223,6 +227,7 @@ backends! {
     Vxlan,
     HostGw,
     IpIp,
+    WireGuard,
     Alloc,
     Extension,
 }
@@ -247,11 +252,11 @@ impl Backend {
 #[expect(dead_code, reason = "the list makes more than the tests ask")]
 mod another;
 
-/// How the reconciliation of a family tells what backends make.
-pub fn marks<F: Family>() -> Marks<F> {
+/// How the reconciliation of a family tells what backends make, this one being in force.
+pub fn marks<F: Family>(backend: &Backend) -> Marks<F> {
     Marks {
         is_device: |link| recognise::<F>(link).is_some(),
-        is_flannels,
+        is_flannels: backend.flannels_routes(),
     }
 }
 
@@ -261,31 +266,40 @@ pub fn device_id(link: &Link) -> Option<DeviceId> {
     device.map(|(id, _)| id)
 }
 
-/// Removes devices that a start which did not get far has left on the underlay, but for `current`.
-/// The backend may have been another one. Returns their names.
+/// Removes devices that a start which did not get far has left on the underlay, but for those in use now,
+/// `current`. The backend may have been another one. Returns their names.
 pub async fn remove_unfinished<F: Family>(
     netlink: &Netlink,
     underlay: &Underlay<F>,
-    current: Option<&Vtep>,
+    current: &[u32],
 ) -> Result<Vec<String>, NetlinkError> {
+    let local: IpAddr = underlay.address.into();
     let is_of_node = |link: &Link| {
-        recognise::<F>(link).is_some_and(|(_, device)| {
-            device.underlay == Some(underlay.ifindex)
-                && device.local == Some(underlay.address.into())
+        let device = recognise::<F>(link).filter(|_| !current.contains(&link.ifindex));
+        device.is_some_and(|(_, device)| {
+            is_on(&device, underlay.ifindex) && device.local.is_none_or(|said| said == local)
         })
     };
-    netlink.remove_unfinished::<F>(is_of_node, current).await
+    netlink.remove_unfinished(is_of_node).await
 }
 
-/// Removes the devices on an underlay whose network does not have the family. Returns what there was.
+/// Removes the devices on an underlay whose network does not have the family, but for those in use for
+/// another, `current`. Returns what there was.
 pub async fn remove_devices<F: Family>(
     netlink: &Netlink,
     underlay_ifindex: u32,
+    current: &[u32],
 ) -> Result<Vec<String>, NetlinkError> {
-    let is_on = |link: &Link| {
-        recognise::<F>(link).is_some_and(|(_, device)| device.underlay == Some(underlay_ifindex))
+    let is_one = |link: &Link| {
+        let device = recognise::<F>(link).filter(|_| !current.contains(&link.ifindex));
+        device.is_some_and(|(_, device)| is_on(&device, underlay_ifindex))
     };
-    netlink.remove_devices(is_on).await
+    netlink.remove_devices(is_one).await
+}
+
+/// Devices that do not say what they send by have a name of which there is one in a network namespace.
+fn is_on(device: &KnownDevice, underlay_ifindex: u32) -> bool {
+    device.underlay.is_none_or(|said| said == underlay_ifindex)
 }
 
 /// Whether two leases show the same device, of either family.

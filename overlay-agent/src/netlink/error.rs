@@ -86,9 +86,7 @@ pub struct Collision {
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; run as root or grant CAP_NET_ADMIN",
-        Some(libc::EOPNOTSUPP) => {
-            "; the kernel lacks the feature: for vxlan load its module (modprobe vxlan)"
-        }
+        Some(libc::EOPNOTSUPP) => "; the kernel lacks the feature",
         Some(libc::ENETUNREACH) => "; the gateway is not on-link",
         _ => "",
     }

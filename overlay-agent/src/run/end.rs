@@ -34,9 +34,6 @@ impl<F: Family> TunnelEnd<F> {
         report(&underlay, "underlay chosen");
         backend.check(&underlay)?;
         let vtep = backend.ensure_device(netlink, &underlay, known).await?;
-        for name in backend::remove_unfinished(netlink, &underlay, vtep.as_ref()).await? {
-            info!(device = name, "removed what an unfinished start had left");
-        }
         Ok(Some(Self {
             underlay,
             lease_data: backend.lease_data::<F>(vtep.as_ref()).or(said),
@@ -70,17 +67,22 @@ impl<F: Family> TunnelEnd<F> {
     }
 }
 
-/// Removes what is left of a family that the network config has not.
+/// Removes what an earlier start has left of a family: all of it, if the network config does not have the
+/// family, else devices that were not made use of. `current`: the devices of both families.
 pub async fn sweep<F: Family>(
     netlink: &Netlink,
     end: Option<&TunnelEnd<F>>,
     underlay_ifindex: u32,
+    current: &[u32],
 ) -> anyhow::Result<()> {
-    if end.is_some() {
+    if let Some(end) = end {
+        for name in backend::remove_unfinished(netlink, &end.underlay, current).await? {
+            info!(device = name, "removed what an unfinished start had left");
+        }
         return Ok(());
     }
     let mut removed = netlink.remove_routes::<F>().await?;
-    removed.extend(backend::remove_devices::<F>(netlink, underlay_ifindex).await?);
+    removed.extend(backend::remove_devices::<F>(netlink, underlay_ifindex, current).await?);
     for name in removed {
         info!(family = F::NAME, %name, "removed: the network config does not have this family");
     }

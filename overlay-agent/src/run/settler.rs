@@ -62,10 +62,15 @@ enum Look {
 }
 
 impl Look {
-    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
+    async fn at<F: Family>(
+        self,
+        side: &mut Side<F>,
+        netlink: &Netlink,
+        backend: &Backend,
+    ) -> Result<(), String> {
         match self {
-            Self::Whole => side.reconcile(netlink).await,
-            Self::Peers => side.follow(netlink).await,
+            Self::Whole => side.reconcile(netlink, backend).await,
+            Self::Peers => side.follow(netlink, backend).await,
         }
     }
 }
@@ -112,33 +117,27 @@ impl Settler {
     }
 
     async fn work(&mut self, job: Job) -> Dirty {
-        let Job {
-            dirty,
-            backend,
-            scene,
-            pods,
-            timeouts,
-        } = job;
+        let dirty = job.dirty;
         let mut again = Dirty::default();
-        self.sides.want(scene.node.clone());
+        self.sides.want(job.scene.node.clone());
         if dirty.resync {
             self.tier1.distrust();
         }
-        if dirty.vtep && !self.restore_devices(&backend).await {
+        if dirty.vtep && !self.restore_devices(&job.backend).await {
             again.vtep = true;
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            again.tiers |= !self.reconcile(Look::Whole, &scene, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Whole, &job).await;
         } else if dirty.peers {
-            again.tiers |= !self.reconcile(Look::Peers, &scene, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &job).await;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
-            self.attached = self.attach(&pods);
+            self.attached = self.attach(&job.pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            again.tiers |= !self.reconcile(Look::Peers, &scene, &timeouts).await;
+            again.tiers |= !self.reconcile(Look::Peers, &job).await;
         }
         again
     }
@@ -153,17 +152,17 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, scene: &Scene, timeouts: &Shortest) -> bool {
+    async fn reconcile(&mut self, look: Look, job: &Job) -> bool {
         let mut problems = Vec::new();
         let tier1 = &mut self.tier1;
-        each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
+        each_family!(self.sides.as_mut().zip(job.timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                problems.extend(look.at(side, &self.netlink).await.err());
+                problems.extend(look.at(side, &self.netlink, &job.backend).await.err());
                 let applied = block_in_place(|| tier1.apply(side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
         });
-        problems.extend(self.keep_running(scene).await);
+        problems.extend(self.keep_running(&job.scene).await);
         let in_sync = self.is_in_sync(problems.first());
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);

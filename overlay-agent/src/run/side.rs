@@ -77,9 +77,10 @@ impl<F: Family> Side<F> {
     }
 
     /// Has the kernel tier be as desired. The error is the reason why it is not.
-    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<(), String> {
+    pub async fn reconcile(&mut self, netlink: &Netlink, backend: &Backend) -> Result<(), String> {
         self.standing = None;
-        let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks());
+        let reconciled =
+            netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks(backend));
         let reconciled = reconciled.await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
@@ -89,9 +90,9 @@ impl<F: Family> Side<F> {
     }
 
     /// As [`Self::reconcile`], after a change of peers and nothing else.
-    pub async fn follow(&mut self, netlink: &Netlink) -> Result<(), String> {
+    pub async fn follow(&mut self, netlink: &Netlink, backend: &Backend) -> Result<(), String> {
         let Some(standing) = self.standing.take() else {
-            return self.reconcile(netlink).await;
+            return self.reconcile(netlink, backend).await;
         };
         let followed = netlink.follow(&self.desired, self.vtep.as_ref(), standing);
         match followed.await {

@@ -127,7 +127,13 @@ impl Daemon {
         let ends = each_family!(parts, ((underlay, recorded), said) => {
             TunnelEnd::prepare(&netlink, &backend, underlay, &recorded, said).await?
         });
-        each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
+        let devices = each_family!(ends.present(), end => {
+            end.and_then(|end| end.vtep.as_ref()).map(|vtep| vtep.ifindex)
+        });
+        let devices: Vec<u32> = devices.into_iter().flatten().collect();
+        each_family!(ends.present(), end => {
+            sweep(&netlink, end, selection.ifindex, &devices).await?;
+        });
 
         let wish = Wish {
             attrs: convert::attrs(
