@@ -12,11 +12,15 @@ pub enum BackendError {
     )]
     Missing,
     #[error(
-        "backend type {0} is not supported; set the Type of the network config's Backend to one of: \
-         {supported}",
+        "backend type {name} is not supported: use {instead}; the Type of the network config's Backend can \
+         be: {supported}",
         supported = supported()
     )]
-    Unsupported(String),
+    Unsupported {
+        name: String,
+        /// What does in its place.
+        instead: &'static str,
+    },
     #[error("unknown backend type: {0} (supported: {supported})", supported = supported())]
     Unknown(String),
     #[error("error decoding {backend} backend config: {reason}")]

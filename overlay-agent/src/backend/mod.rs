@@ -36,8 +36,15 @@ pub use self::{
     wireguard::{WireGuard, WireGuardData},
 };
 
-/// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 6] = ["udp", "ipsec", "tencent-vpc", "ali-vpc", "aws-vpc", "gce"];
+/// Backends that some release of flannel has and this daemon has not, with what does in their place.
+const UNSUPPORTED: [(&str, &str); 6] = [
+    ("udp", "vxlan"),
+    ("ipsec", "wireguard, which encrypts as well"),
+    ("ali-vpc", "vxlan, or host-gw where the VPC carries it"),
+    ("tencent-vpc", "vxlan, or host-gw where the VPC carries it"),
+    ("aws-vpc", "vxlan, or host-gw within a subnet of the VPC"),
+    ("gce", "vxlan"),
+];
 
 /// Makes [`Backend`] of the types, each of which is a [`Kind`] and gives its name to a variant.
 macro_rules! backends {
@@ -239,10 +246,10 @@ impl Backend {
         let name = name.ok_or(BackendError::Missing)?;
         let parsed = Self::of_type(&name, options.unwrap_or("{}"), with_ipv6);
         parsed.unwrap_or_else(|| {
-            Err(if UNSUPPORTED.contains(&name.as_str()) {
-                BackendError::Unsupported(name)
-            } else {
-                BackendError::Unknown(name)
+            let known = UNSUPPORTED.into_iter().find(|(known, _)| name == *known);
+            Err(match known {
+                Some((_, instead)) => BackendError::Unsupported { name, instead },
+                None => BackendError::Unknown(name),
             })
         })
     }
@@ -322,7 +329,8 @@ mod tests {
     fn each_type_is_registered_once_and_not_listed_as_unsupported() {
         for (at, name) in Backend::TYPES.iter().enumerate() {
             assert!(!Backend::TYPES[..at].contains(name), "{name}");
-            assert!(!UNSUPPORTED.contains(name), "{name}");
+            let is_listed = UNSUPPORTED.iter().any(|(known, _)| known == name);
+            assert!(!is_listed, "{name}");
         }
     }
 

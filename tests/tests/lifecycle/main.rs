@@ -3,6 +3,7 @@
 mod absent;
 mod backend;
 mod device;
+mod extension;
 mod flannel;
 mod host;
 mod lease;
