@@ -32,6 +32,13 @@ impl<F: Family> TunnelEnd<F> {
             return Ok(None);
         };
         report(&underlay, "underlay chosen");
+        if !backend.forwarding::<F>().may_be_fast {
+            info!(
+                backend = backend.name(),
+                family = F::NAME,
+                "the programs do nothing for such a backend: nothing is fast, the kernel alone forwards"
+            );
+        }
         backend.check(&underlay)?;
         let vtep = backend.ensure_device(netlink, &underlay, known).await?;
         Ok(Some(Self {

@@ -56,7 +56,7 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// What the backend does at the stop may take this long. Less than `TimeoutStopSec` of the unit file.
-const END: Duration = Duration::from_secs(4);
+const END: Duration = Duration::from_secs(3);
 /// The watchdog is fed from the main loop at least this often.
 const BEAT: Duration = Duration::from_secs(1);
 

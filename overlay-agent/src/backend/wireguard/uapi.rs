@@ -299,3 +299,76 @@ fn allow(network: &IpNetwork) -> WireguardAllowedIp {
         Allowed::Cidr(network.prefix()),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::backend::Kind as _;
+
+    const KEY: PublicKey = PublicKey([2; 32]);
+
+    fn answer(attributes: Vec<Attribute>) -> Vec<u8> {
+        let message = WireguardMessage {
+            cmd: WireguardCmd::GetDevice,
+            attributes,
+        };
+        WireguardMessage::request(GenlMessage::from_payload(message), 30, 0)
+    }
+
+    fn options() -> WireGuard {
+        let psk = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let text = format!(r#"{{"PSK":"{psk}","PersistentKeepaliveInterval":25}}"#);
+        WireGuard::parse(&text, false).unwrap().0
+    }
+
+    #[test]
+    fn what_the_device_is_told_of_a_peer_is_read_back_and_a_peer_may_be_in_two_parts() {
+        let options = options();
+        let network = |text: &str| text.parse::<IpNetwork>().unwrap();
+        let part = |subnet| {
+            let change = Change::Set {
+                key: KEY,
+                endpoint: Some("192.0.2.2:51820".parse().unwrap()),
+                allowed: Some(BTreeSet::from([network(subnet)])),
+            };
+            answer(vec![
+                Attribute::PublicKey([9; 32]),
+                Attribute::ListenPort(51820),
+                Attribute::Peers(vec![encode(&options, &change)]),
+            ])
+        };
+        let datagram = [part("10.5.2.0/24"), part("fd00:2::/64")].concat();
+        let mut answers: Vec<WireguardMessage> = Vec::new();
+        assert!(!read(&datagram, &mut answers).unwrap());
+        let mut device = Device::default();
+        answers
+            .into_iter()
+            .for_each(|answer| device.take(answer.attributes));
+        assert_eq!(device.public_key, Some(PublicKey([9; 32])));
+        assert_eq!(device.port, 51820);
+        let expected = Known {
+            endpoint: Some("192.0.2.2:51820".parse().unwrap()),
+            psk: options.psk.clone(),
+            keepalive: options.keepalive,
+            allowed: BTreeSet::from([network("10.5.2.0/24"), network("fd00:2::/64")]),
+            alive: false,
+        };
+        assert_eq!(device.peers, BTreeMap::from([(KEY, expected)]));
+    }
+
+    #[test]
+    fn an_answer_ends_with_its_mark_or_the_kernels_reason() {
+        let ending = |kind: u16, code: i32| {
+            let mut bytes = 20_u32.to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend([0; 10]);
+            bytes.extend(code.to_ne_bytes());
+            read::<WireguardMessage>(&bytes, &mut Vec::new())
+        };
+        assert!(ending(DONE, 0).unwrap() && ending(ERROR, 0).unwrap());
+        let error = ending(ERROR, -libc::ENODEV).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+}
