@@ -58,8 +58,8 @@ impl Secret {
         let mut bytes = [0; 32];
         OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
         // As `wg genkey` does; the arithmetic would do it otherwise.
-        bytes[0] &= 248;
-        bytes[31] = (bytes[31] & 127) | 64;
+        bytes[0] &= 0xf8;
+        bytes[31] = (bytes[31] & 0x7f) | 0x40;
         Ok(Self(bytes))
     }
 
@@ -150,9 +150,11 @@ fn close_to_others(path: &Path) {
         let path = path.display();
         match closed {
             Ok(()) => {
-                tracing::warn!(%path, mode, "others could read the WireGuard key; now they cannot")
+                tracing::warn!(%path, mode, "others could read the WireGuard key; now they cannot");
             }
-            Err(error) => tracing::warn!(%path, mode, %error, "others can read the WireGuard key"),
+            Err(error) => {
+                tracing::warn!(%path, mode, %error, "others can read the WireGuard key");
+            }
         }
     }
 }

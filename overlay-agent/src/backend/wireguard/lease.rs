@@ -33,10 +33,6 @@ impl WireGuardData {
     }
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands over the field"
-)]
 fn as_text<S: Serializer>(value: &PublicKey, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }

@@ -212,7 +212,11 @@ impl Device {
             match attribute {
                 Attribute::PublicKey(key) => self.public_key = Some(PublicKey(key)),
                 Attribute::ListenPort(port) => self.port = port,
-                Attribute::Peers(peers) => peers.into_iter().for_each(|peer| self.take_peer(peer)),
+                Attribute::Peers(peers) => {
+                    for peer in peers {
+                        self.take_peer(peer);
+                    }
+                }
                 _ => {}
             }
         }
@@ -343,9 +347,9 @@ mod tests {
         let mut answers: Vec<WireguardMessage> = Vec::new();
         assert!(!read(&datagram, &mut answers).unwrap());
         let mut device = Device::default();
-        answers
-            .into_iter()
-            .for_each(|answer| device.take(answer.attributes));
+        for answer in answers {
+            device.take(answer.attributes);
+        }
         assert_eq!(device.public_key, Some(PublicKey([9; 32])));
         assert_eq!(device.port, 51820);
         let expected = Known {
