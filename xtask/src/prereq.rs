@@ -282,6 +282,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Kernels,
+        Need::Command("wg"),
+        "wireguard-tools",
+        "makes the WireGuard devices of other nodes",
+    ),
+    prereq(
+        Group::Kernels,
         Need::Command("cpio"),
         "cpio",
         "packs the initial file system",

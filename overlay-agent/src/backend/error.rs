@@ -12,11 +12,15 @@ pub enum BackendError {
     )]
     Missing,
     #[error(
-        "backend type {0} is not supported; set the Type of the network config's Backend to one of: \
-         {supported}",
+        "backend type {name} is not supported: use {instead}; the Type of the network config's Backend can \
+         be: {supported}",
         supported = supported()
     )]
-    Unsupported(String),
+    Unsupported {
+        name: String,
+        /// What does in its place.
+        instead: &'static str,
+    },
     #[error("unknown backend type: {0} (supported: {supported})", supported = supported())]
     Unknown(String),
     #[error("error decoding {backend} backend config: {reason}")]
@@ -30,6 +34,13 @@ pub enum BackendError {
          is not supported by {backend} backend"
     )]
     Nat { backend: &'static str },
+    #[error(
+        "the {backend} backend carries IPv4 only: take EnableIPv6 out of the network config, or use \
+         vxlan, host-gw or wireguard"
+    )]
+    Ipv4Only { backend: &'static str },
+    #[error("{0}")]
+    Runtime(String),
 }
 
 /// What is wrong with an option.
@@ -41,6 +52,12 @@ pub enum OptionError {
     Range {
         key: &'static str,
         value: i64,
+        expected: &'static str,
+    },
+    /// What was given may be a secret.
+    #[error("{key} is not {expected}")]
+    Unusable {
+        key: &'static str,
         expected: &'static str,
     },
 }

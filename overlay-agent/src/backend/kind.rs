@@ -8,7 +8,7 @@ use std::{
 
 use overlay_common::addr::MacAddr;
 
-use super::BackendError;
+use super::{BackendError, Runtime};
 use crate::{
     model::{Family, Forwarding, OwnDevice, Peer, Underlay},
     netlink::{Link, Netlink, NetlinkError, Route, Vtep},
@@ -102,6 +102,11 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
 
     /// `BackendData`, or `BackendV6Data`, of this node's lease.
     fn lease_data<F: Family>(&self, _device: Option<&Vtep>) -> Option<String> {
+        None
+    }
+
+    /// What of it runs in the agent, if anything does.
+    fn runtime(&self) -> Option<Box<dyn Runtime>> {
         None
     }
 

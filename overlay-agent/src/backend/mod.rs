@@ -7,10 +7,17 @@
 //! [`ViaDevice`](crate::model::ViaDevice). One of another shape goes through all that in its tests.
 
 mod alloc;
+mod direct_routing;
 mod error;
+mod extension;
 mod host_gw;
+mod ipip;
 mod kind;
+mod runtime;
 mod vxlan;
+mod wireguard;
+
+use std::net::IpAddr;
 
 use overlay_common::addr::MacAddr;
 
@@ -22,22 +29,23 @@ use crate::{
 pub use self::{
     alloc::Alloc,
     error::BackendError,
+    extension::Extension,
     host_gw::HostGw,
+    ipip::IpIp,
     kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
+    runtime::{LeaseData, Runtime, Scene},
     vxlan::{VtepSpec, Vxlan, VxlanData},
+    wireguard::{WireGuard, WireGuardData},
 };
 
-/// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 9] = [
-    "udp",
-    "ipip",
-    "ipsec",
-    "wireguard",
-    "extension",
-    "tencent-vpc",
-    "ali-vpc",
-    "aws-vpc",
-    "gce",
+/// Backends that some release of flannel has and this daemon has not, with what does in their place.
+const UNSUPPORTED: [(&str, &str); 6] = [
+    ("udp", "vxlan"),
+    ("ipsec", "wireguard, which encrypts as well"),
+    ("ali-vpc", "vxlan, or host-gw where the VPC carries it"),
+    ("tencent-vpc", "vxlan, or host-gw where the VPC carries it"),
+    ("aws-vpc", "vxlan, or host-gw within a subnet of the VPC"),
+    ("gce", "vxlan"),
 ];
 
 /// Makes [`Backend`] of the types, each of which is a [`Kind`] and gives its name to a variant.
@@ -174,6 +182,20 @@ macro_rules! backends {
                 }
             }
 
+            /// See [`Kind::is_flannels`].
+            fn flannels_routes<F: Family>(&self) -> fn(&Route<F>) -> bool {
+                match self {
+                    $(Self::$kind(_) => $kind::is_flannels::<F>,)+
+                }
+            }
+
+            /// See [`Kind::runtime`].
+            pub fn runtime(&self) -> Option<Box<dyn Runtime>> {
+                match self {
+                    $(Self::$kind(kind) => kind.runtime(),)+
+                }
+            }
+
             /// See [`Kind::peer`].
             pub fn peer<F: Family>(
                 &self,
@@ -199,6 +221,7 @@ macro_rules! backends {
             None
         }
 
+
         /// See [`Kind::is_flannels`], of any kind.
         pub fn is_flannels<F: Family>(route: &Route<F>) -> bool {
             $($kind::is_flannels(route))||+
@@ -223,7 +246,10 @@ macro_rules! backends {
 backends! {
     Vxlan,
     HostGw,
+    IpIp,
+    WireGuard,
     Alloc,
+    Extension,
 }
 
 impl Backend {
@@ -233,10 +259,10 @@ impl Backend {
         let name = name.ok_or(BackendError::Missing)?;
         let parsed = Self::of_type(&name, options.unwrap_or("{}"), with_ipv6);
         parsed.unwrap_or_else(|| {
-            Err(if UNSUPPORTED.contains(&name.as_str()) {
-                BackendError::Unsupported(name)
-            } else {
-                BackendError::Unknown(name)
+            let known = UNSUPPORTED.into_iter().find(|(known, _)| name == *known);
+            Err(match known {
+                Some((_, instead)) => BackendError::Unsupported { name, instead },
+                None => BackendError::Unknown(name),
             })
         })
     }
@@ -246,11 +272,11 @@ impl Backend {
 #[expect(dead_code, reason = "the list makes more than the tests ask")]
 mod another;
 
-/// How the reconciliation of a family tells what backends make.
-pub fn marks<F: Family>() -> Marks<F> {
+/// How the reconciliation of a family tells what backends make, this one being in force.
+pub fn marks<F: Family>(backend: &Backend) -> Marks<F> {
     Marks {
         is_device: |link| recognise::<F>(link).is_some(),
-        is_flannels,
+        is_flannels: backend.flannels_routes(),
     }
 }
 
@@ -260,31 +286,40 @@ pub fn device_id(link: &Link) -> Option<DeviceId> {
     device.map(|(id, _)| id)
 }
 
-/// Removes devices that a start which did not get far has left on the underlay, but for `current`.
-/// The backend may have been another one. Returns their names.
+/// Removes devices that a start which did not get far has left on the underlay, but for those in use now,
+/// `current`. The backend may have been another one. Returns their names.
 pub async fn remove_unfinished<F: Family>(
     netlink: &Netlink,
     underlay: &Underlay<F>,
-    current: Option<&Vtep>,
+    current: &[u32],
 ) -> Result<Vec<String>, NetlinkError> {
+    let local: IpAddr = underlay.address.into();
     let is_of_node = |link: &Link| {
-        recognise::<F>(link).is_some_and(|(_, device)| {
-            device.underlay == Some(underlay.ifindex)
-                && device.local == Some(underlay.address.into())
+        let device = recognise::<F>(link).filter(|_| !current.contains(&link.ifindex));
+        device.is_some_and(|(_, device)| {
+            is_on(&device, underlay.ifindex) && device.local.is_none_or(|said| said == local)
         })
     };
-    netlink.remove_unfinished::<F>(is_of_node, current).await
+    netlink.remove_unfinished(is_of_node).await
 }
 
-/// Removes the devices on an underlay whose network does not have the family. Returns what there was.
+/// Removes the devices on an underlay whose network does not have the family, but for those in use for
+/// another, `current`. Returns what there was.
 pub async fn remove_devices<F: Family>(
     netlink: &Netlink,
     underlay_ifindex: u32,
+    current: &[u32],
 ) -> Result<Vec<String>, NetlinkError> {
-    let is_on = |link: &Link| {
-        recognise::<F>(link).is_some_and(|(_, device)| device.underlay == Some(underlay_ifindex))
+    let is_one = |link: &Link| {
+        let device = recognise::<F>(link).filter(|_| !current.contains(&link.ifindex));
+        device.is_some_and(|(_, device)| is_on(&device, underlay_ifindex))
     };
-    netlink.remove_devices(is_on).await
+    netlink.remove_devices(is_one).await
+}
+
+/// Devices that do not say what they send by have a name of which there is one in a network namespace.
+fn is_on(device: &KnownDevice, underlay_ifindex: u32) -> bool {
+    device.underlay.is_none_or(|said| said == underlay_ifindex)
 }
 
 /// Whether two leases show the same device, of either family.
@@ -307,7 +342,8 @@ mod tests {
     fn each_type_is_registered_once_and_not_listed_as_unsupported() {
         for (at, name) in Backend::TYPES.iter().enumerate() {
             assert!(!Backend::TYPES[..at].contains(name), "{name}");
-            assert!(!UNSUPPORTED.contains(name), "{name}");
+            let is_listed = UNSUPPORTED.iter().any(|(known, _)| known == name);
+            assert!(!is_listed, "{name}");
         }
     }
 

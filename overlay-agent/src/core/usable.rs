@@ -35,6 +35,13 @@ impl<'a> ByFamily for SaidOf<'a> {
 }
 
 impl LeaseView {
+    /// The leases of the nodes that have this backend.
+    pub fn of_backend(&self, backend: &Backend) -> Vec<PeerLease> {
+        let leases = self.peers.values();
+        let is_alike = |lease: &&PeerLease| lease.attrs.backend_type == backend.lease_type();
+        leases.filter(is_alike).cloned().collect()
+    }
+
     /// The peers a backend can reach.
     pub fn usable_peers<F: Family>(&self, backend: &Backend) -> BTreeMap<F::Network, Peer<F>> {
         let leases = self.peers.values();

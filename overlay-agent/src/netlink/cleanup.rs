@@ -1,12 +1,11 @@
 //! Finds and removes everything of ours, for `overlay-agent cleanup`.
 
-use std::{fmt, io};
+use std::{collections::BTreeSet, fmt, io};
 
 use rtnetlink::packet_route::route::RouteMessage;
 
 use super::{
     Netlink, NetlinkError,
-    device::Vtep,
     object::{Link, Route},
     plan::ROUTE_PROTOCOL,
     request,
@@ -59,30 +58,26 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Removes devices that a start which did not get far has left: of this node's, without an address
-    /// of the pod network's kind, and not `current`. Returns their names. Devices that were in use have
-    /// an address, by which [`Netlink::reconcile`] knows them.
-    pub async fn remove_unfinished<F: Family>(
+    /// Removes devices that a start which did not get far has left: of this node's, without an address.
+    /// Returns their names. Devices that were in use have an address, by which [`Netlink::reconcile`] knows
+    /// them.
+    pub async fn remove_unfinished(
         &self,
         is_of_node: impl Fn(&Link) -> bool,
-        current: Option<&Vtep>,
     ) -> Result<Vec<String>, NetlinkError> {
-        let addresses = self.addresses::<F>().await?;
-        let has_address = |ifindex: u32| {
-            addresses
-                .iter()
-                .any(|a| a.ifindex == ifindex && !a.is_link_local())
-        };
+        let mut in_use: BTreeSet<u32> = BTreeSet::new();
+        let addresses = self.addresses::<V4>().await?.into_iter();
+        let addresses = addresses.filter(|address| !address.is_link_local());
+        in_use.extend(addresses.map(|address| address.ifindex));
+        let addresses = self.addresses::<V6>().await?.into_iter();
+        let addresses = addresses.filter(|address| !address.is_link_local());
+        in_use.extend(addresses.map(|address| address.ifindex));
         let mut removed = Vec::new();
         for link in self.links().await? {
-            if !is_of_node(&link)
-                || current.is_some_and(|vtep| vtep.ifindex == link.ifindex)
-                || has_address(link.ifindex)
-            {
-                continue;
+            if is_of_node(&link) && !in_use.contains(&link.ifindex) {
+                self.delete_device(&link).await?;
+                removed.push(link.name);
             }
-            self.delete_device(&link).await?;
-            removed.push(link.name);
         }
         Ok(removed)
     }

@@ -95,8 +95,15 @@ impl Netlink {
         let create = || request::create_link(message.clone());
         if let Err(source) = self.transport.apply_one(create()).await? {
             let operation = format!("create {name}");
-            if source.raw_os_error() != Some(libc::EEXIST) {
-                return Err(NetlinkError::Refused { operation, source });
+            match source.raw_os_error() {
+                Some(libc::EEXIST) => {}
+                Some(libc::EOPNOTSUPP) => {
+                    return Err(NetlinkError::NoSuchKind {
+                        name: name.to_owned(),
+                        kind: spec.kind().to_string(),
+                    });
+                }
+                _ => return Err(NetlinkError::Refused { operation, source }),
             }
             self.rename_back(spec, mac).await?;
             let rule = MacRule::Exactly(mac);

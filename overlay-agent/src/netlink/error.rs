@@ -48,6 +48,11 @@ pub enum NetlinkError {
         family: &'static str,
         least: u32,
     },
+    #[error(
+        "cannot create {name}: this kernel has no {kind} devices; load their module (modprobe {kind}), \
+         boot a kernel that has it, or set another Type of the network config's Backend"
+    )]
+    NoSuchKind { name: String, kind: String },
     #[error("the backend needs its device before peers can be programmed")]
     VtepMissing,
     #[error(
@@ -81,9 +86,7 @@ pub struct Collision {
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; run as root or grant CAP_NET_ADMIN",
-        Some(libc::EOPNOTSUPP) => {
-            "; the kernel lacks the feature: for vxlan load its module (modprobe vxlan)"
-        }
+        Some(libc::EOPNOTSUPP) => "; the kernel lacks the feature",
         Some(libc::ENETUNREACH) => "; the gateway is not on-link",
         _ => "",
     }

@@ -11,8 +11,8 @@ use super::{
     sides::Orders,
 };
 use crate::{
-    backend::Backend,
-    model::{Desired, DesiredNode, Family, LeaseKey, LeaseView, PerFamily, V4, V6, each_family},
+    backend::{self, Backend},
+    model::{Desired, DesiredNode, Family, LeaseKey, LeaseView, PeerLease, PerFamily, V4, V6, each_family},
     netlink::{KernelEvent, LinkDump, PodLink, pod_links},
 };
 
@@ -25,6 +25,8 @@ pub struct Controller {
     changed: PerFamily<BTreeSet<Network<V4>>, BTreeSet<Network<V6>>>,
     /// Up to where the leases were followed; `None` if that is not known.
     followed: Option<u64>,
+    /// Of the backend's nodes, where something runs that has to know them.
+    leases: Vec<PeerLease>,
     devices: Devices,
 }
 
@@ -43,6 +45,7 @@ impl Controller {
             ends,
             changed: PerFamily::default(),
             followed: Some(followed),
+            leases: Vec::new(),
             devices,
         }
     }
@@ -133,6 +136,24 @@ impl Controller {
                     .collect(),
             }
         }))
+    }
+
+    /// Takes over the leases of the backend's nodes, where something runs that has to know them.
+    pub fn want_leases(&mut self, leases: Vec<PeerLease>) -> Dirty {
+        let changed = leases != self.leases;
+        self.leases = leases;
+        Dirty {
+            peers: changed,
+            ..Dirty::default()
+        }
+    }
+
+    /// What there is for what runs of the backend.
+    pub fn scene(&self) -> backend::Scene {
+        backend::Scene {
+            node: self.desired.clone(),
+            leases: self.leases.clone(),
+        }
     }
 
     /// The devices are these now.

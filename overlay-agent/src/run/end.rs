@@ -15,27 +15,37 @@ use crate::{
 pub struct TunnelEnd<F: Family> {
     underlay: Underlay<F>,
     pub vtep: Option<Vtep>,
+    lease_data: Option<String>,
 }
 
 impl<F: Family> TunnelEnd<F> {
     /// Has the family's device exist, on its underlay. `None` without an underlay: the network does
-    /// not have the family.
+    /// not have the family. `said`: what the lease says for the backend beside what it says of the device.
     pub async fn prepare(
         netlink: &Netlink,
         backend: &Backend,
         underlay: Option<Underlay<F>>,
         known: &[String],
+        said: Option<String>,
     ) -> anyhow::Result<Option<Self>> {
         let Some(underlay) = underlay else {
             return Ok(None);
         };
         report(&underlay, "underlay chosen");
+        if !backend.forwarding::<F>().may_be_fast {
+            info!(
+                backend = backend.name(),
+                family = F::NAME,
+                "the programs do nothing for such a backend: nothing is fast, the kernel alone forwards"
+            );
+        }
         backend.check(&underlay)?;
         let vtep = backend.ensure_device(netlink, &underlay, known).await?;
-        for name in backend::remove_unfinished(netlink, &underlay, vtep.as_ref()).await? {
-            info!(device = name, "removed what an unfinished start had left");
-        }
-        Ok(Some(Self { underlay, vtep }))
+        Ok(Some(Self {
+            underlay,
+            lease_data: backend.lease_data::<F>(vtep.as_ref()).or(said),
+            vtep,
+        }))
     }
 
     /// Has the device be the one that a lease says the node has.
@@ -45,19 +55,21 @@ impl<F: Family> TunnelEnd<F> {
         backend: &Backend,
         data: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let differs = data.is_some() && data != self.advertised(backend).data.as_deref();
-        if differs {
+        if data.is_some() && data != self.lease_data.as_deref() {
             self.vtep = backend
                 .restore_device(netlink, &self.underlay, data)
                 .await?;
+            if let Some(said) = backend.lease_data::<F>(self.vtep.as_ref()) {
+                self.lease_data = Some(said);
+            }
         }
         Ok(self)
     }
 
-    pub fn advertised(&self, backend: &Backend) -> Advertised<F> {
+    pub fn advertised(&self) -> Advertised<F> {
         Advertised {
             public_ip: self.underlay.public_ip,
-            data: backend.lease_data::<F>(self.vtep.as_ref()),
+            data: self.lease_data.clone(),
         }
     }
 
@@ -75,22 +87,27 @@ impl<F: Family> TunnelEnd<F> {
             forwarding: backend.forwarding::<F>(),
             device: backend.own_device(network, subnet),
             vtep_mac: vtep.map_or(MacAddr::ZERO, |vtep| vtep.mac),
-            lease_data: backend.lease_data::<F>(vtep),
+            lease_data: self.lease_data.clone(),
         }
     }
 }
 
-/// Removes what is left of a family that the network config has not.
+/// Removes what an earlier start has left of a family: all of it, if the network config does not have the
+/// family, else devices that were not made use of. `current`: the devices of both families.
 pub async fn sweep<F: Family>(
     netlink: &Netlink,
     end: Option<&TunnelEnd<F>>,
     underlay_ifindex: u32,
+    current: &[u32],
 ) -> anyhow::Result<()> {
-    if end.is_some() {
+    if let Some(end) = end {
+        for name in backend::remove_unfinished(netlink, &end.underlay, current).await? {
+            info!(device = name, "removed what an unfinished start had left");
+        }
         return Ok(());
     }
     let mut removed = netlink.remove_routes::<F>().await?;
-    removed.extend(backend::remove_devices::<F>(netlink, underlay_ifindex).await?);
+    removed.extend(backend::remove_devices::<F>(netlink, underlay_ifindex, current).await?);
     for name in removed {
         info!(family = F::NAME, %name, "removed: the network config does not have this family");
     }

@@ -62,6 +62,8 @@ const CALM: Duration = Duration::from_millis(5);
 const PERIOD: Duration = Duration::from_secs(30);
 /// What is still running after this long does not delay the stop.
 const GRACE: Duration = Duration::from_millis(500);
+/// What the backend does at the stop may take this long. Less than `TimeoutStopSec` of the unit file.
+const END: Duration = Duration::from_secs(3);
 /// The watchdog is fed from the main loop at least this often.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -176,6 +178,8 @@ async fn serve(
                     info!(signal = name, "stopping; forwarding goes on");
                     // What is half written is written to its end, if that does not take long.
                     let _ = timeout(GRACE, Work::done(&mut work)).await;
+                    drop(work);
+                    let _ = timeout(END, daemon.end_backend()).await;
                     return Ok(());
                 }
                 SignalRequest::Reload => {
@@ -368,6 +372,11 @@ impl Daemon {
     fn take_leases(&mut self) -> Dirty {
         let view = self.leases.view.borrow_and_update();
         report_lease(&self.readiness, self.store.name(), view.own.state);
-        self.controller.follow_leases(&view, &self.config.backend)
+        let backend = &self.config.backend;
+        let mut dirty = self.controller.follow_leases(&view, backend);
+        if self.runs {
+            dirty |= self.controller.want_leases(view.of_backend(backend));
+        }
+        dirty
     }
 }

@@ -16,7 +16,7 @@ use super::{
     tier1::{Placed, Tier1},
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, Runtime, Scene},
     conntrack::Shortest,
     health::{Condition, Readiness},
     metrics::{self, FlushCause},
@@ -33,6 +33,10 @@ pub struct Settler {
     netlink: Netlink,
     tier1: Tier1,
     sides: Sides,
+    /// What runs of the backend.
+    runtime: Option<Box<dyn Runtime>>,
+    /// What was last complained about of it, so that each problem is logged once.
+    complaints: Vec<String>,
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
@@ -47,6 +51,8 @@ pub struct Job {
     pub dirty: Dirty,
     pub backend: Backend,
     pub desired: Orders,
+    /// For what runs of the backend, if something does.
+    pub scene: Option<Scene>,
     pub pods: BTreeMap<u32, PodLink>,
     pub timeouts: Shortest,
 }
@@ -96,11 +102,12 @@ async fn look_at<F: Family>(
     look: Look,
     side: &mut Side<F>,
     netlink: &Netlink,
+    backend: &Backend,
 ) -> Result<bool, String> {
     side.changed = Changed::default();
     match look {
-        Look::Whole => side.reconcile(netlink).await,
-        Look::Peers => side.follow(netlink).await,
+        Look::Whole => side.reconcile(netlink, backend).await,
+        Look::Peers => side.follow(netlink, backend).await,
     }
 }
 
@@ -109,6 +116,7 @@ impl Settler {
         netlink: Netlink,
         tier1: Tier1,
         sides: Sides,
+        runtime: Option<Box<dyn Runtime>>,
         readiness: Readiness,
         metrics: metrics::Daemon,
     ) -> Self {
@@ -116,6 +124,8 @@ impl Settler {
             netlink,
             tier1,
             sides,
+            runtime,
+            complaints: Vec::new(),
             readiness,
             attached: false,
             began: false,
@@ -147,40 +157,34 @@ impl Settler {
     }
 
     /// Returns what has to be tried again, and whether the kernel path was mended.
-    async fn work(&mut self, job: Job) -> (Dirty, bool) {
-        let Job {
-            dirty,
-            backend,
-            desired,
-            pods,
-            timeouts,
-        } = job;
+    async fn work(&mut self, mut job: Job) -> (Dirty, bool) {
+        let dirty = job.dirty;
         let mut again = Dirty::default();
         let repair = self.began && (!dirty.peers || dirty.resync);
         self.began = true;
         let mut mended = dirty.flush_after;
-        self.sides.want(desired);
+        self.sides.want(std::mem::take(&mut job.desired));
         if dirty.resync {
             self.tier1.distrust();
         }
-        if dirty.vtep && !self.restore_devices(&backend).await {
+        if dirty.vtep && !self.restore_devices(&job.backend).await {
             again.vtep = true;
             again.tiers = true;
         }
         if dirty.tiers || dirty.vtep {
-            let whole = self.reconcile(Look::Whole, repair, &timeouts).await;
+            let whole = self.reconcile(Look::Whole, repair, &job).await;
             again.tiers |= !whole.in_sync;
             mended |= whole.mended;
         } else if dirty.peers {
-            let followed = self.reconcile(Look::Peers, repair, &timeouts).await;
+            let followed = self.reconcile(Look::Peers, repair, &job).await;
             again.tiers |= !followed.in_sync;
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
-            self.attached = self.attach(&pods);
+            self.attached = self.attach(&job.pods);
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
-            let followed = self.reconcile(Look::Peers, repair, &timeouts).await;
+            let followed = self.reconcile(Look::Peers, repair, &job).await;
             again.tiers |= !followed.in_sync;
         }
         again.flush_after = mended && (again.tiers || again.vtep);
@@ -197,14 +201,14 @@ impl Settler {
         self.is_in_sync(problems.first())
     }
 
-    async fn reconcile(&mut self, look: Look, repair: bool, timeouts: &Shortest) -> Reconciled {
+    async fn reconcile(&mut self, look: Look, repair: bool, job: &Job) -> Reconciled {
         let started = Instant::now();
         let mut problems = Vec::new();
         let mut mended = false;
         let (tier1, metrics) = (&mut self.tier1, &self.metrics);
-        each_family!(self.sides.as_mut().zip(timeouts.permits()), (side, permits) => {
+        each_family!(self.sides.as_mut().zip(job.timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                match look_at(look, side, &self.netlink).await {
+                match look_at(look, side, &self.netlink, &job.backend).await {
                     Ok(changed) => mended |= changed,
                     Err(problem) => problems.push(problem),
                 }
@@ -215,12 +219,35 @@ impl Settler {
                 side.before.clear();
             }
         });
+        problems.extend(self.keep_running(job.scene.as_ref()).await);
         let in_sync = self.is_in_sync(problems.first());
         metrics.reconciled(look.name(), started.elapsed(), in_sync);
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
         Reconciled { in_sync, mended }
+    }
+
+    /// Has what runs of the backend be as it should be. Returns what is not.
+    async fn keep_running(&mut self, scene: Option<&Scene>) -> Vec<String> {
+        let Some((runtime, scene)) = self.runtime.as_mut().zip(scene) else {
+            return Vec::new();
+        };
+        let problems = runtime.keep(scene).await;
+        for problem in &problems {
+            if !self.complaints.contains(problem) {
+                warn!("{problem}");
+            }
+        }
+        self.complaints.clone_from(&problems);
+        problems
+    }
+
+    /// Ends what runs of the backend.
+    pub async fn end(&mut self) {
+        if let Some(runtime) = &mut self.runtime {
+            runtime.end().await;
+        }
     }
 
     /// Reports a problem, if there is one. Returns whether there is none.

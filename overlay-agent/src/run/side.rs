@@ -108,7 +108,9 @@ impl<F: Family> Side<F> {
                 if self.vtep.as_ref() != Some(&vtep) {
                     info!(device = %vtep.name, ifindex = vtep.ifindex, "VTEP restored");
                 }
-                local.lease_data = backend.lease_data::<F>(Some(&vtep));
+                if let Some(said) = backend.lease_data::<F>(Some(&vtep)) {
+                    local.lease_data = Some(said);
+                }
                 self.vtep = Some(vtep);
                 Ok(())
             }
@@ -121,9 +123,14 @@ impl<F: Family> Side<F> {
 
     /// Has the kernel tier be as desired. Returns whether it was not; the error is the reason why it is
     /// not now.
-    pub async fn reconcile(&mut self, netlink: &Netlink) -> Result<bool, String> {
+    pub async fn reconcile(
+        &mut self,
+        netlink: &Netlink,
+        backend: &Backend,
+    ) -> Result<bool, String> {
         self.standing = None;
-        let reconciled = netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks());
+        let reconciled =
+            netlink.reconcile(&self.desired, self.vtep.as_ref(), backend::marks(backend));
         let reconciled = reconciled.await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
@@ -134,9 +141,13 @@ impl<F: Family> Side<F> {
 
     /// As [`Self::reconcile`], after a change of peers and nothing else: what is new of them is no
     /// damage.
-    pub async fn follow(&mut self, netlink: &Netlink) -> Result<bool, String> {
+    pub async fn follow(
+        &mut self,
+        netlink: &Netlink,
+        backend: &Backend,
+    ) -> Result<bool, String> {
         let Some(standing) = self.standing.take() else {
-            return self.reconcile(netlink).await;
+            return self.reconcile(netlink, backend).await;
         };
         let followed = netlink.follow(&self.desired, self.vtep.as_ref(), &self.before, standing);
         match followed.await {

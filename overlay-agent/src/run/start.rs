@@ -25,7 +25,7 @@ use super::{
     work::{Seen, Work},
 };
 use crate::{
-    backend::ChangedKeys,
+    backend::{ChangedKeys, LeaseData},
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
@@ -61,6 +61,8 @@ pub struct Daemon {
     options: DaemonOptions,
     pub config: NetworkConfig,
     pub store: Arc<dyn Membership>,
+    /// Whether something of the backend runs, which has to know the leases.
+    pub runs: bool,
     held: Held,
     netlink: Netlink,
     /// Locked while it works.
@@ -115,16 +117,33 @@ impl Daemon {
         for note in &selection.notes {
             info!("{note}");
         }
+        let mut runtime = backend.runtime();
+        let said = match &mut runtime {
+            Some(runtime) => {
+                let underlays = selection.underlays();
+                let serves = each_family!(underlays.present(), underlay => underlay.is_some());
+                runtime.prepare(serves).await?
+            }
+            None => LeaseData::default(),
+        };
+        let runs = runtime.is_some();
         let recorded = recorded(&known, &selection);
-        let ends = each_family!(selection.underlays().zip(recorded), (underlay, recorded) => {
-            TunnelEnd::prepare(&netlink, &backend, underlay, &recorded).await?
+        let parts = selection.underlays().zip(recorded).zip(said);
+        let ends = each_family!(parts, ((underlay, recorded), said) => {
+            TunnelEnd::prepare(&netlink, &backend, underlay, &recorded, said).await?
         });
-        each_family!(ends.present(), end => sweep(&netlink, end, selection.ifindex).await?);
+        let devices = each_family!(ends.present(), end => {
+            end.and_then(|end| end.vtep.as_ref()).map(|vtep| vtep.ifindex)
+        });
+        let devices: Vec<u32> = devices.into_iter().flatten().collect();
+        each_family!(ends.present(), end => {
+            sweep(&netlink, end, selection.ifindex, &devices).await?;
+        });
 
         let wish = Wish {
             attrs: convert::attrs(
                 &backend,
-                each_family!(ends.present(), end => end.map(|end| end.advertised(&backend))),
+                each_family!(ends.present(), end => end.map(TunnelEnd::advertised)),
             ),
             allocation: config.pools,
             previous: previous.ipv4_subnet,
@@ -176,10 +195,14 @@ impl Daemon {
         let per_packet = PerPacket::spawn(&options.datapath, &tier1, &node, &rules, supervisor)?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(node, followed, sides.devices());
+        if runs {
+            controller.want_leases(leases.view.borrow().of_backend(&backend));
+        }
         let mut settler = Settler::new(
             netlink.clone(),
             tier1,
             sides,
+            runtime,
             readiness.clone(),
             metrics.clone(),
         );
@@ -192,6 +215,7 @@ impl Daemon {
             dirty: Dirty::ALL,
             backend,
             desired: controller.order(),
+            scene: runs.then(|| controller.scene()),
             pods: controller.pods(),
             timeouts: timeouts.borrow_and_update().clone(),
         };
@@ -240,6 +264,7 @@ impl Daemon {
             options: options.clone(),
             config,
             store,
+            runs,
             held,
             netlink,
             settler: Arc::new(Mutex::new(settler)),
@@ -292,10 +317,16 @@ impl Daemon {
             dirty,
             backend: self.config.backend.clone(),
             desired: self.controller.order(),
+            scene: self.runs.then(|| self.controller.scene()),
             pods: self.controller.pods(),
             timeouts: self.timeouts.borrow().clone(),
         };
         Work::settle(Arc::clone(&self.settler), job)
+    }
+
+    /// Ends what runs of the backend.
+    pub async fn end_backend(&self) {
+        self.settler.lock().await.end().await;
     }
 
     /// Takes over what came of it.

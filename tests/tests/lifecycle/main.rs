@@ -4,6 +4,7 @@ mod absent;
 mod anew;
 mod backend;
 mod device;
+mod extension;
 mod flannel;
 mod host;
 mod lease;

@@ -92,12 +92,12 @@ fn what_a_start_that_was_cut_short_left_is_removed<F: Side>() {
         let underlay = &node.desired.local.underlay;
         // In use: it is reconciliation that knows it by its address.
         node.reconcile(&vtep).await;
-        let removed = remove_unfinished(&node.netlink, underlay, None).await;
+        let removed = remove_unfinished(&node.netlink, underlay, &[]).await;
         assert_eq!(removed.expect("look"), Vec::<String>::new());
         // Not in use yet: it has nothing but a link-local address.
         let (ip, device) = (F::IP, &vtep.name);
         run(&format!("ip {ip} addr flush dev {device} scope global"));
-        let removed = remove_unfinished(&node.netlink, underlay, None).await;
+        let removed = remove_unfinished(&node.netlink, underlay, &[]).await;
         assert_eq!(removed.expect("remove"), [device.as_str()]);
     });
 }

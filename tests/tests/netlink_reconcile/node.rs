@@ -136,7 +136,9 @@ impl<F: Side> NodeOf<F> {
     /// Has the kernel tier be as desired, as far as the kernel lets it.
     pub async fn try_reconcile(&self, vtep: Option<&Vtep>) -> Result<Summary<F>, NetlinkError> {
         let netlink = &self.netlink;
-        netlink.reconcile(&self.desired, vtep, marks()).await
+        netlink
+            .reconcile(&self.desired, vtep, marks(&Backend::from(Vxlan::DEFAULT)))
+            .await
     }
 
     pub async fn reconcile(&self, vtep: &Vtep) -> Summary<F> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use overlay_agent::{
-    backend::{Kind as _, Vxlan, marks},
+    backend::{Backend, Kind as _, Vxlan, marks},
     model::{Desired, LocalNode, Underlay, V4, VxlanEnd},
     netlink::Netlink,
 };
@@ -58,7 +58,9 @@ async fn program(n: u8, backend: Vxlan) {
     let spec = backend.device(&desired.local.underlay);
     let mac = Some(desired.local.vtep_mac);
     let vtep = netlink.ensure_vtep(&spec, mac).await.expect("device");
-    let summary = netlink.reconcile(&desired, Some(&vtep), marks()).await;
+    let summary = netlink
+        .reconcile(&desired, Some(&vtep), marks(&Backend::from(Vxlan::DEFAULT)))
+        .await;
     let summary = summary.expect("reconcile");
     assert!(summary.failed.is_empty(), "{:?}", summary.failed);
 }

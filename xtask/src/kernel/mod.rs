@@ -106,6 +106,12 @@ const SELECTIONS: &[Selection] = &[
         seconds: 1800,
     },
     Selection {
+        file: "kernel_backends",
+        only: None,
+        extent: Extent::Lab,
+        seconds: 3600,
+    },
+    Selection {
         file: "kernel_ipsec",
         only: None,
         extent: Extent::Lab,

@@ -78,7 +78,7 @@ fn wanted() -> Wanted {
 fn marks() -> Marks<V4> {
     Marks {
         is_device: |link| recognise::<V4>(link).is_some(),
-        is_flannels,
+        is_flannels: Backend::Onlink(Onlink).flannels_routes(),
     }
 }
 

@@ -2,11 +2,8 @@
 
 use super::Vxlan;
 use crate::{
-    backend::{BackendError, Parsed, error::OptionError},
-    go::{
-        json::{JsonError, Object},
-        value::parse_bool,
-    },
+    backend::{BackendError, Parsed, direct_routing, error::OptionError},
+    go::json::Object,
 };
 
 /// What the families of the network leave of the options' ranges.
@@ -61,7 +58,7 @@ fn read(options: &str, limits: &Limits) -> Result<(Vxlan, Vec<String>), OptionEr
         mtu => in_range("MTU", mtu, limits.mtu..=65535, limits.mtu_text)?,
     };
     let mut warnings = object.whole_fractions(&["VNI", "Port", "MTU"]);
-    let (direct_routing, warning) = direct_routing(&object)?;
+    let (direct_routing, warning) = direct_routing::read(&object)?;
     warnings.extend(warning);
     let backend = Vxlan {
         vni,
@@ -72,37 +69,6 @@ fn read(options: &str, limits: &Limits) -> Result<(Vxlan, Vec<String>), OptionEr
         direct_routing,
     };
     Ok((backend, warnings))
-}
-
-/// Many guides write the value as a string, which flannel refuses.
-fn direct_routing(object: &Object<'_>) -> Result<(bool, Option<String>), JsonError> {
-    const KEY: &str = "DirectRouting";
-    let mut quoted = None;
-    let mut value = Vxlan::DEFAULT.direct_routing;
-    for text in object.every(KEY).filter(|text| *text != "null") {
-        let inner = text
-            .strip_prefix('"')
-            .and_then(|text| text.strip_suffix('"'));
-        value = parse_boolean(inner, text)
-            .ok_or_else(|| JsonError::of_type(KEY, "true or false", text))?;
-        quoted = inner.map(|_| text);
-    }
-    let warning = quoted.map(|text| {
-        format!(
-            "{KEY} of the network config is the string {text}; it is taken for {value}, but flannel \
-             refuses it: write it without quotes"
-        )
-    });
-    Ok((value, warning))
-}
-
-fn parse_boolean(quoted: Option<&str>, text: &str) -> Option<bool> {
-    match (quoted, text) {
-        (Some(inner), _) => parse_bool(inner),
-        (None, "true") => Some(true),
-        (None, "false") => Some(false),
-        (None, _) => None,
-    }
 }
 
 fn in_range<T: TryFrom<i64>>(

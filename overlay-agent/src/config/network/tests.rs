@@ -441,26 +441,26 @@ fn host_gw_and_alloc_take_no_options() {
 fn other_backends_are_refused_with_what_is_supported() {
     for (backend, text) in [
         (
-            r#""Backend": {"Type": "WireGuard"}"#,
-            "backend type wireguard is not supported; set the Type of the network config's Backend to \
-             one of: vxlan, host-gw, alloc",
+            r#""Backend": {"Type": "IPsec"}"#,
+            "backend type ipsec is not supported: use wireguard, which encrypts as well; the Type of \
+             the network config's Backend can be: vxlan, host-gw, ipip, wireguard, alloc, extension",
         ),
         (
             r#""Backend": {"Type": "x"}"#,
-            "unknown backend type: x (supported: vxlan, host-gw, alloc)",
+            "unknown backend type: x (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
         ),
         (
             r#""Backend": {}"#,
-            "unknown backend type:  (supported: vxlan, host-gw, alloc)",
+            "unknown backend type:  (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
         ),
         (
             r#""Backend": null"#,
-            "unknown backend type:  (supported: vxlan, host-gw, alloc)",
+            "unknown backend type:  (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
         ),
         (
             r#""SubnetLen": 24"#,
             "the network config has no Backend, which means flannel's udp backend, and that is not \
-             supported; add \"Backend\": {\"Type\": \"vxlan\"} (supported: vxlan, host-gw, alloc)",
+             supported; add \"Backend\": {\"Type\": \"vxlan\"} (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
         ),
     ] {
         let document = format!(r#"{{"Network": "10.3.0.0/16", {backend}}}"#);

@@ -1,0 +1,144 @@
+//! Backends whose devices not every kernel has: skipped on one that lacks them. `cargo xtask test --kernel
+//! VERSION` runs these on kernels that have them.
+
+mod ipip;
+mod switch;
+mod wireguard;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use overlay_tests::{
+    lab::{Lab, Node, agent::Launch},
+    netns::Namespace,
+    requirements::require_root,
+    traffic::{Address, Endpoint, flow::SteadyFlow, tcp, udp},
+    wait::wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Why the kernel has no devices of this kind; `None` if it has.
+fn lacks(kind: &str) -> Option<String> {
+    require_root();
+    let thread = format!("{:?}", std::thread::current().id());
+    let number: String = thread.chars().filter(char::is_ascii_digit).collect();
+    let name = format!("ovl-lacks-{}-{number}", std::process::id());
+    let namespace = Namespace::create(&name).expect("a network namespace");
+    let made = namespace.ip_batch(&format!("link add x0 type {kind}\n"));
+    Namespace::delete(&name).expect("the namespace goes");
+    made.err().map(|error| format!("{error:#}"))
+}
+
+/// Where the node has its WireGuard key.
+fn key_file(lab: &Lab, node: &Node) -> PathBuf {
+    lab.dir().join(format!("{}.key", node.name))
+}
+
+/// Starts the agent of a node, which has a key of its own.
+fn start(lab: &Lab, node: &Node) -> Result<()> {
+    let variable = format!("WIREGUARD_KEY_FILE={}", key_file(lab, node).display());
+    node.launch(&Launch {
+        wrapper: vec!["env".to_owned(), variable],
+        ..Launch::new(lab.store(), &[])
+    })
+}
+
+fn started(node: &Node) -> Result<usize> {
+    node.with_agent(|agent| Ok(agent.log().matches("INFO node started").count()))
+}
+
+/// Ends the agent and starts it again.
+fn restart(lab: &Lab, node: &Node, end: Signal) -> Result<()> {
+    let before = started(node)?;
+    if end == Signal::SIGKILL {
+        node.kill_agent()?;
+    } else {
+        node.stop_agent()?;
+    }
+    start(lab, node)?;
+    wait_for("the agent to be started", PATIENCE, || {
+        node.check_running()?;
+        let now = started(node)?;
+        ensure!(now > before, "started {now} times");
+        Ok(())
+    })
+}
+
+/// Agents and a pod on every node, all of them in touch.
+fn bring_up(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        start(lab, node)?;
+    }
+    for node in lab.nodes() {
+        node.wait_ready()?;
+    }
+    lab.add_pods(1)?;
+    wait_for("pods to talk", PATIENCE, || lab.ping_matrix())
+}
+
+fn pod(lab: &Lab, node: usize) -> Endpoint {
+    lab.node(node).pods()[0].endpoint()
+}
+
+/// Datagrams that are small, that just fit and that have to be fragmented, and TCP both ways.
+fn check_traffic<A: Address>(from: &Endpoint<A>, to: &Endpoint<A>, mtu: u32) -> Result<()> {
+    let headers = if size_of::<A>() == 4 { 28 } else { 48 };
+    let full = usize::try_from(mtu)? - headers;
+    let sizes = [1, 100, full - 1, full, full + 1, 3 * full];
+    udp::echo_each(from, to, &sizes, 2)?.ensure_lossless()?;
+    for spec in [
+        tcp::Spec::bulk(1 << 20),
+        tcp::Spec::small_writes(10_000, 100),
+    ] {
+        tcp::transfer(from, to, spec)?;
+    }
+    Ok(())
+}
+
+/// A device and a flow live through the end of an agent and the start of the next.
+fn check_restarts(lab: &Lab, device: &str) -> Result<()> {
+    let node = lab.node(0);
+    let ifindex = node.namespace.ifindex(device)?;
+    let record = |lab: &Lab| -> Result<_> {
+        let subnet = node.subnet_env()?.subnet()?.network().to_string();
+        let leases = lab.store().leases()?.into_iter();
+        let value = leases.filter(|lease| lease.subnet_key.starts_with(&subnet));
+        value.map(|lease| lease.value).next().context("a record")
+    };
+    let before = record(lab)?;
+    let flow = SteadyFlow::start(&pod(lab, 0), &pod(lab, 1), INTERVAL)?;
+    for end in [Signal::SIGTERM, Signal::SIGKILL] {
+        restart(lab, node, end)?;
+    }
+    flow.stop()?.datagrams.ensure_lossless()?;
+    ensure!(
+        node.namespace.ifindex(device)? == ifindex,
+        "{device} is another one"
+    );
+    let after = record(lab)?;
+    ensure!(before == after, "{before} became {after}");
+    Ok(())
+}
+
+/// The devices of backends that a node has.
+fn devices(node: &Node) -> Result<Vec<String>> {
+    let links = node.cmd("ip", ["-brief", "link"])?;
+    let names = links
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    let names = names.map(|name| name.split('@').next().unwrap_or_default());
+    let names = names.filter(|name| name.starts_with("flannel"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// The routes to pods of other nodes.
+fn pod_routes(node: &Node) -> Result<Vec<String>> {
+    let own = node.subnet_env()?.subnet()?.to_string();
+    let routes = node.cmd("ip", ["route"])?;
+    let routes = routes.lines().map(str::trim);
+    let routes = routes.filter(|line| line.starts_with("10.5.") && !line.starts_with(&own));
+    Ok(routes.map(str::to_owned).collect())
+}
