@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     backend::{self, Backend},
-    model::{Desired, DesiredNode, Family, LeaseKey, LeaseView, PeerLease, PerFamily, V4, V6, each_family},
+    model::{
+        Desired, DesiredNode, Family, LeaseKey, LeaseView, PeerLease, PerFamily, V4, V6,
+        each_family,
+    },
     netlink::{KernelEvent, LinkDump, PodLink, pod_links},
 };
 

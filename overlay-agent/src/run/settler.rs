@@ -205,7 +205,8 @@ impl Settler {
         let started = Instant::now();
         let mut problems = Vec::new();
         let mut mended = false;
-        let (tier1, metrics) = (&mut self.tier1, &self.metrics);
+        let tier1 = &mut self.tier1;
+        let metrics = self.metrics.clone();
         each_family!(self.sides.as_mut().zip(job.timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
                 match look_at(look, side, &self.netlink, &job.backend).await {

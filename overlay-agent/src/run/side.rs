@@ -141,11 +141,7 @@ impl<F: Family> Side<F> {
 
     /// As [`Self::reconcile`], after a change of peers and nothing else: what is new of them is no
     /// damage.
-    pub async fn follow(
-        &mut self,
-        netlink: &Netlink,
-        backend: &Backend,
-    ) -> Result<bool, String> {
+    pub async fn follow(&mut self, netlink: &Netlink, backend: &Backend) -> Result<bool, String> {
         let Some(standing) = self.standing.take() else {
             return self.reconcile(netlink, backend).await;
         };

@@ -170,7 +170,10 @@ impl Entry {
         if let Some(said) = ipv6 {
             attrs = attrs.with_ipv6(said.address, said.data);
         }
-        Ok(PeerLease { key, attrs })
+        Ok(PeerLease {
+            key,
+            attrs: attrs.into(),
+        })
     }
 }
 

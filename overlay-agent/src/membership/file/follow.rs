@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnetwork::IpNetwork;
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -17,7 +18,8 @@ use super::{PERIOD, Source, cluster::Cluster};
 use crate::{
     membership::member::{Member, Order},
     model::{
-        ConfigText, LeaseAttrs, LeaseKey, LeaseView, OwnLease, OwnState, PeerLease, StoreState,
+        ConfigText, LeaseAttrs, LeaseKey, LeaseTable, LeaseView, OwnLease, OwnState, PeerLease,
+        StoreState,
     },
 };
 
@@ -27,7 +29,9 @@ pub struct Follower {
     own: LeaseKey,
     address: IpAddr,
     /// What the node says of itself.
-    attrs: LeaseAttrs,
+    attrs: Arc<LeaseAttrs>,
+    /// The leases of the others.
+    peers: LeaseTable,
     /// The network config the daemon runs with.
     in_force: ConfigText,
     /// What was last complained about, so that each problem is logged once.
@@ -41,6 +45,7 @@ impl Follower {
             own: own.key,
             address: own.attrs.node_ip(),
             attrs: own.attrs,
+            peers: LeaseTable::default(),
             in_force,
             complaints: BTreeSet::new(),
         }
@@ -50,7 +55,7 @@ impl Follower {
     pub fn spawn(mut self, cluster: &Cluster, number: i64, stop: CancellationToken) -> Member {
         let (sender, view) = watch::channel(self.view(cluster, number));
         let (mut member, inbox) = Member::new(view);
-        member.assigned = Some(self.attrs.clone());
+        member.assigned = Some((*self.attrs).clone());
         info!(lease = %self.own, peers = cluster.nodes.len().saturating_sub(1), "lease read from the peers file");
         tokio::spawn(async move {
             stop.run_until_cancelled(self.run(sender, inbox)).await;
@@ -69,7 +74,7 @@ impl Follower {
             tokio::select! {
                 order = orders.recv() => match order {
                     None => return,
-                    Some(Order::Publish(attrs)) => self.attrs = attrs,
+                    Some(Order::Publish(attrs)) => self.attrs = attrs.into(),
                     Some(Order::InForce(config)) => self.in_force = config,
                     Some(Order::Slept(_)) => {}
                 },
@@ -141,6 +146,7 @@ impl Follower {
                 peers.insert(node.key.subnet(), node.clone());
             }
         }
+        self.take(peers);
         let view = LeaseView {
             own: OwnLease {
                 key: self.own,
@@ -148,7 +154,7 @@ impl Follower {
                 reservation: true,
                 state,
             },
-            peers,
+            peers: self.peers.clone(),
             store: StoreState {
                 connected: true,
                 last_error: None,
@@ -162,6 +168,20 @@ impl Follower {
         };
         self.complain(complaints);
         view
+    }
+
+    /// Takes over the leases of the others: those that differ from what they were.
+    fn take(&mut self, wanted: BTreeMap<IpNetwork, PeerLease>) {
+        let gone = |subnet: &&IpNetwork| !wanted.contains_key(*subnet);
+        let gone: Vec<IpNetwork> = self.peers.keys().filter(gone).copied().collect();
+        for subnet in &gone {
+            self.peers.remove(subnet);
+        }
+        for (subnet, lease) in wanted {
+            if self.peers.get(&subnet) != Some(&lease) {
+                self.peers.insert(subnet, lease);
+            }
+        }
     }
 
     /// Logs what was not wrong before.

@@ -134,7 +134,11 @@ impl Membership for PeersFile {
                     reason: self.0.missing(),
                 });
             };
-            Ok(cluster.nodes.into_iter().map(|node| node.attrs).collect())
+            Ok(cluster
+                .nodes
+                .iter()
+                .map(|node| (*node.attrs).clone())
+                .collect())
         })
     }
 
