@@ -1,16 +1,17 @@
 //! Why a backend cannot be used.
 
+use std::ops::RangeInclusive;
+
 use super::Backend;
 use crate::go::json::JsonError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     #[error(
-        "the network config has no Backend, which means flannel's udp backend, and that is not \
-         supported; add \"Backend\": {{\"Type\": \"vxlan\"}} (supported: {})",
-        supported()
+        "the {backend} backend carries IPv4 only: leave EnableIPv6 and IPv6Network out of the network \
+         config, or set the Type of its Backend to vxlan or host-gw, which carry both"
     )]
-    Missing,
+    Ipv4Only { backend: &'static str },
     #[error(
         "backend type {0} is not supported; set the Type of the network config's Backend to one of: \
          {supported}",
@@ -43,6 +44,25 @@ pub enum OptionError {
         value: i64,
         expected: &'static str,
     },
+}
+
+/// The value, if it is in the range.
+pub(super) fn in_range<T: TryFrom<i64>>(
+    key: &'static str,
+    value: i64,
+    range: RangeInclusive<i64>,
+    expected: &'static str,
+) -> Result<T, OptionError> {
+    let error = OptionError::Range {
+        key,
+        value,
+        expected,
+    };
+    if range.contains(&value) {
+        T::try_from(value).map_err(|_| error)
+    } else {
+        Err(error)
+    }
 }
 
 fn supported() -> String {

@@ -1,15 +1,19 @@
 //! What a backend has to say.
 
 use std::{
+    collections::BTreeMap,
+    error::Error,
     fmt::Debug,
     future::{Future, ready},
     net::IpAddr,
 };
 
+use futures::future::BoxFuture;
+
 use super::BackendError;
 use crate::{
-    model::{Family, Forwarding, OwnDevice, Peer, Underlay},
-    netlink::{Link, Netlink, NetlinkError, Route, Vtep},
+    model::{Desired, Family, Forwarding, OwnDevice, Peer, Underlay},
+    netlink::{Link, Netlink, NetlinkError, PeerPath, Route, Vtep},
 };
 
 /// A backend with its options, or why they cannot be used. With what is to be warned of.
@@ -106,7 +110,27 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     fn is_same_node(_one: &str, _other: &str) -> bool {
         false
     }
+
+    /// What runs beside the kernel tier of a family; nothing does yet.
+    fn runtime<F: Family>(&self) -> Option<Box<dyn Runtime<F>>> {
+        None
+    }
 }
+
+/// What of a backend runs in the agent while it does. It ends with the value.
+pub trait Runtime<F: Family>: Debug + Send {
+    /// Has it be as desired: called whenever the kernel tier was brought to that, after changes and now
+    /// and then without. `paths` are the peers that were admitted.
+    fn follow<'a>(
+        &'a mut self,
+        desired: &'a Desired<F>,
+        device: Option<&'a Vtep>,
+        paths: &'a BTreeMap<F::Network, PeerPath>,
+    ) -> BoxFuture<'a, Result<(), RuntimeError>>;
+}
+
+/// Why it is not as desired; tried again.
+pub type RuntimeError = Box<dyn Error + Send + Sync>;
 
 /// A device of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

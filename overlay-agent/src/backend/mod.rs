@@ -10,6 +10,7 @@ mod alloc;
 mod error;
 mod host_gw;
 mod kind;
+pub mod udp;
 mod vxlan;
 
 use crate::{
@@ -21,13 +22,13 @@ pub use self::{
     alloc::Alloc,
     error::BackendError,
     host_gw::HostGw,
-    kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
+    kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed, Runtime, RuntimeError},
+    udp::Udp,
     vxlan::{VtepSpec, Vxlan, VxlanData},
 };
 
 /// Backends that some release of flannel has and this daemon has not.
-const UNSUPPORTED: [&str; 9] = [
-    "udp",
+const UNSUPPORTED: [&str; 8] = [
     "ipip",
     "ipsec",
     "wireguard",
@@ -172,6 +173,13 @@ macro_rules! backends {
                     $(Self::$kind(kind) => kind.peer(subnet, public_ip, said),)+
                 }
             }
+
+            /// See [`Kind::runtime`].
+            pub fn runtime<F: Family>(&self) -> Option<Box<dyn Runtime<F>>> {
+                match self {
+                    $(Self::$kind(kind) => kind.runtime(),)+
+                }
+            }
         }
 
         /// The device that a link is, of whichever kind, and what it says. See [`Kind::recognise`].
@@ -210,14 +218,15 @@ macro_rules! backends {
 backends! {
     Vxlan,
     HostGw,
+    Udp,
     Alloc,
 }
 
 impl Backend {
-    /// Reads the `Backend` object of the network config, whose lower-cased type this is. Returns what
-    /// is to be warned of, too.
+    /// Reads the `Backend` object of the network config, whose lower-cased type this is; none means udp, as
+    /// ever since flannel had no other. Returns what is to be warned of, too.
     pub fn parse(name: Option<String>, options: Option<&str>, with_ipv6: bool) -> Parsed<Self> {
-        let name = name.ok_or(BackendError::Missing)?;
+        let name = name.unwrap_or_else(|| Udp::TYPE.to_owned());
         let parsed = Self::of_type(&name, options.unwrap_or("{}"), with_ipv6);
         parsed.unwrap_or_else(|| {
             Err(if UNSUPPORTED.contains(&name.as_str()) {

@@ -141,7 +141,7 @@ impl Daemon {
                         local: end.local(pool.network, subnet, &backend),
                         peers: view.usable_peers(&backend),
                     };
-                    Side::new(desired, end.vtep, blackhole)
+                    Side::new(desired, end.vtep, &backend, blackhole)
                 })
             })
         };

@@ -2,7 +2,10 @@
 
 use super::Vxlan;
 use crate::{
-    backend::{BackendError, Parsed, error::OptionError},
+    backend::{
+        BackendError, Parsed,
+        error::{OptionError, in_range},
+    },
     go::{
         json::{JsonError, Object},
         value::parse_bool,
@@ -102,23 +105,5 @@ fn parse_boolean(quoted: Option<&str>, text: &str) -> Option<bool> {
         (None, "true") => Some(true),
         (None, "false") => Some(false),
         (None, _) => None,
-    }
-}
-
-fn in_range<T: TryFrom<i64>>(
-    key: &'static str,
-    value: i64,
-    range: std::ops::RangeInclusive<i64>,
-    expected: &'static str,
-) -> Result<T, OptionError> {
-    let error = OptionError::Range {
-        key,
-        value,
-        expected,
-    };
-    if range.contains(&value) {
-        T::try_from(value).map_err(|_| error)
-    } else {
-        Err(error)
     }
 }
