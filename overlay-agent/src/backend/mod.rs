@@ -194,6 +194,11 @@ macro_rules! backends {
             None
         }
 
+        /// See [`Kind::IS_IN_AGENT`], of the kind of a device.
+        pub fn is_in_agent(device: DeviceId) -> bool {
+            $(($kind::IS_IN_AGENT && device.kind == $kind::TYPE))||+
+        }
+
         /// See [`Kind::is_flannels`], of any kind.
         pub fn is_flannels<F: Family>(route: &Route<F>) -> bool {
             $($kind::is_flannels(route))||+

@@ -120,11 +120,14 @@ impl Kind for Udp {
         device::ensure(netlink, underlay).await.map(Some)
     }
 
+    const IS_IN_AGENT: bool = true;
+
     const USUAL_DEVICE: Option<u32> = Some(0);
 
     fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
-        (F::NUMBER == V4::NUMBER && device::is_one(link)).then_some(KnownDevice {
-            number: 0,
+        let number = device::number(link).filter(|_| F::NUMBER == V4::NUMBER)?;
+        Some(KnownDevice {
+            number,
             underlay: None,
             local: None,
         })

@@ -8,14 +8,15 @@ use crate::{
     netlink::{Link, LinkKind, Netlink, NetlinkError, Vtep},
 };
 
-/// flannel asks for `flannel%d` and gets this one.
+/// flannel asks for `flannel%d`, and gets this one unless somebody has it.
 pub const NAME: &str = "flannel0";
 /// Outer IP and UDP headers.
 pub const OVERHEAD: u32 = 20 + 8;
 
-/// Whether the link is such a device, whoever made it.
-pub fn is_one(link: &Link) -> bool {
-    link.name == NAME && link.kind == LinkKind::Virtual("tun".to_owned())
+/// Which of such devices the link is, whoever made it.
+pub fn number(link: &Link) -> Option<u32> {
+    let number = link.name.strip_prefix("flannel")?.parse().ok()?;
+    (link.kind == LinkKind::Virtual("tun".to_owned())).then_some(number)
 }
 
 /// Has the device exist, and up. It stays when the process ends, with its routes; then nobody reads what is
@@ -36,7 +37,7 @@ pub async fn ensure<F: Family>(
         });
     }
     match netlink.link_named(NAME).await? {
-        Some(link) if is_one(&link) => {}
+        Some(link) if number(&link).is_some() => {}
         Some(_) => return Err(refused("use", io::ErrorKind::AlreadyExists.into())),
         None => {
             Tun::attach(NAME).map_err(|source| refused("create", source))?;
