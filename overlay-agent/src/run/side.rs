@@ -130,11 +130,7 @@ impl<F: Family> Side<F> {
         Ok(())
     }
 
-    fn report(
-        &mut self,
-        summary: &Summary<F>,
-        not_running: Option<String>,
-    ) -> Result<(), String> {
+    fn report(&mut self, summary: &Summary<F>, not_running: Option<String>) -> Result<(), String> {
         if summary.added + summary.removed > 0 {
             info!(
                 family = F::NAME,

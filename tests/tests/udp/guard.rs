@@ -41,7 +41,12 @@ fn what_a_node_may_not_send_is_dropped_and_counted() {
         let to_pod = (pod.address, pod_port);
 
         let before_joining = bind(&lab.outside(), PORT)?;
-        refused(node, &before_joining, "unknown_sender", (ADDRESS, to_pod, 64))?;
+        refused(
+            node,
+            &before_joining,
+            "unknown_sender",
+            (ADDRESS, to_pod, 64),
+        )?;
         drop(before_joining);
         let stock = StockPeer::join(lab, node)?;
         let other_port = bind(&stock.endpoint, 40_000)?;

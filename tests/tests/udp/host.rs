@@ -60,7 +60,11 @@ fn a_stock_flanneld_that_comes_after_the_agent_has_the_way_to_itself() {
         drop(stock);
 
         // After a clean-up it finds the name free.
-        node.operator(&["cleanup", "--subnet-file", &node.subnet_file.display().to_string()])?;
+        node.operator(&[
+            "cleanup",
+            "--subnet-file",
+            &node.subnet_file.display().to_string(),
+        ])?;
         ensure!(!node.has_interface(DEVICE), "the device is left");
         let routes = node.cmd("ip", ["route"])?;
         ensure!(!routes.contains("10.5.0.0/16"), "{routes}");
@@ -100,8 +104,7 @@ fn the_port_of_the_config_is_that_of_all_nodes() {
 fn another_interface_of_the_name_is_left_alone() {
     scenario(Lab::builder().nodes(1).config(CONFIG), |lab| {
         let node = lab.node(0);
-        node.namespace
-            .ip_batch("link add flannel0 type dummy\n")?;
+        node.namespace.ip_batch("link add flannel0 type bridge\n")?;
         let (status, log) = node.run_to_end(&Launch::new(lab.store(), &[]), DEADLINE)?;
         ensure!(!status.success(), "{status}");
         ensure!(

@@ -44,12 +44,9 @@ fn connections_survive(end: fn(&Node) -> Result<()>) {
                 "{status}"
             );
             lab.start_agent(node, &[])?;
-            ensure!(
-                ifindex(node)? == index && network_route(node)? == route,
-                "{}",
-                network_route(node)?
-            );
             wait_pings(lab)?;
+            let kept = network_route(node)?;
+            ensure!(ifindex(node)? == index && kept == route, "{kept}");
         }
         flow.stop()?;
         transfer

@@ -48,7 +48,8 @@ fn backends_are_switched_by_a_restart_and_nothing_stale_stays() {
     scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
-        let gateways = || -> Result<_> { Ok((node.subnet_env()?.gateway, peer.subnet_env()?.gateway)) };
+        let gateways =
+            || -> Result<_> { Ok((node.subnet_env()?.gateway, peer.subnet_env()?.gateway)) };
         let before = gateways()?;
         for config in [VXLAN, CONFIG, HOST_GW, CONFIG] {
             lab.store().set_config(config)?;

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
-use etherparse::{Ethernet2Header, EtherType, IpNumber, Ipv4Header, UdpHeader};
+use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
 use overlay_tests::{
     capture::Direction,
     decode::{decode_ipv4, is_udp_to},
@@ -78,7 +78,11 @@ fn the_node_is_as_flannel_would_have_it() {
         ensure!(env.mtu == 1472, "MTU {}", env.mtu);
         let base = env.subnet()?.network();
         let link = node.cmd("ip", ["-d", "link", "show", "dev", DEVICE])?;
-        for part in ["mtu 1472", "tun type tun pi off vnet_hdr off persist on", ",UP,"] {
+        for part in [
+            "mtu 1472",
+            "tun type tun pi off vnet_hdr off persist on",
+            ",UP,",
+        ] {
             ensure!(link.contains(part), "no {part:?} in\n{link}");
         }
         let addresses = node.cmd("ip", ["-4", "-o", "addr", "show", "dev", DEVICE])?;

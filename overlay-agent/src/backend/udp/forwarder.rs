@@ -31,8 +31,6 @@ use super::{
 const OUT_BATCH: usize = 64;
 /// Messages of a batch from the socket, each of one datagram or many.
 const IN_BATCH: usize = 16;
-/// The longest IPv4 packet: the device's MTU may be raised while it runs.
-const LONGEST_PACKET: usize = 65_535;
 
 /// A running forwarder. Dropping it ends the thread; the device stays.
 #[derive(Debug)]
@@ -71,7 +69,7 @@ impl Forwarder {
             socket,
             shared: Arc::clone(&shared),
             counters,
-            outgoing: Outgoing::new(OUT_BATCH, LONGEST_PACKET),
+            outgoing: Outgoing::new(OUT_BATCH),
             incoming: Incoming::new(IN_BATCH),
             tally: Tally::default(),
         };

@@ -53,7 +53,9 @@ pub fn decrement_ttl(packet: &mut [u8]) -> bool {
 pub fn checksum(bytes: &[u8]) -> u16 {
     let (pairs, rest) = bytes.as_chunks::<2>();
     let last = rest.first().map_or(0, |&byte| u64::from(byte) << 8);
-    let sum = pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair)));
+    let sum = pairs
+        .iter()
+        .map(|pair| u64::from(u16::from_be_bytes(*pair)));
     let mut sum: u64 = sum.sum::<u64>() + last;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -122,7 +124,11 @@ mod tests {
         let loaded = checksum.swap_bytes();
         let step = 0x100u16.swap_bytes();
         let limit = (0xffffu16 - 0x100).swap_bytes();
-        let more = if loaded >= limit { step.wrapping_add(1) } else { step };
+        let more = if loaded >= limit {
+            step.wrapping_add(1)
+        } else {
+            step
+        };
         loaded.wrapping_add(more).swap_bytes()
     }
 
@@ -171,7 +177,9 @@ mod tests {
         let mut answer = [0xff; LONGEST_ERROR];
         let len = net_unreachable(&offender, OWN, &mut answer).unwrap();
         let answer = &answer[..len];
-        let mut expected = vec![0x45, 0, 0, 56, 0, 0, 0, 0, 8, 1, 0, 0, 10, 5, 1, 0, 10, 5, 1, 7];
+        let mut expected = vec![
+            0x45, 0, 0, 56, 0, 0, 0, 0, 8, 1, 0, 0, 10, 5, 1, 0, 10, 5, 1, 7,
+        ];
         expected.extend([3, 0, 0, 0, 0, 0, 0, 0]);
         expected.extend(&offender[..28]);
         let sum = checksum(&expected[..20]).to_be_bytes();

@@ -36,7 +36,7 @@ pub struct Count {
 #[derive(Debug)]
 pub struct Served {
     /// The thread ends when it is gone.
-    _alive: Arc<()>,
+    alive: Option<Arc<()>>,
 }
 
 impl Served {
@@ -44,7 +44,7 @@ impl Served {
     pub fn start(counters: Arc<Counters>) -> Option<Self> {
         let alive = Arc::new(());
         match serve(counters, Arc::downgrade(&alive)) {
-            Ok(()) => Some(Self { _alive: alive }),
+            Ok(()) => Some(Self { alive: Some(alive) }),
             Err(error) => {
                 warn!(%error, "`overlay-agent stats` will not show what the forwarder does");
                 None
@@ -55,8 +55,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let alive = std::mem::take(&mut self._alive);
-        drop(alive);
+        self.alive = None;
         // The thread looks up when somebody connects.
         let _ = connect();
     }

@@ -1,5 +1,9 @@
 //! The socket of tunnel packets: many datagrams per system call, and where the kernel can, many per pass
 //! of its stack.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel's types for counts and lengths that a batch bounds"
+)]
 
 use std::{
     io, iter, mem,
@@ -62,30 +66,46 @@ const MAX_SEGMENTS: usize = 64;
 /// nor have more bytes than an IP packet has room for.
 const MAX_MESSAGE: usize = 65_535 - 20 - 8;
 
-/// Datagrams to be sent. The packets stay where they were read.
+/// The longest IPv4 packet: the device's MTU may be raised while packets are read from it.
+const LONGEST_PACKET: usize = 65_535;
+/// Bytes of packets in a batch, beside room for one more.
+const BATCH: usize = 3 * LONGEST_PACKET;
+
+/// Datagrams to be sent. The packets stay where they were read, one behind the other.
 pub struct Outgoing {
-    slots: Box<[u8]>,
-    slot: usize,
+    bytes: Box<[u8]>,
+    used: usize,
     iovecs: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_in]>,
     controls: Box<[SegmentControl]>,
     headers: Box<[libc::mmsghdr]>,
-    /// Where each packet goes, and its length.
-    packets: Vec<(Ipv4Addr, usize)>,
+    packets: Vec<Packet>,
     /// Equal datagrams to one node go as one message.
     segments: bool,
 }
 
-/// Room for one control message with a `u16`, aligned as such have to be.
+/// The control message that says how long each datagram of a message is.
 #[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct SegmentControl([u8; 24]);
+#[repr(C)]
+struct SegmentControl {
+    header: libc::cmsghdr,
+    size: u16,
+}
 
-/// A message: packets `first..first + count` of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A packet of a batch.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    node: Ipv4Addr,
+    at: usize,
+    len: usize,
+}
+
+/// A message: so many packets of a batch, from this one on.
+#[derive(Clone, Copy, Debug)]
 struct Run {
-    first: usize,
+    first: Packet,
     count: usize,
+    bytes: usize,
 }
 
 // SAFETY: the pointers in the headers lead into the boxes beside them, which move with them and are nobody
@@ -93,16 +113,21 @@ struct Run {
 unsafe impl Send for Outgoing {}
 
 impl Outgoing {
-    /// Room for so many packets of up to so many bytes.
-    pub fn new(count: usize, slot: usize) -> Self {
+    /// Room for so many packets.
+    pub fn new(count: usize) -> Self {
         // SAFETY: all zeros is a value of each of these structs: null pointers and no lengths.
         let (iovec, name, header) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+        // SAFETY: likewise; all of it is written here and later.
+        let mut control: SegmentControl = unsafe { mem::zeroed() };
+        control.header.cmsg_len = (mem::offset_of!(SegmentControl, size) + size_of::<u16>()) as _;
+        control.header.cmsg_level = libc::SOL_UDP;
+        control.header.cmsg_type = libc::UDP_SEGMENT;
         Self {
-            slots: vec![0; count * slot].into(),
-            slot,
+            bytes: vec![0; BATCH + LONGEST_PACKET].into(),
+            used: 0,
             iovecs: vec![iovec; count].into(),
             names: vec![name; count].into(),
-            controls: vec![SegmentControl([0; 24]); count].into(),
+            controls: vec![control; count].into(),
             headers: vec![header; count].into(),
             packets: Vec::with_capacity(count),
             segments: true,
@@ -111,13 +136,18 @@ impl Outgoing {
 
     /// Where the next packet is to be read to; `None` when the batch is full.
     pub fn room(&mut self) -> Option<&mut [u8]> {
-        let at = self.packets.len();
-        (at < self.iovecs.len()).then(|| &mut self.slots[at * self.slot..][..self.slot])
+        let is_full = self.packets.len() == self.headers.len() || self.used > BATCH;
+        (!is_full).then(|| &mut self.bytes[self.used..][..LONGEST_PACKET])
     }
 
     /// The packet read last goes to this node.
     pub fn push(&mut self, node: Ipv4Addr, len: usize) {
-        self.packets.push((node, len));
+        self.packets.push(Packet {
+            node,
+            at: self.used,
+            len,
+        });
+        self.used += len;
     }
 
     /// Sends the batch. Returns how many packets the kernel has taken and how many it has not.
@@ -134,6 +164,11 @@ impl Outgoing {
                     at += runs.take(count).map(|run| run.count).sum::<usize>();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The underlay takes nothing, and what waits behind this batch is newer.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    refused += (total - at) as u64;
+                    break;
+                }
                 Err(error) => {
                     let first = runs(&self.packets[at..], self.segments).next();
                     let first = first.map_or(1, |run| run.count);
@@ -154,6 +189,7 @@ impl Outgoing {
             }
         }
         self.packets.clear();
+        self.used = 0;
         (total as u64 - refused, refused)
     }
 
@@ -185,27 +221,23 @@ impl Outgoing {
 
     /// Writes the headers of the packets from this one on. Returns how many messages they are.
     fn fill(&mut self, from: usize, port: u16) -> usize {
-        let packets = &self.packets[from..];
         let mut messages = 0;
-        for run in runs(packets, self.segments) {
-            let (node, len) = packets[run.first];
-            for index in run.first..run.first + run.count {
-                let at = from + index;
-                self.iovecs[at] = libc::iovec {
-                    iov_base: self.slots[at * self.slot..].as_mut_ptr().cast(),
-                    iov_len: packets[index].1,
-                };
-            }
-            self.names[messages] = name(node, port);
+        for run in runs(&self.packets[from..], self.segments) {
+            self.iovecs[messages] = libc::iovec {
+                iov_base: self.bytes[run.first.at..].as_mut_ptr().cast(),
+                iov_len: run.bytes,
+            };
+            self.names[messages] = name(run.first.node, port);
             let header = &mut self.headers[messages].msg_hdr;
             header.msg_name = (&raw mut self.names[messages]).cast();
             header.msg_namelen = socklen::<libc::sockaddr_in>();
-            header.msg_iov = &raw mut self.iovecs[from + run.first];
-            header.msg_iovlen = run.count as _;
+            header.msg_iov = &raw mut self.iovecs[messages];
+            header.msg_iovlen = 1;
             if run.count > 1 {
                 let control = &mut self.controls[messages];
+                control.size = run.first.len as u16;
                 header.msg_control = (&raw mut *control).cast();
-                header.msg_controllen = segment_control(control, len) as _;
+                header.msg_controllen = size_of::<SegmentControl>() as _;
             } else {
                 header.msg_control = ptr::null_mut();
                 header.msg_controllen = 0;
@@ -232,25 +264,28 @@ impl Outgoing {
 }
 
 /// Cuts a batch into messages: packets to one node of one length, of which the last may be shorter.
-fn runs(packets: &[(Ipv4Addr, usize)], segments: bool) -> impl Iterator<Item = Run> {
-    let mut first = 0;
+fn runs(packets: &[Packet], segments: bool) -> impl Iterator<Item = Run> {
+    let mut rest = packets;
     iter::from_fn(move || {
-        let &(node, len) = packets.get(first)?;
-        let mut run = Run { first, count: 1 };
-        let mut bytes = len;
-        if segments {
-            for &(other, its) in packets[first + 1..].iter().take(MAX_SEGMENTS - 1) {
-                bytes += its;
-                if other != node || its > len || bytes > MAX_MESSAGE {
-                    break;
-                }
-                run.count += 1;
-                if its < len {
-                    break;
-                }
+        let (&first, others) = rest.split_first()?;
+        let mut run = Run {
+            first,
+            count: 1,
+            bytes: first.len,
+        };
+        let candidates = if segments { MAX_SEGMENTS - 1 } else { 0 };
+        for other in others.iter().take(candidates) {
+            let bytes = run.bytes + other.len;
+            if other.node != first.node || other.len > first.len || bytes > MAX_MESSAGE {
+                break;
+            }
+            run.count += 1;
+            run.bytes = bytes;
+            if other.len < first.len {
+                break;
             }
         }
-        first += run.count;
+        rest = &rest[run.count..];
         Some(run)
     })
 }
@@ -270,25 +305,6 @@ fn socklen<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }
 
-/// Writes the control message that says how long each datagram is. Returns its length.
-fn segment_control(control: &mut SegmentControl, len: usize) -> usize {
-    let header_len = size_of::<libc::cmsghdr>();
-    // SAFETY: all zeros is a value of the struct.
-    let mut header: libc::cmsghdr = unsafe { mem::zeroed() };
-    header.cmsg_len = (header_len + size_of::<u16>()) as _;
-    header.cmsg_level = libc::SOL_UDP;
-    header.cmsg_type = libc::UDP_SEGMENT;
-    let bytes = control.0.as_mut_ptr();
-    let size = len as u16;
-    // SAFETY: the control message is aligned as a `cmsghdr`, and has room for one and for what follows it.
-    unsafe {
-        bytes.cast::<libc::cmsghdr>().write(header);
-        bytes.add(header_len).cast::<u16>().write(size);
-    }
-    // SAFETY: it only computes.
-    unsafe { libc::CMSG_SPACE(size_of::<u16>() as libc::c_uint) as usize }
-}
-
 /// Datagrams received.
 pub struct Incoming {
     slots: Box<[u8]>,
@@ -301,6 +317,8 @@ pub struct Incoming {
 
 /// The kernel may hand over datagrams of one sender as one message, as long as this.
 const MESSAGE: usize = 1 << 16;
+/// Messages begin in different sets of the caches.
+const STRIDE: usize = MESSAGE + 192;
 
 // SAFETY: as of `Outgoing`.
 unsafe impl Send for Incoming {}
@@ -312,7 +330,7 @@ impl Incoming {
         let (iovec, name, header) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
         let control = cmsg_space!(i32).capacity();
         Self {
-            slots: vec![0; count * MESSAGE].into(),
+            slots: vec![0; count * STRIDE].into(),
             iovecs: vec![iovec; count].into(),
             names: vec![name; count].into(),
             controls: vec![0; count * control].into(),
@@ -325,7 +343,7 @@ impl Incoming {
     pub fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
         for (at, header) in self.headers.iter_mut().enumerate() {
             self.iovecs[at] = libc::iovec {
-                iov_base: self.slots[at * MESSAGE..].as_mut_ptr().cast(),
+                iov_base: self.slots[at * STRIDE..].as_mut_ptr().cast(),
                 iov_len: MESSAGE,
             };
             let header = &mut header.msg_hdr;
@@ -364,7 +382,7 @@ impl Incoming {
         );
         let len = (self.headers[at].msg_len as usize).min(MESSAGE);
         let size = segment_size(&self.headers[at].msg_hdr).unwrap_or(len);
-        let message = &mut self.slots[at * MESSAGE..][..len];
+        let message = &mut self.slots[at * STRIDE..][..len];
         (from, message.chunks_mut(size.max(1)))
     }
 }
@@ -391,7 +409,9 @@ mod tests {
     const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
     fn counts(packets: &[(Ipv4Addr, usize)], segments: bool) -> Vec<usize> {
-        runs(packets, segments).map(|run| run.count).collect()
+        let packet = |&(node, len): &_| Packet { node, at: 0, len };
+        let packets: Vec<_> = packets.iter().map(packet).collect();
+        runs(&packets, segments).map(|run| run.count).collect()
     }
 
     #[test]
@@ -415,7 +435,7 @@ mod tests {
         let receiver = UdpSocket::bind(any).unwrap();
         let port = receiver.local_addr().unwrap().port();
         let sender = Socket::bind(any).unwrap();
-        let mut outgoing = Outgoing::new(8, 1500);
+        let mut outgoing = Outgoing::new(8);
         let lengths = [100, 100, 100, 20, 1500, 21];
         for (number, len) in (0..).zip(lengths) {
             outgoing.room().unwrap()[..len].fill(number);
@@ -424,8 +444,7 @@ mod tests {
         assert_eq!(outgoing.send(&sender, port), (6, 0));
         let mut datagram = [0; 2000];
         for (number, len) in (0..).zip(lengths) {
-            let received = receiver.recv(&mut datagram).unwrap();
-            assert_eq!(received, len);
+            assert_eq!(receiver.recv(&mut datagram).unwrap(), len);
             assert!(datagram[..len].iter().all(|byte| *byte == number));
         }
     }
@@ -436,7 +455,7 @@ mod tests {
         let receiver = UdpSocket::bind(any).unwrap();
         let port = receiver.local_addr().unwrap().port();
         let sender = Socket::bind(any).unwrap();
-        let mut outgoing = Outgoing::new(8, 1500);
+        let mut outgoing = Outgoing::new(8);
         // From a loopback address nothing else is reached.
         let elsewhere = Ipv4Addr::new(192, 0, 2, 1);
         for node in [elsewhere, elsewhere, Ipv4Addr::LOCALHOST, elsewhere] {
@@ -453,7 +472,7 @@ mod tests {
         let address = nix::sys::socket::getsockname::<SockaddrIn>(receiver.0.as_raw_fd()).unwrap();
         let sender = Socket::bind(any).unwrap();
         let from = nix::sys::socket::getsockname::<SockaddrIn>(sender.0.as_raw_fd()).unwrap();
-        let mut outgoing = Outgoing::new(8, 1500);
+        let mut outgoing = Outgoing::new(8);
         for (number, len) in (0..).zip([80, 80, 80, 7, 900]) {
             outgoing.room().unwrap()[..len].fill(number);
             outgoing.push(Ipv4Addr::LOCALHOST, len);

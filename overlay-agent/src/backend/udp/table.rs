@@ -206,7 +206,12 @@ mod tests {
 
     #[test]
     fn what_is_for_other_subnets_is_not_passed_on() {
-        for destination in [[10, 5, 8, 1], [192, 0, 2, 1], [127, 0, 0, 1], [224, 0, 0, 1]] {
+        for destination in [
+            [10, 5, 8, 1],
+            [192, 0, 2, 1],
+            [127, 0, 0, 1],
+            [224, 0, 0, 1],
+        ] {
             let refused = inbound((NODE_2, PORT), [10, 5, 2, 7], destination);
             assert_eq!(refused, Err(Event::InnerDestination), "{destination:?}");
         }

@@ -40,7 +40,10 @@ impl Forwarder {
         };
         let is_drop = |count: &&Count| count.kind == "drop";
         for count in counters.iter().filter(|count| !is_drop(count)) {
-            lines.push((count.event.clone(), format!("{} packets", grouped(count.packets))));
+            lines.push((
+                count.event.clone(),
+                format!("{} packets", grouped(count.packets)),
+            ));
         }
         let drops = counters.iter().filter(is_drop).filter(|c| c.packets > 0);
         let drops: Vec<_> = drops
@@ -101,7 +104,9 @@ mod tests {
             count("drop", "in_ttl", 2),
             count("drop", "inner_source", 1),
         ];
-        let lines = Forwarder::of(&kernel(true), Some(counters)).unwrap().lines();
+        let lines = Forwarder::of(&kernel(true), Some(counters))
+            .unwrap()
+            .lines();
         let line = |name: &str| {
             let line = lines.iter().find(|(its, _)| its == name);
             line.map(|(_, value)| value.as_str())
