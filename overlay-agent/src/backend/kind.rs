@@ -1,8 +1,6 @@
 //! What a backend has to say.
 
 use std::{
-    collections::BTreeMap,
-    error::Error,
     fmt::Debug,
     future::{Future, ready},
     net::IpAddr,
@@ -12,8 +10,8 @@ use futures::future::BoxFuture;
 
 use super::BackendError;
 use crate::{
-    model::{Desired, Family, Forwarding, OwnDevice, Peer, Underlay},
-    netlink::{Link, Netlink, NetlinkError, PeerPath, Route, Vtep},
+    model::{DesiredNode, Family, Forwarding, OwnDevice, Peer, Underlay},
+    netlink::{Link, Netlink, NetlinkError, Route, Vtep},
 };
 
 /// A backend with its options, or why they cannot be used. With what is to be warned of.
@@ -114,26 +112,18 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
         false
     }
 
-    /// What runs beside the kernel tier of a family; nothing does yet.
-    fn runtime<F: Family>(&self) -> Option<Box<dyn Runtime<F>>> {
+    /// What of it runs in the agent, if anything does.
+    fn runtime(&self) -> Option<Box<dyn Runtime>> {
         None
     }
 }
 
-/// What of a backend runs in the agent while it does. It ends with the value.
-pub trait Runtime<F: Family>: Debug + Send {
-    /// Has it be as desired: called whenever the kernel tier was brought to that, after changes and now
-    /// and then without. `paths` are the peers that were admitted.
-    fn follow<'a>(
-        &'a mut self,
-        desired: &'a Desired<F>,
-        device: Option<&'a Vtep>,
-        paths: &'a BTreeMap<F::Network, PeerPath>,
-    ) -> BoxFuture<'a, Result<(), RuntimeError>>;
+/// What runs of a backend in the agent, as long as the value lives. One node has one, for both families.
+pub trait Runtime: Send {
+    /// Has it be as the node and its peers are, after a change and now and then. Returns what is not as it
+    /// should be; then it is called again soon.
+    fn keep<'a>(&'a mut self, node: &'a DesiredNode) -> BoxFuture<'a, Vec<String>>;
 }
-
-/// Why it is not as desired; tried again.
-pub type RuntimeError = Box<dyn Error + Send + Sync>;
 
 /// A device of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ pub use self::{
     alloc::Alloc,
     error::BackendError,
     host_gw::HostGw,
-    kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed, Runtime, RuntimeError},
+    kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed, Runtime},
     udp::Udp,
     vxlan::{VtepSpec, Vxlan, VxlanData},
 };
@@ -175,7 +175,7 @@ macro_rules! backends {
             }
 
             /// See [`Kind::runtime`].
-            pub fn runtime<F: Family>(&self) -> Option<Box<dyn Runtime<F>>> {
+            pub fn runtime(&self) -> Option<Box<dyn Runtime>> {
                 match self {
                     $(Self::$kind(kind) => kind.runtime(),)+
                 }

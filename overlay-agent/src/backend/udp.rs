@@ -2,11 +2,11 @@
 //! socket. Whatever the kernel can, a node with it can be; the price is that every packet crosses from the
 //! kernel to the agent and back. What packets go through is in [`table`] and [`packet`], without I/O.
 
+mod carrier;
 mod counters;
 mod device;
 mod forwarder;
 mod packet;
-mod runtime;
 mod served;
 #[expect(unsafe_code, reason = "many datagrams per system call, without copies")]
 mod socket;
@@ -14,10 +14,12 @@ mod table;
 #[expect(unsafe_code, reason = "TUN devices are made with ioctl(2)")]
 mod tun;
 
+use futures::future::{BoxFuture, FutureExt as _, ready};
+
 pub use self::served::{Count, read as counted};
 use self::{
+    carrier::Carrier,
     device::{NAME, OVERHEAD},
-    runtime::Carrier,
 };
 use super::{
     BackendError, ChangedKeys, Kind, KnownDevice, Parsed, Runtime,
@@ -25,7 +27,7 @@ use super::{
 };
 use crate::{
     go::json::Object,
-    model::{DeviceRoute, Family, Forwarding, OwnDevice, Peer, Underlay, V4},
+    model::{DesiredNode, DeviceRoute, Family, Forwarding, OwnDevice, Peer, Underlay, V4},
     netlink::{Link, Netlink, NetlinkError, Route, Vtep},
 };
 
@@ -147,8 +149,16 @@ impl Kind for Udp {
         Some(Peer::plain(subnet, public_ip))
     }
 
-    fn runtime<F: Family>(&self) -> Option<Box<dyn Runtime<F>>> {
+    fn runtime(&self) -> Option<Box<dyn Runtime>> {
         Some(Box::new(Carrier::new(self.port)))
+    }
+}
+
+impl Runtime for Carrier {
+    fn keep<'a>(&'a mut self, node: &'a DesiredNode) -> BoxFuture<'a, Vec<String>> {
+        let kept = node.ipv4.as_ref().map_or(Ok(()), |ipv4| self.keep(ipv4));
+        let problem = kept.err().map(|error| error.to_string());
+        ready(problem.into_iter().collect()).boxed()
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 use super::{changes::Dirty, devices::Devices, side::Side, sides::Sides, tier1::Tier1};
 use crate::{
-    backend::Backend,
+    backend::{Backend, Runtime},
     conntrack::Shortest,
     health::{Condition, Readiness},
     model::{DesiredNode, Family, each_family},
@@ -26,6 +26,10 @@ pub struct Settler {
     netlink: Netlink,
     tier1: Tier1,
     sides: Sides,
+    /// What runs of the backend.
+    runtime: Option<Box<dyn Runtime>>,
+    /// What was last complained about of it, so that each problem is logged once.
+    complaints: Vec<String>,
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
@@ -67,11 +71,19 @@ impl Look {
 }
 
 impl Settler {
-    pub fn new(netlink: Netlink, tier1: Tier1, sides: Sides, readiness: Readiness) -> Self {
+    pub fn new(
+        netlink: Netlink,
+        tier1: Tier1,
+        sides: Sides,
+        runtime: Option<Box<dyn Runtime>>,
+        readiness: Readiness,
+    ) -> Self {
         Self {
             netlink,
             tier1,
             sides,
+            runtime,
+            complaints: Vec::new(),
             readiness,
             attached: false,
         }
@@ -151,11 +163,26 @@ impl Settler {
                 problems.extend(applied.err().map(|error| error.to_string()));
             }
         });
+        problems.extend(self.keep_running().await);
         let in_sync = self.is_in_sync(problems.first());
         if in_sync {
             self.readiness.satisfy(Condition::PeersInSync);
         }
         in_sync
+    }
+
+    /// Has what runs of the backend be as it should be. Returns what is not.
+    async fn keep_running(&mut self) -> Vec<String> {
+        let Some(runtime) = &mut self.runtime else {
+            return Vec::new();
+        };
+        let problems = runtime.keep(&self.sides.desired()).await;
+        let is_new = |problem: &&String| !self.complaints.contains(problem);
+        for problem in problems.iter().filter(is_new) {
+            warn!("{problem}");
+        }
+        self.complaints.clone_from(&problems);
+        problems
     }
 
     /// Reports a problem, if there is one. Returns whether there is none.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{info, warn};
 
 use crate::{
-    backend::{self, Backend, Runtime},
+    backend::{self, Backend},
     model::{Desired, Family, V4},
     netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
 };
@@ -17,8 +17,6 @@ pub struct Side<F: Family = V4> {
     /// MTUs of the kernel's routes to peers, where they carry one.
     pub route_mtus: BTreeMap<F::Address, u32>,
     blackhole: Blackhole,
-    /// What of the backend runs in the agent.
-    runtime: Option<Box<dyn Runtime<F>>>,
     /// What the kernel tier was left like, if nothing failed.
     standing: Option<Standing<F>>,
     /// What was last complained about, so that each problem is logged once.
@@ -35,16 +33,10 @@ enum Blackhole {
 }
 
 impl<F: Family> Side<F> {
-    pub fn new(
-        desired: Desired<F>,
-        vtep: Option<Vtep>,
-        backend: &Backend,
-        blackhole: bool,
-    ) -> Self {
+    pub fn new(desired: Desired<F>, vtep: Option<Vtep>, blackhole: bool) -> Self {
         Self {
             desired,
             vtep,
-            runtime: backend.runtime(),
             route_mtus: BTreeMap::new(),
             blackhole: if blackhole {
                 Blackhole::Kept
@@ -89,7 +81,7 @@ impl<F: Family> Side<F> {
         let reconciled = reconciled.await;
         let blackholed = self.reconcile_blackhole(netlink).await;
         match (reconciled, blackholed) {
-            (Ok(summary), Ok(())) => self.take(summary).await,
+            (Ok(summary), Ok(())) => self.take(summary),
             (Err(error), _) | (_, Err(error)) => Err(self.not_in_sync(&error)),
         }
     }
@@ -101,20 +93,15 @@ impl<F: Family> Side<F> {
         };
         let followed = netlink.follow(&self.desired, self.vtep.as_ref(), standing);
         match followed.await {
-            Ok(summary) => self.take(summary).await,
+            Ok(summary) => self.take(summary),
             Err(error) => Err(self.not_in_sync(&error)),
         }
     }
 
-    async fn take(&mut self, mut summary: Summary<F>) -> Result<(), String> {
+    fn take(&mut self, mut summary: Summary<F>) -> Result<(), String> {
         self.route_mtus = std::mem::take(&mut summary.route_mtus);
         self.standing = summary.standing.take();
-        let mut not_running = None;
-        if let Some(runtime) = &mut self.runtime {
-            let followed = runtime.follow(&self.desired, self.vtep.as_ref(), &summary.paths);
-            not_running = followed.await.err().map(|error| error.to_string());
-        }
-        self.report(&summary, not_running)
+        self.report(&summary)
     }
 
     async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {
@@ -130,7 +117,7 @@ impl<F: Family> Side<F> {
         Ok(())
     }
 
-    fn report(&mut self, summary: &Summary<F>, not_running: Option<String>) -> Result<(), String> {
+    fn report(&mut self, summary: &Summary<F>) -> Result<(), String> {
         if summary.added + summary.removed > 0 {
             info!(
                 family = F::NAME,
@@ -142,7 +129,6 @@ impl<F: Family> Side<F> {
             );
         }
         let mut complaints: Vec<String> = Vec::new();
-        complaints.extend(not_running.clone());
         complaints.extend(summary.failed.iter().map(ToString::to_string));
         complaints.extend(summary.refused.iter().map(ToString::to_string));
         for complaint in &complaints {
@@ -153,7 +139,7 @@ impl<F: Family> Side<F> {
         self.complaints = complaints;
         match summary.failed.first() {
             Some(failure) => Err(format!("{failure} (and {} more)", summary.failed.len() - 1)),
-            None => not_running.map_or(Ok(()), Err),
+            None => Ok(()),
         }
     }
 

@@ -141,7 +141,7 @@ impl Daemon {
                         local: end.local(pool.network, subnet, &backend),
                         peers: view.usable_peers(&backend),
                     };
-                    Side::new(desired, end.vtep, &backend, blackhole)
+                    Side::new(desired, end.vtep, blackhole)
                 })
             })
         };
@@ -167,7 +167,8 @@ impl Daemon {
         )?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(&sides);
-        let mut settler = Settler::new(netlink.clone(), tier1, sides, readiness.clone());
+        let runtime = backend.runtime();
+        let mut settler = Settler::new(netlink.clone(), tier1, sides, runtime, readiness.clone());
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
         let dump = netlink.dump_links().await;

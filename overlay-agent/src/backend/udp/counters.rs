@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn every_event_is_in_the_document_with_its_meaning() {
+        let document = include_str!("../../../../docs/operator-commands.md");
+        for event in Event::ALL {
+            let row = format!("| `{}` | {} |", event.name(), event.describe());
+            assert!(document.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn names_are_words_of_their_own() {
         for (at, event) in Event::ALL.iter().enumerate() {
             assert_eq!(*event as usize, at);

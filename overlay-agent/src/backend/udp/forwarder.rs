@@ -44,6 +44,7 @@ struct Shared {
     /// Read once for each batch, and held no longer than it takes to clone the pointer.
     table: RwLock<Arc<Table>>,
     stop: EventFd,
+    tun: Tun,
 }
 
 impl Forwarder {
@@ -56,6 +57,7 @@ impl Forwarder {
         let shared = Arc::new(Shared {
             table: RwLock::new(Arc::new(table)),
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            tun,
         });
         let work = Work {
             answers: answer_socket().map_err(|error| {
@@ -65,7 +67,6 @@ impl Forwarder {
                      CAP_NET_RAW"
                 );
             }),
-            tun,
             socket,
             shared: Arc::clone(&shared),
             counters,
@@ -93,9 +94,9 @@ impl Forwarder {
         }
     }
 
-    /// Whether the device has gone from under it.
+    /// Whether it carries nothing any more: the device has gone from under it.
     pub fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished) || self.shared.tun.is_gone()
     }
 }
 
@@ -109,7 +110,6 @@ impl Drop for Forwarder {
 }
 
 struct Work {
-    tun: Tun,
     socket: Socket,
     /// Sends whole packets, headers and all.
     answers: Result<OwnedFd, ()>,
@@ -167,7 +167,7 @@ impl Work {
     fn wait(&self) -> io::Result<bool> {
         let fds = [
             self.shared.stop.as_fd(),
-            self.tun.as_fd(),
+            self.shared.tun.as_fd(),
             self.socket.as_fd(),
         ];
         let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -187,7 +187,7 @@ impl Work {
     fn carry_out(&mut self, table: &Table) -> io::Result<bool> {
         let mut read = 0;
         while let Some(room) = self.outgoing.room() {
-            let len = match self.tun.read(room) {
+            let len = match self.shared.tun.read(room) {
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -228,7 +228,7 @@ impl Work {
         for at in 0..messages {
             let (from, datagrams) = self.incoming.message(at);
             for packet in datagrams {
-                let event = give(&self.tun, table, from, packet)?;
+                let event = give(&self.shared.tun, table, from, packet)?;
                 self.tally.add(event);
             }
         }

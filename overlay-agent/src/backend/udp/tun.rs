@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 const CLONE: &str = "/dev/net/tun";
 
 /// An attachment to the device. There is room for one; the device stays when it ends.
@@ -44,6 +46,17 @@ impl Tun {
             return Err(io::Error::last_os_error());
         }
         Ok(Self(file))
+    }
+
+    /// Whether the device was deleted.
+    pub fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut fds, PollTimeout::ZERO);
+        let [fd] = fds;
+        polled.is_ok()
+            && fd
+                .revents()
+                .is_some_and(|seen| seen.contains(PollFlags::POLLERR))
     }
 
     /// The next packet the host sends by the device.

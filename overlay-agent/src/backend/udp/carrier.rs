@@ -3,12 +3,10 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
 };
 
-use futures::future::{BoxFuture, FutureExt as _, ready};
-use ipnetwork::{IpNetwork, Ipv4Network};
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -21,14 +19,11 @@ use super::{
     table::Table,
     tun::Tun,
 };
-use crate::{
-    backend::{Runtime, RuntimeError},
-    model::{Desired, Family},
-    netlink::{PeerPath, Vtep},
-};
+use crate::{model::Desired, netlink::admit};
 
+/// Why there is no forwarder.
 #[derive(Debug, Error)]
-enum UdpError {
+pub enum UdpError {
     #[error(
         "cannot attach to {NAME}: another process has it; stop flanneld, or whoever it is, and the agent \
          takes over"
@@ -48,8 +43,6 @@ enum UdpError {
     },
     #[error("cannot start the forwarder: {0}")]
     Start(io::Error),
-    #[error("the udp backend carries IPv4 only")]
-    NotIpv4,
 }
 
 /// The forwarder of a node, once there is a device.
@@ -68,7 +61,6 @@ pub struct Carrier {
 struct Running {
     forwarder: Forwarder,
     address: Ipv4Addr,
-    ifindex: u32,
 }
 
 impl Carrier {
@@ -82,67 +74,51 @@ impl Carrier {
         }
     }
 
-    fn keep<F: Family>(
-        &mut self,
-        desired: &Desired<F>,
-        device: &Vtep,
-        paths: &BTreeMap<F::Network, PeerPath>,
-    ) -> Result<(), UdpError> {
-        let (table, address) = self.table(desired, paths).ok_or(UdpError::NotIpv4)?;
+    /// Has a forwarder run as the node is desired to be, once its device is there.
+    pub fn keep(&mut self, desired: &Desired) -> Result<(), UdpError> {
+        let table = self.table(desired);
+        let address = desired.local.underlay.address;
         if self.served.is_none() {
             self.served = Served::start(Arc::clone(&self.counters));
         }
         self.report_strangers();
         match &self.running {
-            Some(running)
-                if running.address == address
-                    && running.ifindex == device.ifindex
-                    && !running.forwarder.has_ended() =>
-            {
+            Some(running) if running.address == address && !running.forwarder.has_ended() => {
                 running.forwarder.set_table(table);
                 return Ok(());
             }
             // It has what the next one needs.
             _ => self.running = None,
         }
-        let address = SocketAddrV4::new(address, self.port);
+        let end = SocketAddrV4::new(address, self.port);
         let tun = Tun::attach(NAME).map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => UdpError::Busy,
             _ => UdpError::Attach(error),
         })?;
-        let socket = Socket::bind(address).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => UdpError::PortTaken(address),
-            _ => UdpError::Bind { address, source },
+        let socket = Socket::bind(end).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => UdpError::PortTaken(end),
+            _ => UdpError::Bind {
+                address: end,
+                source,
+            },
         })?;
         let counters = Arc::clone(&self.counters);
         let forwarder = Forwarder::start(tun, socket, table, counters).map_err(UdpError::Start)?;
-        info!(device = NAME, %address, "forwarding in user space");
-        self.running = Some(Running {
-            forwarder,
-            address: *address.ip(),
-            ifindex: device.ifindex,
-        });
+        info!(device = NAME, address = %end, "forwarding in user space");
+        self.running = Some(Running { forwarder, address });
         Ok(())
     }
 
-    /// What the forwarder goes by, and the address it sends from.
-    fn table<F: Family>(
-        &self,
-        desired: &Desired<F>,
-        paths: &BTreeMap<F::Network, PeerPath>,
-    ) -> Option<(Table, Ipv4Addr)> {
-        let local = &desired.local;
-        let peers = desired.peers.values();
-        let accepted = peers.filter(|peer| paths.contains_key(&peer.subnet));
-        let peers =
-            accepted.filter_map(|peer| Some((v4_network::<F>(peer.subnet)?, v4(peer.public_ip)?)));
-        let table = Table::new(
-            v4_network::<F>(local.network)?,
-            v4_network::<F>(local.subnet)?,
+    /// What the forwarder goes by. Leases that would steal others' packets have no say.
+    fn table(&self, desired: &Desired) -> Table {
+        let accepted = admit(desired, &BTreeMap::new()).accepted;
+        let peers = accepted.into_values();
+        Table::new(
+            desired.local.network,
+            desired.local.subnet,
             self.port,
-            peers,
-        );
-        Some((table, v4(local.underlay.address)?))
+            peers.map(|(peer, _)| (peer.subnet, peer.public_ip)),
+        )
     }
 
     /// Whoever sends from an address that no lease shows is a node whose lease is not known, or whose
@@ -157,31 +133,5 @@ impl Carrier {
             );
             self.strangers = now;
         }
-    }
-}
-
-impl<F: Family> Runtime<F> for Carrier {
-    fn follow<'a>(
-        &'a mut self,
-        desired: &'a Desired<F>,
-        device: Option<&'a Vtep>,
-        paths: &'a BTreeMap<F::Network, PeerPath>,
-    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        let kept = device.map_or(Ok(()), |device| self.keep(desired, device, paths));
-        ready(kept.map_err(RuntimeError::from)).boxed()
-    }
-}
-
-fn v4(address: impl Into<IpAddr>) -> Option<Ipv4Addr> {
-    match address.into() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn v4_network<F: Family>(network: F::Network) -> Option<Ipv4Network> {
-    match network.into() {
-        IpNetwork::V4(network) => Some(network),
-        IpNetwork::V6(_) => None,
     }
 }
