@@ -53,6 +53,7 @@ pub struct Carrier {
     counters: Arc<Counters>,
     /// Answers `stats`.
     served: Option<Served>,
+    is_unserved: bool,
     /// Datagrams from unknown senders that were reported.
     strangers: u64,
 }
@@ -70,6 +71,7 @@ impl Carrier {
             running: None,
             counters: Arc::default(),
             served: None,
+            is_unserved: false,
             strangers: 0,
         }
     }
@@ -78,9 +80,7 @@ impl Carrier {
     pub fn keep(&mut self, desired: &Desired) -> Result<(), UdpError> {
         let table = self.table(desired);
         let address = desired.local.underlay.address;
-        if self.served.is_none() {
-            self.served = Served::start(Arc::clone(&self.counters));
-        }
+        self.serve();
         self.report_strangers();
         match &self.running {
             Some(running) if running.address == address && !running.forwarder.has_ended() => {
@@ -107,6 +107,22 @@ impl Carrier {
         info!(device = NAME, address = %end, "forwarding in user space");
         self.running = Some(Running { forwarder, address });
         Ok(())
+    }
+
+    /// Has the counters be asked for. Packets are forwarded all the same.
+    fn serve(&mut self) {
+        if self.served.is_some() {
+            return;
+        }
+        match Served::start(Arc::clone(&self.counters)) {
+            Ok(served) => self.served = Some(served),
+            Err(error) if !self.is_unserved => {
+                self.is_unserved = true;
+                warn!(%error, "`overlay-agent stats` does not show what the forwarder does");
+            }
+            // Said before.
+            Err(_) => {}
+        }
     }
 
     /// What the forwarder goes by. Leases that would steal others' packets have no say.

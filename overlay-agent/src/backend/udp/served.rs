@@ -14,7 +14,6 @@ use std::{
 
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::counters::{Counters, Event};
 
@@ -40,16 +39,10 @@ pub struct Served {
 }
 
 impl Served {
-    /// `None` if that is not possible; packets are forwarded all the same.
-    pub fn start(counters: Arc<Counters>) -> Option<Self> {
+    pub fn start(counters: Arc<Counters>) -> io::Result<Self> {
         let alive = Arc::new(());
-        match serve(counters, Arc::downgrade(&alive)) {
-            Ok(()) => Some(Self { alive: Some(alive) }),
-            Err(error) => {
-                warn!(%error, "`overlay-agent stats` will not show what the forwarder does");
-                None
-            }
-        }
+        serve(counters, Arc::downgrade(&alive))?;
+        Ok(Self { alive: Some(alive) })
     }
 }
 
