@@ -1,11 +1,11 @@
 //! What the device keeps when the agent ends, and what the next one does with it.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use overlay_tests::{
     lab::{Lab, Node, scenario},
-    traffic::{flow::SteadyFlow, ping, tcp},
+    traffic::{connection::SteadyConnection, ping},
     wait::wait_for,
 };
 
@@ -17,41 +17,37 @@ fn network_route(node: &Node) -> Result<String> {
     node.cmd("ip", ["route", "show", "10.5.0.0/16"])
 }
 
-/// A transfer over all restarts goes on where it was.
+/// A connection that is in use over all restarts is not noticed to break.
 fn connections_survive(end: fn(&Node) -> Result<()>) {
     scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let (index, route) = (ifindex(node)?, network_route(node)?);
-        let transfer = thread::spawn({
-            let (from, to) = (pod(node), pod(peer));
-            move || tcp::transfer(&from, &to, tcp::Spec::bulk(64 << 20))
-        });
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
-        wait_for("packets", DEADLINE, || {
-            ensure!(counted(node)?["sent"] > 500);
-            Ok(())
-        })?;
+        let connection = SteadyConnection::open(&pod(node), &pod(peer), INTERVAL)?;
         for _ in 0..2 {
+            let before = counted(peer)?["received"];
+            wait_for("exchanges", DEADLINE, || {
+                ensure!(counted(peer)?["received"] > before + 100);
+                Ok(())
+            })?;
             end(node)?;
             ensure!(ifindex(node)? == index, "the device went with the agent");
             let kept = network_route(node)?;
             ensure!(kept.contains(&format!("dev {DEVICE}")), "{kept}");
-            let (code, status) = node.status()?;
-            ensure!(code == Some(1), "{code:?}: {status}");
-            ensure!(
-                status.contains("no agent is running: pods reach no other nodes"),
-                "{status}"
-            );
             lab.start_agent(node, &[])?;
             wait_pings(lab)?;
             let kept = network_route(node)?;
             ensure!(ifindex(node)? == index && kept == route, "{kept}");
         }
-        flow.stop()?;
-        transfer
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))?;
+        let report = connection.close()?;
+        ensure!(report.exchanges > 100, "{report:?}");
+        end(node)?;
+        let (code, status) = node.status()?;
+        ensure!(code == Some(1), "{code:?}: {status}");
+        ensure!(
+            status.contains("no agent is running: pods reach no other nodes"),
+            "{status}"
+        );
         Ok(())
     });
 }
