@@ -1,16 +1,12 @@
 //! Why a backend cannot be used.
 
+use std::ops::RangeInclusive;
+
 use super::Backend;
 use crate::go::json::JsonError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    #[error(
-        "the network config has no Backend, which means flannel's udp backend, and that is not \
-         supported; add \"Backend\": {{\"Type\": \"vxlan\"}} (supported: {})",
-        supported()
-    )]
-    Missing,
     #[error(
         "backend type {name} is not supported: use {instead}; the Type of the network config's Backend can \
          be: {supported}",
@@ -60,6 +56,25 @@ pub enum OptionError {
         key: &'static str,
         expected: &'static str,
     },
+}
+
+/// The value, if it is in the range.
+pub(super) fn in_range<T: TryFrom<i64>>(
+    key: &'static str,
+    value: i64,
+    range: RangeInclusive<i64>,
+    expected: &'static str,
+) -> Result<T, OptionError> {
+    let error = OptionError::Range {
+        key,
+        value,
+        expected,
+    };
+    if range.contains(&value) {
+        T::try_from(value).map_err(|_| error)
+    } else {
+        Err(error)
+    }
 }
 
 fn supported() -> String {

@@ -115,6 +115,7 @@ impl Kind for IpIp {
             destination: subnet,
             gateway: Some(public_ip),
             onlink: true,
+            metric: None,
         };
         Some(Peer {
             via_device: Some(ViaDevice {

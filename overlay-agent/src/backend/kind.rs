@@ -77,6 +77,9 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
         ready(Ok(None))
     }
 
+    /// Whether the agent itself carries the packets, as long as it runs.
+    const IS_IN_AGENT: bool = false;
+
     /// Number of the device of a config without options.
     const USUAL_DEVICE: Option<u32> = None;
 

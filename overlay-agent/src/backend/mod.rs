@@ -14,6 +14,7 @@ mod host_gw;
 mod ipip;
 mod kind;
 mod runtime;
+pub mod udp;
 mod vxlan;
 mod wireguard;
 
@@ -34,13 +35,13 @@ pub use self::{
     ipip::IpIp,
     kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
     runtime::{LeaseData, Runtime, Scene},
+    udp::Udp,
     vxlan::{VtepSpec, Vxlan, VxlanData},
     wireguard::{WireGuard, WireGuardData},
 };
 
 /// Backends that some release of flannel has and this daemon has not, with what does in their place.
-const UNSUPPORTED: [(&str, &str); 6] = [
-    ("udp", "vxlan"),
+const UNSUPPORTED: [(&str, &str); 5] = [
     ("ipsec", "wireguard, which encrypts as well"),
     ("ali-vpc", "vxlan, or host-gw where the VPC carries it"),
     ("tencent-vpc", "vxlan, or host-gw where the VPC carries it"),
@@ -221,6 +222,10 @@ macro_rules! backends {
             None
         }
 
+        /// See [`Kind::IS_IN_AGENT`], of the kind of a device.
+        pub fn is_in_agent(device: DeviceId) -> bool {
+            $(($kind::IS_IN_AGENT && device.kind == $kind::TYPE))||+
+        }
 
         /// See [`Kind::is_flannels`], of any kind.
         pub fn is_flannels<F: Family>(route: &Route<F>) -> bool {
@@ -246,6 +251,7 @@ macro_rules! backends {
 backends! {
     Vxlan,
     HostGw,
+    Udp,
     IpIp,
     WireGuard,
     Alloc,
@@ -253,10 +259,10 @@ backends! {
 }
 
 impl Backend {
-    /// Reads the `Backend` object of the network config, whose lower-cased type this is. Returns what
-    /// is to be warned of, too.
+    /// Reads the `Backend` object of the network config, whose lower-cased type this is; none means udp, as
+    /// ever since flannel had no other. Returns what is to be warned of, too.
     pub fn parse(name: Option<String>, options: Option<&str>, with_ipv6: bool) -> Parsed<Self> {
-        let name = name.ok_or(BackendError::Missing)?;
+        let name = name.unwrap_or_else(|| Udp::TYPE.to_owned());
         let parsed = Self::of_type(&name, options.unwrap_or("{}"), with_ipv6);
         parsed.unwrap_or_else(|| {
             let known = UNSUPPORTED.into_iter().find(|(known, _)| name == *known);

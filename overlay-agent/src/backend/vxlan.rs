@@ -81,6 +81,7 @@ impl Vxlan {
                     destination: subnet,
                     gateway: Some(gateway),
                     onlink: true,
+                    metric: None,
                 }),
                 neighbour: Some((gateway, vxlan.mac)),
                 fdb: Some((vxlan.mac, public_ip)),

@@ -75,6 +75,7 @@ impl Kind for WireGuard {
                 destination: network,
                 gateway: None,
                 onlink: false,
+                metric: None,
             }],
         })
     }

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::pinned::Pinned;
 use crate::{
-    datapath::FastShare,
+    backend::udp::{self, Count},
+    datapath::{DatapathError, FastShare},
     output::{self, Table, grouped},
 };
 
@@ -28,6 +29,9 @@ pub struct Args {
 pub struct Report {
     pub fast_path: FastPath,
     pub counters: Vec<Row>,
+    /// What the agent's forwarder did since the agent was started; `None` (JSON `null`) with other backends
+    /// than udp, and without an agent.
+    pub forwarder: Option<Vec<Count>>,
 }
 
 /// The share of pod packets between nodes that took the fast path.
@@ -58,8 +62,18 @@ pub struct Row {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let counters = args.pinned.open()?.counters()?;
-    let report = Report::new(&counters, args.all);
+    let forwarder = udp::counted()?;
+    let counters = match args.pinned.open() {
+        Ok(maps) => maps.counters()?,
+        // The forwarder does not need them.
+        Err(DatapathError::NotPinned { .. } | DatapathError::KernelTier { .. })
+            if forwarder.is_some() =>
+        {
+            Vec::new()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let report = Report::new(&counters, args.all).with_forwarder(forwarder, args.all);
     output::print(&report, args.pinned.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -83,6 +97,17 @@ impl Report {
         Self {
             fast_path: FastPath::new(counters),
             counters: shown.iter().map(row).collect(),
+            forwarder: None,
+        }
+    }
+
+    fn with_forwarder(self, mut counts: Option<Vec<Count>>, all: bool) -> Self {
+        if let Some(counts) = &mut counts {
+            counts.retain(|count| all || count.packets > 0);
+        }
+        Self {
+            forwarder: counts,
+            ..self
         }
     }
 }
@@ -143,6 +168,19 @@ impl output::Report for Report {
         if !first {
             writeln!(out)?;
         }
+        if let Some(forwarder) = &self.forwarder {
+            writeln!(out, "Carried by the agent, or not")?;
+            let mut table = Table::new(&["EVENT", "PACKETS>", "MEANING"]);
+            for count in forwarder {
+                table.row([
+                    count.event.clone(),
+                    grouped(count.packets),
+                    count.description.clone(),
+                ]);
+            }
+            table.write(out)?;
+            writeln!(out)?;
+        }
         output::write_pairs(
             out,
             &[
@@ -199,6 +237,23 @@ mod tests {
     #[test]
     fn the_json_is_as_documented() {
         insta::assert_snapshot!(text(&sample(), Format::Json));
+    }
+
+    #[test]
+    fn what_the_forwarder_did_has_a_table_of_its_own() {
+        let count = |event: &str, packets| Count {
+            kind: "drop".to_owned(),
+            event: event.to_owned(),
+            description: "Of a kind.".to_owned(),
+            packets,
+        };
+        let counts = || Some(vec![count("in_ttl", 1_234), count("no_node", 0)]);
+        let shown = text(&sample().with_forwarder(counts(), false), Format::Table);
+        let row = shown.lines().find(|line| line.starts_with("in_ttl"));
+        assert!(row.unwrap().contains("1 234  Of a kind."), "{shown}");
+        assert!(!shown.contains("no_node"), "{shown}");
+        let all = text(&sample().with_forwarder(counts(), true), Format::Json);
+        assert!(all.contains("no_node"), "{all}");
     }
 
     #[test]

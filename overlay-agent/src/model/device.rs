@@ -34,6 +34,8 @@ pub struct DeviceRoute<F: Family = V4> {
     pub gateway: Option<F::Address>,
     /// The gateway is at the device, whatever the routing table says of its address.
     pub onlink: bool,
+    /// `None`: what the kernel makes of a route without one.
+    pub metric: Option<u32>,
 }
 
 /// The other end of a vxlan tunnel, as the programs address it.

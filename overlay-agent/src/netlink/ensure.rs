@@ -118,6 +118,23 @@ impl Netlink {
         self.verify(spec, S::HAS_MAC.then_some(mac)).await
     }
 
+    /// Has a device that is there be up, with this MTU.
+    pub async fn set_up(&self, name: &str, mtu: u32) -> Result<Vtep, NetlinkError> {
+        let link = self.vtep_link(name).await?;
+        if link.mtu != mtu || !link.up {
+            let request = request::set_link(link.ifindex, |link| link.mtu(mtu).up());
+            self.change(format!("bring up {name}"), request).await?;
+        }
+        let link = self.vtep_link(name).await?;
+        Ok(Vtep {
+            ifindex: link.ifindex,
+            name: link.name,
+            mac: link.mac.unwrap_or(MacAddr::ZERO),
+            mtu: link.mtu,
+            kind: link.kind,
+        })
+    }
+
     /// Adopts the device of this name. One that cannot be used is removed; the inner error is then
     /// the MAC address its successor should have, where one is known.
     async fn take_over(

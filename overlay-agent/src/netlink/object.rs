@@ -277,6 +277,15 @@ impl<F: Family> Route<F> {
     pub fn is_tunnel_shaped(&self) -> bool {
         self.onlink && self.gateway == Some(F::first(self.destination))
     }
+
+    /// Everything for the destination goes into an interface, as flannel writes it: of global scope, which
+    /// nobody gives such a route by accident.
+    pub fn is_device_wide(&self) -> bool {
+        self.gateway.is_none()
+            && self.ifindex.is_some()
+            && self.kind == RouteType::Unicast
+            && self.scope == RouteScope::Universe
+    }
 }
 
 impl<F: Family> Neighbour<F> {

@@ -282,8 +282,12 @@ impl<F: Family> Wanted<F> {
                 destination,
                 gateway,
                 onlink,
+                metric,
             } = route;
-            let route = peer_route(destination, gateway, device, onlink);
+            let route = Route {
+                metric: metric.unwrap_or(F::DEFAULT_METRIC),
+                ..peer_route(destination, gateway, device, onlink)
+            };
             (destination, route)
         }));
     }

@@ -50,6 +50,8 @@ pub struct Device {
     pub mtu: u32,
     /// Whether tunnel packets to it may have UDP checksum 0; over IPv4 they always may.
     pub zero_checksum: bool,
+    /// Whether the agent carries its packets, so that nobody does without.
+    pub in_agent: bool,
 }
 
 /// The route to a peer's subnet.
@@ -143,7 +145,7 @@ impl Tier {
 
 impl Device {
     fn of<F: Family>(link: &Link) -> Option<Self> {
-        let (_, device) = backend::recognise::<F>(link)?;
+        let (id, device) = backend::recognise::<F>(link)?;
         let vxlan = match link.kind {
             LinkKind::Vxlan(vxlan) => Some(vxlan),
             _ => None,
@@ -159,6 +161,7 @@ impl Device {
             mtu: link.mtu,
             zero_checksum: vxlan.is_some_and(|vxlan| vxlan.zero_checksum)
                 || !F::CHECKSUM_IS_REQUIRED,
+            in_agent: backend::is_in_agent(id),
         })
     }
 }

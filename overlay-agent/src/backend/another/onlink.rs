@@ -47,6 +47,7 @@ impl Kind for Onlink {
                 destination: network,
                 gateway: None,
                 onlink: false,
+                metric: None,
             }],
         })
     }
@@ -76,6 +77,7 @@ impl Kind for Onlink {
             destination: subnet,
             gateway: Some(public_ip),
             onlink: true,
+            metric: None,
         };
         Some(Peer {
             via_device: Some(ViaDevice {

@@ -296,7 +296,8 @@ mod tests {
                 backend_type: "extension".to_owned(),
                 backend_data: said.map(str::to_owned),
                 ..LeaseAttrs::alloc([192, 0, 2, 7].into())
-            },
+            }
+            .into(),
         }
     }
 

@@ -2,7 +2,10 @@
 
 use super::Vxlan;
 use crate::{
-    backend::{BackendError, Parsed, direct_routing, error::OptionError},
+    backend::{
+        BackendError, Parsed, direct_routing,
+        error::{OptionError, in_range},
+    },
     go::json::Object,
 };
 
@@ -69,22 +72,4 @@ fn read(options: &str, limits: &Limits) -> Result<(Vxlan, Vec<String>), OptionEr
         direct_routing,
     };
     Ok((backend, warnings))
-}
-
-fn in_range<T: TryFrom<i64>>(
-    key: &'static str,
-    value: i64,
-    range: std::ops::RangeInclusive<i64>,
-    expected: &'static str,
-) -> Result<T, OptionError> {
-    let error = OptionError::Range {
-        key,
-        value,
-        expected,
-    };
-    if range.contains(&value) {
-        T::try_from(value).map_err(|_| error)
-    } else {
-        Err(error)
-    }
 }

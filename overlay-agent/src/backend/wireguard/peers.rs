@@ -286,10 +286,12 @@ mod tests {
         };
         PeerLease {
             key: LeaseKey::parse(&format!("10.5.{number}.0-24&fd00:{number}::-64")).unwrap(),
-            attrs: attrs.with_ipv6(
-                addresses.1.parse().unwrap(),
-                Some(data(port.map(|port| port + 1))),
-            ),
+            attrs: attrs
+                .with_ipv6(
+                    addresses.1.parse().unwrap(),
+                    Some(data(port.map(|port| port + 1))),
+                )
+                .into(),
         }
     }
 
@@ -411,8 +413,12 @@ mod tests {
     fn copies_of_a_key_are_told_by_node_and_keep_nobody_else_away() {
         let options = options("{}");
         let mut copy = lease(3, ("192.0.2.3", "2001:db8::3"), None);
-        copy.attrs.backend_data = lease(2, ("192.0.2.2", "::"), None).attrs.backend_data;
-        copy.attrs.backend_v6_data = None;
+        let original = lease(2, ("192.0.2.2", "::"), None);
+        copy.attrs = Arc::new(LeaseAttrs {
+            backend_data: original.attrs.backend_data.clone(),
+            backend_v6_data: None,
+            ..(*copy.attrs).clone()
+        });
         copy.key = LeaseKey::parse("10.5.3.0-24").unwrap();
         let other = lease(2, ("192.0.2.2", "2001:db8::2"), None);
         let mut own = scene(&options, "2001:db8::1", std::slice::from_ref(&other));

@@ -1,5 +1,6 @@
 //! `overlay-agent status`: is this node's fast path healthy, and if not, why not.
 
+mod forwarder;
 mod kernel;
 mod problems;
 mod sources;
@@ -17,12 +18,14 @@ use overlay_common::ABI_VERSION;
 use serde::Serialize;
 
 use self::{
+    forwarder::Forwarder,
     problems::{NO_AGENT, problems},
     sources::Sources,
     state::{PinnedState, agent},
 };
 use super::pinned::Pinned;
 use crate::{
+    backend::udp,
     datapath::{Absence, DatapathError},
     names::interface_name,
     netlink::Unserved,
@@ -60,6 +63,8 @@ struct Report {
     /// The kernel tier of a family; `None` without one.
     ipv4: Option<Tier>,
     ipv6: Option<Tier>,
+    /// `None` (JSON `null`) where the kernel and the programs carry everything.
+    forwarder: Option<Forwarder>,
 }
 
 pub fn run(
@@ -92,6 +97,7 @@ pub fn run(
             ..Report::unknown(pin_dir)
         },
     };
+    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?));
     report.add_kernel(kernel);
     output::print(&report, args.pinned.output, out)?;
     Ok(report.health.exit_code())
@@ -154,6 +160,7 @@ impl Report {
             unserved_pods: Vec::new(),
             ipv4: None,
             ipv6: None,
+            forwarder: None,
         }
     }
 
@@ -181,6 +188,18 @@ impl Report {
                 reason: absence.to_string(),
             }),
             ..Self::unknown(pin_dir)
+        }
+    }
+
+    fn add_forwarder(&mut self, forwarder: Option<Forwarder>) {
+        self.forwarder = forwarder;
+        let Some(forwarder) = &self.forwarder else {
+            return;
+        };
+        for problem in &mut self.problems {
+            if problem == NO_AGENT {
+                *problem = forwarder.problem();
+            }
         }
     }
 
@@ -239,6 +258,10 @@ impl output::Report for Report {
         if !kernel_lines.is_empty() {
             writeln!(out)?;
             output::write_pairs(out, &kernel_lines)?;
+        }
+        if let Some(forwarder) = &self.forwarder {
+            writeln!(out)?;
+            output::write_pairs(out, &forwarder.lines())?;
         }
         if !self.unserved_pods.is_empty() {
             writeln!(out)?;

@@ -182,6 +182,7 @@ fn tier(ifname: &str, vtep: &str, zero_checksum: bool, subnets: [&str; 2]) -> Ti
             port: Some(8472),
             mtu: 1430,
             zero_checksum,
+            in_agent: false,
         }),
         routes: subnets.map(route).into(),
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::{Alloc, HostGw, Vxlan};
+use crate::backend::{Alloc, HostGw, Udp, Vxlan};
 
 fn parse(text: &str) -> ParsedNetworkConfig {
     NetworkConfig::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -443,29 +443,37 @@ fn other_backends_are_refused_with_what_is_supported() {
         (
             r#""Backend": {"Type": "IPsec"}"#,
             "backend type ipsec is not supported: use wireguard, which encrypts as well; the Type of \
-             the network config's Backend can be: vxlan, host-gw, ipip, wireguard, alloc, extension",
+             the network config's Backend can be: vxlan, host-gw, udp, ipip, wireguard, alloc, extension",
         ),
         (
             r#""Backend": {"Type": "x"}"#,
-            "unknown backend type: x (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
+            "unknown backend type: x (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
         ),
         (
             r#""Backend": {}"#,
-            "unknown backend type:  (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
+            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
         ),
         (
             r#""Backend": null"#,
-            "unknown backend type:  (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
-        ),
-        (
-            r#""SubnetLen": 24"#,
-            "the network config has no Backend, which means flannel's udp backend, and that is not \
-             supported; add \"Backend\": {\"Type\": \"vxlan\"} (supported: vxlan, host-gw, ipip, wireguard, alloc, extension)",
+            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
         ),
     ] {
         let document = format!(r#"{{"Network": "10.3.0.0/16", {backend}}}"#);
         assert_eq!(error(&document), text, "{document}");
     }
+}
+
+#[test]
+fn a_config_without_a_backend_has_udp() {
+    let parsed = parse(r#"{"Network": "10.0.0.0/16"}"#);
+    assert_eq!(parsed.config.backend, Udp::DEFAULT.into());
+    assert_eq!(parsed.warnings, Vec::<String>::new());
+    let dual = r#"{"Network": "10.0.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}"#;
+    assert_eq!(
+        error(dual),
+        "the udp backend carries IPv4 only: take EnableIPv6 out of the network config, or use vxlan, \
+         host-gw or wireguard"
+    );
 }
 
 #[test]
