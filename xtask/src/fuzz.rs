@@ -61,12 +61,11 @@ pub fn run(args: &Args) -> Result<()> {
     for target in targets {
         let (log, passed) = fuzzer.run(target, args.seconds)?;
         let said = fs::read_to_string(&log).unwrap_or_default();
-        match Reached::parse(&said).filter(|_| passed) {
-            Some(reached) => println!("{target:<20} {}", reached.row(args.seconds)),
-            None => {
-                println!("{target:<20} failed: {}", log.display());
-                failed.push(target.as_str());
-            }
+        if let Some(reached) = Reached::parse(&said).filter(|_| passed) {
+            println!("{target:<20} {}", reached.row(args.seconds));
+        } else {
+            println!("{target:<20} failed: {}", log.display());
+            failed.push(target.as_str());
         }
     }
     if !failed.is_empty() {

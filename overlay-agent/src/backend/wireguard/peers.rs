@@ -245,7 +245,7 @@ pub fn diff(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use overlay_common::addr::MacAddr;
 

@@ -144,6 +144,7 @@ impl WorldState {
                 }
                 beliefs.push((node, key, is_backed));
             }
+            let seat = &self.seats[node];
             if seat.reasons.is_empty() || !held || !is_backed || seat.held != Some(key) {
                 continue;
             }
