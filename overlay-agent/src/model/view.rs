@@ -1,10 +1,9 @@
 //! What the rest of the agent sees of the leases.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use super::{
     alarm::Alarm,
-    attrs::LeaseAttrs,
     key::LeaseKey,
     leases::LeaseTable,
     store::{ConfigText, StoreState},
@@ -42,11 +41,4 @@ pub enum OwnState {
     Lost,
     /// Another node has it.
     Taken { by: IpAddr },
-}
-
-/// Another node's lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerLease {
-    pub key: LeaseKey,
-    pub attrs: Arc<LeaseAttrs>,
 }

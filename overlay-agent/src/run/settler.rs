@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::{
     changes::Dirty,
     devices::Devices,
-    side::Side,
+    side::Look,
     sides::{Orders, Sides},
     tier1::Tier1,
 };
@@ -19,7 +19,7 @@ use crate::{
     backend::Backend,
     conntrack::Shortest,
     health::{Condition, Readiness},
-    model::{Family, each_family},
+    model::each_family,
     netlink::{Netlink, PodLink},
 };
 
@@ -53,23 +53,6 @@ pub struct Settled {
     /// What has to be tried again.
     pub again: Dirty,
     pub devices: Devices,
-}
-
-/// How much of both tiers is looked at.
-#[derive(Clone, Copy)]
-pub enum Look {
-    Whole,
-    /// What changed about peers is changed, the rest taken to be as it was left.
-    Peers,
-}
-
-impl Look {
-    async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
-        match self {
-            Self::Whole => side.reconcile(netlink).await,
-            Self::Peers => side.follow(netlink).await,
-        }
-    }
 }
 
 impl Settler {

@@ -36,6 +36,23 @@ pub struct Side<F: Family = V4> {
     complaints: Vec<String>,
 }
 
+/// How much of both tiers is looked at.
+#[derive(Clone, Copy)]
+pub enum Look {
+    Whole,
+    /// What changed about peers is changed, the rest taken to be as it was left.
+    Peers,
+}
+
+impl Look {
+    pub async fn at<F: Family>(self, side: &mut Side<F>, netlink: &Netlink) -> Result<(), String> {
+        match self {
+            Self::Whole => side.reconcile(netlink).await,
+            Self::Peers => side.follow(netlink).await,
+        }
+    }
+}
+
 /// The blackhole route of this node's subnet (`--ip-blackhole-route`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blackhole {
