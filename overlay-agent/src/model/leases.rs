@@ -4,14 +4,22 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,
     ops::Deref,
+    sync::Arc,
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use super::{ByFamily, Family, LeaseKey, PeerLease};
+use super::{ByFamily, Family, LeaseKey, attrs::LeaseAttrs};
 
 /// So many changes are remembered. Who has missed more looks at everything.
 const JOURNAL: usize = 8192;
+
+/// Another node's lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerLease {
+    pub key: LeaseKey,
+    pub attrs: Arc<LeaseAttrs>,
+}
 
 /// The leases of other nodes by the [subnet](LeaseKey::subnet) they go by. A reader that comes back
 /// asks for what has changed since it was there.
@@ -135,12 +143,10 @@ impl FromIterator<(IpNetwork, PeerLease)> for LeaseTable {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{LeaseAttrs, V4, V6};
+    use crate::model::{V4, V6};
 
     fn key(text: &str) -> LeaseKey {
         LeaseKey::parse(text).unwrap()

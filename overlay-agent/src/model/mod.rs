@@ -29,10 +29,10 @@ pub use self::{
     family::{ByFamily, Family, V4, V6},
     forwarding::{Direct, Forwarding, Tunnel},
     key::LeaseKey,
-    leases::LeaseTable,
+    leases::{LeaseTable, PeerLease},
     per_family::PerFamily,
     store::{ConfigText, StoreError, StoreState},
-    view::{LeaseView, OwnLease, OwnState, PeerLease},
+    view::{LeaseView, OwnLease, OwnState},
 };
 
 /// The interface tunnel packets leave by, and the address they leave with.

@@ -1,10 +1,9 @@
 //! What the rest of the agent sees of the leases.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use super::{
     alarm::Alarm,
-    attrs::LeaseAttrs,
     key::LeaseKey,
     leases::LeaseTable,
     store::{ConfigText, StoreState},
@@ -44,11 +43,4 @@ pub enum OwnState {
     Taken { by: IpAddr },
     /// The store gives this node another subnet now, or none.
     Reassigned { to: Option<LeaseKey> },
-}
-
-/// Another node's lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerLease {
-    pub key: LeaseKey,
-    pub attrs: Arc<LeaseAttrs>,
 }

@@ -5,11 +5,11 @@
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage,
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use rtnetlink::{
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage},
+    packet_route::RouteNetlinkMessage,
 };
-
-use super::transport::{Request, enlarge_to};
 
 /// Requests per datagram. It is bounded because refusals that the receive buffer cannot hold are lost:
 /// each occupies about 800 bytes, of 208 KiB where the kernel does not grant more.
@@ -20,6 +20,19 @@ const ANSWERS: usize = 32 << 10;
 
 /// Where the number of an error is, which comes first after the header.
 const HEADER: usize = 16;
+
+/// A message and its flags, beyond "request" and "acknowledge".
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub message: RouteNetlinkMessage,
+    pub flags: u16,
+}
+
+impl Request {
+    pub fn new(message: RouteNetlinkMessage, flags: u16) -> Self {
+        Self { message, flags }
+    }
+}
 
 /// What the kernel made of each request.
 pub(super) type Verdicts = Vec<io::Result<()>>;
@@ -96,6 +109,12 @@ impl Bulk {
                 }
             }
         }
+    }
+}
+
+pub(super) fn enlarge_to(socket: &Socket, bytes: usize) {
+    if let Err(error) = setsockopt(socket, RcvBufForce, &bytes) {
+        tracing::debug!(%error, "netlink receive buffer keeps its default size");
     }
 }
 

@@ -97,7 +97,20 @@ impl<F: Family> Standing<F> {
                 Err(reason) => refused.push((peer.subnet, Refusal::of(peer, reason))),
             }
         }
-        if self.is_taken(&old, &new) {
+        let is_claimed = |peer: &Peer<F>| {
+            peer.via_device.is_some_and(|via| {
+                let base = via
+                    .neighbour
+                    .is_some_and(|(base, _)| new.neighbours.contains_key(&base));
+                base || via.fdb.is_some_and(|(mac, _)| new.fdb.contains_key(&mac))
+            })
+        };
+        // Those of them that are refused have nothing there, but would.
+        let mut entangled = self
+            .entangled
+            .iter()
+            .filter_map(|subnet| desired.peers.get(subnet));
+        if entangled.any(is_claimed) || self.is_taken(&old, &new) {
             return None;
         }
         let mut plan = diff(&new, &ObservedObjects::just(&old));

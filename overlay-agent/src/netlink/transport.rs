@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
@@ -23,8 +22,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     NetlinkError,
-    bulk::{self, Bulk},
+    bulk::{self, Bulk, enlarge_to},
 };
+
+pub(super) use super::bulk::Request;
 
 /// Lookups per datagram. An answer occupies about 800 bytes of the receive buffer, which has
 /// 208 KiB where the kernel does not grant more.
@@ -40,19 +41,6 @@ const DUMP_ATTEMPTS: u32 = 8;
 
 /// Receive buffer asked for, in bytes: neither a burst of events nor a large dump must overrun a socket.
 const RECEIVE_BUFFER: usize = 8 << 20;
-
-/// A message and its flags, beyond "request" and "acknowledge".
-#[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub message: RouteNetlinkMessage,
-    pub flags: u16,
-}
-
-impl Request {
-    pub fn new(message: RouteNetlinkMessage, flags: u16) -> Self {
-        Self { message, flags }
-    }
-}
 
 /// The request sockets, opened again when they break.
 #[derive(Clone, Debug)]
@@ -287,12 +275,6 @@ impl Transport {
 /// Best effort: without CAP_NET_ADMIN the default size stays.
 pub(super) fn enlarge(socket: &Socket) {
     enlarge_to(socket, RECEIVE_BUFFER);
-}
-
-pub(super) fn enlarge_to(socket: &Socket, bytes: usize) {
-    if let Err(error) = setsockopt(socket, RcvBufForce, &bytes) {
-        tracing::debug!(%error, "netlink receive buffer keeps its default size");
-    }
 }
 
 async fn in_time<T>(

@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, net::IpAddr, ops::BitOrAssign};
 
 use overlay_common::addr::MacAddr;
+use rtnetlink::packet_route::route::RouteType;
 
 use super::{
     devices::{Device, Devices},
@@ -16,7 +17,9 @@ use super::{
 use crate::{
     backend,
     model::{Desired, DesiredNode, Family, PerFamily, V4, V6, each_family},
-    netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL},
+    netlink::{
+        FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL, Route,
+    },
 };
 
 /// More events than this during a dump are not kept; another dump follows instead.
@@ -190,16 +193,27 @@ impl<'a, F: Family> SideScene<'a, F> {
 
     /// Whether a neighbour is the one of a peer.
     fn expects_neighbour(self, neighbour: &Neighbour<F>) -> bool {
-        let up_to = ..=F::host(neighbour.address);
-        let peer = self.desired.peers.range(up_to).next_back();
         self.vtep == Some(neighbour.ifindex)
             && neighbour.permanent
-            && peer.is_some_and(|(_, peer)| {
-                let via = peer.via_device.as_ref();
-                let wanted = via.and_then(|via| via.neighbour);
-                wanted.map(|(address, mac)| (address, Some(mac)))
-                    == Some((neighbour.address, neighbour.mac))
-            })
+            && neighbour.mac.is_some()
+            && self.neighbour_at(neighbour.address) == neighbour.mac
+    }
+
+    /// The link-layer address of the peer that has this neighbour entry.
+    fn neighbour_at(self, address: F::Address) -> Option<MacAddr> {
+        let (_, peer) = self.desired.peers.range(..=F::host(address)).next_back()?;
+        let (wanted, mac) = peer.via_device.as_ref()?.neighbour?;
+        (wanted == address).then_some(mac)
+    }
+
+    /// Whether a route is one that this agent had for a peer, and has no use for any more.
+    fn is_given_up(self, route: &Route<F>) -> bool {
+        let local = self.desired.local.device.as_ref();
+        let mut own = local.into_iter().flat_map(|device| &device.routes);
+        route.protocol == ROUTE_PROTOCOL
+            && route.kind == RouteType::Unicast
+            && !self.desired.peers.contains_key(&route.destination)
+            && !own.any(|own| own.destination == route.destination)
     }
 
     /// Whether a route to `destination` can decide where pods' packets or tunnel packets go.
@@ -302,7 +316,7 @@ impl Tracker {
                 dirty.tiers = scene.is_vtep(entry.ifindex) && !scene.expects(entry);
             }
             KernelEvent::FdbRemoved(entry) => {
-                dirty.tiers = scene.is_vtep(entry.ifindex);
+                dirty.tiers = scene.expects(entry);
                 // A device that is deleted loses these first.
                 dirty.vtep = dirty.tiers;
             }
@@ -330,10 +344,13 @@ impl Tracker {
                 dirty.tiers = dirty.underlay || side.vtep == Some(address.ifindex);
             }
             IpEvent::Route(route) | IpEvent::RouteRemoved(route) => {
-                // What this agent adds is its own doing; what it misses has to come back.
-                let removed = matches!(event, IpEvent::RouteRemoved(_));
+                // What this agent adds and gives up is its own doing; what it misses has to come back.
                 let own = route.protocol == ROUTE_PROTOCOL;
-                dirty.tiers = (removed || !own) && side.is_concerned_by(route.destination);
+                let unexpected = match event {
+                    IpEvent::RouteRemoved(_) => !side.is_given_up(route),
+                    _ => !own,
+                };
+                dirty.tiers = unexpected && side.is_concerned_by(route.destination);
                 dirty.flush_after = dirty.tiers && (own || of_device);
                 dirty.flush = dirty.tiers && !dirty.flush_after;
                 // The default route is what chooses the underlay, unless flags do.
@@ -353,7 +370,8 @@ impl Tracker {
             IpEvent::NeighbourRemoved(neighbour) => {
                 self.neighbours
                     .remove(&(neighbour.ifindex, neighbour.address.into()));
-                dirty.tiers = side.vtep == Some(neighbour.ifindex);
+                dirty.tiers = side.vtep == Some(neighbour.ifindex)
+                    && side.neighbour_at(neighbour.address).is_some();
             }
         }
         dirty
@@ -365,7 +383,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use ipnetwork::Ipv4Network;
-    use rtnetlink::packet_route::route::{RouteScope, RouteType};
+    use rtnetlink::packet_route::route::RouteScope;
 
     use super::*;
     use crate::{
@@ -575,6 +593,43 @@ mod tests {
             dirty.tiers && dirty.flush_after && !dirty.flush,
             "{dirty:?}"
         );
+    }
+
+    #[test]
+    fn what_a_peer_leaves_behind_that_is_gone_needs_no_look_and_what_is_missed_does() {
+        let mut tracker = Tracker::default();
+        let mut removed = |third: u8| {
+            let address = Ipv4Addr::new(10, 5, third, 0);
+            let mac = MacAddr::new([2, 0, 0, 0, 0, third]);
+            let route = route(&format!("{address}/24"), ROUTE_PROTOCOL);
+            let neighbour = Neighbour {
+                ifindex: VTEP,
+                address,
+                mac: Some(mac),
+                permanent: true,
+            };
+            let entry = FdbEntry {
+                ifindex: VTEP,
+                mac,
+                remote: Some(Ipv4Addr::new(192, 168, 7, third).into()),
+                permanent: true,
+                overridden: false,
+            };
+            [
+                KernelEvent::Ipv4(IpEvent::RouteRemoved(route)),
+                KernelEvent::Ipv4(IpEvent::NeighbourRemoved(neighbour)),
+                KernelEvent::FdbRemoved(entry),
+            ]
+            .map(|event| note(&mut tracker, &event))
+        };
+        assert_eq!(removed(3), [Dirty::default(); 3]);
+        assert!(removed(2).into_iter().all(|dirty| dirty.tiers));
+        let blackhole = Route {
+            kind: RouteType::BlackHole,
+            ..route("10.5.1.0/24", ROUTE_PROTOCOL)
+        };
+        let gone = KernelEvent::Ipv4(IpEvent::RouteRemoved(blackhole));
+        assert!(note(&mut tracker, &gone).tiers);
     }
 
     #[test]

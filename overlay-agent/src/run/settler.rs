@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::{
     changes::Dirty,
     devices::Devices,
-    side::{Changed, Side},
+    side::{Look, Side},
     sides::{Orders, Sides},
     tier1::{Placed, Tier1},
 };
@@ -75,40 +75,8 @@ struct Reconciled {
     mended: bool,
 }
 
-/// How much of both tiers is looked at.
-#[derive(Clone, Copy)]
-pub enum Look {
-    Whole,
-    /// What changed about peers is changed, the rest taken to be as it was left.
-    Peers,
-}
-
-impl Look {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Whole => "whole",
-            Self::Peers => "peers",
-        }
-    }
-}
-
 const fn family_of<F: Family>(_: &Side<F>) -> &'static str {
     F::NAME
-}
-
-/// Looks at as much of the kernel tier as is asked. [`Look::Peers`]: what changed about peers is changed, the rest
-/// taken to be as it was left. Returns whether something had to be put right.
-async fn look_at<F: Family>(
-    look: Look,
-    side: &mut Side<F>,
-    netlink: &Netlink,
-    backend: &Backend,
-) -> Result<bool, String> {
-    side.changed = Changed::default();
-    match look {
-        Look::Whole => side.reconcile(netlink, backend).await,
-        Look::Peers => side.follow(netlink, backend).await,
-    }
 }
 
 impl Settler {
@@ -209,7 +177,7 @@ impl Settler {
         let metrics = self.metrics.clone();
         each_family!(self.sides.as_mut().zip(job.timeouts.permits()), (side, permits) => {
             if let Some(side) = side {
-                match look_at(look, side, &self.netlink, &job.backend).await {
+                match look.at(side, &self.netlink, &job.backend).await {
                     Ok(changed) => mended |= changed,
                     Err(problem) => problems.push(problem),
                 }

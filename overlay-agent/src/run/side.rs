@@ -47,6 +47,37 @@ pub struct Changed {
     pub removed: usize,
 }
 
+/// How much of both tiers is looked at.
+#[derive(Clone, Copy)]
+pub enum Look {
+    Whole,
+    /// What changed about peers is changed, the rest taken to be as it was left.
+    Peers,
+}
+
+impl Look {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Peers => "peers",
+        }
+    }
+
+    /// Looks at a side of the kernel tier. Returns whether something had to be put right.
+    pub async fn at<F: Family>(
+        self,
+        side: &mut Side<F>,
+        netlink: &Netlink,
+        backend: &Backend,
+    ) -> Result<bool, String> {
+        side.changed = Changed::default();
+        match self {
+            Self::Whole => side.reconcile(netlink, backend).await,
+            Self::Peers => side.follow(netlink, backend).await,
+        }
+    }
+}
+
 /// The blackhole route of this node's subnet (`--ip-blackhole-route`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blackhole {

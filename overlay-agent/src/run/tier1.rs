@@ -12,7 +12,10 @@ use overlay_common::outcome::Hook;
 use tokio::task::block_in_place;
 use tracing::{debug, info, level_filters::LevelFilter, warn};
 
-use super::{settler::Look, side::Side, sides::Sides};
+use super::{
+    side::{Look, Side},
+    sides::Sides,
+};
 use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     conntrack::translated,

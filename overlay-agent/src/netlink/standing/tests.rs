@@ -124,6 +124,20 @@ fn peers_that_share_a_mac_address_are_looked_at_together() {
 }
 
 #[test]
+fn a_refused_peer_is_looked_at_when_another_claims_what_it_would_have() {
+    let mut desired = node(false);
+    change(
+        &mut desired,
+        [(peer(2, 3, 6), true), (peer(20, 2, 6), true)],
+    );
+    let mut standing = standing(&desired);
+    assert_eq!(standing.refused().count(), 1);
+    // Its subnet starts where the refused one's does.
+    let before = change(&mut desired, [(peer(21, 4, 2), true)]);
+    assert!(standing.change(&desired, &before, Some(DEVICE)).is_none());
+}
+
+#[test]
 fn another_device_or_node_takes_a_look_at_everything() {
     let mut desired = node(false);
     let mut standing = standing(&desired);

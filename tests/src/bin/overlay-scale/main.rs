@@ -12,7 +12,7 @@ use overlay_tests::{
     scale::{
         churn, event,
         report::{Scale, render},
-        restart, simulation,
+        restart,
         start::{Program, Site},
     },
 };
