@@ -43,6 +43,8 @@ pub struct Summary<F: Family = V4> {
     pub added: usize,
     pub removed: usize,
     pub kept: usize,
+    /// Routes were among what changed.
+    pub rerouted: bool,
     pub failed: Vec<Failure<F>>,
     pub refused: Vec<Refusal<F>>,
     /// How each programmed peer is reached.
@@ -171,6 +173,7 @@ impl Netlink {
             added: 0,
             removed: 0,
             kept: plan.kept,
+            rerouted: plan.changes.iter().any(ObjectChange::reroutes),
             failed: Vec::new(),
             refused: admission.refused,
             paths: admission
