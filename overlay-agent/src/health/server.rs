@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz`, worded as flannel words them, and `/metrics`.
 
-use std::{future::Future, io};
+use std::{future::Future, io, time::Duration};
 
 use axum::{
     Router,
@@ -10,10 +10,19 @@ use axum::{
     routing::get,
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use super::Readiness;
 use crate::metrics::{self, Metrics};
+
+/// How long a port may be taken by a daemon that just ended: a child that it was starting shares the
+/// listener until it executes its program.
+const PATIENCE: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Error)]
 pub enum HealthError {
@@ -45,18 +54,29 @@ impl HealthServer {
         metrics: Metrics,
     ) -> Result<Self, HealthError> {
         let host = if host.is_empty() { "0.0.0.0" } else { host };
-        let listener =
-            TcpListener::bind((host, port))
-                .await
-                .map_err(|source| HealthError::Listen {
-                    address: format!("{host}:{port}"),
-                    source,
-                })?;
-        Ok(Self {
-            listener,
-            readiness,
-            metrics,
-        })
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match TcpListener::bind((host, port)).await {
+                Ok(listener) => {
+                    return Ok(Self {
+                        listener,
+                        readiness,
+                        metrics,
+                    });
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+                {
+                    sleep(RETRY).await;
+                }
+                Err(source) => {
+                    return Err(HealthError::Listen {
+                        address: format!("{host}:{port}"),
+                        source,
+                    });
+                }
+            }
+        }
     }
 
     /// Serves until `stop` completes. Connections still open are dropped then: a health check is
@@ -148,6 +168,20 @@ mod tests {
         let stop = CancellationToken::new();
         tokio::spawn(server.serve(stop.clone().cancelled_owned()));
         (address, readiness, stop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_taken_for_a_moment_is_waited_for_and_one_that_stays_taken_is_not() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let bind = || HealthServer::bind("127.0.0.1", port, Readiness::default());
+        let error = bind().await.unwrap_err();
+        assert!(matches!(error, HealthError::Listen { .. }), "{error}");
+        tokio::spawn(async move {
+            sleep(PATIENCE / 2).await;
+            drop(taken);
+        });
+        bind().await.unwrap();
     }
 
     #[tokio::test]

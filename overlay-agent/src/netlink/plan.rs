@@ -174,6 +174,11 @@ impl<F: Family> ObjectChange<F> {
                 | Self::DeleteVtep(_)
         )
     }
+
+    /// Packets may go another way than before.
+    pub const fn reroutes(&self) -> bool {
+        matches!(self, Self::AddRoute(_) | Self::DeleteRoute(_))
+    }
 }
 
 impl<F: Family> fmt::Display for ObjectChange<F> {

@@ -44,6 +44,8 @@ pub struct Summary<F: Family = V4> {
     pub added: usize,
     pub removed: usize,
     pub kept: usize,
+    /// Routes were among what changed.
+    pub rerouted: bool,
     pub failed: Vec<Failure<F>>,
     pub refused: Vec<Refusal<F>>,
     /// Number of programmed peers.
@@ -147,6 +149,7 @@ impl Netlink {
             added: 0,
             removed: 0,
             kept: plan.kept,
+            rerouted: plan.changes.iter().any(ObjectChange::reroutes),
             failed: Vec::new(),
             refused: standing.refused().collect(),
             peers: standing.peers(),

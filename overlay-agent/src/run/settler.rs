@@ -71,7 +71,7 @@ pub struct Settled {
 /// What came of a look at the kernel tier and the maps.
 struct Reconciled {
     in_sync: bool,
-    /// It had to be put right.
+    /// Routes had to be put right.
     mended: bool,
 }
 

@@ -152,8 +152,8 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// Has the kernel tier be as desired. Returns whether it was not; the error is the reason why it is
-    /// not now.
+    /// Has the kernel tier be as desired. Returns whether routes were not; the error is the reason why it
+    /// is not.
     pub async fn reconcile(
         &mut self,
         netlink: &Netlink,
@@ -187,7 +187,7 @@ impl<F: Family> Side<F> {
         self.route_mtus = std::mem::take(&mut summary.route_mtus);
         self.standing = summary.standing.take();
         self.report(&summary)?;
-        Ok(summary.added + summary.removed > 0)
+        Ok(summary.rerouted)
     }
 
     async fn reconcile_blackhole(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {
