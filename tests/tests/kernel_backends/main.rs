@@ -93,7 +93,7 @@ fn pod(lab: &Lab, node: usize) -> Endpoint {
 fn check_traffic<A: Address>(from: &Endpoint<A>, to: &Endpoint<A>, mtu: u32) -> Result<()> {
     let headers = if size_of::<A>() == 4 { 28 } else { 48 };
     let full = usize::try_from(mtu)? - headers;
-    let sizes = [1, 100, full - 1, full, full + 1, 3 * full];
+    let sizes = [20, 100, full - 1, full, full + 1, 3 * full];
     udp::echo_each(from, to, &sizes, 2)?.ensure_lossless()?;
     for spec in [
         tcp::Spec::bulk(1 << 20),
