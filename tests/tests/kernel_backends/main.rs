@@ -17,7 +17,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why the kernel has no devices of this kind; `None` if it has. An ipip device needs an address of its own:
