@@ -231,7 +231,11 @@ fn in_kernel(subnet: &str, routes: &[PeerRoute]) -> Table {
     for route in routes {
         table.row([
             route.subnet.to_string(),
-            route.vtep.map_or("missing".into(), |vtep| vtep.to_string()),
+            match route.vtep {
+                Some(vtep) => vtep.to_string(),
+                None if route.mode == "device" => dash(),
+                None => "missing".to_owned(),
+            },
             route.vtep_mac.clone().unwrap_or_else(dash),
             route.mode.to_owned(),
             route.ifname.clone().unwrap_or_else(dash),

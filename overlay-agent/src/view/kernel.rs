@@ -58,10 +58,10 @@ pub struct Device {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PeerRoute {
     pub subnet: IpNetwork,
-    /// `None` if the neighbour or the forwarding entry of a tunnel is missing.
+    /// `None` if the neighbour or the forwarding entry of a tunnel is missing, and in mode `device`.
     pub vtep: Option<IpAddr>,
     pub vtep_mac: Option<String>,
-    /// `tunnel` or `direct`.
+    /// `tunnel`, `direct`, or `device`: it knows the peers by itself.
     pub mode: &'static str,
     pub ifindex: Option<u32>,
     pub ifname: Option<String>,
@@ -133,12 +133,19 @@ impl Tier {
     fn of<F: Family>(observed: &KernelObjects<F>) -> Self {
         let ends = Ends::of(observed);
         let routes = observed.routes.iter();
+        let routes: Vec<PeerRoute> = routes
+            .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::Unicast)
+            .map(|route| ends.route(route))
+            .collect();
+        // One that may be of either family is of that which has a route there.
+        let is_of_family = |device: &Device| {
+            let mut routes = routes.iter();
+            device.vtep.is_some() || routes.any(|route| route.ifindex == Some(device.ifindex))
+        };
+        let mut devices = observed.links.iter().filter_map(Device::of::<F>);
         Self {
-            device: observed.links.iter().find_map(Device::of::<F>),
-            routes: routes
-                .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::Unicast)
-                .map(|route| ends.route(route))
-                .collect(),
+            device: devices.find(is_of_family),
+            routes,
         }
     }
 }
@@ -194,7 +201,14 @@ impl<'a, F: Family> Ends<'a, F> {
         let gateway = route.ifindex.zip(route.gateway);
         let is_device = link.is_some_and(|link| backend::recognise::<F>(link).is_some());
         let (mode, vtep, mac) = if is_device && link.is_some_and(|link| link.mac.is_none()) {
-            ("tunnel", route.gateway.map(Into::into), None)
+            let gateway = route.gateway.map(Into::into);
+            // Without a gateway, the device knows which node has the destination.
+            let mode = if gateway.is_some() {
+                "tunnel"
+            } else {
+                "device"
+            };
+            (mode, gateway, None)
         } else if is_device || backend::is_flannels(route) {
             let mac = gateway.and_then(|at| self.neighbours.get(&at).copied());
             let end = route.ifindex.zip(mac);
@@ -314,6 +328,31 @@ mod tests {
                 ("direct", "192.168.0.3".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn a_device_for_either_family_is_of_the_one_with_a_route_and_knows_peers_by_itself() {
+        fn seen<F: Family>(device: &Link, routes: Vec<Route<F>>) -> Tier {
+            Tier::of(&KernelObjects {
+                links: vec![device.clone()],
+                routes,
+                neighbours: Vec::new(),
+                fdb: Vec::new(),
+            })
+        }
+        let kind = LinkKind::Virtual("wireguard".to_owned());
+        let device = Link {
+            mac: None,
+            ..link(DEVICE, "flannel-wg".to_owned(), 1420, kind)
+        };
+        let network = "10.1.0.0/16".parse().unwrap();
+        let ipv4 = seen::<V4>(
+            &device,
+            vec![peer_route(network, None::<Ipv4Addr>, DEVICE, false)],
+        );
+        assert!(ipv4.device.is_some());
+        assert_eq!((ipv4.routes[0].mode, ipv4.routes[0].vtep), ("device", None));
+        assert_eq!(seen::<V6>(&device, Vec::new()), Tier::default());
     }
 
     #[test]

@@ -21,7 +21,7 @@ const PROTOCOL: u8 = 4;
 
 #[test]
 fn pods_talk_by_ipip_which_a_restart_and_a_kill_do_not_touch() {
-    if let Some(reason) = lacks("ipip") {
+    if let Some(reason) = lacks("ipip local 192.0.2.1") {
         skip!("no ipip devices: {reason}");
     }
     scenario(Lab::builder().nodes(2).config(IPIP), |lab| {
@@ -62,7 +62,7 @@ fn pods_talk_by_ipip_which_a_restart_and_a_kill_do_not_touch() {
 
 #[test]
 fn ipip_is_left_out_where_direct_routing_can_be() {
-    if let Some(reason) = lacks("ipip") {
+    if let Some(reason) = lacks("ipip local 192.0.2.1") {
         skip!("no ipip devices: {reason}");
     }
     scenario(
@@ -93,7 +93,7 @@ fn ipip_is_left_out_where_direct_routing_can_be() {
 
 #[test]
 fn an_ipip_device_of_another_address_is_made_again_and_a_deleted_one_as_well() {
-    if let Some(reason) = lacks("ipip") {
+    if let Some(reason) = lacks("ipip local 192.0.2.1") {
         skip!("no ipip devices: {reason}");
     }
     scenario(Lab::builder().nodes(2).config(IPIP), |lab| {

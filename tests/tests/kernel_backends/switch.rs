@@ -16,7 +16,7 @@ fn config(backend: &str) -> String {
 
 #[test]
 fn switches_to_and_from_wireguard_and_ipip_leave_nothing_stale() {
-    for kind in ["wireguard", "ipip"] {
+    for kind in ["wireguard", "ipip local 192.0.2.1"] {
         if let Some(reason) = lacks(kind) {
             skip!("no {kind} devices: {reason}");
         }
