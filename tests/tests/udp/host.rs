@@ -3,7 +3,7 @@
 
 use std::net::UdpSocket;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use overlay_tests::{
     lab::{Lab, agent::Launch, scenario},
     sys,
