@@ -156,7 +156,7 @@ async fn daemon(args: &[String]) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    run::run(options).await.unwrap_or_else(|error| {
+    Box::pin(run::run(options)).await.unwrap_or_else(|error| {
         tracing::error!("{}", output::one_line(&error));
         ExitCode::FAILURE
     })

@@ -174,7 +174,8 @@ mod tests {
     async fn a_port_that_is_taken_for_a_moment_is_waited_for_and_one_that_stays_taken_is_not() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = taken.local_addr().unwrap().port();
-        let bind = || HealthServer::bind("127.0.0.1", port, Readiness::default());
+        let bind =
+            || HealthServer::bind("127.0.0.1", port, Readiness::default(), Metrics::default());
         let error = bind().await.unwrap_err();
         assert!(matches!(error, HealthError::Listen { .. }), "{error}");
         tokio::spawn(async move {

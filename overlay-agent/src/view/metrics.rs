@@ -107,7 +107,7 @@ impl Reading {
         )?;
 
         let mut peers: Vec<Row<u64>> = Vec::new();
-        let mut fill: Vec<([(&'static str, &'static str); 2], [u64; 2])> = Vec::new();
+        let mut fill: Vec<Row<[u64; 2]>> = Vec::new();
         if let Some(overlay) = &tier.ipv4 {
             peers.extend(peers_of(overlay));
             fill.extend(fill_of(overlay));

@@ -112,15 +112,17 @@ impl Writer {
     /// Writes many leases.
     pub fn put_all(&self, ghosts: impl IntoIterator<Item = Ghost>) -> Result<()> {
         let put = |ghost: Ghost| TxnOp::put(ghost.key(), ghost.value(), None);
-        self.all(ghosts.into_iter().map(put).collect())
+        let puts: Vec<_> = ghosts.into_iter().map(put).collect();
+        self.all(&puts)
     }
 
     pub fn delete_all(&self, ghosts: impl IntoIterator<Item = Ghost>) -> Result<()> {
         let delete = |ghost: Ghost| TxnOp::delete(ghost.key(), None);
-        self.all(ghosts.into_iter().map(delete).collect())
+        let deletions: Vec<_> = ghosts.into_iter().map(delete).collect();
+        self.all(&deletions)
     }
 
-    fn all(&self, operations: Vec<TxnOp>) -> Result<()> {
+    fn all(&self, operations: &[TxnOp]) -> Result<()> {
         let mut client = self.client.clone();
         self.router.enter(|| {
             self.runtime.block_on(async {

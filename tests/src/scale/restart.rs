@@ -12,7 +12,7 @@ use super::cluster::{CONFIG, Ghost, Writer};
 use crate::{lab::Lab, traffic::flow::SteadyFlow, wait::wait_for};
 
 const INTERVAL: Duration = Duration::from_millis(1);
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// Traffic before and after.
 const AROUND: Duration = Duration::from_secs(2);
 

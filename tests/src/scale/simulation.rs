@@ -113,7 +113,7 @@ pub fn run(leases: u32) -> Result<Row> {
         OnLink::<V4>::new(),
         Vec::new(),
         Some(DEVICE),
-        backend::marks(),
+        backend::marks(&backend),
     );
     let plan = diff(&standing.wanted, &ObservedObjects::default());
     let planned = began.elapsed();
@@ -146,8 +146,8 @@ pub fn run(leases: u32) -> Result<Row> {
     }
     let event = began.elapsed() / EVENTS;
 
-    let mut last = self::snapshot(leases, 0)?;
-    last.entries = core
+    let mut again = self::snapshot(leases, 0)?;
+    again.entries = core
         .peers()
         .values()
         .map(|lease| Entry {
@@ -158,11 +158,11 @@ pub fn run(leases: u32) -> Result<Row> {
             mod_revision: 1,
         })
         .collect();
-    last.revision = i64::from(leases + 2 + EVENTS);
+    again.revision = i64::from(leases + 2 + EVENTS);
     let later = core.deadline();
     core.handle(later, Input::Tick);
     let began = Instant::now();
-    let outputs = core.handle(later, Input::Listed(last));
+    let outputs = core.handle(later, Input::Listed(again));
     let listed = began.elapsed();
     let news = outputs
         .iter()
@@ -176,7 +176,7 @@ pub fn run(leases: u32) -> Result<Row> {
         OnLink::<V4>::new(),
         Vec::new(),
         Some(DEVICE),
-        backend::marks(),
+        backend::marks(&backend),
     );
     let changes = diff(&whole.wanted, &there).changes;
     let compared = began.elapsed();

@@ -25,7 +25,7 @@ use crate::{
     process::{Daemon, Lifetime},
 };
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// After this long nothing of the start is still under way.
 const CALM: Duration = Duration::from_secs(4);
 
@@ -122,7 +122,7 @@ impl Site {
             at_last_route,
             in_all: Cost::of(daemon.pid())?,
         };
-        let site = Self {
+        let running = Self {
             daemon,
             routes,
             writer,
@@ -130,7 +130,7 @@ impl Site {
             program: program.clone(),
             lab,
         };
-        Ok((site, start))
+        Ok((running, start))
     }
 
     pub fn node(&self) -> &Node {

@@ -79,7 +79,7 @@ mod tests {
 
     /// Subnets of two lengths, some within others.
     fn subnet(number: u8) -> Ipv4Network {
-        let prefix = if number % 4 == 0 { 22 } else { 24 };
+        let prefix = if number.is_multiple_of(4) { 22 } else { 24 };
         Ipv4Network::new(Ipv4Addr::new(10, 1, number, 0), prefix).unwrap()
     }
 

@@ -270,7 +270,7 @@ impl Lines<'_> {
     /// The line of a place in the text, counted from 1.
     fn at(&self, offset: usize) -> usize {
         let before = self.0.as_bytes().get(..offset).unwrap_or(self.0.as_bytes());
-        1 + before.iter().filter(|byte| **byte == b'\n').count()
+        before.split(|byte| *byte == b'\n').count()
     }
 
     fn error(&self, offset: usize, reason: impl Display) -> FileError {

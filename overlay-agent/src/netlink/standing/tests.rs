@@ -63,7 +63,13 @@ fn standing(desired: &Desired) -> Standing {
     } else {
         OnLink::<V4>::new()
     };
-    Standing::of(desired, on_link, Vec::new(), Some(DEVICE), backend::marks(&Vxlan::DEFAULT.into()))
+    Standing::of(
+        desired,
+        on_link,
+        Vec::new(),
+        Some(DEVICE),
+        backend::marks(&Vxlan::DEFAULT.into()),
+    )
 }
 
 /// Makes the changes of peers in `desired`. Returns what was there before.
