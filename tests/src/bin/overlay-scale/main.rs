@@ -12,7 +12,7 @@ use overlay_tests::{
     scale::{
         churn, event,
         report::{Scale, render},
-        restart,
+        restart, simulation,
         start::{Program, Site},
     },
 };
@@ -120,6 +120,5 @@ fn measure(args: &Args, program: &Program, size: u32) -> Result<Scale> {
         storm,
         churn,
         restart,
-        simulation,
     })
 }
