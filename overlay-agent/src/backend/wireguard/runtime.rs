@@ -25,7 +25,8 @@ use crate::{
 /// The tunnels of a node.
 pub struct Tunnels {
     options: WireGuard,
-    key: Option<Secret>,
+    /// With its public part, which takes time to compute.
+    key: Option<(Secret, PublicKey)>,
     /// By device, the endpoints it was last told.
     asked: BTreeMap<&'static str, BTreeMap<PublicKey, SocketAddr>>,
 }
@@ -60,13 +61,13 @@ impl Tunnels {
         &mut self,
         uapi: &mut Uapi,
         name: &'static str,
-        key: &Secret,
+        (key, public_key): (&Secret, PublicKey),
         wanted: &Peers,
     ) -> Result<(), String> {
         let port = self.port(name);
         let read = uapi.device(name).await;
         let device = read.map_err(|error| format!("cannot read the peers of {name}: {error}"))?;
-        if device.public_key != Some(key.public()) {
+        if device.public_key != Some(public_key) {
             let set = uapi.set_key(name, key).await;
             set.map_err(|error| format!("cannot set the key of {name}: {error}"))?;
         }
@@ -106,7 +107,7 @@ impl Runtime for Tunnels {
         };
         let public_key = key.public();
         info!(%public_key, "this node's WireGuard key");
-        self.key = Some(key);
+        self.key = Some((key, public_key));
         let devices = self.devices();
         let data = |is_served: bool, device| {
             let port = Some(self.port(device));
@@ -121,10 +122,10 @@ impl Runtime for Tunnels {
 
     fn keep<'a>(&'a mut self, scene: &'a Scene) -> BoxFuture<'a, Vec<String>> {
         async move {
-            let Some(key) = self.key.clone() else {
+            let Some((key, public_key)) = self.key.clone() else {
                 return Vec::new();
             };
-            let wanted = peers::wanted(&self.options, key.public(), scene);
+            let wanted = peers::wanted(&self.options, public_key, scene);
             let mut problems = wanted.problems;
             let mut uapi = match Uapi::open().await {
                 Ok(uapi) => uapi,
@@ -134,7 +135,9 @@ impl Runtime for Tunnels {
                 }
             };
             for (name, peers) in &wanted.devices {
-                let kept = self.keep_device(&mut uapi, name, &key, peers).await;
+                let kept = self
+                    .keep_device(&mut uapi, name, (&key, public_key), peers)
+                    .await;
                 problems.extend(kept.err());
             }
             problems

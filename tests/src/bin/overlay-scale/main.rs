@@ -97,18 +97,18 @@ fn measure(args: &Args, program: &Program, size: u32) -> Result<Scale> {
     for _ in 1..args.starts {
         starts.push(Site::start(program, size)?.1);
     }
-    let (site, start) = Site::start(program, size)?;
+    let (running, start) = Site::start(program, size)?;
     starts.push(start);
     let events = (args.events > 0)
-        .then(|| event::singly(&site, args.events))
+        .then(|| event::singly(&running, args.events))
         .transpose()?;
     let storm = (args.storm > 0)
-        .then(|| event::storm(&site, args.storm))
+        .then(|| event::storm(&running, args.storm))
         .transpose()?;
     let churn = (args.churn > 0)
-        .then(|| churn::run(&site, Duration::from_secs(args.churn)))
+        .then(|| churn::run(&running, Duration::from_secs(args.churn)))
         .transpose()?;
-    drop(site);
+    drop(running);
     let restart = (*program == Program::Agent && !args.no_restart)
         .then(|| restart::run(size))
         .transpose()?;
