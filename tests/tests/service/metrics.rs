@@ -1,7 +1,7 @@
 //! `/metrics` of a running node: read by a real Prometheus, as documented, and enough for the alert rules and the
 //! dashboard that ship with the project.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fmt::Write as _, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
@@ -57,10 +57,11 @@ fn prometheus(lab: &Lab, node: &Node) -> Result<Daemon> {
     let rules = deploy("prometheus/alerts.yml").canonicalize()?;
     let text = format!(
         "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
-         rule_files: [{rules:?}]\n\
+         rule_files: ['{}']\n\
          scrape_configs:\n\
          - job_name: overlay-agent\n  \
-           static_configs: [{{targets: ['127.0.0.1:2401']}}]\n"
+           static_configs: [{{targets: ['127.0.0.1:2401']}}]\n",
+        rules.display()
     );
     fs::write(&config, text)?;
     let mut command = node.namespace.command("prometheus");
@@ -81,10 +82,10 @@ fn prometheus(lab: &Lab, node: &Node) -> Result<Daemon> {
 
 /// What Prometheus makes of an expression.
 fn query(node: &Node, expression: &str) -> Result<Vec<Value>> {
-    let encoded: String = expression
-        .bytes()
-        .map(|byte| format!("%{byte:02X}"))
-        .collect();
+    let encoded = expression.bytes().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "%{byte:02X}");
+        text
+    });
     let path = format!("/api/v1/query?query={encoded}");
     let (status, body) = http::get(&node.namespace, ([127, 0, 0, 1], 9090).into(), &path)?;
     ensure!(status == 200, "{expression}: {status} {body}");
