@@ -14,7 +14,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{PERIOD, Source, cluster::Cluster};
+use super::{
+    cluster::Cluster,
+    source::{PERIOD, Source},
+};
 use crate::{
     membership::member::{Member, Order},
     model::{
@@ -39,7 +42,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(source: Arc<Source>, own: PeerLease, in_force: ConfigText) -> Self {
+    pub fn new(source: Arc<Source>, own: PeerLease, in_force: ConfigText) -> Self {
         Self {
             source,
             own: own.key,
@@ -109,7 +112,7 @@ impl Follower {
     /// The leases as the file has them.
     fn view(&mut self, cluster: &Cluster, number: i64) -> LeaseView {
         let mut complaints = Vec::new();
-        let path = self.source.path.display();
+        let path = self.source.place();
         let recorded = cluster.node(self.address);
         let state = match recorded {
             Some(node) if node.key == self.own => {
