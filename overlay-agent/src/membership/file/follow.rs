@@ -19,6 +19,7 @@ use super::{
     source::{PERIOD, Source},
 };
 use crate::{
+    complaints::Complaints,
     membership::member::{Member, Order},
     model::{
         ConfigText, LeaseAttrs, LeaseKey, LeaseTable, LeaseView, OwnLease, OwnState, PeerLease,
@@ -38,7 +39,7 @@ pub struct Follower {
     /// The network config the daemon runs with.
     in_force: ConfigText,
     /// What was last complained about, so that each problem is logged once.
-    complaints: BTreeSet<String>,
+    complaints: Complaints,
 }
 
 impl Follower {
@@ -50,7 +51,7 @@ impl Follower {
             attrs: own.attrs,
             peers: LeaseTable::default(),
             in_force,
-            complaints: BTreeSet::new(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -97,7 +98,7 @@ impl Follower {
                     });
                 }
                 Err(problem) => {
-                    self.complain([format!("{problem}; the leases stay as they were")]);
+                    self.complain(&[format!("{problem}; the leases stay as they were")]);
                     view.send_if_modified(|view| {
                         let changed = view.store.last_error.as_ref() != Some(&problem);
                         view.store.connected = false;
@@ -169,7 +170,7 @@ impl Follower {
             }),
             alarms: BTreeSet::new(),
         };
-        self.complain(complaints);
+        self.complain(&complaints);
         view
     }
 
@@ -188,11 +189,9 @@ impl Follower {
     }
 
     /// Logs what was not wrong before.
-    fn complain(&mut self, problems: impl IntoIterator<Item = String>) {
-        let problems: BTreeSet<String> = problems.into_iter().collect();
-        for problem in problems.difference(&self.complaints) {
+    fn complain(&mut self, problems: &[String]) {
+        for problem in self.complaints.news(problems) {
             warn!("{problem}");
         }
-        self.complaints = problems;
     }
 }
