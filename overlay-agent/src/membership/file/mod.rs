@@ -38,7 +38,7 @@ impl Membership for PeersFile {
         Box::pin(async {
             let read = self.0.read().await?;
             Ok(read.map(|(cluster, number)| ConfigText {
-                text: cluster.config,
+                text: cluster.config.clone(),
                 mod_revision: number,
             }))
         })

@@ -4,11 +4,11 @@ use std::{
     io,
     net::IpAddr,
     path::{Display, Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, FileError};
 use crate::model::{PeerLease, StoreError};
 
 /// How often the file is looked at.
@@ -17,14 +17,14 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 /// The file, and what it said last.
 pub struct Source {
     path: PathBuf,
-    last: Mutex<Version>,
+    last: Mutex<Option<Version>>,
 }
 
-#[derive(Clone, Default)]
 struct Version {
     text: String,
-    /// How many different texts there were.
+    /// How many different texts there were, with this one.
     number: i64,
+    cluster: Result<Arc<Cluster>, FileError>,
 }
 
 impl Source {
@@ -40,18 +40,9 @@ impl Source {
         self.path.display()
     }
 
-    /// What the file says now, and which version of it that is; `None` if there is no file.
-    pub async fn read(&self) -> Result<Option<(Cluster, i64)>, StoreError> {
-        let Some((text, number)) = self.text().await? else {
-            return Ok(None);
-        };
-        let cluster = Cluster::parse(&text).map_err(|error| StoreError {
-            reason: format!("{}, {error}", self.path.display()),
-        })?;
-        Ok(Some((cluster, number)))
-    }
-
-    async fn text(&self) -> Result<Option<(String, i64)>, StoreError> {
+    /// What the file says now, and which version of it that is; `None` if there is no file. A text that is
+    /// the same as before is not understood anew.
+    pub async fn read(&self) -> Result<Option<(Arc<Cluster>, i64)>, StoreError> {
         let text = match tokio::fs::read_to_string(&self.path).await {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -61,17 +52,26 @@ impl Source {
             }
         };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.number == 0 || last.text != text {
-            *last = Version {
-                text: text.clone(),
-                number: last.number + 1,
-            };
+        let version = match last.take() {
+            Some(same) if same.text == text => same,
+            other => Version {
+                number: other.map_or(0, |other| other.number) + 1,
+                cluster: Cluster::parse(&text).map(Arc::new),
+                text,
+            },
+        };
+        let version = last.insert(version);
+        match &version.cluster {
+            Ok(cluster) => Ok(Some((Arc::clone(cluster), version.number))),
+            Err(error) => {
+                let reason = format!("{}, {error}", self.path.display());
+                Err(StoreError { reason })
+            }
         }
-        Ok(Some((text, last.number)))
     }
 
     /// This node's subnet; the error says why there is none yet.
-    pub async fn own(&self, address: IpAddr) -> Result<(PeerLease, Cluster, i64), String> {
+    pub async fn own(&self, address: IpAddr) -> Result<(PeerLease, Arc<Cluster>, i64), String> {
         let path = self.path.display();
         let Some((cluster, number)) = self.read().await.map_err(|error| error.to_string())? else {
             return Err(self.missing());
