@@ -8,16 +8,15 @@ mod source;
 use std::{path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 pub use self::cluster::{Cluster, FileError};
-use self::{
-    follow::Follower,
-    source::{PERIOD, Source},
+use self::{follow::Follower, source::Source};
+use super::{
+    member::{JoinError, Member, Membership, Wish},
+    wait,
 };
-use super::member::{JoinError, Member, Membership, Wish};
 use crate::model::{ConfigText, LeaseAttrs, StoreError};
 
 /// A cluster in a file.
@@ -75,26 +74,15 @@ impl Membership for PeersFile {
     ) -> BoxFuture<'_, Result<Option<Member>, JoinError>> {
         Box::pin(async move {
             let address = wish.attrs.node_ip();
-            let mut reported = None;
-            loop {
-                let Some(own) = stop.run_until_cancelled(self.0.own(address)).await else {
-                    return Ok(None);
-                };
-                let problem = match own {
-                    Ok((own, cluster, number)) => {
-                        let follower = Follower::new(Arc::clone(&self.0), own, config);
-                        return Ok(Some(follower.spawn(&cluster, number, stop)));
-                    }
-                    Err(problem) => problem,
-                };
-                if reported.as_ref() != Some(&problem) {
-                    error!("no subnet for this node yet: {problem}");
-                    reported = Some(problem);
-                }
-                if stop.run_until_cancelled(sleep(PERIOD)).await.is_none() {
-                    return Ok(None);
-                }
-            }
+            let own = wait::until_done(
+                &stop,
+                || self.0.own(address),
+                |problem| error!("no subnet for this node yet: {problem}"),
+            );
+            Ok(own.await.map(|(own, cluster, number)| {
+                let follower = Follower::new(Arc::clone(&self.0), own, config);
+                follower.spawn(&cluster, number, stop.clone())
+            }))
         })
     }
 }
