@@ -1,7 +1,12 @@
 //! `overlay-cni install`: how the plugin and its configuration get out of an image that has no other
 //! program to copy with.
 
-use std::{env, ffi::OsString, fs, io, path::Path};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs, io,
+    path::Path,
+};
 
 use tempfile::NamedTempFile;
 
@@ -9,6 +14,33 @@ const USAGE: &str =
     "overlay-cni is run by a container runtime (CNI), which sets CNI_COMMAND. By hand:
   overlay-cni install TO        copies the program to a file, such as /opt/cni/bin/flannel
   overlay-cni install FROM TO   copies another file";
+
+/// What flannel's manifest copies in a container of its image, by `cp` or by `install-conf`.
+const CONFIG: [&str; 2] = [
+    "/etc/kube-flannel/cni-conf.json",
+    "/etc/cni/net.d/10-flannel.conflist",
+];
+
+/// Names by which flannel's manifest calls for a copy. In our image they are links to this program.
+pub fn is_name(program: &OsStr) -> bool {
+    program == "cp" || program == "install-conf"
+}
+
+/// Does what the words after the program's name say, if it is called by one of these names.
+pub fn by_name(program: &OsStr, words: &[OsString]) -> Result<(), String> {
+    let is_file = |word: &&OsString| !word.as_encoded_bytes().starts_with(b"-");
+    match words.iter().filter(is_file).collect::<Vec<_>>()[..] {
+        [from, to] => copy(Path::new(from), Path::new(to)),
+        [] if program == "install-conf" => {
+            let [from, to] = CONFIG.map(Path::new);
+            copy(from, to)
+        }
+        _ => Err(format!(
+            "{} of this image takes a file, and the file that becomes its copy",
+            program.display()
+        )),
+    }
+}
 
 /// Does what the words after the program's name say.
 pub fn run(words: &[OsString]) -> Result<(), String> {
@@ -56,6 +88,19 @@ mod tests {
         let mode = to.metadata().expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2);
+    }
+
+    #[test]
+    fn it_copies_as_flannels_manifest_has_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, "text").expect("it is written");
+        let words = ["-f".into(), from.into(), to.clone().into()];
+        by_name(OsStr::new("cp"), &words).expect("it is copied");
+        assert_eq!(fs::read_to_string(&to).expect("it is there"), "text");
+        let error = by_name(OsStr::new("cp"), &words[..2]).expect_err("nowhere to copy to");
+        assert!(error.contains("cp"), "{error}");
+        assert!(is_name(OsStr::new("install-conf")) && !is_name(OsStr::new("flannel")));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod verbs;
 use std::{
     env,
     io::{Read as _, Write as _, stderr, stdin, stdout},
+    path::Path,
     process::ExitCode,
 };
 
@@ -23,16 +24,16 @@ use error::Error;
 use request::Request;
 
 fn main() -> ExitCode {
+    let mut words = env::args_os();
+    let name = words.next().unwrap_or_default();
+    let name = Path::new(&name).file_name().unwrap_or_default().to_owned();
+    let words: Vec<_> = words.collect();
     // A runtime gives no arguments, and a verb.
-    let words: Vec<_> = env::args_os().skip(1).collect();
+    if install::is_name(&name) {
+        return done(install::by_name(&name, &words));
+    }
     if !words.is_empty() || env::var_os("CNI_COMMAND").is_none() {
-        return match install::run(&words) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(text) => {
-                let _ = writeln!(stderr(), "{text}");
-                ExitCode::FAILURE
-            }
-        };
+        return done(install::run(&words));
     }
     let mut input = Vec::new();
     let read = stdin().read_to_end(&mut input);
@@ -48,4 +49,14 @@ fn main() -> ExitCode {
     // A runtime that does not read the answer sees the exit code.
     let _ = stdout().write_all(&text);
     code
+}
+
+fn done(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            let _ = writeln!(stderr(), "{text}");
+            ExitCode::FAILURE
+        }
+    }
 }

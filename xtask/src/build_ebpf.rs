@@ -186,7 +186,7 @@ fn compile(
     linker: &Linker,
     flavour: Flavour,
 ) -> Result<()> {
-    let flags = rustflags(env::consts::ARCH, &linker.path);
+    let flags = flags(workspace, linker);
     let mut cargo = command(&toolchain.cargo);
     cargo
         .current_dir(workspace.ebpf_crate())
@@ -202,6 +202,13 @@ fn compile(
         .env_remove("CARGO")
         .env_remove("RUSTUP_TOOLCHAIN");
     process::run(&mut cargo).context("the BPF programs do not build")
+}
+
+fn flags(workspace: &Workspace, linker: &Linker) -> Vec<String> {
+    let mut flags = rustflags(env::consts::ARCH, &linker.path);
+    // Line numbers for `bpftool prog dump` are in the object.
+    flags.extend(workspace.remaps());
+    flags
 }
 
 fn rustflags(arch: &str, linker: &Path) -> Vec<String> {
@@ -222,7 +229,7 @@ fn rustflags(arch: &str, linker: &Path) -> Vec<String> {
 
 /// Everything an object depends on: the hash, and below it the settings for a person to read.
 fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Result<String> {
-    let flags = rustflags(env::consts::ARCH, &linker.path);
+    let flags = flags(workspace, linker);
     let sources = [
         workspace.ebpf_crate(),
         workspace.root().join("overlay-common"),

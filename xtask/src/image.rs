@@ -18,24 +18,6 @@ const PACKAGES: &str = "libc6,libgcc-s1,iptables,nftables,ca-certificates";
 /// The release whose C library is the oldest that the agent runs with.
 const DEBIAN: &str = "bookworm";
 
-/// What of the packages nobody uses in here: texts, character sets, and what sets packages up.
-const LEFT_OUT: &str = "rm -rf \
-    \"$1/usr/share/doc\" \"$1/usr/share/man\" \"$1/usr/share/info\" \"$1/usr/share/locale\" \
-    \"$1/usr/share/perl5\" \"$1/usr/share/lintian\" \"$1/usr/share/debconf\" \
-    \"$1/usr/lib/\"*/gconv \"$1/usr/bin/openssl\" \"$1/var/lib/dpkg\" \"$1/var/cache\" \"$1/etc/dpkg\"";
-
-/// What the set-up of the package of certificates would have made.
-const CERTIFICATES: &str = "mkdir -p \"$1/etc/ssl/certs\" && \
-    find \"$1/usr/share/ca-certificates\" -name '*.crt' | sort | xargs cat \
-    >\"$1/etc/ssl/certs/ca-certificates.crt\" && rm -r \"$1/usr/share/ca-certificates\"";
-
-/// What Debian's alternatives would have linked: the kind of iptables that new hosts have.
-const IPTABLES: &str = "for name in iptables iptables-save iptables-restore \
-    ip6tables ip6tables-save ip6tables-restore; do \
-    ln -sf xtables-nft-multi \"$1/usr/sbin/$name\"; done";
-
-const PLACES: &str = "mkdir -p \"$1/run/flannel\" \"$1/sys\" \"$1/proc\" \"$1/dev\" \"$1/tmp\"";
-
 #[derive(clap::Args)]
 pub struct Args {
     /// Install missing system packages, as root
@@ -63,9 +45,8 @@ pub fn run(args: &Args) -> Result<()> {
         .current_dir(&dir)
         .env("SOURCE_DATE_EPOCH", &epoch)
         .args(["--variant=extract", &format!("--include={PACKAGES}")]);
-    for hook in [LEFT_OUT, CERTIFICATES, IPTABLES, PLACES] {
-        bootstrap.arg(format!("--customize-hook={hook}"));
-    }
+    let hook = workspace.root().join("deploy/image/root.sh");
+    bootstrap.arg(format!("--customize-hook='{}' \"$1\"", hook.display()));
     process::run(bootstrap.args([DEBIAN, "root.tar"]))?;
     let archive = dir.join("overlay-agent.tar");
     // It is written anew: an archive of images takes no second one of the same name.

@@ -1,8 +1,6 @@
 //! `cargo xtask release`: the programs as they are installed, and the debug information of each in a file of its own.
 
 use std::{
-    env,
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -73,23 +71,11 @@ fn strip(built: &Path, dir: &Path, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// A build of the release. No path of this machine gets into what it builds, so that
-/// the same sources make the same program wherever they lie.
 fn cargo(workspace: &Workspace) -> Command {
-    let root = workspace.root().display();
-    let mut flags = format!("--remap-path-prefix={root}=/overlay");
-    if let Some(home) = cargo_home() {
-        let _ = write!(flags, " --remap-path-prefix={}=/cargo", home.display());
-    }
     let mut cargo = process::cargo();
     cargo
         .current_dir(workspace.root())
-        .env("RUSTFLAGS", flags)
+        .env("CARGO_ENCODED_RUSTFLAGS", workspace.remaps().join("\x1f"))
         .args(["build", "--locked", "--profile", PROFILE]);
     cargo
-}
-
-fn cargo_home() -> Option<PathBuf> {
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
-    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }

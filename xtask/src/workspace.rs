@@ -1,6 +1,9 @@
 //! Where things are in the source tree and under `target/`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 
@@ -22,6 +25,19 @@ impl Workspace {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Flags of rustc that keep the paths of this machine out of what is built, so that the same sources
+    /// make the same file wherever they lie.
+    pub fn remaps(&self) -> Vec<String> {
+        let mut remaps = vec![format!(
+            "--remap-path-prefix={}=/overlay",
+            self.root.display()
+        )];
+        let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+        let cargo = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
+        remaps.extend(cargo.map(|cargo| format!("--remap-path-prefix={}=/cargo", cargo.display())));
+        remaps
     }
 
     /// When the commit was made, in seconds since 1970: the date of what is packed, so that the same

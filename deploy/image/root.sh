@@ -1,0 +1,27 @@
+#!/bin/sh
+# Makes what Debian's packages were unpacked to into the root of the image. Argument: the directory.
+set -eu
+cd "$1"
+
+# What the set-up of ca-certificates would have made.
+mkdir -p etc/ssl/certs
+find usr/share/ca-certificates -name '*.crt' | sort | xargs cat >etc/ssl/certs/ca-certificates.crt
+
+# What nobody uses in here: texts, character sets, openssl, and what sets packages up.
+rm -rf usr/share usr/lib/*/gconv usr/lib/*/libcrypto.so* usr/lib/*/libssl.so* usr/lib/*/engines-3 \
+    usr/lib/*/ossl-modules usr/bin/openssl usr/bin/c_rehash usr/bin/perror var/lib/dpkg var/cache etc/dpkg
+
+# What Debian's alternatives would have linked: the kind of iptables that new hosts have.
+for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+    ln -sf xtables-nft-multi usr/sbin/$name
+done
+
+# Where volumes are mounted.
+mkdir -p run/flannel sys proc dev tmp opt/bin etc/cni/net.d
+
+# What flannel's manifest calls in its images: with these names, changing its images is enough.
+ln -s ../../usr/bin/overlay-agent opt/bin/flanneld
+ln -s ../../usr/bin/overlay-agent opt/bin/mk-docker-opts.sh
+ln -s ../../usr/bin/overlay-cni opt/bin/install-conf
+ln -s overlay-cni usr/bin/cp
+ln -s usr/bin/overlay-cni flannel
