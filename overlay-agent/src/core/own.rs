@@ -223,10 +223,9 @@ impl Own {
 
     /// Sets what the record is to say.
     pub fn publish(&mut self, attrs: LeaseAttrs) {
-        if attrs.node_ip() != self.wanted.node_ip() {
-            self.former = Some(std::mem::replace(&mut self.wanted, attrs));
-        } else {
-            self.wanted = attrs;
+        let before = std::mem::replace(&mut self.wanted, attrs);
+        if before.node_ip() != self.wanted.node_ip() {
+            self.former = Some(before);
         }
         self.pause = None;
     }

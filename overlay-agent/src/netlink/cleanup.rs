@@ -53,7 +53,7 @@ impl Netlink {
 
     async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
         let mut routes = self.routes::<F>().await?;
-        routes.retain(|route| route.is_ours());
+        routes.retain(Route::is_ours);
         Ok(routes)
     }
 
