@@ -35,6 +35,7 @@ pub mod outcome;
 pub mod pod;
 pub mod record;
 pub mod route;
+pub mod short;
 pub mod slow;
 mod spread;
 pub mod stamp;

@@ -140,6 +140,7 @@ map_types!(
     crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::Route,
+    crate::short::Short,
     crate::slow::Slow,
 );
 

@@ -37,6 +37,7 @@ mod nexthop;
 mod observe;
 mod packet;
 mod parse;
+mod short;
 mod slow;
 mod words;
 
@@ -100,11 +101,18 @@ impl From<Outcome> for Conclusion {
     }
 }
 
+impl From<Handled> for Conclusion {
+    #[inline(always)]
+    fn from(Handled { outcome, verdict }: Handled) -> Self {
+        Self { outcome, verdict }
+    }
+}
+
 impl From<Result<Handled, Outcome>> for Conclusion {
     #[inline(always)]
     fn from(result: Result<Handled, Outcome>) -> Self {
         match result {
-            Ok(Handled { outcome, verdict }) => Self { outcome, verdict },
+            Ok(handled) => handled.into(),
             Err(outcome) => outcome.into(),
         }
     }
