@@ -1,17 +1,20 @@
 //! Safe wrappers around the BPF helpers and the fields of `__sk_buff` that the programs use.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0,
-        BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_xfrm_state,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_ktime_get_coarse_ns,
-        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_set_hash,
-        bpf_skb_adjust_room,
-        bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_get_hash_recalc,
+        bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+        bpf_set_hash, bpf_skb_adjust_room, bpf_skb_get_xfrm_state, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -282,6 +285,17 @@ impl Skb {
         // SAFETY: as in `add_address_to_checksum`.
         let result = unsafe { bpf_l4_csum_replace(self.raw, check, old.into(), new.into(), flags) };
         (result == 0).then_some(())
+    }
+
+    /// Whether the packet came out of IPsec.
+    #[inline(always)]
+    pub fn was_deciphered(&self) -> bool {
+        let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
+        let to = state.as_mut_ptr();
+        // SAFETY: `raw` is this program's context, and the helper writes all of `state`.
+        let result =
+            unsafe { bpf_skb_get_xfrm_state(self.raw, 0, to, size_of_val(&state) as u32, 0) };
+        result == 0
     }
 
     /// Asks the kernel's routing tables; `question` becomes the answer. Returns what the helper does.

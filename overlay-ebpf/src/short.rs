@@ -188,7 +188,8 @@ fn send<F: Ip>(skb: &Skb) -> Option<Handled> {
     let config = F::config()?;
     let outward = Outward::<F>::read(skb, config)?;
     let hash = skb.keep_hash();
-    if hash == 0 || config.fastpath == FASTPATH_OFF || maps::slow()?.outer & u32::from(EGRESS) != 0 {
+    if hash == 0 || config.fastpath == FASTPATH_OFF || maps::slow()?.outer & u32::from(EGRESS) != 0
+    {
         return None;
     }
     let (index, node) = (outward.index, outward.node);
@@ -396,8 +397,11 @@ fn receive<F: Ip>(skb: &Skb) -> Option<Handled> {
     let vtep = u32::from_ne_bytes(node.vtep.tag());
     let generation = maps::generation(config);
     if !Entry::find::<F>(index)?.is_open_inwards(vtep, generation) {
-        skb.set_hash(token(index, generation));
-        skb.mark_opening();
+        // What IPsec let pass says nothing of what comes in clear.
+        if !skb.was_deciphered() {
+            skb.set_hash(token(index, generation));
+            skb.mark_opening();
+        }
         return None;
     }
     // Once BPF has removed the headers, the kernel cannot split a GSO packet any more. What follows one
