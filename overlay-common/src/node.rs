@@ -136,13 +136,18 @@ pub struct Leaving {
     pub generation: u32,
     /// The stamp, if netfilter translated the packet; else 0.
     pub stamp: u32,
-    /// `skb->hash` of the packet; 0 if it does not earn the short way.
+    /// `skb->hash` of the packet that last passed to open its node the short way. What follows is that
+    /// packet's, too.
     pub hash: u32,
     /// Index of the node it is for.
     pub node: u32,
-    /// `skb->mark` and `skb->priority` of the packet.
+    /// Its `skb->mark` and `skb->priority`.
     pub mark: u32,
     pub priority: u32,
+    /// Generation in which it passed.
+    pub hash_generation: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
 }
 
 /// Value of `OVL_PEERS4` and `OVL_PEERS6`; the key is the outer source address of tunnel packets.

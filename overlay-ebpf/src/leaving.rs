@@ -38,14 +38,13 @@ impl Leaving {
     #[inline(always)]
     pub fn note(&self, left: &Left) {
         let at = self.0.cast::<u64>();
-        // SAFETY: the entry is this CPU's own, five words long and aligned as such; the MAC address
+        // SAFETY: the entry is this CPU's own, six words long and aligned as such; the MAC address
         // is its second word.
         unsafe {
             at.write(left.flow);
             at.add(1).write(left.gateway.bits());
             at.add(2)
                 .write(u64::from(left.generation) | u64::from(left.stamp) << 32);
-            at.add(3).write(0);
         }
     }
 
@@ -54,8 +53,7 @@ impl Leaving {
         let at = self.0.cast::<u64>();
         // SAFETY: as in `note`.
         unsafe {
-            at.write(0);
-            at.add(2).write(opening.generation.into());
+            at.add(5).write(opening.generation.into());
             at.add(3)
                 .write(u64::from(opening.hash) | u64::from(opening.node) << 32);
             at.add(4)
@@ -68,7 +66,7 @@ impl Leaving {
         let at = self.0.cast::<u64>();
         // SAFETY: as in `note`.
         let (generation, node, mark) =
-            unsafe { (at.add(2).read(), at.add(3).read(), at.add(4).read()) };
+            unsafe { (at.add(5).read(), at.add(3).read(), at.add(4).read()) };
         Opening {
             hash: node as u32,
             node: (node >> 32) as u32,

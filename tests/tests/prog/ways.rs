@@ -232,7 +232,7 @@ fn what_leaves_in_another_form_or_another_way_earns_nothing<F: Oddities>() -> Re
             (
                 "with another program's mark",
                 sent.clone(),
-                &|around| around.tc_index = LEAVING + 1,
+                &|around| around.tc_index = LEAVING + 0x100,
                 Outcome::NotOverlay,
             ),
         ];

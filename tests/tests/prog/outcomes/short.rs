@@ -152,7 +152,7 @@ pub fn opening<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         .leaving(&syn::<F>())
         .macs(F::TUNNELLED.vtep_mac, VTEP_MAC);
     let noted = Leaving {
-        generation: table.fixture.config.generation,
+        hash_generation: table.fixture.config.generation,
         hash: HASH,
         node: F::TUNNELLED.index,
         ..Leaving::default()
