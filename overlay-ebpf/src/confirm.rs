@@ -43,10 +43,10 @@ pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
     };
     if skb.ifindex() == config.vtep_ifindex {
         let outcome = at_tunnel::<F>(*skb);
-        return if outcome == Outcome::Leaving {
-            outcome.into()
-        } else {
-            short::concluded(short::leave::<F>(*skb), outcome)
+        return match outcome {
+            // The packet earns its flow a lease, or the flow is to stay on the kernel path.
+            Outcome::Leaving | Outcome::SlowMark | Outcome::PerPacketRule => outcome.into(),
+            _ => short::concluded(short::leave::<F>(*skb), outcome),
         };
     }
     let outcome = match mark {
