@@ -107,7 +107,7 @@ pub fn outward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             fixture.slow.outer = EGRESS.into();
         }),
         ("in a GSO packet too large for it", |_, around| {
-            around.gso_size = 9_000
+            around.gso_size = 9_000;
         }),
         ("under a VLAN tag", |_, around| around.vlan = Some(5)),
     ];
