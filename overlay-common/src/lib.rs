@@ -36,6 +36,7 @@ pub mod pair;
 pub mod pod;
 pub mod record;
 pub mod route;
+pub mod short;
 pub mod slow;
 mod spread;
 pub mod stamp;

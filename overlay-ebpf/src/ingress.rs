@@ -13,7 +13,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Handled,
+    Conclusion, Handled,
     act::{self, Delivery},
     flow_packet::{Control, FlowPacket, Local},
     flows::FlowEntry,
@@ -25,17 +25,41 @@ use crate::{
     observe::enter,
     packet::ETH_LEN,
     parse::{Tunnel, why_off},
+    short,
 };
 
 const ICMP_LEN: usize = 8;
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
+    match judge::<F>(skb) {
+        Ok(Taken::Handled(handled)) => handled.into(),
+        Ok(Taken::Declined(outcome)) => short::concluded(short::enter::<F>(*skb), outcome),
+        Err(outcome) => outcome.into(),
+    }
+}
+
+/// What came of a packet that is for this host.
+enum Taken {
+    Handled(Handled),
+    /// A tunnel packet that is not fast.
+    Declined(Outcome),
+}
+
+impl From<Handled> for Taken {
+    #[inline(always)]
+    fn from(handled: Handled) -> Self {
+        Self::Handled(handled)
+    }
+}
+
+#[inline(always)]
+fn judge<F: Ip>(skb: &Skb) -> Result<Taken, Outcome> {
     let config = F::config().ok_or(Outcome::Disabled)?;
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     if config.fastpath == FASTPATH_OFF {
         return if injection::arrives(skb, packet, config) {
-            Ok(Handled::drop(Outcome::PodTunnel))
+            Ok(Handled::drop(Outcome::PodTunnel).into())
         } else {
             Err(why_off(config))
         };
@@ -56,7 +80,10 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     }
     if ip.dst == config.vtep {
         if ip.protocol == IPPROTO_UDP {
-            return from_tunnel(skb, config);
+            return Ok(match from_tunnel(skb, config) {
+                Ok(handled) => handled.into(),
+                Err(outcome) => Taken::Declined(outcome),
+            });
         }
         if ip.protocol == F::ICMP && header.is_plain().is_ok() {
             heed_too_big::<F>(skb);
@@ -67,10 +94,10 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         return Err(Outcome::NotOverlay);
     }
     if injection::is_for_host(skb, packet, config) {
-        return Ok(Handled::drop(Outcome::PodTunnel));
+        return Ok(Handled::drop(Outcome::PodTunnel).into());
     }
     if config.is_local_pod(ip.dst) {
-        return from_direct(skb, config);
+        return from_direct(skb, config).map(Taken::Handled);
     }
     Err(Outcome::NotOverlay)
 }

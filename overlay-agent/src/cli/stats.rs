@@ -156,6 +156,7 @@ impl output::Report for Report {
 const fn heading(kind: Kind) -> &'static str {
     match kind {
         Kind::Fast => "Forwarded by the fast path",
+        Kind::Short => "Carried by the kernel, past its tunnel device",
         Kind::Permit => "Carried by the kernel, with a change to the flow table",
         Kind::Decline => "Left to the kernel",
         Kind::Drop => "Dropped",

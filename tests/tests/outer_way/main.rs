@@ -6,3 +6,4 @@ mod family;
 mod marked;
 mod obstacle;
 mod routed;
+mod short_way;
