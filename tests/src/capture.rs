@@ -20,7 +20,12 @@ use nix::{
     },
 };
 
-use crate::{netns::Namespace, sys, wait::scaled};
+use crate::{
+    differ::offload::{HEADER_LEN, Offload},
+    netns::Namespace,
+    sys,
+    wait::scaled,
+};
 
 /// Room for what arrives while the capturing thread does not run.
 const SOCKET_BUFFER: usize = 64 << 20;
@@ -43,6 +48,8 @@ pub enum Direction {
 pub struct Frame {
     pub direction: Direction,
     pub bytes: Vec<u8>,
+    /// What a card would still have to do, of a capture that asks.
+    pub offload: Offload,
 }
 
 /// A running capture.
@@ -56,13 +63,25 @@ pub struct Capture {
 impl Capture {
     /// Every frame that passes from the return of this call on is captured.
     pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::open(namespace, interface, false)
+    }
+
+    /// With what is left to the card. Such a capture fails of packets that no virtual card could send.
+    pub fn with_offloads(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::open(namespace, interface, true)
+    }
+
+    fn open(namespace: &Namespace, interface: &str, offloads: bool) -> Result<Self> {
         let place = || format!("capture on {interface} in {}", namespace.name());
         let socket = namespace.enter(|| open(interface)).with_context(place)?;
+        if offloads {
+            sys::show_offloads(&socket)?;
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
-        let thread = std::thread::spawn(move || receive(&socket, &stopped, &counted));
+        let thread = std::thread::spawn(move || receive(&socket, offloads, &stopped, &counted));
         Ok(Self {
             stop,
             count,
@@ -94,7 +113,12 @@ fn open(interface: &str) -> Result<OwnedFd> {
 }
 
 /// Receives until it is told to stop and the socket is drained.
-fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Result<Vec<Frame>> {
+fn receive(
+    socket: &OwnedFd,
+    offloads: bool,
+    stopped: &AtomicBool,
+    count: &AtomicUsize,
+) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; LARGEST_FRAME];
     let mut end = None;
@@ -112,9 +136,14 @@ fn receive(socket: &OwnedFd, stopped: &AtomicBool, count: &AtomicUsize) -> Resul
                     libc::PACKET_OUTGOING => Direction::Sent,
                     _ => Direction::Received,
                 };
+                let (offload, bytes) = match buffer[..len].split_first_chunk::<HEADER_LEN>() {
+                    Some((header, frame)) if offloads => (Offload::decode(*header), frame),
+                    _ => (Offload::default(), &buffer[..len]),
+                };
                 frames.push(Frame {
                     direction,
-                    bytes: buffer[..len].to_vec(),
+                    bytes: bytes.to_vec(),
+                    offload,
                 });
                 count.store(frames.len(), Ordering::Relaxed);
             }

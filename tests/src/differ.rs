@@ -4,6 +4,7 @@
 pub mod family;
 mod ipv4;
 mod ipv6;
+pub mod offload;
 pub mod packets;
 pub mod packets6;
 pub mod raw;

@@ -191,7 +191,7 @@ fn a_translated_service_keeps_working(bench: &Bench<'_>) -> Result<()> {
         protocol,
         address: SocketAddr::new(VIRTUAL.into(), PORT),
         node_port: None,
-        affinity: false,
+        affinity: None,
         backends: vec![bench.target],
     });
     for node in bench.lab.nodes() {

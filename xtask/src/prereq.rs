@@ -202,6 +202,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::Command("ipvsadm"),
+        "ipvsadm",
+        "services of kube-proxy's IPVS mode",
+    ),
+    prereq(
+        Group::Lab,
         Need::File("/lib/systemd/systemd"),
         "systemd",
         "starts the unit file in a namespace of its own",

@@ -69,7 +69,7 @@ pub fn serve(node: &Node, network: Ipv4Network, server: Ipv4Addr) -> Result<()> 
         protocol,
         address: SocketAddr::new(SERVICE.into(), SERVICE_PORT),
         node_port: None,
-        affinity: false,
+        affinity: None,
         backends: vec![SocketAddr::new(server.into(), SERVICE_PORT)],
     });
     crate::rules::install(node, Flavour::Iptables, network.into(), &services)

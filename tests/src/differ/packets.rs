@@ -22,6 +22,7 @@ pub trait Header: Clone {
     fn packet(&self, payload: &[u8]) -> Vec<u8>;
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: usize) -> Sum16BitWords;
+    fn is_ipv6(&self) -> bool;
     fn set_ttl(&mut self, ttl: u8);
     fn set_dscp(&mut self, dscp: u8);
     /// An ICMP message of the family; `rest` is what follows type, code and checksum.
@@ -68,6 +69,10 @@ impl Header for Ip {
             .add_4bytes(self.destination.octets())
             .add_2bytes([0, self.protocol])
             .add_2bytes(len.to_be_bytes())
+    }
+
+    fn is_ipv6(&self) -> bool {
+        false
     }
 
     fn set_ttl(&mut self, ttl: u8) {

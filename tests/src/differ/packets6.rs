@@ -100,6 +100,10 @@ impl Header for Ip6 {
             .add_2bytes([0, self.protocol])
     }
 
+    fn is_ipv6(&self) -> bool {
+        true
+    }
+
     fn set_ttl(&mut self, ttl: u8) {
         self.hop_limit = ttl;
     }

@@ -14,7 +14,7 @@ use nix::{
 use overlay_common::addr::MacAddr;
 use serde_json::Value;
 
-use super::family::SequenceFamily;
+use super::{family::SequenceFamily, offload::Offload};
 use crate::{lab::Pod, netns::Namespace, sys};
 
 /// Interface of every pod.
@@ -37,6 +37,7 @@ impl RawPort {
     pub fn at(namespace: &Namespace, interface: &str) -> Result<Self> {
         let socket = namespace
             .enter(|| -> Result<_> { Ok(sys::packet_socket(if_nametoindex(interface)?)?) })?;
+        sys::show_offloads(&socket)?;
         Ok(Self {
             socket,
             mac: mac_of(namespace, interface)?,
@@ -62,8 +63,14 @@ impl RawPort {
     }
 
     pub fn send(&self, frame: &[u8]) -> Result<()> {
+        self.send_with(Offload::default(), frame)
+    }
+
+    /// Sends a frame that is not finished.
+    pub fn send_with(&self, offload: Offload, frame: &[u8]) -> Result<()> {
+        let message = [&offload.encode(), frame].concat();
         loop {
-            match send(self.socket.as_raw_fd(), frame, MsgFlags::empty()) {
+            match send(self.socket.as_raw_fd(), &message, MsgFlags::empty()) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(errno) => {

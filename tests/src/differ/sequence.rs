@@ -7,6 +7,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
     family::SequenceFamily,
+    offload::Offload,
     packets::{Header as _, TCP, UDP, tcp, udp},
 };
 use crate::traffic::pattern;
@@ -14,6 +15,9 @@ use crate::traffic::pattern;
 /// Port of the service, and pod and port of its one backend.
 pub const SERVICE_PORT: u16 = 80;
 pub const BACKEND: (usize, u16) = (3, 8080);
+
+/// Of the Ethernet header.
+pub const ETH_LEN: usize = 14;
 
 /// A MAC address in a frame. Its value depends on the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct Step {
     pub vlan: Option<u16>,
     /// The IP packet and what follows it.
     pub packet: Vec<u8>,
+    /// What of it is left to the card.
+    pub offload: Offload,
 }
 
 /// One end of a flow as the sending pod sees it.
@@ -71,7 +77,8 @@ pub fn generate<F: SequenceFamily>(seed: u64, count: usize) -> Vec<Step> {
         let flow = *flows.choose(&mut generator.random).expect("flows");
         // Flows are fast while nothing odd happens to them.
         match generator.random.random_range(0..100) {
-            0..70 => generator.ordinary(flow),
+            0..60 => generator.ordinary(flow),
+            60..70 => generator.offloaded(flow),
             _ if flow.translated => generator.fragmented(flow),
             70..75 => generator.fragmented(flow),
             75..80 => generator.with_options(flow),
@@ -186,6 +193,7 @@ impl<F: SequenceFamily> Generator<F> {
             src: Mac::Pod(flow.sender),
             vlan: None,
             packet,
+            offload: Offload::default(),
         });
     }
 
@@ -219,7 +227,7 @@ impl<F: SequenceFamily> Generator<F> {
             UDP => {
                 let payload = self.payload(most - 8);
                 let mut segment = udp(ip, flow.ports, payload);
-                if !flow.translated && self.random.random_range(0..20) == 0 {
+                if self.random.random_range(0..20) == 0 {
                     // No checksum.
                     segment[6..8].fill(0);
                 }
@@ -239,6 +247,33 @@ impl<F: SequenceFamily> Generator<F> {
         let ip = self.ip(flow);
         let segment = self.segment(flow, &ip, F::MTU - F::LEN);
         self.push(flow, ip.packet(&segment));
+    }
+
+    /// As pods' own kernels send: the checksum is left to the card, and so is the cut of TCP into segments.
+    fn offloaded(&mut self, flow: SentFlow<F>) {
+        if flow.protocol != TCP && flow.protocol != UDP {
+            return self.ordinary(flow);
+        }
+        let ip = self.ip(flow);
+        let is_large = flow.protocol == TCP && self.random.random();
+        let single = F::MTU - F::LEN;
+        let mut segment = self.segment(flow, &ip, if is_large { 12_000 } else { single });
+        // Headers of TCP have 32 bytes at most here.
+        let most = u16::try_from(single - 32).unwrap_or(u16::MAX);
+        let cut = self.random.random_range(200..=most);
+        let is_cut = is_large && segment.len() > single;
+        let offset = ETH_LEN + F::LEN;
+        let offload = Offload::leave(
+            &mut segment,
+            &ip,
+            flow.protocol,
+            offset,
+            is_cut.then_some(cut),
+        );
+        self.push(flow, ip.packet(&segment));
+        if let Some(step) = self.steps.last_mut() {
+            step.offload = offload;
+        }
     }
 
     /// A datagram in fragments, in any order; now and then one is missing.

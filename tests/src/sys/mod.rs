@@ -116,6 +116,29 @@ pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Has a packet socket put before each frame, and expect there, what is left to the network card:
+/// `struct virtio_net_hdr`.
+pub fn show_offloads(socket: &impl AsRawFd) -> io::Result<()> {
+    const LEN: libc::socklen_t = 4;
+
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer is to an int, the length is that, and the kernel copies it before the call
+    // returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            (&raw const on).cast(),
+            LEN,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Datagrams in one call of [`send_burst`] or [`receive_burst`].
 pub const BURST: usize = 32;
 

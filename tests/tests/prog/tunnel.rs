@@ -337,9 +337,15 @@ fn decapsulation_merges_ecn_as_the_kernel_does_in_all_sixteen_combinations<F: Cl
 }
 
 /// Whether the kernel refused a test run as it was asked for.
-fn is_invalid(error: &anyhow::Error) -> bool {
+pub fn is_invalid(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() == io::ErrorKind::InvalidInput)
+}
+
+pub fn announce_no_checksums() {
+    let test = std::thread::current();
+    let reason = "this kernel has no checksums in test runs (Linux 6.11 has)";
+    announce_skip(test.name().unwrap_or("prog"), reason);
 }
 
 fn the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets<F: Cluster>() -> Result<()> {
@@ -382,9 +388,7 @@ fn the_checksum_that_a_device_computed_is_right_for_what_the_pod_gets<F: Cluster
         for frame in cases {
             let run = match bench.run(Hook::Ingress, &frame, &surroundings) {
                 Err(error) if is_invalid(&error) => {
-                    let test = std::thread::current();
-                    let reason = "this kernel has no checksums in test runs (Linux 6.11 has)";
-                    announce_skip(test.name().unwrap_or("prog_tunnel"), reason);
+                    announce_no_checksums();
                     return Ok(());
                 }
                 run => run.with_context(|| format!("{}", Hex(&frame)))?,

@@ -407,7 +407,7 @@ fn the_rules_of_kube_proxy_and_logs_under_a_limit_leave_nothing_to_the_kernel() 
                         } else {
                             30_002
                         })),
-                        affinity,
+                        affinity: affinity.then_some(10_800),
                         backends: vec![
                             bench.target,
                             SocketAddr::new(bench.client.address.into(), PORT),

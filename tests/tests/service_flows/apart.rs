@@ -1,9 +1,18 @@
 //! Translated flows beside direct ones.
 
-use anyhow::{Context as _, Result, ensure};
-use overlay_tests::{differ::Mode, services::Connection};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
-use crate::bench::{Bench, FAR, PROTOCOLS, SMALL, Services, service};
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::{
+    differ::Mode,
+    rules::{Flavour, Protocol},
+    services::Connection,
+};
+
+use crate::bench::{Bench, FAR, KEPT_PORT, PROTOCOLS, SMALL, Services, service};
 
 /// A flow to a service and one to its backend, from one source port, at the same time: after
 /// translation they differ in nothing but what netfilter changes to keep them apart.
@@ -35,35 +44,108 @@ pub fn shared_ports<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
     Ok(())
 }
 
-/// Direct flows and those to services are fast at both ends.
-pub fn direct_and_service_flows_are_fast<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
-    let client = bench.pod(0, 'a');
-    // Writes go out one at a time and each is echoed: so many packets in each direction at least.
-    let writes = 60;
+/// Direct flows and those that are translated on the client's node are fast at both ends, whoever wrote
+/// the rule.
+pub fn direct_and_translated_flows_are_fast<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
+    let far = bench.backend(1, 'b');
+    let mut targets = vec![("direct", far), ("service", service::<A>(FAR))];
+    // IPVS has no backends of other nodes behind such a port.
+    if bench.flavour != Flavour::Ipvs {
+        targets.push(("node port", bench.node_port(KEPT_PORT)));
+    }
+    let [nobody, other] = [A::NOBODY.parse()?, bench.pod(1, 'a').address.into()];
+    let rules = [(nobody, 99), (other, 99), (far.ip(), 98)];
+    write_rules(bench, 0, &rules, far)?;
+    let names = ["nobody's address", "another pod's", "another port"];
+    targets.extend(names.into_iter().zip(rules.map(SocketAddr::from)));
     for protocol in PROTOCOLS {
-        let exchange = |target| {
-            let mut connection = Connection::open(&client, protocol, target, 0)?;
-            connection.exchange(writes * 100, 100)?;
-            connection.close()
-        };
-        let direct = bench.fast_packets_of(|| exchange(bench.backend(1, 'b')))?;
-        let service = bench.fast_packets_of(|| exchange(service::<A>(FAR)))?;
-        let name = protocol.name();
-        if bench.mode == Mode::Off {
+        for (kind, target) in targets.iter().copied() {
+            let counted = fast_packets_to(bench, protocol, target)?;
+            let name = protocol.name();
+            if bench.mode == Mode::Off {
+                ensure!(
+                    counted == [(0, 0); 2],
+                    "{name}, {kind}: fast packets with the fast path off: {counted:?}"
+                );
+                continue;
+            }
             ensure!(
-                (direct, service) == ([(0, 0); 2], [(0, 0); 2]),
-                "{name}: fast packets with the fast path off: direct {direct:?}, service {service:?}"
-            );
-            continue;
-        }
-        let most = writes as u64 * 9 / 10;
-        let all_fast = |(egress, ingress): (u64, u64)| egress >= most && ingress >= most;
-        for (kind, counted) in [("direct", direct), ("service", service)] {
-            ensure!(
-                counted.into_iter().all(all_fast),
-                "{name}: a {kind} flow had these fast packets at the nodes: {counted:?}"
+                counted.into_iter().all(is_fast),
+                "{name}, {kind}: the flow had these fast packets at the nodes: {counted:?}"
             );
         }
     }
     Ok(())
+}
+
+/// A port that the pod's node publishes, as Docker does it: the local end of its flows is translated, and they
+/// stay in the kernel there. The client's node knows nothing of a translation.
+pub fn published_ports_are_reached<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
+    const PUBLISHED: u16 = 18_080;
+    let node = bench.node(1);
+    let [gateway, _] = A::gateway_and_vtep(node)?;
+    let addresses = [gateway.into(), A::host(node).address.into()];
+    let ends = addresses.map(|address| (address, PUBLISHED));
+    write_rules(bench, 1, &ends, bench.backend(1, 'b'))?;
+    for protocol in PROTOCOLS {
+        let [in_network, outside_it] = ends.map(SocketAddr::from);
+        let [client, server] = fast_packets_to(bench, protocol, in_network)?;
+        let name = protocol.name();
+        ensure!(
+            is_fast(client) == (bench.mode == Mode::Fast) && server == (0, 0),
+            "{name}: fast packets at the client's node {client:?}, at the server's {server:?}"
+        );
+        // To a node's address on the underlay pods are masqueraded.
+        let counted = fast_packets_to(bench, protocol, outside_it)?;
+        ensure!(counted == [(0, 0); 2], "{name}: {counted:?}");
+    }
+    Ok(())
+}
+
+/// Writes that go out one at a time, each of which is echoed: so many packets in each direction at least.
+const WRITES: usize = 60;
+
+fn is_fast((egress, ingress): (u64, u64)) -> bool {
+    let most = WRITES as u64 * 9 / 10;
+    egress >= most && ingress >= most
+}
+
+/// Fast packets at each node, of a connection of a pod on the first one that ends at a pod of the second.
+fn fast_packets_to<A: Services>(
+    bench: &Bench<'_, A>,
+    protocol: Protocol,
+    target: SocketAddr,
+) -> Result<[(u64, u64); 2]> {
+    let client = bench.pod(0, 'a');
+    let counted = bench.fast_packets_of(|| {
+        let mut connection = Connection::open(&client, protocol, target, 0)?;
+        let by = connection.served.by;
+        ensure!(by == bench.backend(1, 'b').ip(), "{by} answers");
+        connection.exchange(WRITES * 100, 100)?;
+        connection.close()
+    });
+    counted.with_context(|| format!("{} to {target}", protocol.name()))
+}
+
+/// Translates what comes to a node for these ends, as an administrator may.
+fn write_rules<A: Services>(
+    bench: &Bench<'_, A>,
+    node: usize,
+    ends: &[(IpAddr, u16)],
+    backend: SocketAddr,
+) -> Result<()> {
+    let ip = A::NFT;
+    let mut rules = String::new();
+    for (address, port) in ends {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            rules,
+            "{ip} daddr {address} meta l4proto {{ tcp, udp }} th dport {port} dnat to {backend}"
+        );
+    }
+    let table = format!(
+        "table {ip} written {{ chain translate {{ type nat hook prerouting priority dstnat - 5\n\
+         {rules} }}; }}"
+    );
+    bench.node(node).cmd("nft", [table.as_str()]).map(drop)
 }

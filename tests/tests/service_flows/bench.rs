@@ -22,6 +22,9 @@ pub const PORT: u16 = 8080;
 /// Bytes and size of writes of an exchange that earns permits, if the flow can have any.
 pub const SMALL: (usize, usize) = (6_000, 100);
 
+/// Node port of the last service, which keeps the source: pods that come by it are not masqueraded.
+pub const KEPT_PORT: u16 = 30082;
+
 /// A lab with services, and the servers behind them.
 pub struct Bench<'a, A> {
     pub lab: &'a Lab,
@@ -156,15 +159,17 @@ impl<'a, A: Services> Bench<'a, A> {
                     protocol,
                     address: service::<A>(host),
                     node_port,
-                    affinity: backends.len() > 1,
+                    affinity: (backends.len() > 1).then_some(10_800),
                     backends: backends.to_vec(),
                 });
             };
             let (masqueraded, kept) = (NodePort::Masqueraded(30080), NodePort::SourceKept(30081));
+            let kept_far = NodePort::SourceKept(KEPT_PORT);
             add(FAR, ["FAR-T", "FAR-U"], &[far], Some(masqueraded));
             add(NEAR, ["NEAR-T", "NEAR-U"], &[near], Some(kept));
             add(BOTH, ["BOTH-T", "BOTH-U"], &[near, far], None);
             add(OWN, ["OWN-T", "OWN-U"], &[own], None);
+            add(KEPT, ["KEPT-T", "KEPT-U"], &[far], Some(kept_far));
         }
         services
     }
@@ -241,8 +246,9 @@ impl<'a, A: Services> Bench<'a, A> {
 }
 
 // Last numbers of the virtual addresses: a backend on the first node, one on the second, one on
-// each, and the client itself.
+// each, the client itself, and one on the second again.
 pub const NEAR: u8 = 1;
 pub const FAR: u8 = 2;
 pub const BOTH: u8 = 3;
 pub const OWN: u8 = 4;
+pub const KEPT: u8 = 5;

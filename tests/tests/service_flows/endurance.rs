@@ -39,7 +39,7 @@ pub fn endurance<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
         protocol: Protocol::Tcp,
         address: service::<A>(99),
         node_port: None,
-        affinity: false,
+        affinity: None,
         backends: vec![bench.backend(0, 'a'), bench.backend(1, 'a')],
     };
     let on_all = |words: String| {

@@ -15,13 +15,13 @@ mod trusted;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, ensure};
-use overlay_tests::{in_both_families, rules::Flavour};
+use overlay_tests::{in_both_families, rules::Flavour, skip};
 
 use self::{
-    apart::{direct_and_service_flows_are_fast, shared_ports},
+    apart::{direct_and_translated_flows_are_fast, published_ports_are_reached, shared_ports},
     bench::{Bench, Services, in_both_modes},
     endurance::endurance,
-    moves::endpoints_go,
+    moves::{a_backend_is_replaced, affinity_ends, endpoints_go},
     survey::{check_survey, survey},
     trusted::{older_translations, services_in_trusted_mode},
 };
@@ -46,7 +46,8 @@ fn all_clients_reach_all_services_with_nftables_rules<A: Services>() -> Result<(
 
 fn translated_flows_stay_apart<A: Services>(flavour: Flavour) {
     in_both_modes(flavour, |bench: &Bench<'_, A>| {
-        direct_and_service_flows_are_fast(bench)?;
+        direct_and_translated_flows_are_fast(bench)?;
+        published_ports_are_reached(bench)?;
         shared_ports(bench)
     });
 }
@@ -67,7 +68,44 @@ fn open_connections_survive_changes_of_nftables_rules<A: Services>() {
     in_both_modes(Flavour::Nftables, endurance::<A>);
 }
 
+/// What is not here on this machine is on the kernels of `cargo xtask test --kernel`.
+const NO_IPVS: &str = "this kernel has no IPVS";
+
+fn all_clients_reach_all_services_with_ipvs<A: Services>() {
+    if !Flavour::Ipvs.is_available() {
+        skip!("{NO_IPVS}");
+    }
+    all_clients_reach_all_services::<A>(Flavour::Ipvs).unwrap();
+}
+
+fn services_are_fast_with_ipvs<A: Services>() {
+    if !Flavour::Ipvs.is_available() {
+        skip!("{NO_IPVS}");
+    }
+    // IPVS itself mixes a flow to a service with one to its backend that has the same ports: it gives neither
+    // another.
+    in_both_modes(Flavour::Ipvs, direct_and_translated_flows_are_fast::<A>);
+}
+
+fn open_connections_survive_changes_with_ipvs<A: Services>() {
+    if !Flavour::Ipvs.is_available() {
+        skip!("{NO_IPVS}");
+    }
+    in_both_modes(Flavour::Ipvs, endurance::<A>);
+}
+
+fn udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_ipvs<A: Services>() {
+    if !Flavour::Ipvs.is_available() {
+        skip!("{NO_IPVS}");
+    }
+    in_both_modes(Flavour::Ipvs, endpoints_go::<A>);
+}
+
 in_both_families! { addresses:
+    all_clients_reach_all_services_with_ipvs,
+    services_are_fast_with_ipvs,
+    open_connections_survive_changes_with_ipvs,
+    udp_leaves_an_endpoint_that_goes_and_tcp_stays_with_ipvs,
     all_clients_reach_all_services_with_iptables_rules,
     all_clients_reach_all_services_with_nftables_rules,
     flows_that_share_ports_stay_apart_and_services_are_fast_with_iptables_rules,
@@ -104,4 +142,19 @@ fn trusted_mode_knows_translations_that_are_older_with_nftables_rules() {
 #[test]
 fn trusted_mode_knows_ipv6_translations_that_are_older_with_iptables_rules() {
     older_translations::<Ipv6Addr>(Flavour::Iptables);
+}
+
+#[test]
+fn a_backend_under_the_address_of_a_dead_one_is_served_with_iptables_rules() {
+    in_both_modes(Flavour::Iptables, a_backend_is_replaced);
+}
+
+#[test]
+fn affinity_ends_for_new_connections_alone_with_iptables_rules() {
+    in_both_modes(Flavour::Iptables, affinity_ends::<Ipv4Addr>);
+}
+
+#[test]
+fn ipv6_affinity_ends_for_new_connections_alone_with_nftables_rules() {
+    in_both_modes(Flavour::Nftables, affinity_ends::<Ipv6Addr>);
 }
