@@ -15,15 +15,6 @@ pub fn allow(namespace: &Namespace, interface: &str, size: u32) -> Result<()> {
         .append_extra_attribute(LinkAttribute::GroIpv4MaxSize(size))
         .build();
     namespace
-        .enter(|| -> Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection()?;
-                tokio::spawn(connection);
-                Ok(handle.link().set(change).execute().await?)
-            })
-        })
+        .rtnetlink(|handle| handle.link().set(change).execute())
         .with_context(|| format!("BIG TCP on {interface} in {}", namespace.name()))
 }

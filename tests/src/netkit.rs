@@ -10,15 +10,6 @@ use crate::netns::Namespace;
 pub fn add(namespace: &Namespace, name: &str, peer: &str, mode: NetkitMode) -> Result<()> {
     let pair = LinkNetkit::new(name, peer, mode).build();
     namespace
-        .enter(|| -> Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection()?;
-                tokio::spawn(connection);
-                Ok(handle.link().add(pair).execute().await?)
-            })
-        })
+        .rtnetlink(|handle| handle.link().add(pair).execute())
         .with_context(|| format!("netkit {name} in {}", namespace.name()))
 }

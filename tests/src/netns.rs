@@ -124,6 +124,23 @@ impl Namespace {
             .map(drop)
     }
 
+    /// Makes a request of rtnetlink, for what iproute2 does not know everywhere.
+    pub fn rtnetlink<F>(&self, request: impl FnOnce(rtnetlink::Handle) -> F + Send) -> Result<()>
+    where
+        F: Future<Output = Result<(), rtnetlink::Error>>,
+    {
+        self.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection()?;
+                tokio::spawn(connection);
+                Ok(request(handle).await?)
+            })
+        })
+    }
+
     /// MAC address of an interface.
     pub fn mac(&self, interface: &str) -> Result<MacAddr> {
         let link = self.link(interface)?;

@@ -141,7 +141,7 @@ mod tests {
             assert_eq!(found, expected);
             for end in 0..datagram.len() {
                 read(&datagram[..end], &mut |attributes| {
-                    drop(object(source, attributes))
+                    drop(object(source, attributes));
                 });
             }
         }

@@ -13,7 +13,7 @@ use crate::model::{ConfigText, LeaseAttrs, LeaseKey, ValueError};
 
 /// The state of the store and its history.
 #[derive(Debug)]
-pub struct StoreState {
+pub struct MemoryStore {
     pub now: Instant,
     pub revision: i64,
     pub config: Option<ConfigText>,
@@ -34,7 +34,7 @@ fn half(subnet: Ipv4Network) -> Option<Ipv4Network> {
     Ipv4Network::new(subnet.network(), subnet.prefix() + 1).ok()
 }
 
-impl StoreState {
+impl MemoryStore {
     pub fn new(now: Instant) -> Self {
         Self {
             now,

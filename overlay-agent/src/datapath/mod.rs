@@ -22,7 +22,7 @@ mod pins;
 mod programs;
 mod removal;
 mod slow;
-mod sys;
+pub mod sys;
 mod tables;
 
 use std::{
@@ -157,11 +157,9 @@ impl Datapath {
     /// Takes over which addresses the packets of translated connections have where they enter the host. With the
     /// next [`Self::apply`], the pods of each other pair have one permit for all of their flows.
     pub fn note_translated(&mut self, connections: &[[IpAddr; 2]]) -> Result<(), DatapathError> {
-        let slots = [
-            self.maps.overlays.ipv4.pair_slots(connections)?,
-            self.maps.overlays.ipv6.pair_slots(connections)?,
-        ];
-        for slot in slots.concat() {
+        let slots =
+            each_family!(self.maps.overlays.as_ref(), maps => maps.pair_slots(connections)?);
+        for slot in slots.into_iter().flatten() {
             self.maps.mark_translated(slot)?;
         }
         each_family!(self.written.as_mut(), written => {

@@ -1,9 +1,9 @@
 //! The `bpf(2)` commands that aya does not offer in the form needed here: links by interface index
 //! with their kernel-side state, and batched map reads.
 //!
-//! The only file of the agent with raw system calls. Every function passes a zero-initialised
-//! attribute struct that spells the part of the kernel's `union bpf_attr` the command reads; the
-//! kernel takes the missing tail as zero.
+//! The only file of the agent with raw system calls; the tests add commands of their own to it. Every
+//! function passes a zero-initialised attribute struct that spells the part of the kernel's
+//! `union bpf_attr` the command reads; the kernel takes the missing tail as zero.
 #![expect(unsafe_code, reason = "bpf(2) has no safe binding")]
 
 use std::{
@@ -69,7 +69,7 @@ pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     };
     // SAFETY: `pathname` points to a NUL-terminated string that outlives the call; the command
     // writes nothing to user memory.
-    unsafe { bpf(Command::ObjPin, &mut attr) }.map(drop)
+    unsafe { bpf(Command::ObjPin as i32, &mut attr) }.map(drop)
 }
 
 /// Opens what is pinned at `path`.
@@ -81,7 +81,7 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
         file_flags: 0,
     };
     // SAFETY: as for `object_pin`.
-    let fd = unsafe { bpf(Command::ObjGet, &mut attr) }?;
+    let fd = unsafe { bpf(Command::ObjGet as i32, &mut attr) }?;
     // SAFETY: BPF_OBJ_GET returns a file descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -102,7 +102,7 @@ pub fn link_create(
         flags,
     };
     // SAFETY: the attributes hold no pointers.
-    let fd = unsafe { bpf(Command::LinkCreate, &mut attr) }?;
+    let fd = unsafe { bpf(Command::LinkCreate as i32, &mut attr) }?;
     // SAFETY: BPF_LINK_CREATE returns a file descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -116,7 +116,7 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     // SAFETY: the attributes hold no pointers.
-    unsafe { bpf(Command::LinkUpdate, &mut attr) }.map(drop)
+    unsafe { bpf(Command::LinkUpdate as i32, &mut attr) }.map(drop)
 }
 
 /// Detaches `link` from its interface. One that is detached already stays so.
@@ -125,7 +125,7 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
         link_fd: fd_number(link),
     };
     // SAFETY: the attributes hold no pointers.
-    unsafe { bpf(Command::LinkDetach, &mut attr) }.map(drop)
+    unsafe { bpf(Command::LinkDetach as i32, &mut attr) }.map(drop)
 }
 
 /// State of a link; `None` when `link` is no link of an interface.
@@ -138,7 +138,7 @@ pub fn link_place(link: BorrowedFd<'_>) -> io::Result<Option<LinkPlace>> {
     };
     // SAFETY: `info` points to `info_len` writable bytes that outlive the call and nothing else
     // refers to; any bytes are a valid `LinkInfo`.
-    unsafe { bpf(Command::ObjGetInfoByFd, &mut attr) }?;
+    unsafe { bpf(Command::ObjGetInfoByFd as i32, &mut attr) }?;
     let attach_type = match info.link_type {
         BPF_LINK_TYPE_TCX => info.attach_type,
         BPF_LINK_TYPE_XDP => Place::Xdp as u32,
@@ -189,7 +189,7 @@ pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)
         // SAFETY: `keys` and `values` have room for `count` elements of the map's sizes, the
         // positions for a key; all outlive the call, none is referred to elsewhere, and `Pod` makes
         // any bytes the kernel writes a value.
-        let result = unsafe { bpf(Command::MapLookupBatch, &mut attr) };
+        let result = unsafe { bpf(Command::MapLookupBatch as i32, &mut attr) };
         let end = match result {
             Ok(_) => false,
             Err(error) => match error.raw_os_error() {
@@ -283,20 +283,15 @@ struct LinkInfo {
     attach_type: u32,
 }
 
+/// A command of `enum bpf_cmd`.
+///
 /// # Safety
 /// `attr` must spell the attributes of `command`, and each pointer in it must be valid for what
 /// the command reads or writes there.
-unsafe fn bpf<A>(command: Command, attr: &mut A) -> io::Result<i32> {
+pub unsafe fn bpf<A>(command: i32, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is an exclusive reference to `size_of::<A>()` initialised bytes, the size that
     // is passed; the caller vouches for the pointers inside.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as i32,
-            &raw mut *attr,
-            size_of::<A>(),
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<A>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -308,7 +303,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 /// File descriptors are never negative.
-fn fd_number(fd: BorrowedFd<'_>) -> u32 {
+pub fn fd_number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 

@@ -158,10 +158,10 @@ impl LinkKind {
                 LinkInfo::Kind(InfoKind::Veth) => kind = Self::Veth,
                 LinkInfo::Kind(InfoKind::Vxlan) => {}
                 LinkInfo::Kind(InfoKind::Netkit) => kind = Self::Virtual("netkit l3".to_owned()),
-                LinkInfo::Data(InfoData::Netkit(data)) => {
-                    if data.contains(&InfoNetkit::Mode(NetkitMode::L2)) {
-                        kind = Self::Netkit;
-                    }
+                LinkInfo::Data(InfoData::Netkit(data))
+                    if data.contains(&InfoNetkit::Mode(NetkitMode::L2)) =>
+                {
+                    kind = Self::Netkit;
                 }
                 LinkInfo::Kind(other) => kind = Self::Virtual(other.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(data)) => {

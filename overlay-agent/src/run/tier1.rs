@@ -209,7 +209,8 @@ impl Tier1 {
             Ok(None) => {
                 datapath.forgo_pairs();
                 warn!(
-                    "--fastpath=trusted is as strict: this kernel does not list what conntrack knows                      (nf_conntrack_netlink)"
+                    "--fastpath=trusted is as strict: this kernel does not list what conntrack knows \
+                     (nf_conntrack_netlink)"
                 );
                 Ok(false)
             }

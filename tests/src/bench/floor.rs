@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use overlay_agent::datapath::sys::{Place, link_create};
 use overlay_common::addr::MacAddr;
 
 use crate::{
@@ -68,7 +69,7 @@ impl Way {
     fn attach(&self, node: &Node, interface: &str) -> Result<OwnedFd> {
         let program = bpf::classifier_load(&self.instructions())?;
         let ifindex = node.namespace.ifindex(interface)?;
-        node.enter(|| bpf::tcx_ingress_attach(program.as_fd(), ifindex))
+        node.enter(|| link_create(program.as_fd(), ifindex, Place::TcxIngress, 0))
             .with_context(|| format!("attach to {interface} of {}", node.name))
     }
 

@@ -30,6 +30,21 @@ pub struct Ip6 {
     pub extensions: Vec<Extension>,
 }
 
+impl Ip6 {
+    /// Without extension headers, traffic class and flow label.
+    pub const fn plain([source, destination]: [Ipv6Addr; 2], protocol: u8) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            hop_limit: 64,
+            class: 0,
+            label: 0,
+            extensions: Vec::new(),
+        }
+    }
+}
+
 /// An extension header.
 #[derive(Clone, Debug)]
 pub struct Extension {

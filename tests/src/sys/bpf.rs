@@ -1,16 +1,16 @@
 //! The `bpf(2)` commands that aya does not offer in the form needed here: test runs of any program,
-//! a batched read of the counters, and the few calls that build and attach programs put together by
-//! hand.
+//! a batched read of the counters, and the few calls that load programs put together by hand.
 //!
 //! Every function passes a zero-initialised attribute struct that spells the part of the kernel's
 //! `union bpf_attr` the command reads; the kernel takes the missing tail as zero.
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 use bytemuck::{Pod, Zeroable};
+use overlay_agent::datapath::sys::{bpf, fd_number};
 
 /// `enum bpf_cmd` of `linux/bpf.h`.
 #[derive(Clone, Copy)]
@@ -21,7 +21,6 @@ enum Command {
     ProgLoad = 5,
     ProgTestRun = 10,
     MapLookupBatch = 24,
-    LinkCreate = 28,
 }
 
 /// `enum bpf_map_type`.
@@ -29,9 +28,6 @@ const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 
 /// `enum bpf_prog_type`.
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
-
-/// `enum bpf_attach_type`.
-const BPF_TCX_INGRESS: u32 = 46;
 
 /// `struct __sk_buff`. What a test run may set, says `convert___skb_to_skb` of the kernel's
 /// `net/bpf/test_run.c`: of the fields below mark, priority, both interface indexes, `cb`, `tstamp`,
@@ -113,7 +109,7 @@ pub fn test_run(
     };
     // SAFETY: each pointer is to as many bytes as the size next to it says, all outlive the call,
     // and nothing else refers to the two that are written; any bytes are an `SkBuff`.
-    unsafe { bpf(Command::ProgTestRun, &mut attr) }?;
+    unsafe { bpf(Command::ProgTestRun as i32, &mut attr) }?;
     frame.truncate(attr.data_size_out as usize);
     Ok(attr.retval)
 }
@@ -147,7 +143,7 @@ pub fn entries<K: Pod, V: Pod>(
     // SAFETY: `keys` has room for `count` keys, `values` for `per_key` values of each, `position`
     // for a key or bucket number; all outlive the call, none is referred to elsewhere, and `Pod`
     // makes any bytes the kernel writes a value.
-    match unsafe { bpf(Command::MapLookupBatch, &mut attr) } {
+    match unsafe { bpf(Command::MapLookupBatch as i32, &mut attr) } {
         Ok(_) => {}
         // The end of the map was reached.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -167,7 +163,7 @@ pub fn program_array_create(max_entries: u32) -> io::Result<OwnedFd> {
         max_entries,
     };
     // SAFETY: the attributes hold no pointers.
-    let fd = unsafe { bpf(Command::MapCreate, &mut attr) }?;
+    let fd = unsafe { bpf(Command::MapCreate as i32, &mut attr) }?;
     // SAFETY: BPF_MAP_CREATE returns a file descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -188,7 +184,7 @@ pub fn program_array_set(
     };
     // SAFETY: key and value of a program array are one u32 each, which is what the pointers are to;
     // both outlive the call.
-    unsafe { bpf(Command::MapUpdateElem, &mut attr) }.map(drop)
+    unsafe { bpf(Command::MapUpdateElem as i32, &mut attr) }.map(drop)
 }
 
 /// Loads `instructions` as a TC program under the GPL.
@@ -208,27 +204,12 @@ pub fn classifier_load(instructions: &[u64]) -> io::Result<OwnedFd> {
     };
     // SAFETY: `insns` is to `insn_cnt` instructions of 8 bytes, `license` is NUL-terminated,
     // `log_buf` has `log_size` writable bytes that nothing else refers to; all outlive the call.
-    let result = unsafe { bpf(Command::ProgLoad, &mut attr) };
+    let result = unsafe { bpf(Command::ProgLoad as i32, &mut attr) };
     let fd = result.map_err(|error| {
         let text = String::from_utf8_lossy(&log);
         io::Error::other(format!("{error}: {}", text.trim_end_matches('\0')))
     })?;
     // SAFETY: BPF_PROG_LOAD returns a file descriptor that nobody else knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Attaches a TC program to what an interface of the caller's network namespace receives, until the
-/// link is closed.
-pub fn tcx_ingress_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreateAttr {
-        prog_fd: fd_number(program),
-        target_ifindex: ifindex,
-        attach_type: BPF_TCX_INGRESS,
-        flags: 0,
-    };
-    // SAFETY: the attributes hold no pointers.
-    let fd = unsafe { bpf(Command::LinkCreate, &mut attr) }?;
-    // SAFETY: BPF_LINK_CREATE returns a file descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -263,15 +244,6 @@ struct ProgLoadAttr {
     log_buf: u64,
 }
 
-/// `BPF_LINK_CREATE`.
-#[repr(C)]
-struct LinkCreateAttr {
-    prog_fd: u32,
-    target_ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
 /// `BPF_PROG_TEST_RUN`.
 #[repr(C)]
 struct TestRunAttr {
@@ -304,31 +276,6 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
-}
-
-/// # Safety
-/// `attr` must spell the attributes of `command`, and each pointer in it must be valid for what
-/// the command reads or writes there.
-unsafe fn bpf<A>(command: Command, attr: &mut A) -> io::Result<i32> {
-    // SAFETY: `attr` is an exclusive reference to `size_of::<A>()` initialised bytes, the size that
-    // is passed; the caller vouches for the pointers inside.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as i32,
-            &raw mut *attr,
-            size_of::<A>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(result).map_err(io::Error::other)
-}
-
-/// File descriptors are never negative.
-fn fd_number(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
 }
 
 fn number(size: usize) -> io::Result<u32> {

@@ -83,15 +83,10 @@ impl Forged for Ipv4Addr {
     }
 }
 
-fn ipv6([source, destination]: [Ipv6Addr; 2], extensions: Vec<Extension>) -> Ip6 {
+fn ipv6(ends: [Ipv6Addr; 2], extensions: Vec<Extension>) -> Ip6 {
     Ip6 {
-        source,
-        destination,
-        protocol: UDP,
-        hop_limit: 64,
-        class: 0,
-        label: 0,
         extensions,
+        ..Ip6::plain(ends, UDP)
     }
 }
 

@@ -24,13 +24,8 @@ const SECRET: &[u8] = b"injected";
 
 fn ip(source: Ipv6Addr, destination: Ipv6Addr, extensions: Vec<Extension>) -> Ip6 {
     Ip6 {
-        source,
-        destination,
-        protocol: UDP,
-        hop_limit: 64,
-        class: 0,
-        label: 0,
         extensions,
+        ..Ip6::plain([source, destination], UDP)
     }
 }
 

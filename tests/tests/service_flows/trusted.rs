@@ -21,7 +21,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 const CONNECTIONS: u64 = 5;
 /// Writes go out one at a time and each is echoed: so many packets in each direction at least.
-const WRITES: u64 = 60;
+const WRITES: usize = 60;
 /// Bytes of a datagram that pods send in fragments.
 const LARGE: usize = 4_000;
 
@@ -132,10 +132,10 @@ impl<'a, A: Services> Flows<'a, A> {
             control >= CONNECTIONS,
             "{control} packets were the kernel's"
         );
-        let most = WRITES * 9 / 10;
+        let most = WRITES as u64 * 9 / 10;
         let node = self.pair.node;
         for (name, connection) in &mut self.open {
-            let exchange = || connection.exchange(WRITES as usize * 100, 100);
+            let exchange = || connection.exchange(WRITES * 100, 100);
             let counted = self.bench.fast_packets_of(exchange)?;
             let (egress, ingress) = counted[node];
             ensure!(

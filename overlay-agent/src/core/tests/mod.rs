@@ -17,7 +17,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
     Core, Expect, GRACE, Held, Input, OUTAGE, Output, Put, PutOutcome, REGISTRATION, Renewal,
-    Snapshot, StoreRequest, WatchEvent, fake::StoreState,
+    Snapshot, StoreRequest, WatchEvent, fake::MemoryStore,
 };
 use crate::model::{
     Alarm, ConfigText, LeaseAttrs, LeaseKey, OwnState, PeerLease, StoreError, ValueError,
@@ -63,7 +63,7 @@ fn away() -> StoreError {
 
 /// One node, its store, and the wire between them.
 struct Sim {
-    store: StoreState,
+    store: MemoryStore,
     core: Core<StdRng>,
     now: Instant,
     /// Whether the store answers; the watch stands exactly as long.
@@ -87,9 +87,9 @@ impl Sim {
         Self::with(|_| {})
     }
 
-    fn with(prepare: impl FnOnce(&mut StoreState)) -> Self {
+    fn with(prepare: impl FnOnce(&mut MemoryStore)) -> Self {
         let now = Instant::now();
-        let mut store = StoreState::new(now);
+        let mut store = MemoryStore::new(now);
         store.config = Some(config("{}"));
         prepare(&mut store);
         let snapshot = store.list();
@@ -303,7 +303,7 @@ impl Sim {
     }
 }
 
-fn two_peers(store: &mut StoreState) {
+fn two_peers(store: &mut MemoryStore) {
     store.force(
         key("10.3.1.0-24"),
         LeaseAttrs::alloc(OTHER),

@@ -4,7 +4,7 @@
 //! then enabled, so that no program sees half of one and half of another.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
 };
@@ -81,9 +81,9 @@ impl<F: Family> OverlayMaps<F> {
     pub(in crate::datapath) fn pair_slots(
         &self,
         pairs: &[[IpAddr; 2]],
-    ) -> Result<Vec<u32>, DatapathError> {
+    ) -> Result<BTreeSet<u32>, DatapathError> {
         let config = self.config()?;
-        let mut slots = Vec::new();
+        let mut slots = BTreeSet::new();
         for [from, to] in pairs {
             let (Some(from), Some(to)) = (F::address(*from), F::address(*to)) else {
                 continue;
@@ -91,7 +91,7 @@ impl<F: Family> OverlayMaps<F> {
             for (local, remote) in [(from, to), (to, from)] {
                 let (local, remote) = (local.into(), remote.into());
                 if config.is_local_pod(local) && config.is_remote_pod(remote) {
-                    slots.push(pair::slot(FlowWords::<F>::new(local, remote, 0, 0, 0)));
+                    slots.insert(pair::slot(FlowWords::<F>::new(local, remote, 0, 0, 0)));
                 }
             }
         }

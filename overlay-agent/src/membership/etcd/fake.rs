@@ -10,14 +10,14 @@ use tokio::sync::watch;
 
 use super::{error::EtcdError, lease_store::LeaseStore};
 use crate::{
-    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent, fake::StoreState},
+    core::{Put, PutOutcome, RecordState, Snapshot, WatchEvent, fake::MemoryStore},
     model::{ConfigText, LeaseKey},
 };
 
-/// A [`LeaseStore`] on a [`StoreState`].
+/// A [`LeaseStore`] on a [`MemoryStore`].
 #[derive(Clone)]
 pub struct FakeStore {
-    state: Arc<Mutex<StoreState>>,
+    state: Arc<Mutex<MemoryStore>>,
     /// Counts changes, so that watches wake; odd while the store is away.
     changes: Arc<watch::Sender<u64>>,
 }
@@ -26,13 +26,13 @@ impl FakeStore {
     pub fn new() -> Self {
         let now = tokio::time::Instant::now().into_std();
         Self {
-            state: Arc::new(Mutex::new(StoreState::new(now))),
+            state: Arc::new(Mutex::new(MemoryStore::new(now))),
             changes: Arc::new(watch::Sender::new(0)),
         }
     }
 
     /// Changes the state and wakes the watches.
-    pub fn with<T>(&self, change: impl FnOnce(&mut StoreState) -> T) -> T {
+    pub fn with<T>(&self, change: impl FnOnce(&mut MemoryStore) -> T) -> T {
         let result = change(&mut self.lock());
         self.changes.send_modify(|count| *count += 2);
         result
@@ -44,13 +44,13 @@ impl FakeStore {
             .send_modify(|count| *count = (*count & !1) + 2 + u64::from(away));
     }
 
-    fn lock(&self) -> MutexGuard<'_, StoreState> {
+    fn lock(&self) -> MutexGuard<'_, MemoryStore> {
         let mut state = self.state.lock().unwrap();
         state.advance(tokio::time::Instant::now().into_std());
         state
     }
 
-    fn answer<T>(&self, request: impl FnOnce(&mut StoreState) -> T) -> Result<T, EtcdError> {
+    fn answer<T>(&self, request: impl FnOnce(&mut MemoryStore) -> T) -> Result<T, EtcdError> {
         if *self.changes.borrow() & 1 == 1 {
             return Err(away());
         }

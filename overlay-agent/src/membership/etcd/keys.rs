@@ -2,7 +2,7 @@
 
 use tracing::debug;
 
-use super::{options, wire::Kv};
+use super::{kv::Kv, options};
 use crate::{
     config::options::EtcdOptions,
     core::Entry,

@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod keys;
+mod kv;
 mod lease_store;
 mod machine;
 #[cfg(test)]

@@ -12,7 +12,8 @@ use super::{
     endpoints::Endpoints,
     error::EtcdError,
     keys::Keys,
-    wire::{Ended, Event, Failed, Kv, Message, Page, Range, Wire, Write},
+    kv::Kv,
+    wire::{Ended, Event, Failed, Message, Page, Range, Wire, Write},
 };
 use crate::core::Expect;
 

@@ -1,23 +1,12 @@
 //! The requests the lease store is made of, in etcd's terms: each is carried out by one cluster,
 //! whichever of its members answers. The model answers them from memory.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 
-use super::{error::EtcdError, keys::Keys};
+use super::{error::EtcdError, keys::Keys, kv::Kv};
 use crate::core::Expect;
-
-/// A key as etcd has it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Kv {
-    pub key: Vec<u8>,
-    pub value: Vec<u8>,
-    /// 0 for none.
-    pub lease: i64,
-    pub create_revision: i64,
-    pub mod_revision: i64,
-}
 
 /// Keys of `[from, end)`, or the one key `from` when there is no end.
 #[derive(Clone, Debug)]
@@ -128,14 +117,6 @@ pub trait Wire: Send + Sync + 'static {
 
     /// The servers, without secrets.
     fn urls(&self) -> String;
-}
-
-impl fmt::Debug for Kv {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (key, value) = (self.key.escape_ascii(), self.value.escape_ascii());
-        let (lease, revision) = (self.lease, self.mod_revision);
-        write!(f, "{key} = {value} (lease {lease}, revision {revision})")
-    }
 }
 
 impl From<Failed> for EtcdError {

@@ -68,6 +68,12 @@ pub fn pinned(pin_dir: &Path) -> Maps {
     Maps::open(&PinDir::new(pin_dir)).expect("the pinned maps")
 }
 
+/// Of IPv4 flows that count.
+pub fn generation(pin_dir: &Path) -> u32 {
+    let config = pinned(pin_dir).overlays.ipv4.config();
+    config.expect("config").generation
+}
+
 pub fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
     Options {
         pin_dir: pin_dir.to_owned(),

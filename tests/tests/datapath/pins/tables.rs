@@ -17,21 +17,14 @@ use overlay_common::{
     maps,
 };
 
-use super::sandbox::{apply, open, options, pinned, routed, sandbox, subnet};
+use super::sandbox::{apply, generation, open, options, pinned, routed, sandbox, subnet};
 
 #[test]
 fn a_flush_waits_for_nobody_and_never_repeats_a_generation() {
     sandbox(|pins| {
         let agent = open(pins);
         let mut flusher = agent.flusher().expect("a flusher");
-        let generation = || {
-            pinned(pins)
-                .overlays
-                .ipv4
-                .config()
-                .expect("config")
-                .generation
-        };
+        let generation = || generation(pins);
         let before = generation();
         let first = flusher.flush().expect("flushed");
         assert!(first.contested.is_none(), "{first:?}");
@@ -89,15 +82,7 @@ fn a_peer_that_moves_keeps_its_node_and_disturbs_no_flow_and_one_that_goes_flush
         let entry = pinned(pins).overlays.ipv4.nodes().expect("nodes")[&node];
         assert_eq!(entry.encap.ipv4.dst.octets, [192, 168, 0, 7]);
         assert_eq!(entry.encap.inner_eth.dst, MacAddr::new([2, 0, 0, 0, 0, 7]));
-        assert_eq!(
-            pinned(pins)
-                .overlays
-                .ipv4
-                .config()
-                .expect("config")
-                .generation,
-            start.generation
-        );
+        assert_eq!(generation(pins), start.generation);
 
         let gone = apply(&mut agent, &[(2, 2)]);
         assert_eq!((gone.removed, gone.flushed), (1, true));
@@ -137,14 +122,7 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
 fn gateways_are_exactly_those_given_and_a_changed_one_flushes() {
     sandbox(|pins| {
         let mut agent = open(pins);
-        let generation = || {
-            pinned(pins)
-                .overlays
-                .ipv4
-                .config()
-                .expect("config")
-                .generation
-        };
+        let generation = || generation(pins);
         let start = generation();
         let mac = |last| MacAddr::new([6, 0, 0, 0, 0, last]);
         assert!(agent.set_gateways(&[(7, mac(1))].into()).expect("set"));

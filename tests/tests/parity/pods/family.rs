@@ -95,15 +95,10 @@ impl Frames for Ipv6Addr {
     }
 }
 
-fn ip6([source, destination]: [Ipv6Addr; 2], protocol: u8) -> Ip6 {
+fn ip6(ends: [Ipv6Addr; 2], protocol: u8) -> Ip6 {
     Ip6 {
-        source,
-        destination,
-        protocol,
         hop_limit: 255,
-        class: 0,
-        label: 0,
-        extensions: Vec::new(),
+        ..Ip6::plain(ends, protocol)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use rand::Rng as _;
 use tokio::time::sleep;
 
-use super::world::{Actor, Cut, StoreState, Weather, World, now};
+use super::world::{Actor, Cut, Weather, World, WorldState, now};
 use crate::model::{LeaseAttrs, LeaseKey};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ pub async fn happen(world: &Arc<World>) {
     sleep(pause).await;
 }
 
-impl StoreState {
+impl WorldState {
     fn any(&mut self) -> usize {
         self.rng.random_range(0..self.seats.len())
     }
@@ -73,7 +73,7 @@ impl StoreState {
 }
 
 /// Undoes something after a while.
-fn later(world: &Arc<World>, after: Duration, undo: impl FnOnce(&mut StoreState) + Send + 'static) {
+fn later(world: &Arc<World>, after: Duration, undo: impl FnOnce(&mut WorldState) + Send + 'static) {
     let world = Arc::clone(world);
     tokio::spawn(async move {
         sleep(after).await;
@@ -187,7 +187,7 @@ fn node_sleeps(world: &Arc<World>) {
     }
 }
 
-impl StoreState {
+impl WorldState {
     pub fn wake(&mut self, node: usize) {
         let Some(since) = self.seats[node].asleep.take() else {
             return;
@@ -360,7 +360,7 @@ fn node_is_readdressed(world: &Arc<World>) {
     });
 }
 
-impl StoreState {
+impl WorldState {
     /// The agent follows, if it runs.
     pub fn readdress(&mut self, node: usize, ip: Ipv4Addr) {
         let seat = &mut self.seats[node];
@@ -392,7 +392,7 @@ fn node_borrows_an_address(world: &Arc<World>) {
     later(world, pause, move |state| state.give_back(node));
 }
 
-impl StoreState {
+impl WorldState {
     /// The node gets an address of its own again.
     pub fn give_back(&mut self, node: usize) {
         let number = u8::try_from(node).unwrap_or_default();

@@ -8,9 +8,9 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    super::{keys::Keys, wire::Kv},
+    super::{keys::Keys, kv::Kv},
     server::Record,
-    world::{Actor, StoreState, Weather, before},
+    world::{Actor, Weather, WorldState, before},
 };
 use crate::{
     backend,
@@ -33,7 +33,7 @@ fn attrs(kv: &Kv) -> Option<LeaseAttrs> {
     LeaseAttrs::decode(&kv.value).ok()
 }
 
-impl StoreState {
+impl WorldState {
     /// How long nothing has kept a node from renewing.
     fn well_for(&self, node: usize, now: Instant) -> Duration {
         let seat = &self.seats[node];

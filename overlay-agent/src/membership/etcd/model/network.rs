@@ -18,7 +18,7 @@ use super::{
     },
     server::{Compacted, NoSuchLease, Server},
     watch::Watch,
-    world::{Actor, Cut, StoreState, World},
+    world::{Actor, Cut, World, WorldState},
 };
 
 /// A client gives up on a request then.
@@ -222,7 +222,7 @@ impl Network {
     }
 }
 
-impl StoreState {
+impl WorldState {
     fn fate(&mut self, node: usize) -> Fate {
         let trouble = self.weather.trouble;
         if !self.chance(trouble) {

@@ -15,12 +15,12 @@ use super::{
     super::{
         Etcd,
         keys::Keys,
+        kv::Kv,
         machine::{Machine, Time},
         store::EtcdStore,
-        wire::Kv,
     },
     network::Network,
-    world::{LAST_IPV6, StoreState, World},
+    world::{LAST_IPV6, World, WorldState},
 };
 use crate::{
     config::network::Pool,
@@ -52,7 +52,7 @@ fn parse(text: &str) -> Result<Allocation, String> {
     })
 }
 
-impl StoreState {
+impl WorldState {
     /// The network config of now.
     pub fn config(&self) -> String {
         let (min, max) = self.pool;

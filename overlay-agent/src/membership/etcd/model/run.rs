@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     happenings, node, stock,
     tally::Tally,
-    world::{Actor, Seat, StoreState, Weather, World, now},
+    world::{Actor, Seat, Weather, World, WorldState, now},
 };
 use crate::{
     core::Renewal,
@@ -42,7 +42,7 @@ pub fn run(seed: u64, traced: bool) -> Outcome {
     })
 }
 
-impl StoreState {
+impl WorldState {
     fn populate(&mut self) {
         let (ttl, margin) = [
             (600, 60),
@@ -155,7 +155,7 @@ async fn calm(world: &Arc<World>) {
     world.see(|state| state.check_holders(&world.keys));
 }
 
-fn restart(world: &World, which: impl Fn(&StoreState, usize) -> bool) {
+fn restart(world: &World, which: impl Fn(&WorldState, usize) -> bool) {
     world.act(Actor::Operator, |state, _| {
         for node in 0..state.seats.len() {
             if which(state, node) {

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::wire::{Ended, Event, Kv, Page, Range, Write};
+use super::super::{
+    kv::Kv,
+    wire::{Ended, Event, Page, Range, Write},
+};
 use crate::core::Expect;
 
 /// One write, and when it was made.

@@ -7,8 +7,8 @@ use rand::Rng as _;
 use tokio::time::{sleep, timeout_at};
 
 use super::{
-    super::wire::{Kv, Write},
-    world::{Actor, LAST_IPV6, StoreState, World, now},
+    super::{kv::Kv, wire::Write},
+    world::{Actor, LAST_IPV6, World, WorldState, now},
 };
 use crate::{
     core::Expect,
@@ -77,7 +77,7 @@ async fn acquire(
     })
 }
 
-impl StoreState {
+impl WorldState {
     /// The subnet, and the record if there is one.
     fn choose(
         &mut self,

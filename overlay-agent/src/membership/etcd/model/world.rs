@@ -18,7 +18,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{keys::Keys, wire::Kv},
+    super::{keys::Keys, kv::Kv},
     server::Server,
     tally::Tally,
 };
@@ -101,7 +101,7 @@ pub struct Seat {
     pub well: Instant,
 }
 
-pub struct StoreState {
+pub struct WorldState {
     pub server: Server,
     pub backup: Option<Server>,
     pub weather: Weather,
@@ -127,7 +127,7 @@ pub struct StoreState {
 }
 
 pub struct World {
-    state: Mutex<StoreState>,
+    state: Mutex<WorldState>,
     pub keys: Keys,
     /// Wakes watches and sleepers.
     pub changed: Notify,
@@ -143,7 +143,7 @@ pub fn before(at: Instant, time: Duration) -> Instant {
 
 impl World {
     pub fn new(seed: u64, traced: bool) -> Self {
-        let state = StoreState {
+        let state = WorldState {
             server: Server::new(),
             backup: None,
             weather: Weather::FINE,
@@ -176,12 +176,12 @@ impl World {
     }
 
     /// Looks at the world, or changes something of it that wakes nobody.
-    pub fn see<T>(&self, look: impl FnOnce(&mut StoreState) -> T) -> T {
+    pub fn see<T>(&self, look: impl FnOnce(&mut WorldState) -> T) -> T {
         look(&mut self.state.lock().unwrap())
     }
 
     /// Changes something, judges what came of it, and wakes all who wait.
-    pub fn act<T>(&self, actor: Actor, change: impl FnOnce(&mut StoreState, Instant) -> T) -> T {
+    pub fn act<T>(&self, actor: Actor, change: impl FnOnce(&mut WorldState, Instant) -> T) -> T {
         let now = now();
         let mut state = self.state.lock().unwrap();
         let life = state.server.life;
@@ -218,7 +218,7 @@ impl World {
     }
 
     /// Waits until a condition holds.
-    pub async fn until(&self, mut condition: impl FnMut(&mut StoreState) -> bool) {
+    pub async fn until(&self, mut condition: impl FnMut(&mut WorldState) -> bool) {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -230,7 +230,7 @@ impl World {
     }
 }
 
-impl StoreState {
+impl WorldState {
     /// Judges what has been written since, by whom it was.
     fn judge(&mut self, keys: &Keys, actor: Actor) {
         let new = self.server.history.split_off(self.judged);
