@@ -43,4 +43,4 @@ pub mod stamp;
 pub mod wire;
 
 /// Version of the map layouts. Pins live below `<pin-dir>/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

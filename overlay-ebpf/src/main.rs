@@ -178,7 +178,7 @@ program!(
     overlay_ingress,
     ingress_ipv4,
     ingress_ipv6,
-    never,
+    always,
     Ingress,
     ingress::run
 );

@@ -383,9 +383,11 @@ fn receive<F: Ip>(skb: &Skb) -> Option<Handled> {
     let index = F::node_at(tunnel.source)?;
     let node = F::node(index)?;
     let outer_len = skb.len() - ETH_LEN as u32;
-    // What was marked before it got here is for the host's rules to know.
+    // What was marked before it got here is for the host's rules to know, and a frame of its own address
+    // the tunnel device takes for a loop.
     let is_regular = maps::slow()?.outer & u32::from(INGRESS) == 0
         && skb.mark() == 0
+        && inner_source != Mac::of(&config.vtep_mac)
         && node.vtep == tunnel.source
         && tunnel.len == outer_len
         && tunnel.udp_len == outer_len - F::LEN as u32

@@ -1,7 +1,7 @@
 //! What the agent leaves running when it ends, and what it does with what it finds: forwarding
 //! never stops, and nothing of a vanished peer stays.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_tests::{
@@ -93,15 +93,19 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
     });
 }
 
-/// Leaves the pins as an agent does whose maps have the layouts of version 1: in a directory of that name, and
-/// with nothing that grants permits on the underlay. Its programs go on with their maps.
-fn leave_pins_of_version_1(node: &Node) -> Result<()> {
+/// Leaves the pins as an agent does whose maps have the layouts of an earlier version: in a directory of that
+/// name, and in version 1 with nothing that grants permits on the underlay. Its programs go on with their maps.
+/// Returns the directory.
+fn leave_pins_of_version(node: &Node, version: u32) -> Result<PathBuf> {
     let maps = node.map_pin("OVL_CONFIG");
     let maps = maps.parent().context("the directory of the maps")?;
-    fs::rename(maps, node.pin_dir.join("v1"))?;
-    let underlay = node.namespace.ifindex(NODE_INTERFACE)?;
-    fs::remove_file(node.pin_dir.join(format!("links/{underlay}-confirm")))?;
-    Ok(())
+    let left = node.pin_dir.join(format!("v{version}"));
+    fs::rename(maps, &left)?;
+    if version == 1 {
+        let underlay = node.namespace.ifindex(NODE_INTERFACE)?;
+        fs::remove_file(node.pin_dir.join(format!("links/{underlay}-confirm")))?;
+    }
+    Ok(left)
 }
 
 #[test]
@@ -114,14 +118,13 @@ fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
             move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
         });
         let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
-        for upgraded in [node, peer] {
+        for (upgraded, version) in [(node, 1), (peer, 2)] {
             upgraded.wait_fast()?;
             upgraded.kill_agent()?;
-            leave_pins_of_version_1(upgraded)?;
+            let old = leave_pins_of_version(upgraded, version)?;
             lab.start_agent(upgraded, &[])?;
             wait_for("the other maps alone", DEADLINE, || {
                 upgraded.check_running()?;
-                let old = upgraded.pin_dir.join("v1");
                 ensure!(!old.exists(), "{} is still there", old.display());
                 lab.check_converged(upgraded)
             })?;
