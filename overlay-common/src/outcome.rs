@@ -29,7 +29,7 @@ pub enum Kind {
     Fast,
     /// Spared the tunnel device and what is below it; the kernel filters and routes the inner packet.
     Short,
-    /// The packet went on its way in the kernel, and the flow table changed.
+    /// The packet went on its way in the kernel, and the flow table, or the way of a node, changed.
     Permit,
     /// Left to the kernel tier.
     Decline,
@@ -141,7 +141,7 @@ outcomes! {
     /// As one of the two above, with the remote end rewritten as netfilter translates it: a service's.
     FastTranslated = 3, Fast, "fast_translated";
 
-    /// Sent by `overlay_egress`; nothing to confirm.
+    /// Sent by a program; nothing to confirm.
     Forwarded = 2, Fast, "forwarded";
 
     /// The kernel carried the packet unchanged: its direction got or kept a permit.

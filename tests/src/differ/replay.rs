@@ -171,6 +171,15 @@ fn check_counters(lab: &Lab, mode: Mode, steps: usize) -> Result<()> {
     if !fast.values().all(|count| expected.contains(count)) {
         bail!("fast packets of {steps}: {fast:?}, not {expected:?}");
     }
+    for hook in [Hook::Confirm, Hook::Ingress] {
+        let mut short = 0;
+        for node in lab.nodes() {
+            short += node.counters()?.packets(hook, Outcome::ShortWay);
+        }
+        if (short > steps as u64 / 200) != (mode == Mode::Fast) {
+            bail!("{short} of {steps} packets went the short way at {hook:?}");
+        }
+    }
     // Both clients of the service are on the first node.
     let counters = lab.node(0).counters()?;
     for hook in [Hook::Egress, Hook::Ingress] {

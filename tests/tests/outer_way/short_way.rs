@@ -45,7 +45,7 @@ fn servers<A: Header>(on: &Endpoint<A>) -> Result<Vec<Server>> {
 }
 
 /// Packets of the node that went the short way, out and in.
-fn counted(node: &Node) -> Result<[u64; 2]> {
+pub fn counted(node: &Node) -> Result<[u64; 2]> {
     let counters = node.counters()?;
     Ok([Hook::Confirm, Hook::Ingress].map(|hook| counters.packets(hook, Outcome::ShortWay)))
 }
@@ -78,15 +78,19 @@ fn new_flows_go_the_short_way_in_both_directions<A: Header>() -> Result<()> {
     Ok(())
 }
 
-/// What stops tunnel packets that arrive.
-const STOPS: [(&str, &str); 4] = [
-    ("inet", "hook input"),
-    ("inet", "hook prerouting"),
-    ("ip", "hook input"),
-    ("netdev", "hook ingress device eth0"),
+/// What stops tunnel packets: at which node, in which family's table, at which hook.
+const STOPS: [(usize, &str, &str); 8] = [
+    (0, "inet", "hook output"),
+    (0, "inet", "hook postrouting"),
+    (0, "ip", "hook output"),
+    (0, "netdev", "hook egress device eth0"),
+    (1, "inet", "hook input"),
+    (1, "inet", "hook prerouting"),
+    (1, "ip", "hook input"),
+    (1, "netdev", "hook ingress device eth0"),
 ];
 
-fn stop(node: &Node, (family, hook): (&str, &str), present: bool) -> Result<()> {
+fn stop(lab: &Lab, (node, family, hook): (usize, &str, &str), present: bool) -> Result<()> {
     let command = if present {
         format!(
             "table {family} stop {{ chain drops {{ type filter {hook} priority 0; \
@@ -95,33 +99,34 @@ fn stop(node: &Node, (family, hook): (&str, &str), present: bool) -> Result<()> 
     } else {
         format!("delete table {family} stop")
     };
-    node.cmd("nft", [command.as_str()]).map(drop)
+    lab.node(node).cmd("nft", [command.as_str()]).map(drop)
 }
 
-fn what_stops_arriving_tunnel_packets_stops_new_flows<A: Header>() -> Result<()> {
+fn what_stops_tunnel_packets_stops_new_flows<A: Header>() -> Result<()> {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let _servers = servers(&server)?;
         let target = SocketAddr::new(server.address.into(), PORT);
         for place in STOPS {
-            if place.0 == "ip" && !client.address.into().is_ipv4() {
+            let (at, family, _) = place;
+            if family == "ip" && !client.address.into().is_ipv4() {
                 continue;
             }
-            wait_for("new flows that go the short way in", DEADLINE, || {
-                let [_, before] = counted(lab.node(1))?;
+            wait_for("new flows that go the short way", DEADLINE, || {
+                let before = counted(lab.node(at))?[at];
                 ensure!(ask(&client, target, PATIENCE)? == 2, "no answer");
-                let [_, after] = counted(lab.node(1))?;
+                let after = counted(lab.node(at))?[at];
                 ensure!(after > before, "none went it");
                 Ok(())
             })?;
-            stop(lab.node(1), place, true)?;
+            stop(lab, place, true)?;
             let appeared = Instant::now();
             while appeared.elapsed() < BOUND {
                 // The flows that keep asking must not keep the way open.
                 ask(&client, target, SILENCE / 8)?;
             }
             let answered = ask(&client, target, SILENCE)?;
-            stop(lab.node(1), place, false)?;
+            stop(lab, place, false)?;
             ensure!(answered == 0, "{place:?}: {answered} answers");
             wait_for("answers again", DEADLINE, || {
                 let answered = ask(&client, target, SILENCE)?;
@@ -137,5 +142,5 @@ fn what_stops_arriving_tunnel_packets_stops_new_flows<A: Header>() -> Result<()>
 
 in_both_families! { addresses:
     new_flows_go_the_short_way_in_both_directions,
-    what_stops_arriving_tunnel_packets_stops_new_flows,
+    what_stops_tunnel_packets_stops_new_flows,
 }
