@@ -9,7 +9,7 @@ use crate::{
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::RouteEntry,
-    short::Short,
+    short::{BULK_SLOTS, Short},
     slow::Slow,
 };
 
@@ -150,8 +150,6 @@ pub const LEARN_PERIOD_BITS: u32 = 34;
 
 /// Packets on their way through the host that each CPU remembers the tuples of.
 pub const ENTERED_SLOTS: usize = 64;
-/// When flows were last seen whose packets GRO merges.
-pub const BULK_SLOTS: usize = 4_096;
 /// Stamps of packets that may have been the only ones of their flows.
 pub const SEEN_SLOTS: usize = 65_536;
 

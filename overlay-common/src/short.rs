@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{addr::MacAddr, maps::BULK_SLOTS};
+use crate::addr::MacAddr;
 
 /// How long a permit counts. What the host does with its tunnel packets is seen again after it.
 pub const SHORT_PERMIT_NS: u64 = 1_000_000_000;
@@ -92,6 +92,8 @@ pub mod word {
     pub const INGRESS_OWNER: usize = offset_of!(Short, ingress_owner) / 8;
 }
 
+/// When flows were last seen whose packets GRO merges.
+pub const BULK_SLOTS: usize = 4_096;
 /// A flow of which GRO has merged packets stays away from the short way for this many periods of
 /// 2^[`BULK_PERIOD_BITS`] ns, 1 s.
 pub const BULK_PERIODS: u32 = 8;

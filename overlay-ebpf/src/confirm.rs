@@ -7,11 +7,8 @@
 
 use overlay_common::{
     addr::Address as _,
-    config::Config,
-    ecn,
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
     outcome::Outcome,
-    wire::IPPROTO_UDP,
 };
 
 use crate::{
@@ -21,13 +18,13 @@ use crate::{
     flow_packet::{FlowPacket, Local},
     flows::Way,
     helpers::{Mark, Skb},
-    ip::{Header as _, Ip},
+    ip::Ip,
     leaving::{Leaving, Left},
     mac::Mac,
     maps,
     nexthop::NexthopEntry,
     observe::{observe_leaving, passage, permit_until},
-    packet::{ETH_LEN, Packet},
+    packet::ETH_LEN,
     parse::Tunnel,
     short,
 };
@@ -44,8 +41,8 @@ pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
     if skb.ifindex() == config.vtep_ifindex {
         let outcome = at_tunnel::<F>(*skb);
         return match outcome {
-            // The packet earns its flow a permit, or the flow is to stay on the kernel path.
-            Outcome::Leaving | Outcome::SlowMark | Outcome::PerPacketRule => outcome.into(),
+            // The packet earns its flow a permit, or the packet filter judges each.
+            Outcome::Leaving | Outcome::PerPacketRule => outcome.into(),
             _ => short::concluded(short::leave::<F>(*skb), outcome),
         };
     }
@@ -127,7 +124,7 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         stamp => passage(stamp, config, &flow, generation).ok_or(Outcome::OtherPath)?,
     };
     let (index, node) = node_of::<F>(&flow)?;
-    let tunnel = sent_tunnel(packet, config, node, flow.tos).ok_or(Outcome::OtherPath)?;
+    let tunnel = Tunnel::sent(packet, config, node, flow.tos).ok_or(Outcome::OtherPath)?;
     let lookup = Lookup::of_tunnel(skb, config, node, tunnel.source_port);
     let narrow = |mtu: u16| {
         let room = node.room(mtu, F::ENCAP_LEN);
@@ -147,27 +144,6 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         (MODE_TUNNEL, left.gateway, tunnel.source_port),
         narrow,
     )
-}
-
-/// The tunnel headers of a packet with this TOS to `node`, if they are what the fast path would write but for
-/// checksum and identification: a rule may have changed the outer packet, too.
-#[inline(always)]
-pub fn sent_tunnel<F: Ip>(
-    packet: Packet,
-    config: &Config<F>,
-    node: &Node<F>,
-    tos: u8,
-) -> Option<Tunnel<F>> {
-    let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
-    if packet.read(12) != Some(F::ETHERTYPE)
-        || ip.protocol != IPPROTO_UDP
-        || ip.ttl != F::encap_ttl(&node.encap)
-        || ip.tos != ecn::encapsulate(tos)
-    {
-        return None;
-    }
-    let tunnel = Tunnel::read(packet, config, node.vtep_mac).ok()?;
-    (tunnel.source == config.vtep && tunnel.destination == node.vtep).then_some(tunnel)
 }
 
 /// A pod's packet at the underlay.

@@ -11,7 +11,7 @@ use overlay_common::{
     family::{V4, V6, WireFamily},
     flow::{Entered, Flow, FlowImage, FlowKey, FlowWords},
     maps::{
-        BULK_SLOTS, ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS,
+        ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS,
         MAX_NODES, MAX_PODS, MAX_ROUTES, PAIR_SLOTS, SEEN_SLOTS,
     },
     node::{
@@ -20,7 +20,7 @@ use overlay_common::{
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     pair,
     route::RouteEntry,
-    short::{BULK_PERIOD_BITS, BULK_PERIODS, Short, bulk_slot},
+    short::{BULK_PERIOD_BITS, BULK_PERIODS, BULK_SLOTS, Short, bulk_slot},
     slow::{MAX_MATCHES, Match, Slow},
     stamp::seen_slot,
 };

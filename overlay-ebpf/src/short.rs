@@ -23,7 +23,6 @@ use overlay_common::{
 use crate::{
     Conclusion, Handled,
     act::{LEN_MAX, send_by},
-    confirm::sent_tunnel,
     fib::{self, Lookup},
     helpers::{Mark, Skb, now, redirect_in},
     ip::{Fields, Header as _, Ip},
@@ -33,6 +32,7 @@ use crate::{
     nexthop::NexthopEntry,
     packet::{ETH_LEN, Packet},
     parse::Tunnel,
+    slow,
     words::Words,
 };
 
@@ -192,6 +192,7 @@ fn send<F: Ip>(skb: &Skb) -> Option<Handled> {
     {
         return None;
     }
+    slow::check(skb, config).ok()?;
     let (index, node) = (outward.index, outward.node);
     let terms = Terms {
         generation: maps::generation(config),
@@ -310,7 +311,7 @@ fn opened<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let packet = skb.packet_with(inner as u32 + F::FLOW_LEN);
     let header: F::Header = packet.read(inner).ok_or(Outcome::OtherPath)?;
     let tunnel =
-        sent_tunnel(packet, config, node, header.fields().tos).ok_or(Outcome::OtherPath)?;
+        Tunnel::sent(packet, config, node, header.fields().tos).ok_or(Outcome::OtherPath)?;
     let (first, span) = (config.source_port_min, config.source_port_span);
     if u16::from_be(tunnel.source_port) != source_port(hash, first, span) {
         return Err(Outcome::OtherPath);

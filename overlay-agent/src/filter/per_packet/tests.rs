@@ -700,6 +700,16 @@ fn rules_that_tell_tunnel_packets_of_a_node_apart_are_found_by_direction() {
             "-p udp -m udp --dport 8472 -m limit --limit 5/sec -j ACCEPT",
             INGRESS,
         ),
+        (
+            "INPUT",
+            "-p udp -m udp --dport 8472 -m conntrack --ctstate NEW -j DROP",
+            INGRESS,
+        ),
+        (
+            "OUTPUT",
+            "-m conntrack --ctstate NEW,UNTRACKED -j DROP",
+            EGRESS,
+        ),
         // Of no tunnel packet, or of all of a node's alike, or of no consequence.
         ("OUTPUT", "-p tcp -m tcp --sport 22 -j ACCEPT", 0),
         ("OUTPUT", "-p udp -m udp --sport 68 --dport 67 -j ACCEPT", 0),
@@ -715,6 +725,16 @@ fn rules_that_tell_tunnel_packets_of_a_node_apart_are_found_by_direction() {
             0,
         ),
         ("INPUT", "-m conntrack --ctstate INVALID -j DROP", 0),
+        (
+            "INPUT",
+            "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            0,
+        ),
+        (
+            "INPUT",
+            "-p tcp -m conntrack --ctstate NEW -m tcp --dport 22 -j ACCEPT",
+            0,
+        ),
         ("OUTPUT", "-p udp -m udp --sport 40000 -j LOGS", 0),
         ("FORWARD", "-p udp -m udp --sport 40000 -j DROP", 0),
     ] {

@@ -180,12 +180,23 @@ struct Walk<'a> {
 struct Passage {
     reach: Vec<Reach>,
     states: u8,
+    /// Those that the rule itself asks for.
+    asked: u8,
     /// Nothing but the state of the connection decided whether it got here.
     by_state_alone: bool,
     /// What of the packet itself decided.
     judged: Option<String>,
     /// Something decided that tunnel packets between two nodes differ in.
     is_told_apart: bool,
+}
+
+impl Passage {
+    /// Whether tunnel packets that differ in nothing else but their source ports may be treated differently: by
+    /// what the rule asks, or as it is only for those that begin a connection of the host's.
+    const fn tells_apart(&self) -> bool {
+        let is_for_new = self.asked & (state::NEW | state::ESTABLISHED) == state::NEW;
+        self.is_told_apart || is_for_new
+    }
 }
 
 /// What becomes of the states a packet may be in, in one chain.
@@ -225,6 +236,7 @@ impl Walk<'_> {
             let passage = Passage {
                 reach: reach.to_vec(),
                 states: course.here,
+                asked: state::ALL,
                 by_state_alone: true,
                 judged: None,
                 is_told_apart: false,
@@ -261,7 +273,10 @@ impl Walk<'_> {
                     passage.by_state_alone = false;
                     passage.is_told_apart = true;
                 }
-                Item::States(states) => passage.states &= states,
+                Item::States(states) => {
+                    passage.states &= states;
+                    passage.asked &= states;
+                }
                 Item::Flags(holds) => self.flags(*holds, &mut passage),
                 Item::Judge(by) => {
                     passage.by_state_alone = false;
@@ -363,12 +378,12 @@ impl Walk<'_> {
         } = effect
         {
             self.report(what.clone(), passage, at, *connection);
-        } else if (passage.judged.is_some() || passage.is_told_apart) && self.decides(effect, at) {
+        } else if (passage.judged.is_some() || passage.tells_apart()) && self.decides(effect, at) {
             if let Some(by) = &passage.judged {
                 let connection = matches!(effect, Effect::Change { connection: true });
                 self.report(by.clone(), passage, at, connection);
             }
-            if passage.is_told_apart {
+            if passage.tells_apart() {
                 self.tell_apart(passage);
             }
         }

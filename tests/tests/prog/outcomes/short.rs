@@ -81,7 +81,7 @@ pub fn outward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             (surroundings.hash, surroundings.mark, surroundings.priority) = (stamp, 5, 6);
         },
     );
-    let closed: [(&str, Arrange<F>); 12] = [
+    let closed: [(&str, Arrange<F>); 13] = [
         ("which has none", |fixture, _| fixture.short.clear()),
         ("which ran out", |fixture, _| {
             fixture.open(&F::TUNNELLED, |short| short.egress_until = 1);
@@ -97,6 +97,14 @@ pub fn outward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         }),
         ("of another mark", |_, around| around.mark = 5),
         ("of another priority", |_, around| around.priority = 5),
+        (
+            "with the mark of flows that stay away",
+            |fixture, around| {
+                fixture.open(&F::TUNNELLED, |short| short.inner_mark = 5);
+                (fixture.config.slow_mask, fixture.config.slow_mark) = (0xff, 5);
+                around.mark = 5;
+            },
+        ),
         ("which is being written", |fixture, _| {
             fixture.open(&F::TUNNELLED, |_| {}).mark ^= 1;
         }),
