@@ -59,7 +59,7 @@ fn goes_the_short_way(
     })
 }
 
-fn the_hosts_own_packets_arrive_whole<A: Header>() -> Result<()> {
+fn the_hosts_own_packets_arrive_whole<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [_, pod] = pods::<A>(lab)?;
         let host = A::tunnel_end(lab.node(0))?;
@@ -92,10 +92,9 @@ fn the_hosts_own_packets_arrive_whole<A: Header>() -> Result<()> {
         );
         Ok(())
     });
-    Ok(())
 }
 
-fn fragments_of_pods_arrive_whole<A: Header>() -> Result<()> {
+fn fragments_of_pods_arrive_whole<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         // They leave by the kernel's tunnel, as only it knows which datagram one belongs to. Inwards they are packets
@@ -111,7 +110,6 @@ fn fragments_of_pods_arrive_whole<A: Header>() -> Result<()> {
             Ok(())
         })
     });
-    Ok(())
 }
 
 /// Sends packets of a protocol each way; each must arrive as it was sent.
@@ -156,7 +154,7 @@ fn sctp(number: u32) -> Vec<u8> {
     [&ports[..], &[0; 4], &number.to_be_bytes(), &INIT].concat()
 }
 
-fn other_protocols_go_the_short_way<A: Header>() -> Result<()> {
+fn other_protocols_go_the_short_way<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let host = A::tunnel_end(lab.node(0))?;
@@ -170,10 +168,9 @@ fn other_protocols_go_the_short_way<A: Header>() -> Result<()> {
         }
         Ok(())
     });
-    Ok(())
 }
 
-fn pings_and_errors_go_the_short_way<A: Header>() -> Result<()> {
+fn pings_and_errors_go_the_short_way<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let host = A::tunnel_end(lab.node(0))?;
@@ -191,7 +188,6 @@ fn pings_and_errors_go_the_short_way<A: Header>() -> Result<()> {
         }
         Ok(())
     });
-    Ok(())
 }
 
 /// Sends a datagram to a port where nobody is, and waits for the answer that says so.
@@ -219,7 +215,7 @@ fn of_the_device<A: Header>(node: &Node) -> Result<[u64; 2]> {
     Ok([count("tx")?, count("rx")?])
 }
 
-fn a_packet_is_counted_by_the_device_or_the_programs<A: Header>() -> Result<()> {
+fn a_packet_is_counted_by_the_device_or_the_programs<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let _server = Server::start(&server, Protocol::Udp, PORT)?;
@@ -245,7 +241,6 @@ fn a_packet_is_counted_by_the_device_or_the_programs<A: Header>() -> Result<()> 
         ensure!(counts == [u64::from(COUNT); 2], "counted: {counts:?}");
         Ok(())
     });
-    Ok(())
 }
 
 in_both_families! { addresses:

@@ -50,7 +50,7 @@ pub fn counted(node: &Node) -> Result<[u64; 2]> {
     Ok([Hook::Confirm, Hook::Ingress].map(|hook| counters.packets(hook, Outcome::ShortWay)))
 }
 
-fn new_flows_go_the_short_way_in_both_directions<A: Header>() -> Result<()> {
+fn new_flows_go_the_short_way_in_both_directions<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let _servers = servers(&server)?;
@@ -75,7 +75,6 @@ fn new_flows_go_the_short_way_in_both_directions<A: Header>() -> Result<()> {
         }
         Ok(())
     });
-    Ok(())
 }
 
 /// What stops tunnel packets: at which node, in which family's table, at which hook.
@@ -102,7 +101,7 @@ fn stop(lab: &Lab, (node, family, hook): (usize, &str, &str), present: bool) -> 
     lab.node(node).cmd("nft", [command.as_str()]).map(drop)
 }
 
-fn what_stops_tunnel_packets_stops_new_flows<A: Header>() -> Result<()> {
+fn what_stops_tunnel_packets_stops_new_flows<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let _servers = servers(&server)?;
@@ -137,7 +136,6 @@ fn what_stops_tunnel_packets_stops_new_flows<A: Header>() -> Result<()> {
         }
         Ok(())
     });
-    Ok(())
 }
 
 in_both_families! { addresses:
