@@ -141,6 +141,7 @@ map_types!(
     crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::RouteEntry,
+    crate::short::Short,
     crate::slow::Slow,
 );
 

@@ -6,3 +6,5 @@ mod family;
 mod marked;
 mod obstacle;
 mod routed;
+mod short_kinds;
+mod short_way;
