@@ -5,6 +5,7 @@
 pub mod backend;
 mod backoff;
 pub mod cli;
+mod complaints;
 pub mod config;
 pub mod conntrack;
 pub mod core;

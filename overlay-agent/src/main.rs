@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use overlay_agent::lifecycle::privileges;
+use overlay_agent::lifecycle::{memory, privileges};
 
 fn main() -> ExitCode {
+    memory::share_heap();
     privileges::divide();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -3,12 +3,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::{
-    build_ebpf,
-    prereq::{Group, Installer},
-    process, test,
+    prereq::Group,
+    process,
+    ready::{self, Profile},
     workspace::Workspace,
 };
 
@@ -69,8 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_scale(scale: &Scale) -> Result<()> {
-    let workspace = Workspace::locate();
-    prepare(&workspace, &[Group::HostBuild, Group::Lab])?;
+    let workspace = prepare(&[])?;
     let program = workspace.root().join("target/release/overlay-scale");
     let mut bench = process::command(program);
     bench
@@ -79,31 +78,13 @@ fn run_scale(scale: &Scale) -> Result<()> {
     process::run(&mut bench)
 }
 
-/// Installs what is missing and builds everything.
-fn prepare(workspace: &Workspace, groups: &[Group]) -> Result<()> {
-    if !process::is_root() {
-        bail!("the benchmark creates network namespaces and loads BPF programs: run it as root");
-    }
-    let mut installer = Installer::new(true);
-    installer.ensure(groups)?;
-    test::mount_bpffs()?;
-    build_ebpf::build(workspace, &mut installer)?;
-    println!("Building the agent and the benchmark");
-    process::run(
-        process::cargo()
-            .current_dir(workspace.root())
-            .args(["build", "--release", "--package", "overlay-agent"])
-            .args(["--package", "overlay-tests", "--bins"]),
-    )
+fn prepare(groups: &[Group]) -> Result<Workspace> {
+    ready::lab("the benchmark", groups, Profile::Release)
 }
 
 fn run_packets(args: &Packets) -> Result<()> {
-    let workspace = Workspace::locate();
-    let mut groups = vec![Group::HostBuild, Group::Lab];
-    if args.cross_check {
-        groups.push(Group::CrossCheck);
-    }
-    prepare(&workspace, &groups)?;
+    let cross_check = [Group::CrossCheck];
+    let workspace = prepare(if args.cross_check { &cross_check } else { &[] })?;
     let program = workspace.root().join("target/release/overlay-bench");
     let mut bench = process::command(program);
     bench

@@ -1,13 +1,11 @@
 //! `cargo xtask chaos`: from a bare machine to clusters that are damaged at random, one seed after the
 //! other.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::{
-    build_ebpf,
-    prereq::{Group, Installer},
-    process, test,
-    workspace::Workspace,
+    process,
+    ready::{self, Profile},
 };
 
 #[derive(clap::Args)]
@@ -24,21 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !process::is_root() {
-        bail!("chaos creates network namespaces and loads BPF programs: run it as root");
-    }
-    let workspace = Workspace::locate();
-    let mut installer = Installer::new(true);
-    installer.ensure(&[Group::HostBuild, Group::Lab])?;
-    test::mount_bpffs()?;
-    build_ebpf::build(&workspace, &mut installer)?;
-    println!("Building the agent and the chaos");
-    process::run(
-        process::cargo()
-            .current_dir(workspace.root())
-            .args(["build", "--package", "overlay-agent"])
-            .args(["--package", "overlay-tests", "--bins"]),
-    )?;
+    let workspace = ready::lab("chaos", &[], Profile::Dev)?;
     let mut chaos = process::command(workspace.root().join("target/debug/overlay-chaos"));
     chaos
         .current_dir(workspace.root())

@@ -2,13 +2,11 @@
 
 use std::process::Stdio;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::{
-    build_ebpf,
-    prereq::{Group, Installer},
-    process, test,
-    workspace::Workspace,
+    process,
+    ready::{self, Profile},
 };
 
 #[derive(clap::Args)]
@@ -19,21 +17,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !process::is_root() {
-        bail!("the demo creates network namespaces and loads BPF programs: run it as root");
-    }
-    let workspace = Workspace::locate();
-    let mut installer = Installer::new(true);
-    installer.ensure(&[Group::HostBuild, Group::Lab])?;
-    test::mount_bpffs()?;
-    build_ebpf::build(&workspace, &mut installer)?;
-    println!("Building the agent and the demo");
-    process::run(
-        process::cargo()
-            .current_dir(workspace.root())
-            .args(["build", "--package", "overlay-agent"])
-            .args(["--package", "overlay-tests", "--bins"]),
-    )?;
+    let workspace = ready::lab("the demo", &[], Profile::Dev)?;
     let mut demo = process::cargo();
     demo.current_dir(workspace.root())
         .args(["run", "--quiet", "--package", "overlay-tests"])

@@ -16,6 +16,7 @@ mod lint;
 mod object_check;
 mod prereq;
 mod process;
+mod ready;
 mod release;
 mod report;
 mod stats;

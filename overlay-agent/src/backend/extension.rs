@@ -6,7 +6,7 @@ mod runtime;
 
 pub use self::options::Extension;
 use super::{ChangedKeys, Kind, Parsed, Runtime};
-use crate::model::{Family, Forwarding, Peer};
+use crate::model::{Family, Forwarding};
 
 impl Kind for Extension {
     const TYPE: &'static str = "extension";
@@ -28,14 +28,5 @@ impl Kind for Extension {
 
     fn runtime(&self) -> Option<Box<dyn Runtime>> {
         Some(Box::new(runtime::Commands::new(self.clone())))
-    }
-
-    fn peer<F: Family>(
-        &self,
-        subnet: F::Network,
-        public_ip: F::Address,
-        _: Option<&str>,
-    ) -> Option<Peer<F>> {
-        Some(Peer::plain(subnet, public_ip))
     }
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{BackendError, ChangedKeys, Kind, Parsed};
-use crate::model::{Direct, Family, Forwarding, LeaseAttrs, Peer, Underlay};
+use crate::model::{Direct, Family, Forwarding, LeaseAttrs, Underlay};
 
 /// The host-gw backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,15 +37,6 @@ impl Kind for HostGw {
                 backend: Self::TYPE,
             })
         }
-    }
-
-    fn peer<F: Family>(
-        &self,
-        subnet: F::Network,
-        public_ip: F::Address,
-        _: Option<&str>,
-    ) -> Option<Peer<F>> {
-        Some(Peer::plain(subnet, public_ip))
     }
 }
 

@@ -45,11 +45,7 @@ impl Kind for IpIp {
     fn forwarding<F: Family>(&self) -> Forwarding {
         Forwarding {
             device: true,
-            direct: if self.direct_routing {
-                Direct::OnLink
-            } else {
-                Direct::Never
-            },
+            direct: Direct::routing(self.direct_routing),
             overhead: device::OVERHEAD,
             ..Forwarding::NONE
         }
@@ -61,12 +57,7 @@ impl Kind for IpIp {
 
     /// The first address of the subnet, alone.
     fn own_device<F: Family>(&self, _: F::Network, subnet: F::Network) -> Option<OwnDevice<F>> {
-        Some(OwnDevice {
-            name: device::NAME.to_owned(),
-            has_fdb: false,
-            address: F::host(F::first(subnet)),
-            routes: Vec::new(),
-        })
+        Some(OwnDevice::of_subnet(device::NAME, subnet))
     }
 
     async fn ensure_device<F: Family>(
@@ -79,26 +70,13 @@ impl Kind for IpIp {
         netlink.ensure_vtep(&spec, None).await.map(Some)
     }
 
-    async fn restore_device<F: Family>(
-        &self,
-        netlink: &Netlink,
-        underlay: &Underlay<F>,
-        _: Option<&str>,
-    ) -> Result<Option<Vtep>, NetlinkError> {
-        self.ensure_device(netlink, underlay, &[]).await
-    }
-
     const USUAL_DEVICE: Option<u32> = Some(0);
 
     fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
         let is_one = link.name == device::NAME
             && link.kind == LinkKind::Virtual(Self::TYPE.to_owned())
             && F::NUMBER == V4::NUMBER;
-        is_one.then_some(KnownDevice {
-            number: 0,
-            underlay: None,
-            local: None,
-        })
+        is_one.then_some(KnownDevice::numbered(0))
     }
 
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
@@ -111,18 +89,9 @@ impl Kind for IpIp {
         public_ip: F::Address,
         _: Option<&str>,
     ) -> Option<Peer<F>> {
-        let route = DeviceRoute {
-            destination: subnet,
-            gateway: Some(public_ip),
-            onlink: true,
-            metric: None,
-        };
+        let route = DeviceRoute::onlink(subnet, public_ip);
         Some(Peer {
-            via_device: Some(ViaDevice {
-                route: Some(route),
-                neighbour: None,
-                fdb: None,
-            }),
+            via_device: Some(ViaDevice::routed(Some(route))),
             ..Peer::plain(subnet, public_ip)
         })
     }

@@ -70,11 +70,11 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     /// Has the device of a running node be as its lease says.
     fn restore_device<F: Family>(
         &self,
-        _netlink: &Netlink,
-        _underlay: &Underlay<F>,
+        netlink: &Netlink,
+        underlay: &Underlay<F>,
         _known: Option<&str>,
     ) -> impl Future<Output = Result<Option<Vtep>, NetlinkError>> + Send {
-        ready(Ok(None))
+        self.ensure_device(netlink, underlay, &[])
     }
 
     /// Whether the agent itself carries the packets, as long as it runs.
@@ -119,8 +119,10 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
         &self,
         subnet: F::Network,
         public_ip: F::Address,
-        said: Option<&str>,
-    ) -> Option<Peer<F>>;
+        _said: Option<&str>,
+    ) -> Option<Peer<F>> {
+        Some(Peer::plain(subnet, public_ip))
+    }
 
     /// Whether two data are of one node.
     fn is_same_node(_one: &str, _other: &str) -> bool {
@@ -137,6 +139,17 @@ pub struct KnownDevice {
     pub underlay: Option<u32>,
     /// The address it sends from, where the device says it.
     pub local: Option<IpAddr>,
+}
+
+impl KnownDevice {
+    /// A device that says no more than which one it is.
+    pub const fn numbered(number: u32) -> Self {
+        Self {
+            number,
+            underlay: None,
+            local: None,
+        }
+    }
 }
 
 /// Devices of a kind with one number, of either family.

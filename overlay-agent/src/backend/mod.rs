@@ -227,9 +227,9 @@ macro_rules! backends {
             $(($kind::IS_IN_AGENT && device.kind == $kind::TYPE))||+
         }
 
-        /// See [`Kind::is_flannels`], of any kind.
-        pub fn is_flannels<F: Family>(route: &Route<F>) -> bool {
-            $($kind::is_flannels(route))||+
+        /// See [`Kind::is_flannels`], of the kind of the device that the route is by.
+        pub fn is_flannels<F: Family>(device: DeviceId, route: &Route<F>) -> bool {
+            $((device.kind == $kind::TYPE && $kind::is_flannels(route)))||+
         }
 
         /// The devices of configs without options.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     go::json::Object,
-    model::{DeviceRoute, Family, Forwarding, OwnDevice, Peer, PerFamily, Underlay, V4},
+    model::{DeviceRoute, Family, Forwarding, OwnDevice, PerFamily, Underlay, V4},
     netlink::{Link, Netlink, NetlinkError, Route, Vtep},
 };
 
@@ -92,15 +92,11 @@ impl Kind for Udp {
         subnet: F::Network,
     ) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
-            name: NAME.to_owned(),
-            has_fdb: false,
-            address: F::host(F::first(subnet)),
             routes: vec![DeviceRoute {
-                destination: network,
-                gateway: None,
-                onlink: false,
                 metric: Some(METRIC),
+                ..DeviceRoute::to(network)
             }],
+            ..OwnDevice::of_subnet(NAME, subnet)
         })
     }
 
@@ -113,40 +109,18 @@ impl Kind for Udp {
         device::ensure(netlink, underlay).await.map(Some)
     }
 
-    async fn restore_device<F: Family>(
-        &self,
-        netlink: &Netlink,
-        underlay: &Underlay<F>,
-        _: Option<&str>,
-    ) -> Result<Option<Vtep>, NetlinkError> {
-        device::ensure(netlink, underlay).await.map(Some)
-    }
-
     const IS_IN_AGENT: bool = true;
 
     const USUAL_DEVICE: Option<u32> = Some(0);
 
     fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
         let number = device::number(link).filter(|_| F::NUMBER == V4::NUMBER)?;
-        Some(KnownDevice {
-            number,
-            underlay: None,
-            local: None,
-        })
+        Some(KnownDevice::numbered(number))
     }
 
     /// flannel's one route, to the whole pod network.
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
         F::NUMBER == V4::NUMBER && route.is_device_wide()
-    }
-
-    fn peer<F: Family>(
-        &self,
-        subnet: F::Network,
-        public_ip: F::Address,
-        _: Option<&str>,
-    ) -> Option<Peer<F>> {
-        Some(Peer::plain(subnet, public_ip))
     }
 
     fn runtime(&self) -> Option<Box<dyn Runtime>> {

@@ -77,12 +77,7 @@ impl Vxlan {
             subnet,
             public_ip,
             via_device: Some(ViaDevice {
-                route: Some(DeviceRoute {
-                    destination: subnet,
-                    gateway: Some(gateway),
-                    onlink: true,
-                    metric: None,
-                }),
+                route: Some(DeviceRoute::onlink(subnet, gateway)),
                 neighbour: Some((gateway, vxlan.mac)),
                 fdb: Some((vxlan.mac, public_ip)),
             }),
@@ -146,11 +141,7 @@ impl Kind for Vxlan {
                 vni: self.vni,
                 port: self.port.unwrap_or(Tunnel::DEFAULT_PORT),
             }),
-            direct: if self.direct_routing {
-                Direct::OnLink
-            } else {
-                Direct::Never
-            },
+            direct: Direct::routing(self.direct_routing),
             // Tunnel packets of a group policy device carry the packet's mark, which the prebuilt
             // headers cannot.
             may_be_fast: !self.gbp,
@@ -166,10 +157,8 @@ impl Kind for Vxlan {
     /// The first address of the subnet, alone.
     fn own_device<F: Family>(&self, _: F::Network, subnet: F::Network) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
-            name: F::device_name(self.vni),
             has_fdb: true,
-            address: F::host(F::first(subnet)),
-            routes: Vec::new(),
+            ..OwnDevice::of_subnet(F::device_name(self.vni), subnet)
         })
     }
 

@@ -68,15 +68,8 @@ impl Kind for WireGuard {
         subnet: F::Network,
     ) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
-            name: self.device::<F>().to_owned(),
-            has_fdb: false,
-            address: F::host(F::first(subnet)),
-            routes: vec![DeviceRoute {
-                destination: network,
-                gateway: None,
-                onlink: false,
-                metric: None,
-            }],
+            routes: vec![DeviceRoute::to(network)],
+            ..OwnDevice::of_subnet(self.device::<F>(), subnet)
         })
     }
 
@@ -94,15 +87,6 @@ impl Kind for WireGuard {
         netlink.ensure_vtep(&spec, None).await.map(Some)
     }
 
-    async fn restore_device<F: Family>(
-        &self,
-        netlink: &Netlink,
-        underlay: &Underlay<F>,
-        _: Option<&str>,
-    ) -> Result<Option<Vtep>, NetlinkError> {
-        self.ensure_device(netlink, underlay, &[]).await
-    }
-
     const USUAL_DEVICE: Option<u32> = Some(0);
 
     /// The first device carries IPv6, too, unless each family has its own.
@@ -113,11 +97,8 @@ impl Kind for WireGuard {
             NAME_V6 if !is_ipv4 => 1,
             _ => return None,
         };
-        (link.kind == LinkKind::Virtual(LINK_KIND.to_owned())).then_some(KnownDevice {
-            number,
-            underlay: None,
-            local: None,
-        })
+        let is_one = link.kind == LinkKind::Virtual(LINK_KIND.to_owned());
+        is_one.then_some(KnownDevice::numbered(number))
     }
 
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
@@ -137,11 +118,7 @@ impl Kind for WireGuard {
     ) -> Option<Peer<F>> {
         WireGuardData::parse(said?)?;
         Some(Peer {
-            via_device: Some(ViaDevice {
-                route: None,
-                neighbour: None,
-                fdb: None,
-            }),
+            via_device: Some(ViaDevice::routed(None)),
             ..Peer::plain(subnet, public_ip)
         })
     }

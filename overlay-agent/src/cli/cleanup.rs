@@ -176,30 +176,32 @@ fn vxlan(number: u32) -> DeviceId {
 fn devices_with_route<F: Family>(
     links: &[Link],
     routes: &[Route<F>],
-    is_sign: impl Fn(&Route<F>) -> bool,
+    is_sign: impl Fn(DeviceId, &Route<F>) -> bool,
 ) -> BTreeSet<DeviceId> {
-    let signs: BTreeSet<u32> = routes
-        .iter()
-        .filter(|route| is_sign(route))
-        .filter_map(|route| route.ifindex)
-        .collect();
+    let carries_one = |link: &Link, device| {
+        let mut own = routes
+            .iter()
+            .filter(|route| route.ifindex == Some(link.ifindex));
+        own.any(|route| is_sign(device, route))
+    };
     links
         .iter()
-        .filter(|link| signs.contains(&link.ifindex))
-        .filter_map(backend::recognise::<F>)
-        .map(|(device, _)| device)
+        .filter_map(|link| {
+            let (device, _) = backend::recognise::<F>(link)?;
+            carries_one(link, device).then_some(device)
+        })
         .collect()
 }
 
 fn devices_in_use<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<DeviceId> {
-    devices_with_route(links, routes, |route| route.protocol == ROUTE_PROTOCOL)
+    devices_with_route(links, routes, |_, route| route.protocol == ROUTE_PROTOCOL)
 }
 
 /// This agent replaces every route of flannel's shape on its device, so one that is there was made
 /// by a flanneld that came later.
 fn devices_of_flanneld<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<DeviceId> {
-    devices_with_route(links, routes, |route| {
-        route.protocol == PROTOCOL_BOOT && backend::is_flannels(route)
+    devices_with_route(links, routes, |device, route| {
+        route.protocol == PROTOCOL_BOOT && backend::is_flannels(device, route)
     })
 }
 

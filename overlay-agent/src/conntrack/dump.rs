@@ -2,11 +2,12 @@
 
 use std::{io, time::Duration};
 
-use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{
     AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
 use tokio::time::timeout;
+
+use crate::netlink::messages;
 
 /// The kernel answers while it is asked.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,8 +66,7 @@ pub enum Answer {
 
 /// Takes over the entries of one datagram.
 pub fn read(datagram: &[u8], take: &mut impl FnMut(&[u8])) -> Answer {
-    let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+    for message in messages(datagram) {
         match message.message_type() {
             DONE => return Answer::Complete,
             ERROR => {
@@ -79,8 +79,6 @@ pub fn read(datagram: &[u8], take: &mut impl FnMut(&[u8])) -> Answer {
                 take(attributes.unwrap_or_default());
             }
         }
-        let length = message.length() as usize;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Answer::More
 }

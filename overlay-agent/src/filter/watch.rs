@@ -9,7 +9,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use netlink_packet_core::{NetlinkBuffer, NlasIterator};
+use netlink_packet_core::NlasIterator;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
 use tokio::{
     sync::watch,
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{error::FilterError, exec::Executor, legacy::LegacyTables};
+use crate::netlink::messages;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES_GROUP: u32 = 7;
@@ -161,17 +162,10 @@ fn subscribe() -> io::Result<TokioSocket> {
 
 /// The writers of the transactions that end in this datagram.
 pub fn writers(datagram: &[u8]) -> Vec<Writer> {
-    let mut found = Vec::new();
-    let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-        if message.message_type() == NEW_GENERATION {
-            found.push(writer(message.payload()));
-        }
-        // Messages are padded to 4 bytes, except possibly the last.
-        let length = message.length() as usize;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
+    messages(datagram)
+        .filter(|message| message.message_type() == NEW_GENERATION)
+        .map(|message| writer(message.payload()))
+        .collect()
 }
 
 /// Attributes that are absent or malformed leave a writer that is nobody of ours.

@@ -1,5 +1,6 @@
 //! The life of the process: signals, the service manager, and the tasks that run until it ends.
 
+pub mod memory;
 mod notify;
 pub mod privileges;
 mod signals;

@@ -13,6 +13,27 @@ use crate::model::{ConfigText, LeaseAttrs};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What the first attempt that succeeds brings; `None` when cancelled. `report` is told why there is nothing
+/// yet, once for each cause.
+pub(super) async fn until_done<T, A: Future<Output = Result<T, String>>>(
+    cancel: &CancellationToken,
+    attempt: impl Fn() -> A,
+    report: impl Fn(&str),
+) -> Option<T> {
+    let mut reported = None;
+    loop {
+        let problem = match cancel.run_until_cancelled(attempt()).await? {
+            Ok(done) => return Some(done),
+            Err(problem) => problem,
+        };
+        if reported.as_ref() != Some(&problem) {
+            report(&problem);
+            reported = Some(problem);
+        }
+        cancel.run_until_cancelled(sleep(PAUSE)).await?;
+    }
+}
+
 /// The first network config that can be read and understood; `None` when cancelled. `waits` is told
 /// why there is none yet.
 pub async fn await_config<T, E: fmt::Display>(
@@ -21,31 +42,27 @@ pub async fn await_config<T, E: fmt::Display>(
     parse: impl Fn(&str) -> Result<T, E>,
     waits: impl Fn(&str),
 ) -> Option<(T, ConfigText)> {
-    let mut reported = None;
-    loop {
-        let attempt = cancel.run_until_cancelled(store.config()).await?;
-        let problem = match attempt {
-            Ok(Some(config)) => match parse(&config.text) {
-                Ok(parsed) => {
-                    info!(revision = config.mod_revision, "network config read");
-                    return Some((parsed, config));
-                }
-                Err(problem) => format!(
-                    "{problem}; the config is at {}, revision {}",
-                    store.config_place(),
-                    config.mod_revision
-                ),
-            },
-            Ok(None) => store.config_missing(),
-            Err(problem) => problem.to_string(),
-        };
-        if reported.as_ref() != Some(&problem) {
-            error!("Couldn't fetch network config: {problem}");
-            waits(&problem);
-            reported = Some(problem);
+    let parse = &parse;
+    let attempt = || async move {
+        let config = store.config().await.map_err(|error| error.to_string())?;
+        let config = config.ok_or_else(|| store.config_missing())?;
+        match parse(&config.text) {
+            Ok(parsed) => {
+                info!(revision = config.mod_revision, "network config read");
+                Ok((parsed, config))
+            }
+            Err(problem) => Err(format!(
+                "{problem}; the config is at {}, revision {}",
+                store.config_place(),
+                config.mod_revision
+            )),
         }
-        cancel.run_until_cancelled(sleep(PAUSE)).await?;
-    }
+    };
+    until_done(cancel, attempt, |problem| {
+        error!("Couldn't fetch network config: {problem}");
+        waits(problem);
+    })
+    .await
 }
 
 /// What the nodes say of themselves; `None` when cancelled. `waits` as above.
@@ -54,17 +71,10 @@ pub async fn await_known(
     cancel: &CancellationToken,
     waits: impl Fn(&str),
 ) -> Option<Vec<LeaseAttrs>> {
-    let mut reported = None;
-    loop {
-        let problem = match cancel.run_until_cancelled(store.known()).await? {
-            Ok(known) => return Some(known),
-            Err(problem) => problem.to_string(),
-        };
-        if reported.as_ref() != Some(&problem) {
-            error!("cannot read the leases, trying on: {problem}");
-            waits(&problem);
-            reported = Some(problem);
-        }
-        cancel.run_until_cancelled(sleep(PAUSE)).await?;
-    }
+    let attempt = || async { store.known().await.map_err(|error| error.to_string()) };
+    until_done(cancel, attempt, |problem| {
+        error!("cannot read the leases, trying on: {problem}");
+        waits(problem);
+    })
+    .await
 }

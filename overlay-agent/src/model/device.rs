@@ -38,6 +38,50 @@ pub struct DeviceRoute<F: Family = V4> {
     pub metric: Option<u32>,
 }
 
+impl<F: Family> OwnDevice<F> {
+    /// A device with the first address of the node's subnet, alone, as most of flannel's have it.
+    pub fn of_subnet(name: impl Into<String>, subnet: F::Network) -> Self {
+        Self {
+            name: name.into(),
+            has_fdb: false,
+            address: F::host(F::first(subnet)),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> DeviceRoute<F> {
+    /// A route to whom the device itself can tell apart.
+    pub const fn to(destination: F::Network) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            onlink: false,
+            metric: None,
+        }
+    }
+
+    /// A route by a gateway that is at the device.
+    pub const fn onlink(destination: F::Network, gateway: F::Address) -> Self {
+        Self {
+            gateway: Some(gateway),
+            onlink: true,
+            ..Self::to(destination)
+        }
+    }
+}
+
+impl<F: Family> ViaDevice<F> {
+    /// A peer of a device without link-layer addresses.
+    pub const fn routed(route: Option<DeviceRoute<F>>) -> Self {
+        Self {
+            route,
+            neighbour: None,
+            fdb: None,
+        }
+    }
+}
+
 /// The other end of a vxlan tunnel, as the programs address it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanEnd {

@@ -37,6 +37,13 @@ pub enum Direct {
     Always,
 }
 
+impl Direct {
+    /// What the option `DirectRouting` of the backends that have a tunnel means.
+    pub const fn routing(is_on: bool) -> Self {
+        if is_on { Self::OnLink } else { Self::Never }
+    }
+}
+
 impl Forwarding {
     /// Nobody is reached; it is not this agent's task.
     pub const NONE: Self = Self {

@@ -7,9 +7,11 @@ use std::io;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage},
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage},
     packet_route::RouteNetlinkMessage,
 };
+
+use super::datagram::messages;
 
 /// Requests per datagram. It is bounded because refusals that the receive buffer cannot hold are lost:
 /// each occupies about 800 bytes, of 208 KiB where the kernel does not grant more.
@@ -17,9 +19,6 @@ pub(super) const BATCH: usize = 256;
 
 /// Of a datagram with answers.
 const ANSWERS: usize = 32 << 10;
-
-/// Where the number of an error is, which comes first after the header.
-const HEADER: usize = 16;
 
 /// A message and its flags, beyond "request" and "acknowledge".
 #[derive(Clone, Debug)]
@@ -121,10 +120,8 @@ pub(super) fn enlarge_to(socket: &Socket, bytes: usize) {
 /// The acknowledgements and refusals of one datagram, by sequence number.
 fn errors(datagram: &[u8]) -> Vec<(u32, io::Result<()>)> {
     let mut errors = Vec::new();
-    let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-        let length = message.length() as usize;
-        let code = rest.get(HEADER..).and_then(|payload| payload.first_chunk());
+    for message in messages(datagram) {
+        let code = message.payload().first_chunk();
         if let Some(code) = code.filter(|_| message.message_type() == NLMSG_ERROR) {
             let verdict = match i32::from_ne_bytes(*code) {
                 0 => Ok(()),
@@ -132,7 +129,6 @@ fn errors(datagram: &[u8]) -> Vec<(u32, io::Result<()>)> {
             };
             errors.push((message.sequence_number(), verdict));
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     errors
 }

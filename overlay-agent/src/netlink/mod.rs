@@ -18,6 +18,7 @@ mod admit;
 pub mod blocking;
 mod bulk;
 mod cleanup;
+mod datagram;
 mod device;
 mod ensure;
 mod error;
@@ -34,6 +35,7 @@ mod watch;
 
 pub use admit::{Admission, OnLink, PeerPath, Refusal, RefusalReason, admit};
 pub use cleanup::Owned;
+pub use datagram::messages;
 pub use device::{DeviceSpec, Marks, Vtep};
 pub use error::{Collision, NetlinkError};
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};

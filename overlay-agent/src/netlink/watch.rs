@@ -11,7 +11,7 @@ use rtnetlink::{
         RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_IPV6_IFADDR,
         RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH,
     },
-    packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload},
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{AddressFamily, RouteNetlinkMessage},
     sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM},
 };
@@ -19,6 +19,7 @@ use tracing::debug;
 
 use super::{
     Netlink, NetlinkError,
+    datagram::messages,
     groups::GroupSocket,
     object::{Address, FdbEntry, Link, Neighbour, Route},
 };
@@ -180,15 +181,11 @@ impl Watch {
 /// The events of one datagram. Messages that cannot be read concern nothing that is known here.
 fn events(datagram: &[u8]) -> Vec<KernelEvent> {
     let mut events = Vec::new();
-    let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-        let length = message.length() as usize;
-        match NetlinkMessage::deserialize(rest) {
+    for message in messages(datagram) {
+        match NetlinkMessage::deserialize(message.into_inner()) {
             Ok(message) => events.extend(KernelEvent::decode(&message.payload)),
             Err(error) => debug!(%error, "unreadable kernel notification"),
         }
-        // Messages are padded to 4 bytes, except possibly the last.
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     events
 }

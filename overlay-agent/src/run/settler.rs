@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, Runtime, Scene},
+    complaints::Complaints,
     conntrack::Shortest,
     health::{Condition, Readiness},
     metrics::{self, FlushCause},
@@ -36,7 +37,7 @@ pub struct Settler {
     /// What runs of the backend.
     runtime: Option<Box<dyn Runtime>>,
     /// What was last complained about of it, so that each problem is logged once.
-    complaints: Vec<String>,
+    complaints: Complaints,
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
@@ -93,7 +94,7 @@ impl Settler {
             tier1,
             sides,
             runtime,
-            complaints: Vec::new(),
+            complaints: Complaints::default(),
             readiness,
             attached: false,
             began: false,
@@ -203,12 +204,9 @@ impl Settler {
             return Vec::new();
         };
         let problems = runtime.keep(scene).await;
-        for problem in &problems {
-            if !self.complaints.contains(problem) {
-                warn!("{problem}");
-            }
+        for problem in self.complaints.news(&problems) {
+            warn!("{problem}");
         }
-        self.complaints.clone_from(&problems);
         problems
     }
 

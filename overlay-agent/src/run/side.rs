@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use crate::{
     backend::{self, Backend},
+    complaints::Complaints,
     model::{Desired, Family, LocalNode, Peer, V4},
     netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
 };
@@ -37,7 +38,7 @@ pub struct Side<F: Family = V4> {
     /// Objects of the kernel that the last reconciliation added and removed.
     pub changed: Changed,
     /// What was last complained about, so that each problem is logged once.
-    complaints: Vec<String>,
+    complaints: Complaints,
 }
 
 /// How many objects of the kernel were changed.
@@ -102,7 +103,7 @@ impl<F: Family> Side<F> {
             },
             standing: None,
             changed: Changed::default(),
-            complaints: Vec::new(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -221,12 +222,9 @@ impl<F: Family> Side<F> {
         let mut complaints: Vec<String> = Vec::new();
         complaints.extend(summary.failed.iter().map(ToString::to_string));
         complaints.extend(summary.refused.iter().map(ToString::to_string));
-        for complaint in &complaints {
-            if !self.complaints.contains(complaint) {
-                warn!("{complaint}");
-            }
+        for complaint in self.complaints.news(&complaints) {
+            warn!("{complaint}");
         }
-        self.complaints = complaints;
         match summary.failed.first() {
             Some(failure) => Err(format!("{failure} (and {} more)", summary.failed.len() - 1)),
             None => Ok(()),
@@ -235,10 +233,9 @@ impl<F: Family> Side<F> {
 
     fn not_in_sync(&mut self, error: &NetlinkError) -> String {
         let complaint = error.to_string();
-        if !self.complaints.contains(&complaint) {
+        for complaint in self.complaints.news([&complaint]) {
             warn!("{complaint}");
         }
-        self.complaints = vec![complaint.clone()];
         complaint
     }
 }

@@ -17,6 +17,7 @@ use super::{
     sides::Sides,
 };
 use crate::{
+    complaints::Complaints,
     config::{DatapathOptions, DatapathTier, Xdp},
     conntrack::translated,
     datapath::{
@@ -44,7 +45,7 @@ pub enum Tier1 {
         /// Subnets of peers that found no room in the maps, by family.
         left_to_kernel: BTreeMap<&'static str, usize>,
         /// What was last complained about, so that each problem is logged once.
-        complaints: Vec<String>,
+        complaints: Complaints,
     },
     Absent {
         /// Held while this agent owns the pin directory, if there can be one.
@@ -92,7 +93,7 @@ impl Tier1 {
                     datapath: Box::new(datapath),
                     xdp: options.xdp,
                     left_to_kernel: BTreeMap::new(),
-                    complaints: Vec::new(),
+                    complaints: Complaints::default(),
                 })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
@@ -201,13 +202,9 @@ impl Tier1 {
         let flushed = *written.as_ref().unwrap_or(&false);
         let errors = written.err().into_iter().chain(failed).chain(summary.left);
         let problems: Vec<_> = errors.map(|error| error.to_string()).collect();
-        for problem in problems
-            .iter()
-            .filter(|problem| !complaints.contains(problem))
-        {
+        for problem in complaints.news(&problems) {
             warn!("{problem}");
         }
-        complaints.clone_from(&problems);
         Placed { problems, flushed }
     }
 

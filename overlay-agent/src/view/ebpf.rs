@@ -43,7 +43,11 @@ pub struct Overlay<F: Family> {
 impl EbpfTier {
     /// Reads the pinned maps and links.
     pub fn read(pins: &PinDir) -> Result<Self, DatapathError> {
-        let maps = Maps::open(pins)?;
+        Self::of(pins, &Maps::open(pins)?)
+    }
+
+    /// As [`Self::read`], from maps that are open.
+    pub fn of(pins: &PinDir, maps: &Maps) -> Result<Self, DatapathError> {
         let overlays = each_family!(maps.overlays.as_ref(), maps => Overlay::read(maps)?);
         Ok(Self {
             agent_running: pins.is_in_use()?,

@@ -40,8 +40,12 @@ pub enum FlowState {
 impl FlowTables {
     /// Reads the pinned maps.
     pub fn read(pins: &PinDir) -> Result<Self, DatapathError> {
-        let maps = Maps::open(pins)?;
-        let tables = each_family!(maps.overlays, maps => FlowTable::read(&maps)?);
+        Self::of(&Maps::open(pins)?)
+    }
+
+    /// As [`Self::read`], from maps that are open.
+    pub fn of(maps: &Maps) -> Result<Self, DatapathError> {
+        let tables = each_family!(maps.overlays.as_ref(), maps => FlowTable::read(maps)?);
         Ok(Self {
             ipv4: tables.ipv4,
             ipv6: tables.ipv6,

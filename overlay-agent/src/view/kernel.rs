@@ -209,7 +209,7 @@ impl<'a, F: Family> Ends<'a, F> {
                 "device"
             };
             (mode, gateway, None)
-        } else if is_device || backend::is_flannels(route) {
+        } else if is_device || route.is_tunnel_shaped() {
             let mac = gateway.and_then(|at| self.neighbours.get(&at).copied());
             let end = route.ifindex.zip(mac);
             let vtep = end.and_then(|at| self.remotes.get(&at).copied());

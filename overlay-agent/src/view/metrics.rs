@@ -4,7 +4,6 @@ use std::{fmt, time::Duration};
 
 use overlay_common::{
     ABI_VERSION,
-    config::Config,
     maps::{MAX_GATEWAYS, MAX_NODES, MAX_ROUTES},
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT},
     outcome::{Counter, Hook, Outcome},
@@ -32,8 +31,20 @@ pub struct NodeMetrics {
 /// What was read for one scrape.
 struct Reading {
     tier: EbpfTier,
-    flows: FlowTables,
+    families: Vec<Told>,
     gateways: usize,
+}
+
+/// What there is to tell of one family.
+struct Told {
+    family: &'static str,
+    generation: u32,
+    permits: [Row<f64>; 4],
+    peers: [Row<u64>; 4],
+    flows: [Row<u64>; 3],
+    permits_left: Vec<Row<f64>>,
+    /// Entries and capacity of its maps.
+    fill: [Row<[u64; 2]>; 3],
 }
 
 /// A value of one family, with the labels of a metric that has one label more.
@@ -45,10 +56,19 @@ impl NodeMetrics {
     }
 
     fn read(&self) -> Option<Reading> {
+        let maps = Maps::open(&self.pins).ok()?;
+        let tier = EbpfTier::of(&self.pins, &maps).ok()?;
+        let FlowTables { ipv4, ipv6, now } = FlowTables::of(&maps).ok()?;
+        let ipv4 = tier.ipv4.as_ref().zip(ipv4.as_ref());
+        let ipv6 = tier.ipv6.as_ref().zip(ipv6.as_ref());
+        let families = [
+            ipv4.map(|(overlay, table)| Told::of(overlay, table, now)),
+            ipv6.map(|(overlay, table)| Told::of(overlay, table, now)),
+        ];
         Some(Reading {
-            tier: EbpfTier::read(&self.pins).ok()?,
-            flows: FlowTables::read(&self.pins).ok()?,
-            gateways: Maps::open(&self.pins).ok()?.gateways().ok()?.len(),
+            families: families.into_iter().flatten().collect(),
+            gateways: maps.gateways().ok()?.len(),
+            tier,
         })
     }
 }
@@ -87,69 +107,41 @@ impl Source for NodeMetrics {
 impl Reading {
     /// What there is of each family.
     fn tell_families(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
-        let tier = &self.tier;
-        let configs = [
-            tier.ipv4.as_ref().map(|overlay| local(&overlay.config)),
-            tier.ipv6.as_ref().map(|overlay| local(&overlay.config)),
-        ];
-        let configs: Vec<_> = configs.into_iter().flatten().collect();
+        let families = &self.families;
         sheet.gauge(
             "permit_generation",
             "Flows of another generation do not count; each flush begins a new one",
-            configs
+            families
                 .iter()
-                .map(|local| ([("family", local.family)], local.generation)),
+                .map(|told| ([("family", told.family)], told.generation)),
         )?;
         sheet.gauge(
             "permit_life_seconds",
             "How long a permit lasts, by protocol; 0: none is granted",
-            configs.iter().flat_map(|local| local.permits),
+            families.iter().flat_map(|told| told.permits),
         )?;
-
-        let mut peers: Vec<Row<u64>> = Vec::new();
-        let mut fill: Vec<Row<[u64; 2]>> = Vec::new();
-        if let Some(overlay) = &tier.ipv4 {
-            peers.extend(peers_of(overlay));
-            fill.extend(fill_of(overlay));
-        }
-        if let Some(overlay) = &tier.ipv6 {
-            peers.extend(peers_of(overlay));
-            fill.extend(fill_of(overlay));
-        }
         sheet.gauge(
             "peers",
             "Subnets of other nodes, by how packets get there: through the tunnel, directly, by a way that is not \
              known yet, or by the kernel tier alone",
-            peers,
+            families.iter().flat_map(|told| told.peers),
         )?;
-
-        let mut flows: Vec<Row<u64>> = Vec::new();
-        let mut times_left = Vec::new();
-        let now = self.flows.now;
-        if let Some(table) = &self.flows.ipv4 {
-            flows.extend(flows_of(table, now));
-            fill.push(flow_fill(table));
-            times_left.extend(permits_left(table, now));
-        }
-        if let Some(table) = &self.flows.ipv6 {
-            flows.extend(flows_of(table, now));
-            fill.push(flow_fill(table));
-            times_left.extend(permits_left(table, now));
-        }
         sheet.gauge(
             "flows",
             "Entries of the flow table: with a permit that counts, with one that is over, of an earlier generation",
-            flows,
+            families.iter().flat_map(|told| told.flows),
         )?;
         sheet.gauge(
             "flow_permit_left_seconds",
             "Time until the permits that count end: of the one that ends first, of the middle one, of the last one",
-            times_left,
+            families.iter().flat_map(|told| told.permits_left.clone()),
         )?;
-        fill.push((
+        let gateways = (
             [("map", "gateways"), ("family", "any")],
             [count(self.gateways), count(MAX_GATEWAYS)],
-        ));
+        );
+        let fill = families.iter().flat_map(|told| told.fill);
+        let fill: Vec<Row<[u64; 2]>> = fill.chain([gateways]).collect();
         sheet.gauge(
             "map_entries",
             "Entries of the maps",
@@ -165,27 +157,27 @@ impl Reading {
     }
 }
 
-/// What the configuration of a family says.
-struct Local {
-    family: &'static str,
-    generation: u32,
-    permits: [Row<f64>; 4],
-}
-
-fn local<F: Family>(config: &Config<F>) -> Local {
-    let permits = [
-        ("tcp", config.tcp_permit_ns),
-        ("udp", config.udp_permit_ns),
-        ("icmp", config.icmp_permit_ns),
-        ("sctp", config.sctp_permit_ns),
-    ];
-    Local {
-        family: F::NAME,
-        generation: config.generation,
-        permits: permits.map(|(protocol, ns)| {
-            let seconds = Duration::from_nanos(ns).as_secs_f64();
-            ([("family", F::NAME), ("protocol", protocol)], seconds)
-        }),
+impl Told {
+    fn of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>, now: Duration) -> Self {
+        let config = &overlay.config;
+        let permits = [
+            ("tcp", config.tcp_permit_ns),
+            ("udp", config.udp_permit_ns),
+            ("icmp", config.icmp_permit_ns),
+            ("sctp", config.sctp_permit_ns),
+        ];
+        Self {
+            family: F::NAME,
+            generation: config.generation,
+            permits: permits.map(|(protocol, ns)| {
+                let seconds = Duration::from_nanos(ns).as_secs_f64();
+                ([("family", F::NAME), ("protocol", protocol)], seconds)
+            }),
+            peers: peers_of(overlay),
+            flows: flows_of(table, now),
+            permits_left: permits_left(table, now),
+            fill: fill_of(overlay, table),
+        }
     }
 }
 
@@ -244,23 +236,16 @@ fn peers_of<F: Family>(overlay: &Overlay<F>) -> [Row<u64>; 4] {
     })
 }
 
-/// Entries and capacity of the maps of peers.
-fn fill_of<F: Family>(overlay: &Overlay<F>) -> [Row<[u64; 2]>; 2] {
+fn fill_of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>) -> [Row<[u64; 2]>; 3] {
     [
-        ("nodes", overlay.nodes.len(), MAX_NODES),
-        ("routes", overlay.routes.len(), MAX_ROUTES),
+        ("nodes", overlay.nodes.len(), count(MAX_NODES)),
+        ("routes", overlay.routes.len(), count(MAX_ROUTES)),
+        ("flows", table.flows.len(), table.capacity.into()),
     ]
     .map(|(map, entries, capacity)| {
-        (
-            [("map", map), ("family", F::NAME)],
-            [count(entries), count(capacity)],
-        )
+        let labels = [("map", map), ("family", F::NAME)];
+        (labels, [count(entries), capacity])
     })
-}
-
-fn flow_fill<F: Family>(table: &FlowTable<F>) -> Row<[u64; 2]> {
-    let fill = [count(table.flows.len()), u64::from(table.capacity)];
-    ([("map", "flows"), ("family", F::NAME)], fill)
 }
 
 fn flows_of<F: Family>(table: &FlowTable<F>, now: Duration) -> [Row<u64>; 3] {

@@ -161,8 +161,8 @@ fn whatever_is_wrong_with_the_config_the_agent_waits_until_it_is_mended() {
         let backend = |text: &str| format!(r#"{{"Network":"10.5.0.0/16","Backend":{text}}}"#);
         for (config, texts) in [
             (
-                backend(r#"{"Type":"wireguard"}"#),
-                ["backend type wireguard is not supported", "vxlan"],
+                backend(r#"{"Type":"ipsec"}"#),
+                ["backend type ipsec is not supported", "wireguard"],
             ),
             (
                 backend(r#"{"Type":"carrier-pigeon"}"#),

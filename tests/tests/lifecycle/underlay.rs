@@ -159,10 +159,24 @@ fn the_underlay_follows_the_default_route_to_another_interface() {
     });
 }
 
+/// The agent's routes.
+fn own_routes(node: &Node) -> Result<String> {
+    node.cmd("ip", ["route", "show", "proto", "241"])
+}
+
+fn wait_routes(node: &Node, before: &str) -> Result<()> {
+    wait_for("the routes to be back", PATIENCE, || {
+        node.check_running()?;
+        let now = own_routes(node)?;
+        ensure!(now == before, "before\n{before}now\n{now}");
+        Ok(())
+    })
+}
+
 fn survives_the_underlay_going_down(config: Option<&str>) {
     two_nodes(config, |lab| {
         let node = lab.node(0);
-        let routes = node.cmd("ip", ["route", "show", "proto", "241"])?;
+        let routes = own_routes(node)?;
         node.cmd("ip", ["link", "set", "eth0", "down"])?;
         let (pods, target) = (lab.pods(), lab.node(1).address);
         let (_, pod) = &pods[0];
@@ -173,12 +187,7 @@ fn survives_the_underlay_going_down(config: Option<&str>) {
         node.cmd("ip", ["link", "set", "eth0", "up"])?;
         // As a network manager does: the kernel dropped it with the link.
         node.cmd("ip", ["route", "add", "default", "via", "172.30.0.1"])?;
-        wait_for("the routes to be back", PATIENCE, || {
-            node.check_running()?;
-            let now = node.cmd("ip", ["route", "show", "proto", "241"])?;
-            ensure!(now == routes, "before\n{routes}now\n{now}");
-            Ok(())
-        })?;
+        wait_routes(node, &routes)?;
         wait_talking(lab)?;
         ping::once(&node.endpoint(), target).map(drop)
     });
@@ -200,7 +209,7 @@ fn after_the_underlay_was_down_all_peers_are_back_with_host_gw() {
 fn flows_that_went_astray_while_the_underlay_was_down_are_back_with_the_routes() {
     two_nodes(Some(HOST_GW), |lab| {
         let node = lab.node(0);
-        let routes = node.cmd("ip", ["route", "show", "proto", "241"])?;
+        let routes = own_routes(node)?;
         for _ in 0..3 {
             let pods: Vec<_> = lab.pods().iter().map(|(_, pod)| pod.endpoint()).collect();
             let flow = SteadyFlow::start(&pods[0], &pods[1], Duration::from_millis(1))?;
@@ -212,12 +221,7 @@ fn flows_that_went_astray_while_the_underlay_was_down_are_back_with_the_routes()
             node.cmd("ip", ["route", "add", "default", "via", "172.30.0.1"])?;
             node.wait_fast()?;
             node.signal_agent(Signal::SIGCONT)?;
-            wait_for("the routes to be back", PATIENCE, || {
-                node.check_running()?;
-                let now = node.cmd("ip", ["route", "show", "proto", "241"])?;
-                ensure!(now == routes, "before\n{routes}now\n{now}");
-                Ok(())
-            })?;
+            wait_routes(node, &routes)?;
             // A moment for the flush; then nothing may be lost.
             let back = flow.sent() + 200;
             wait_for("the flow to go on", PATIENCE, || {

@@ -4,19 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    http,
-    lab::{Lab, Node, agent::Launch, scenario},
+    lab::{Lab, agent::Launch, scenario},
     wait::wait_for,
 };
 
-use crate::support::{PATIENCE, one_node};
-
-const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
-
-/// Status code and body of `GET path` on the node.
-fn get(node: &Node, path: &str) -> Result<(u16, String)> {
-    http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), path)
-}
+use crate::support::{HEALTH, PATIENCE, get, one_node};
 
 fn wait_answer(lab: &Lab, path: &str, status: u16, body: &str) -> Result<()> {
     wait_for(

@@ -14,15 +14,13 @@ use overlay_tests::{
 };
 use serde_json::Value;
 
-use crate::support::{PATIENCE, deploy};
-
-const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
+use crate::support::{HEALTH, PATIENCE, deploy, get};
 
 /// What a panel or rule reads is written in terms of these.
 const FILLERS: [(&str, &str); 1] = [("$instance", ".*")];
 
 fn scrape(node: &Node) -> Result<String> {
-    let (status, text) = http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), "/metrics")?;
+    let (status, text) = get(node, "/metrics")?;
     ensure!(status == 200, "{status}: {text}");
     ensure!(text.ends_with("# EOF\n"), "cut off: {text}");
     Ok(text)

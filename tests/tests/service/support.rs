@@ -9,12 +9,21 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use overlay_tests::{
+    http,
     lab::{Builder, Lab, Node, agent::Launch},
     process::{Daemon, Lifetime},
 };
 
 /// For whatever a working daemon does at once, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Has the daemon serve its health pages.
+pub const HEALTH: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=2401"];
+
+/// Status code and body of `GET path` of the node's health pages.
+pub fn get(node: &Node, path: &str) -> Result<(u16, String)> {
+    http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), path)
+}
 
 pub fn one_node() -> Builder {
     Lab::builder().nodes(1)

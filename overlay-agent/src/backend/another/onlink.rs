@@ -40,15 +40,9 @@ impl Kind for Onlink {
         subnet: F::Network,
     ) -> Option<OwnDevice<F>> {
         Some(OwnDevice {
-            name: self.device_name::<F>()?,
-            has_fdb: false,
             address: F::with_prefix(F::first(subnet), F::prefix(network))?,
-            routes: vec![DeviceRoute {
-                destination: network,
-                gateway: None,
-                onlink: false,
-                metric: None,
-            }],
+            routes: vec![DeviceRoute::to(network)],
+            ..OwnDevice::of_subnet(self.device_name::<F>()?, subnet)
         })
     }
 
@@ -56,11 +50,7 @@ impl Kind for Onlink {
 
     fn recognise<F: Family>(link: &Link) -> Option<KnownDevice> {
         let is_one = link.name == "flannel.onlink" && link.kind == LinkKind::Virtual("ipip".into());
-        is_one.then_some(KnownDevice {
-            number: 0,
-            underlay: None,
-            local: None,
-        })
+        is_one.then_some(KnownDevice::numbered(0))
     }
 
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
@@ -73,18 +63,9 @@ impl Kind for Onlink {
         public_ip: F::Address,
         _: Option<&str>,
     ) -> Option<Peer<F>> {
-        let route = DeviceRoute {
-            destination: subnet,
-            gateway: Some(public_ip),
-            onlink: true,
-            metric: None,
-        };
+        let route = DeviceRoute::onlink(subnet, public_ip);
         Some(Peer {
-            via_device: Some(ViaDevice {
-                route: Some(route),
-                neighbour: None,
-                fdb: None,
-            }),
+            via_device: Some(ViaDevice::routed(Some(route))),
             ..Peer::plain(subnet, public_ip)
         })
     }

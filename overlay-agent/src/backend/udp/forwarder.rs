@@ -122,35 +122,30 @@ struct Work {
 
 impl Work {
     fn run(mut self) {
-        let ended = loop {
-            match self.wait() {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
-            }
+        if let Err(error) = self.carry() {
+            debug!(%error, "the forwarder ends");
+        }
+    }
+
+    /// Carries packets until it is stopped.
+    fn carry(&mut self) -> io::Result<()> {
+        while self.wait()? {
             // As long as there is something, asking for it is cheaper than waiting for it.
             loop {
                 let table = self.table();
-                let (out, received) = match (self.carry_out(&table), self.carry_in(&table)) {
-                    (Ok(out), Ok(received)) => (out, received),
-                    (Err(error), _) | (_, Err(error)) => {
-                        self.counters.take(&mut self.tally);
-                        debug!(%error, "the forwarder ends");
-                        return;
-                    }
-                };
+                let (out, received) = (self.carry_out(&table), self.carry_in(&table));
                 self.counters.take(&mut self.tally);
+                // Both have been tried.
+                let (out, received) = (out?, received?);
                 if !out && !received {
                     break;
                 }
                 if self.is_stopped() {
-                    return;
+                    return Ok(());
                 }
             }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "the forwarder ends");
         }
+        Ok(())
     }
 
     fn table(&self) -> Arc<Table> {

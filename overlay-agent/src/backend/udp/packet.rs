@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use overlay_common::checksum::{add_bytes, finish};
+
 /// Bytes of an IPv4 header without options.
 pub const HEADER: usize = 20;
 /// Bytes of a packet's payload that an ICMP error quotes.
@@ -51,17 +53,7 @@ pub fn decrement_ttl(packet: &mut [u8]) -> bool {
 
 /// The internet checksum (RFC 1071).
 pub fn checksum(bytes: &[u8]) -> u16 {
-    let (pairs, rest) = bytes.as_chunks::<2>();
-    let last = rest.first().map_or(0, |&byte| u64::from(byte) << 8);
-    let sum = pairs
-        .iter()
-        .map(|pair| u64::from(u16::from_be_bytes(*pair)));
-    let mut sum: u64 = sum.sum::<u64>() + last;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let [.., high, low] = sum.to_be_bytes();
-    !u16::from_be_bytes([high, low])
+    u16::from_be(finish(add_bytes(0, bytes)))
 }
 
 /// Writes the answer to a packet for a subnet that nobody has, as flannel does: ICMP "net unreachable" from

@@ -11,7 +11,8 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, ParseableParametrized as _,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage,
+    ParseableParametrized as _,
 };
 use netlink_packet_generic::{
     GenlFamily, GenlHeader, GenlMessage,
@@ -32,6 +33,7 @@ use super::{
     options::WireGuard,
     peers::{Change, Known},
 };
+use crate::netlink::messages;
 
 /// The kernel answers while it is asked; other changes of interfaces can hold it up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,8 +43,6 @@ const BATCH: usize = 64;
 /// After this long without a handshake the keys of a session are void (`REJECT_AFTER_TIME`).
 const SESSION: Duration = Duration::from_mins(3);
 
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// `struct genlmsghdr`.
 const HEADER: usize = 4;
 
@@ -178,11 +178,10 @@ payload!(WireguardMessage);
 
 /// Takes over the answers of one datagram. Returns whether it was the last.
 fn read<T: Payload>(datagram: &[u8], answers: &mut Vec<T>) -> io::Result<bool> {
-    let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+    for message in messages(datagram) {
         let payload = message.payload();
         match message.message_type() {
-            DONE | ERROR => {
+            NLMSG_DONE | NLMSG_ERROR => {
                 let code = payload.first_chunk().copied().map_or(0, i32::from_ne_bytes);
                 return match code {
                     0 => Ok(true),
@@ -199,8 +198,6 @@ fn read<T: Payload>(datagram: &[u8], answers: &mut Vec<T>) -> io::Result<bool> {
                 }
             }
         }
-        let length = message.length() as usize;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
 }
@@ -371,8 +368,8 @@ mod tests {
             bytes.extend(code.to_ne_bytes());
             read::<WireguardMessage>(&bytes, &mut Vec::new())
         };
-        assert!(ending(DONE, 0).unwrap() && ending(ERROR, 0).unwrap());
-        let error = ending(ERROR, -libc::ENODEV).unwrap_err();
+        assert!(ending(NLMSG_DONE, 0).unwrap() && ending(NLMSG_ERROR, 0).unwrap());
+        let error = ending(NLMSG_ERROR, -libc::ENODEV).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }
 }

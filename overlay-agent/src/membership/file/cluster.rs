@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Display},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::Range,
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -14,7 +13,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::{
-    config::network::NetworkConfig,
+    config::network::{NetworkConfig, Pool},
     model::{Family, LeaseAttrs, LeaseKey, PeerLease, V4, V6},
 };
 
@@ -64,6 +63,10 @@ struct Said<'a, F: Family> {
     mac: Option<&'a Spanned<String>>,
     /// The keys, for messages.
     keys: [&'static str; 3],
+    /// ` of NAME`, for messages.
+    of: &'a str,
+    /// Where the entry begins.
+    start: usize,
 }
 
 /// What it says, found to be right.
@@ -71,6 +74,13 @@ struct Right<F: Family> {
     address: F::Address,
     subnet: F::Network,
     data: Option<String>,
+}
+
+/// Reads one entry after the other.
+struct Reader<'a> {
+    lines: Lines<'a>,
+    network: &'a NetworkConfig,
+    seen: Seen,
 }
 
 /// Where something was said first, for what must not be said twice.
@@ -95,15 +105,16 @@ impl Cluster {
         let network = NetworkConfig::parse(config.as_bytes())
             .map_err(|error| lines.error(at, format!("[network]: {error}")))?
             .config;
-        let mut seen = Seen::default();
-        let mut nodes = Vec::with_capacity(document.node.len());
-        for entry in &document.node {
-            let node = entry
-                .get_ref()
-                .lease(&network, &mut seen, &lines, &entry.span());
-            nodes.push(node?);
-        }
-        Ok(Self { config, nodes })
+        let mut reader = Reader {
+            lines,
+            network: &network,
+            seen: Seen::default(),
+        };
+        let nodes = document.node.iter().map(|entry| reader.lease(entry));
+        Ok(Self {
+            nodes: nodes.collect::<Result<_, _>>()?,
+            config,
+        })
     }
 
     /// The node with this address.
@@ -114,59 +125,41 @@ impl Cluster {
     }
 }
 
-impl Entry {
-    fn lease(
-        &self,
-        network: &NetworkConfig,
-        seen: &mut Seen,
-        lines: &Lines<'_>,
-        span: &Range<usize>,
-    ) -> Result<PeerLease, FileError> {
+impl Reader<'_> {
+    fn lease(&mut self, entry: &Spanned<Entry>) -> Result<PeerLease, FileError> {
+        let (start, entry) = (entry.span().start, entry.get_ref());
+        let of = entry.name.as_ref();
+        let of = of.map_or(String::new(), |name| format!(" of {name}"));
+        let pools = self.network.pools;
         let ipv4 = Said::<V4> {
-            address: self.address.as_ref(),
-            subnet: self.subnet.as_ref(),
-            mac: self.vtep_mac.as_ref(),
+            address: entry.address.as_ref(),
+            subnet: entry.subnet.as_ref(),
+            mac: entry.vtep_mac.as_ref(),
             keys: ["address", "subnet", "vtep-mac"],
+            of: &of,
+            start,
         };
+        let ipv4 = self.side(&ipv4, pools.ipv4)?;
         let ipv6 = Said::<V6> {
-            address: self.address6.as_ref(),
-            subnet: self.subnet6.as_ref(),
-            mac: self.vtep_mac6.as_ref(),
+            address: entry.address6.as_ref(),
+            subnet: entry.subnet6.as_ref(),
+            mac: entry.vtep_mac6.as_ref(),
             keys: ["address6", "subnet6", "vtep-mac6"],
+            of: &of,
+            start,
         };
-        let name = self.name.as_deref();
-        let pools = &network.pools;
-        let ipv4 = ipv4.check(
-            pools.ipv4.map(|pool| pool.network),
-            network,
-            seen,
-            lines,
-            span,
-            name,
-        )?;
-        let ipv6 = ipv6.check(
-            pools.ipv6.map(|pool| pool.network),
-            network,
-            seen,
-            lines,
-            span,
-            name,
-        )?;
-        let subnets = (
+        let ipv6 = self.side(&ipv6, pools.ipv6)?;
+        let key = LeaseKey::new(
             ipv4.as_ref().map(|said| said.subnet),
             ipv6.as_ref().map(|said| said.subnet),
         );
-        let key = LeaseKey::new(subnets.0, subnets.1);
-        let key = key.ok_or_else(|| lines.error(span.start, "a node without a subnet"))?;
-        let mut attrs = LeaseAttrs::alloc(
-            ipv4.as_ref()
-                .map_or(Ipv4Addr::UNSPECIFIED, |said| said.address),
-        );
-        network
-            .backend
-            .lease_type()
-            .clone_into(&mut attrs.backend_type);
-        attrs.backend_data = ipv4.and_then(|said| said.data);
+        let key = key.ok_or_else(|| self.lines.error(start, "a node without a subnet"))?;
+        let address = ipv4.as_ref().map(|said| said.address);
+        let mut attrs = LeaseAttrs {
+            backend_type: self.network.backend.lease_type().to_owned(),
+            backend_data: ipv4.and_then(|said| said.data),
+            ..LeaseAttrs::alloc(address.unwrap_or(Ipv4Addr::UNSPECIFIED))
+        };
         if let Some(said) = ipv6 {
             attrs = attrs.with_ipv6(said.address, said.data);
         }
@@ -175,80 +168,119 @@ impl Entry {
             attrs: attrs.into(),
         })
     }
+
+    /// `None` if the network does not have the family.
+    fn side<F: Family>(
+        &mut self,
+        said: &Said<'_, F>,
+        pool: Option<Pool<F>>,
+    ) -> Result<Option<Right<F>>, FileError> {
+        let [address_key, subnet_key, _] = said.keys;
+        let Some(pool) = pool else {
+            return said.nothing(&self.lines).map(|()| None);
+        };
+        let missing = |key| {
+            let reason = format!("the node{} lacks {key}", said.of);
+            self.lines.error(said.start, reason)
+        };
+        let address = said.address.ok_or_else(|| missing(address_key))?;
+        let subnet = said.subnet.ok_or_else(|| missing(subnet_key))?;
+        self.check_subnet(said, subnet, pool.network)?;
+        self.check_address(said, address)?;
+        let subnet = *subnet.get_ref();
+        Ok(Some(Right {
+            address: *address.get_ref(),
+            subnet,
+            data: self.data(said, subnet)?,
+        }))
+    }
+
+    fn check_subnet<F: Family>(
+        &mut self,
+        said: &Said<'_, F>,
+        subnet: &Spanned<F::Network>,
+        network: F::Network,
+    ) -> Result<(), FileError> {
+        let (place, subnet) = (subnet.span().start, *subnet.get_ref());
+        let (low, high) = (F::first(subnet), F::last(subnet));
+        let given: IpNetwork = subnet.into();
+        let reason = if given.ip() != given.network() {
+            let (first, len) = (given.network(), given.prefix());
+            format!("{subnet} has host bits; {first}/{len} is meant?")
+        } else if low < F::first(network) || high > F::last(network) {
+            format!("{subnet} is not within the network {network}")
+        } else if let Some((other, at)) = self.seen.overlap(given) {
+            let line = self.lines.at(at);
+            format!("{subnet} overlaps {other} of line {line}")
+        } else {
+            self.seen.subnets.insert(given, place);
+            return Ok(());
+        };
+        let [_, key, _] = said.keys;
+        Err(self
+            .lines
+            .error(place, format!("{key}{}: {reason}", said.of)))
+    }
+
+    fn check_address<F: Family>(
+        &mut self,
+        said: &Said<'_, F>,
+        address: &Spanned<F::Address>,
+    ) -> Result<(), FileError> {
+        let (place, address) = (address.span().start, *address.get_ref());
+        let Some(at) = self.seen.addresses.insert(address.into(), place) else {
+            return Ok(());
+        };
+        let ([key, ..], of, line) = (said.keys, said.of, self.lines.at(at));
+        let reason = format!("{key}{of}: {address} is that of line {line}, too");
+        Err(self.lines.error(place, reason))
+    }
+
+    /// What the node's lease says for the backend.
+    fn data<F: Family>(
+        &mut self,
+        said: &Said<'_, F>,
+        subnet: F::Network,
+    ) -> Result<Option<String>, FileError> {
+        let ([.., key], of) = (said.keys, said.of);
+        let place = said.mac.map_or(said.start, |mac| mac.span().start);
+        let mac: Option<MacAddr> = match said.mac.map(Spanned::get_ref) {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|_| {
+                let reason = format!("{key}{of}: {text:?} is no MAC address");
+                self.lines.error(place, reason)
+            })?),
+        };
+        let data = self.network.backend.assigned_data::<F>(subnet, mac);
+        let seen = data.clone().and_then(|data| {
+            let key = (F::NAME, data);
+            self.seen.data.insert(key, place)
+        });
+        if let Some(at) = seen {
+            let line = self.lines.at(at);
+            let reason = format!("{key}{of} is that of line {line}, too; give one of them another");
+            return Err(self.lines.error(place, reason));
+        }
+        Ok(data)
+    }
 }
 
 impl<F: Family> Said<'_, F> {
-    /// `None` if the network does not have the family.
-    fn check(
-        &self,
-        pool: Option<F::Network>,
-        network: &NetworkConfig,
-        seen: &mut Seen,
-        lines: &Lines<'_>,
-        span: &Range<usize>,
-        name: Option<&str>,
-    ) -> Result<Option<Right<F>>, FileError> {
-        let [address_key, subnet_key, mac_key] = self.keys;
-        let of = name.map_or(String::new(), |name| format!(" of {name}"));
-        let Some(pool) = pool else {
-            let given = [
-                (address_key, self.address.map(Spanned::span)),
-                (subnet_key, self.subnet.map(Spanned::span)),
-                (mac_key, self.mac.map(Spanned::span)),
-            ];
-            let given = given.into_iter().find_map(|(key, span)| Some((key, span?)));
-            return given.map_or(Ok(None), |(key, span)| {
-                let reason = format!("{key}{of}: [network] has no {}", F::NAME);
-                Err(lines.error(span.start, reason))
-            });
-        };
-        let missing = |key| lines.error(span.start, format!("the node{of} lacks {key}"));
-        let address = self.address.ok_or_else(|| missing(address_key))?;
-        let subnet = self.subnet.ok_or_else(|| missing(subnet_key))?;
-        let (place, subnet) = (subnet.span().start, *subnet.get_ref());
-        let wrong = |reason: String| lines.error(place, format!("{subnet_key}{of}: {reason}"));
-        let given: IpNetwork = subnet.into();
-        if given.ip() != given.network() {
-            let (first, len) = (given.network(), given.prefix());
-            return Err(wrong(format!(
-                "{subnet} has host bits; {first}/{len} is meant?"
-            )));
+    /// An error if anything is said of a family that the network does not have.
+    fn nothing(&self, lines: &Lines<'_>) -> Result<(), FileError> {
+        let places = [
+            self.address.map(Spanned::span),
+            self.subnet.map(Spanned::span),
+            self.mac.map(Spanned::span),
+        ];
+        let mut said = self.keys.into_iter().zip(places);
+        match said.find_map(|(key, place)| Some((key, place?.start))) {
+            None => Ok(()),
+            Some((key, place)) => {
+                let reason = format!("{key}{}: [network] has no {}", self.of, F::NAME);
+                Err(lines.error(place, reason))
+            }
         }
-        let (low, high) = (F::first(subnet), F::last(subnet));
-        if low < F::first(pool) || high > F::last(pool) {
-            return Err(wrong(format!("{subnet} is not within the network {pool}")));
-        }
-        let line = lines.at(place);
-        if let Some((other, at)) = seen.overlap(subnet.into()) {
-            return Err(wrong(format!("{subnet} overlaps {other} of line {at}")));
-        }
-        seen.subnets.insert(subnet.into(), line);
-        let (place, address) = (address.span().start, *address.get_ref());
-        if let Some(at) = seen.addresses.insert(address.into(), lines.at(place)) {
-            let reason = format!("{address_key}{of}: {address} is that of line {at}, too");
-            return Err(lines.error(place, reason));
-        }
-        let place = self.mac.map_or(span.start, |mac| mac.span().start);
-        let mac: Option<MacAddr> = match self.mac {
-            None => None,
-            Some(text) => Some(text.get_ref().parse().map_err(|_| {
-                let reason = format!("{mac_key}{of}: {:?} is no MAC address", text.get_ref());
-                lines.error(place, reason)
-            })?),
-        };
-        let data = network.backend.assigned_data::<F>(subnet, mac);
-        if let Some(data) = &data
-            && let Some(at) = seen.data.insert((F::NAME, data.clone()), lines.at(place))
-        {
-            let reason =
-                format!("{mac_key}{of} is that of line {at}, too; give one of them another");
-            return Err(lines.error(place, reason));
-        }
-        Ok(Some(Right {
-            address,
-            subnet,
-            data,
-        }))
     }
 }
 
@@ -259,7 +291,7 @@ impl Seen {
         let after = self.subnets.range(subnet..).next();
         let mut near = before.into_iter().chain(after);
         near.find(|(other, _)| other.contains(subnet.network()) || subnet.contains(other.network()))
-            .map(|(other, line)| (*other, *line))
+            .map(|(other, at)| (*other, *at))
     }
 }
 

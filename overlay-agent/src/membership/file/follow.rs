@@ -14,8 +14,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{PERIOD, Source, cluster::Cluster};
+use super::{
+    cluster::Cluster,
+    source::{PERIOD, Source},
+};
 use crate::{
+    complaints::Complaints,
     membership::member::{Member, Order},
     model::{
         ConfigText, LeaseAttrs, LeaseKey, LeaseTable, LeaseView, OwnLease, OwnState, PeerLease,
@@ -35,11 +39,11 @@ pub struct Follower {
     /// The network config the daemon runs with.
     in_force: ConfigText,
     /// What was last complained about, so that each problem is logged once.
-    complaints: BTreeSet<String>,
+    complaints: Complaints,
 }
 
 impl Follower {
-    pub(super) fn new(source: Arc<Source>, own: PeerLease, in_force: ConfigText) -> Self {
+    pub fn new(source: Arc<Source>, own: PeerLease, in_force: ConfigText) -> Self {
         Self {
             source,
             own: own.key,
@@ -47,7 +51,7 @@ impl Follower {
             attrs: own.attrs,
             peers: LeaseTable::default(),
             in_force,
-            complaints: BTreeSet::new(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -94,7 +98,7 @@ impl Follower {
                     });
                 }
                 Err(problem) => {
-                    self.complain([format!("{problem}; the leases stay as they were")]);
+                    self.complain(&[format!("{problem}; the leases stay as they were")]);
                     view.send_if_modified(|view| {
                         let changed = view.store.last_error.as_ref() != Some(&problem);
                         view.store.connected = false;
@@ -109,7 +113,7 @@ impl Follower {
     /// The leases as the file has them.
     fn view(&mut self, cluster: &Cluster, number: i64) -> LeaseView {
         let mut complaints = Vec::new();
-        let path = self.source.path.display();
+        let path = self.source.place();
         let recorded = cluster.node(self.address);
         let state = match recorded {
             Some(node) if node.key == self.own => {
@@ -166,7 +170,7 @@ impl Follower {
             }),
             alarms: BTreeSet::new(),
         };
-        self.complain(complaints);
+        self.complain(&complaints);
         view
     }
 
@@ -185,11 +189,9 @@ impl Follower {
     }
 
     /// Logs what was not wrong before.
-    fn complain(&mut self, problems: impl IntoIterator<Item = String>) {
-        let problems: BTreeSet<String> = problems.into_iter().collect();
-        for problem in problems.difference(&self.complaints) {
+    fn complain(&mut self, problems: &[String]) {
+        for problem in self.complaints.news(problems) {
             warn!("{problem}");
         }
-        self.complaints = problems;
     }
 }

@@ -3,104 +3,28 @@
 
 mod cluster;
 mod follow;
+mod source;
 
-use std::{
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 pub use self::cluster::{Cluster, FileError};
-use self::follow::Follower;
-use super::member::{JoinError, Member, Membership, Wish};
-use crate::model::{ConfigText, LeaseAttrs, PeerLease, StoreError};
-
-/// How often the file is looked at.
-const PERIOD: Duration = Duration::from_secs(1);
+use self::{follow::Follower, source::Source};
+use super::{
+    member::{JoinError, Member, Membership, Wish},
+    wait,
+};
+use crate::model::{ConfigText, LeaseAttrs, StoreError};
 
 /// A cluster in a file.
 pub struct PeersFile(Arc<Source>);
 
-/// The file, and what it said last.
-struct Source {
-    path: PathBuf,
-    last: Mutex<Version>,
-}
-
-#[derive(Clone, Default)]
-struct Version {
-    text: String,
-    /// How many different texts there were.
-    number: i64,
-}
-
 impl PeersFile {
     pub fn new(path: &Path) -> Self {
-        Self(Arc::new(Source {
-            path: path.to_owned(),
-            last: Mutex::default(),
-        }))
-    }
-}
-
-impl Source {
-    /// What the file says now, and which version of it that is; `None` if there is no file.
-    async fn read(&self) -> Result<Option<(Cluster, i64)>, StoreError> {
-        let Some((text, number)) = self.text().await? else {
-            return Ok(None);
-        };
-        let cluster = Cluster::parse(&text).map_err(|error| StoreError {
-            reason: format!("{}, {error}", self.path.display()),
-        })?;
-        Ok(Some((cluster, number)))
-    }
-
-    async fn text(&self) -> Result<Option<(String, i64)>, StoreError> {
-        let text = match tokio::fs::read_to_string(&self.path).await {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                let reason = format!("cannot read {}: {error}", self.path.display());
-                return Err(StoreError { reason });
-            }
-        };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.number == 0 || last.text != text {
-            *last = Version {
-                text: text.clone(),
-                number: last.number + 1,
-            };
-        }
-        Ok(Some((text, last.number)))
-    }
-
-    /// This node's subnet; the error says why there is none yet.
-    async fn own(&self, address: IpAddr) -> Result<(PeerLease, Cluster, i64), String> {
-        let path = self.path.display();
-        let Some((cluster, number)) = self.read().await.map_err(|error| error.to_string())? else {
-            return Err(self.missing());
-        };
-        let Some(own) = cluster.node(address) else {
-            return Err(format!(
-                "no [[node]] of {path} has the address of this node, {address}; add one to the file on every \
-                 node, or choose the address with --iface or --public-ip"
-            ));
-        };
-        Ok((own.clone(), cluster, number))
-    }
-
-    fn missing(&self) -> String {
-        format!(
-            "{} does not exist; write it with `overlay-agent init`, the same on every node",
-            self.path.display()
-        )
+        Self(Arc::new(Source::new(path)))
     }
 }
 
@@ -113,14 +37,14 @@ impl Membership for PeersFile {
         Box::pin(async {
             let read = self.0.read().await?;
             Ok(read.map(|(cluster, number)| ConfigText {
-                text: cluster.config,
+                text: cluster.config.clone(),
                 mod_revision: number,
             }))
         })
     }
 
     fn config_place(&self) -> String {
-        format!("[network] of {}", self.0.path.display())
+        format!("[network] of {}", self.0.place())
     }
 
     fn config_missing(&self) -> String {
@@ -150,26 +74,15 @@ impl Membership for PeersFile {
     ) -> BoxFuture<'_, Result<Option<Member>, JoinError>> {
         Box::pin(async move {
             let address = wish.attrs.node_ip();
-            let mut reported = None;
-            loop {
-                let Some(own) = stop.run_until_cancelled(self.0.own(address)).await else {
-                    return Ok(None);
-                };
-                let problem = match own {
-                    Ok((own, cluster, number)) => {
-                        let follower = Follower::new(Arc::clone(&self.0), own, config);
-                        return Ok(Some(follower.spawn(&cluster, number, stop)));
-                    }
-                    Err(problem) => problem,
-                };
-                if reported.as_ref() != Some(&problem) {
-                    error!("no subnet for this node yet: {problem}");
-                    reported = Some(problem);
-                }
-                if stop.run_until_cancelled(sleep(PERIOD)).await.is_none() {
-                    return Ok(None);
-                }
-            }
+            let own = wait::until_done(
+                &stop,
+                || self.0.own(address),
+                |problem| error!("no subnet for this node yet: {problem}"),
+            );
+            Ok(own.await.map(|(own, cluster, number)| {
+                let follower = Follower::new(Arc::clone(&self.0), own, config);
+                follower.spawn(&cluster, number, stop.clone())
+            }))
         })
     }
 }
