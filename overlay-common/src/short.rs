@@ -92,6 +92,26 @@ pub mod word {
     pub const INGRESS_OWNER: usize = offset_of!(Short, ingress_owner) / 8;
 }
 
+/// Why nothing goes the short way in a direction: what others of tc have put where it passes by. Bits of
+/// [`Config::closed`](crate::config::Config::closed).
+pub mod closed {
+    /// A queueing discipline at the tunnel device.
+    pub const QDISC: u32 = 1;
+    /// A filter there, for what leaves.
+    pub const FILTER_OUT: u32 = 1 << 1;
+    /// A tcx program there, behind ours.
+    pub const PROGRAM_OUT: u32 = 1 << 2;
+    /// A filter at the underlay, for what arrives.
+    pub const FILTER_IN: u32 = 1 << 3;
+    /// A tcx program there, behind ours.
+    pub const PROGRAM_IN: u32 = 1 << 4;
+    /// What there is is not known.
+    pub const UNKNOWN: u32 = 1 << 5;
+
+    pub const OUTWARDS: u32 = QDISC | FILTER_OUT | PROGRAM_OUT | UNKNOWN;
+    pub const INWARDS: u32 = FILTER_IN | PROGRAM_IN | UNKNOWN;
+}
+
 /// When flows were last seen whose packets GRO merges.
 pub const BULK_SLOTS: usize = 4_096;
 /// A flow of which GRO has merged packets stays away from the short way for this many periods of

@@ -14,7 +14,7 @@ use overlay_common::{
     maps::MAX_NODES,
     node::Node,
     outcome::Outcome,
-    short::{CHECKED, SHORT_PERMIT_NS, ShortImage, step, word},
+    short::{CHECKED, SHORT_PERMIT_NS, ShortImage, closed, step, word},
     slow::{EGRESS, INGRESS},
     stamp::source_port,
     wire::{IPPROTO_TCP, IPPROTO_UDP},
@@ -188,8 +188,10 @@ fn send<F: Ip>(skb: &Skb) -> Option<Handled> {
     let config = F::config()?;
     let outward = Outward::<F>::read(skb, config)?;
     let hash = skb.keep_hash();
-    if hash == 0 || config.fastpath == FASTPATH_OFF || maps::slow()?.outer & u32::from(EGRESS) != 0
-    {
+    let is_closed = config.fastpath == FASTPATH_OFF
+        || config.closed & closed::OUTWARDS != 0
+        || maps::slow()?.outer & u32::from(EGRESS) != 0;
+    if hash == 0 || is_closed {
         return None;
     }
     slow::check(skb, config).ok()?;
@@ -386,7 +388,8 @@ fn receive<F: Ip>(skb: &Skb) -> Option<Handled> {
     let outer_len = skb.len() - ETH_LEN as u32;
     // What was marked before it got here is for the host's rules to know, and a frame of its own address
     // the tunnel device takes for a loop.
-    let is_regular = maps::slow()?.outer & u32::from(INGRESS) == 0
+    let is_regular = config.closed & closed::INWARDS == 0
+        && maps::slow()?.outer & u32::from(INGRESS) == 0
         && skb.mark() == 0
         && inner_source != Mac::of(&config.vtep_mac)
         && node.vtep == tunnel.source

@@ -68,11 +68,10 @@ enum Datagrams {
 
 impl Datagrams {
     /// Sends as many as there are in a look.
-    fn send<A: Header>(self, from: &Endpoint<A>, to: &Endpoint<A>) -> Result<()> {
+    fn send<A: Header>(self, from: &Endpoint<A>, to: &Endpoint<A>, server: &Server) -> Result<()> {
         match self {
             Self::OfOne => udp::echo_each(from, to, &[100], COUNT)?.ensure_lossless(),
             Self::OfMany => {
-                let server = Server::start(to, Protocol::Udp, PORT)?;
                 for _ in 0..COUNT {
                     let is_lost = is_unreachable(from, Protocol::Udp, server.address, PATIENCE)?;
                     ensure!(!is_lost, "no answer");
@@ -98,6 +97,7 @@ fn counts<A: Header>(lab: &Lab, mode: Mode, datagrams: Datagrams) -> Result<Vec<
     let [from, to] = pods::<A>(lab)?;
     let node = lab.node(0);
     set_up(node)?;
+    let server = Server::start(&to, Protocol::Udp, PORT)?;
     let source = from.address.to_string();
     let class = ["-j", "CLASSIFY", "--set-class", CLASS];
     let mark = MARK.to_string();
@@ -120,7 +120,7 @@ fn counts<A: Header>(lab: &Lab, mode: Mode, datagrams: Datagrams) -> Result<Vec<
         };
         rule("-A")?;
         let (before, counters) = (classed(node)?, node.counters()?);
-        datagrams.send(&from, &to)?;
+        datagrams.send(&from, &to, &server)?;
         if mode != Mode::Off {
             let counted = node.counters()?.since(&counters);
             datagrams

@@ -148,6 +148,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Sources {
                 alive: true,
             })
             .collect(),
+        outer_rules: 0,
         per_packet_rules: per_packet::Report {
             heeded: true,
             ..per_packet::Report::default()
