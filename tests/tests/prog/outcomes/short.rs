@@ -4,6 +4,7 @@ use overlay_common::{
     ecn::CE,
     node::Leaving,
     outcome::{Hook, Outcome},
+    short::closed,
     slow::{EGRESS, INGRESS},
     stamp::source_port,
 };
@@ -81,7 +82,7 @@ pub fn outward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             (surroundings.hash, surroundings.mark, surroundings.priority) = (stamp, 5, 6);
         },
     );
-    let closed: [(&str, Arrange<F>); 13] = [
+    let not_open: [(&str, Arrange<F>); 14] = [
         ("which has none", |fixture, _| fixture.short.clear()),
         ("which ran out", |fixture, _| {
             fixture.open(&F::TUNNELLED, |short| short.egress_until = 1);
@@ -114,12 +115,15 @@ pub fn outward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         ("where rules tell tunnel packets apart", |fixture, _| {
             fixture.slow.outer = EGRESS.into();
         }),
+        ("past what others have of tc", |fixture, _| {
+            fixture.config.closed = closed::OUTWARDS & !closed::INWARDS;
+        }),
         ("in a GSO packet too large for it", |_, around| {
             around.gso_size = 9_000;
         }),
         ("under a VLAN tag", |_, around| around.vlan = Some(5)),
     ];
-    for (name, arrange) in closed {
+    for (name, arrange) in not_open {
         let name = format!("SYN to a node with the short way, {name}");
         table.pass(
             Outcome::Handshake,
@@ -251,7 +255,7 @@ pub fn inward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             },
         );
     }
-    let closed: [(&str, Arrange<F>); 7] = [
+    let not_open: [(&str, Arrange<F>); 8] = [
         ("which has none", |fixture, _| fixture.short.clear()),
         ("which ran out", |fixture, _| {
             let short = fixture.open(&F::TUNNELLED, |_| {});
@@ -268,9 +272,12 @@ pub fn inward<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         ("where rules tell tunnel packets apart", |fixture, _| {
             fixture.slow.outer = INGRESS.into();
         }),
+        ("past what others have of tc", |fixture, _| {
+            fixture.config.closed = closed::INWARDS & !closed::OUTWARDS;
+        }),
         ("merged by GRO", |_, around| around.gso_size = 1_000),
     ];
-    for (name, arrange) in closed {
+    for (name, arrange) in not_open {
         let name = format!("SYN from a node with the short way, {name}");
         table.pass(
             Outcome::NoPermit,
