@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use overlay_common::short::closed;
 use tokio::{
     sync::Mutex,
     task::block_in_place,
@@ -22,7 +23,7 @@ use crate::{
 /// Nobody announces tcx programs.
 const PERIOD: Duration = Duration::from_millis(500);
 /// Changes seldom come alone.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// From here on the short way is closed while others have something of tc that would not see its packets.
 pub fn spawn(
@@ -61,9 +62,8 @@ async fn keep(way: &mut ShortWay, stop: CancellationToken) -> Result<(), Netlink
         for problem in complaints.news(problem.as_slice()) {
             warn!("cannot tell whether the short way may be used: {problem}");
         }
-        if let Ok(closed) = looked
-            && closed != told
-        {
+        let closed = looked.unwrap_or(closed::UNKNOWN);
+        if closed != told {
             told = closed;
             match &*short_way_closed(closed, 0) {
                 [] => info!("the short way is open again"),
