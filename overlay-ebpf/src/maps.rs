@@ -11,8 +11,8 @@ use overlay_common::{
     family::{V4, V6, WireFamily},
     flow::{Entered, Flow, FlowImage, FlowKey, FlowWords},
     maps::{
-        ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS,
-        MAX_NODES, MAX_PODS, MAX_ROUTES, PAIR_SLOTS, SEEN_SLOTS,
+        ENTERED_SLOTS, LEARN_BUDGET, LEARN_PERIOD_BITS, MAX_FLOWS, MAX_GATEWAYS, MAX_NODES,
+        MAX_PODS, MAX_ROUTES, PAIR_SLOTS, SEEN_SLOTS,
     },
     node::{
         Gateway, Leaving, MOVE_SLOTS, NODE_VALID, Nexthop, Node, Peer, PodKey, PodPort, move_slot,
