@@ -95,14 +95,14 @@ fn layouts() -> BTreeMap<String, Layout> {
         Config<V4> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
-            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2, closed, _pad3,
-            sctp_permit_ns,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
+            sctp_permit_ns, closed, _pad3,
         }
         Config<V6> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
-            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2, closed, _pad3,
-            sctp_permit_ns,
+            source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
+            sctp_permit_ns, closed, _pad3,
         }
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
