@@ -33,6 +33,7 @@ pub mod seccomp;
 pub mod services;
 pub mod sys;
 pub mod tcp_proxy;
+pub mod tcx;
 pub mod traffic;
 pub mod tun;
 pub mod wait;

@@ -17,6 +17,7 @@ mod per_packet;
 mod reload;
 mod rules;
 mod settler;
+mod short_way;
 mod side;
 mod sides;
 mod start;

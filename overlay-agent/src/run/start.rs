@@ -19,6 +19,7 @@ use super::{
     reload,
     rules::Rules,
     settler::{Job, Settled, Settler},
+    short_way,
     side::Side,
     subnet_file::SubnetFile,
     tier1::Tier1,
@@ -193,6 +194,7 @@ impl Daemon {
         let mut timeouts = TimeoutWatch::spawn(supervisor, rules.ruleset.clone()).await;
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
         let per_packet = PerPacket::spawn(&options.datapath, &tier1, &node, &rules, supervisor)?;
+        short_way::spawn(&options.datapath, &tier1, supervisor)?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(node, followed, sides.devices());
         if runs {
