@@ -77,8 +77,12 @@ pub fn run(args: &Args) -> Result<()> {
         let of_kubernetes = |program: &&Program| program.name == "kubernetes";
         let lab: Vec<_> = programs.iter().filter(of_kubernetes).collect();
         report.phase("lab tests", || {
-            lab::run(&lab, &workspace.lab_logs(), Some(filter.unwrap_or_default()))
-                .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+            lab::run(
+                &lab,
+                &workspace.lab_logs(),
+                Some(filter.unwrap_or_default()),
+            )
+            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
         });
         return report.finish(filter.is_some());
     }

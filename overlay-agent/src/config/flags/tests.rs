@@ -5,8 +5,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::config::options::{
-    ClientIdentity, Credentials, DatapathTier, Fastpath, KubernetesOptions, LogFormat, NodeIdentity, PerPacketRules, Secret,
-    SlowMark,
+    ClientIdentity, Credentials, DatapathTier, Fastpath, KubernetesOptions, LogFormat,
+    NodeIdentity, PerPacketRules, Secret, SlowMark,
 };
 
 fn words(text: &[&str]) -> Vec<String> {
@@ -610,7 +610,10 @@ fn a_command_line_of_flannels_daemon_set_is_understood() {
         "--net-config-path=/tmp/net-conf.json",
         "--set-node-network-unavailable=false",
     ];
-    let of_pod = [("POD_NAME", "kube-flannel-ds-x"), ("POD_NAMESPACE", "kube-flannel")];
+    let of_pod = [
+        ("POD_NAME", "kube-flannel-ds-x"),
+        ("POD_NAMESPACE", "kube-flannel"),
+    ];
     let named = [of_pod[0], of_pod[1], ("NODE_NAME", "worker-1")];
     for (environment, node) in [
         (

@@ -26,7 +26,7 @@ const NODES: &str = "/api/v1/nodes";
 const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(15);
 /// A slow server with many nodes takes its time for a part of the list.
-const LIST: Duration = Duration::from_secs(60);
+const LIST: Duration = Duration::from_mins(1);
 /// The server ends a watch after so many seconds.
 const WATCH_SECONDS: u32 = 290;
 const GONE: u16 = 410;
@@ -230,6 +230,8 @@ fn said(error: &Error) -> ApiError {
             "the API server says: {} ({})",
             status.message, status.code
         )),
+        Error::Service(error) => ApiError::Failed(chain(&**error)),
+        Error::HyperError(error) => ApiError::Failed(chain(error)),
         other => ApiError::Failed(chain(other)),
     }
 }

@@ -122,17 +122,16 @@ impl<A: NodeApi> Feed<A> {
     }
 
     async fn follow(&mut self) -> Result<End, ApiError> {
-        let version = match &self.version {
-            Some(version) => version.clone(),
-            None => {
-                let listing = Listing::read(&*self.api).await?;
-                let version = listing.version.clone();
-                self.version = Some(version.clone());
-                if self.heard.send(Heard::Listed(listing)).await.is_err() {
-                    return Ok(End::Closed);
-                }
-                version
+        let version = if let Some(version) = &self.version {
+            version.clone()
+        } else {
+            let listing = Listing::read(&*self.api).await?;
+            let version = listing.version.clone();
+            self.version = Some(version.clone());
+            if self.heard.send(Heard::Listed(listing)).await.is_err() {
+                return Ok(End::Closed);
             }
+            version
         };
         let mut changes = self.api.watch(&version).await?;
         if self.heard.send(Heard::Watching).await.is_err() {

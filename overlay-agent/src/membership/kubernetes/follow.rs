@@ -288,12 +288,11 @@ impl<A: NodeApi> Follower<A> {
             Ok(node) => {
                 self.backoff.succeeded();
                 self.complaints.news([]);
-                match clears {
-                    Some(uid) => {
-                        info!("the condition NetworkUnavailable of this node is cleared");
-                        self.cleared = Some(uid);
-                    }
-                    None => info!("annotations of this node written"),
+                if let Some(uid) = clears {
+                    info!("the condition NetworkUnavailable of this node is cleared");
+                    self.cleared = Some(uid);
+                } else {
+                    info!("annotations of this node written");
                 }
                 self.nodes.put(node);
             }
@@ -343,18 +342,18 @@ async fn answer(write: &mut Option<Write>) -> Result<Node, ApiError> {
 
 /// Takes over what differs. True if something did.
 fn apply(peers: &mut LeaseTable, changes: Vec<nodes::Change>) -> bool {
-    let mut changed = false;
+    let mut differs = false;
     for (subnet, lease) in changes {
         if peers.get(&subnet) == lease.as_ref() {
             continue;
         }
-        changed = true;
+        differs = true;
         match lease {
             Some(lease) => peers.insert(subnet, lease),
             None => peers.remove(&subnet),
         }
     }
-    changed
+    differs
 }
 
 /// The version as a number, which it is in practice.

@@ -141,12 +141,11 @@ impl Kubernetes {
             node = written.map_err(|error| error.to_string())?;
         }
         let listed = self.listed().take();
-        let listing = match listed {
-            Some(listing) => listing,
-            None => {
-                let listing = Listing::read(&*self.api).await;
-                listing.map_err(|error| error.to_string())?
-            }
+        let listing = if let Some(listing) = listed {
+            listing
+        } else {
+            let listing = Listing::read(&*self.api).await;
+            listing.map_err(|error| error.to_string())?
         };
         Ok(Acquired { key, node, listing })
     }

@@ -63,9 +63,11 @@ impl Nodes {
     }
 
     /// Whether the last list was not believed and this node is there again: then the Nodes are to be
-    /// listed once more.
-    pub fn wants_list(&self) -> bool {
-        self.doubted && self.own_node.is_some()
+    /// listed once more. Said once.
+    pub fn wants_list(&mut self) -> bool {
+        let wants = self.doubted && self.own_node.is_some();
+        self.doubted &= !wants;
+        wants
     }
 
     /// What is wrong with Nodes since somebody asked last.

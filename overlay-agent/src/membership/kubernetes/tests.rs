@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// On the clock of a test, which goes on when nothing else does.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DATA: &str = r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}"#;
 
