@@ -21,7 +21,7 @@ use crate::{
 };
 
 const PORT: u16 = 6443;
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 const ADMIN: &str = "admin-token";
 /// The namespace, the role and the rest of what `deploy` installs.
 pub const MANIFEST: &str = concat!(

@@ -16,7 +16,7 @@ use crate::with_api_server;
 /// For whatever a working daemon does at once, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Also for a pause between attempts.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(1);
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const ACCOUNT: &str = "--as=system:serviceaccount:kube-flannel:flannel";
