@@ -18,6 +18,7 @@ pub mod document;
 pub mod etcd;
 pub mod http;
 pub mod kernel;
+pub mod kubernetes;
 pub mod lab;
 pub mod lease_node;
 pub mod netkit;

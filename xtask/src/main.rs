@@ -10,6 +10,7 @@ mod deny;
 mod fingerprint;
 mod fuzz;
 mod kernel;
+mod kubernetes;
 mod libtest;
 mod linker;
 mod lint;

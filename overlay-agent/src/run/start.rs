@@ -109,6 +109,7 @@ impl Daemon {
             return Ok(None);
         };
         readiness.fail(Condition::LeaseHeld, "starting");
+        let options = &told(options, &*store);
         let host = underlay::snapshot(options.interface.iface_can_reach).await?;
         let links = netlink.links().await?;
         let mut held = held_addresses(&links, &backend, &host, &known);
@@ -272,6 +273,7 @@ impl Daemon {
             settler: Arc::new(Mutex::new(settler)),
         };
         daemon.advertise();
+        daemon.leases.started();
         Ok(Some(daemon))
     }
 
@@ -463,6 +465,16 @@ impl Daemon {
         ));
         self.take_local(desired);
     }
+}
+
+/// The options with the addresses that the store has this node advertise.
+fn told(options: &DaemonOptions, store: &dyn Membership) -> DaemonOptions {
+    let mut options = options.clone();
+    let PerFamily { ipv4, ipv6 } = store.told();
+    let interface = &mut options.interface;
+    interface.public_ip = ipv4.or(interface.public_ip);
+    interface.public_ipv6 = ipv6.or(interface.public_ipv6);
+    options
 }
 
 fn read_previous(options: &DaemonOptions) -> Previous {

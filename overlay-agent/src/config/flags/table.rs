@@ -553,15 +553,9 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Kubernetes,
         form: Form::Switch,
         default: "false",
-        help: "lease through the Kubernetes API instead of etcd; not supported",
-        set: |_, value| {
-            if boolean(value)? {
-                return Err(ValueError::Invalid(
-                    "leasing through the Kubernetes API is not supported; leave the flag out and \
-                     lease through etcd, see --etcd-endpoints"
-                        .to_owned(),
-                ));
-            }
+        help: "the podCIDRs and annotations of the cluster's Nodes are the leases, instead of etcd",
+        set: |draft, value| {
+            draft.options.kubernetes.is_on = boolean(value)?;
             Ok(())
         },
     },
