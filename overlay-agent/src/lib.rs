@@ -4,6 +4,7 @@
 
 pub mod backend;
 mod backoff;
+mod check;
 pub mod cli;
 mod complaints;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod docker_opts;
 pub mod filter;
 pub mod go;
 pub mod health;
+mod inquiry;
 pub mod lifecycle;
 pub mod logging;
 pub mod membership;

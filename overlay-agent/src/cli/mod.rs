@@ -1,9 +1,11 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
 //! runs. Called as `mk-docker-opts.sh`, it is that script.
 
+pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+mod health;
 pub mod init;
 pub mod pinned;
 pub mod routes;
@@ -56,6 +58,9 @@ enum Command {
     /// Tell whether this node's fast path is healthy, and if not, why not
     #[command(after_help = "Exit codes: 0 healthy, 1 degraded, 2 cannot tell")]
     Status(status::Args),
+    /// Look for known pitfalls on this host, and say what to do about them
+    #[command(after_help = "Exit codes: 0 no error and no warning, 1 some, 2 cannot tell")]
+    Check(check::Args),
     /// Show which subnet is behind which node, and the way there
     Routes(routes::Args),
     /// Show the flows that may take the fast path
@@ -111,6 +116,10 @@ async fn command(args: &[String]) -> ExitCode {
             let host = Host::read().await;
             warn(&host.missing);
             report(|out| status::run(&args, snapshot, &host, out))
+        }
+        Command::Check(args) => {
+            let found = check::look(&args).await;
+            report(|out| check::print(&found, &args, out))
         }
         Command::Routes(args) => {
             let snapshot = look(&args.pinned).await;

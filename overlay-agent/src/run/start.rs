@@ -26,9 +26,11 @@ use super::{
 };
 use crate::{
     backend::{ChangedKeys, LeaseData},
+    check,
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
+    inquiry::Served,
     lifecycle::Supervisor,
     membership::{self, Member, Membership, Wish},
     metrics,
@@ -50,6 +52,8 @@ pub struct Daemon {
     pub again: Dirty,
     pub watch: Watch,
     pub leases: Member,
+    /// Answers `check`.
+    _told: Option<Served>,
     pub rules: Rules,
     per_packet: Option<PerPacket>,
     pub timeouts: Timeouts,
@@ -255,6 +259,7 @@ impl Daemon {
             metrics: metrics.clone(),
             again,
             watch,
+            _told: tell(&leases),
             leases,
             rules,
             per_packet,
@@ -461,6 +466,15 @@ impl Daemon {
         ));
         self.take_local(desired);
     }
+}
+
+/// Has `check` ask about leases. The node does as well without.
+fn tell(leases: &Member) -> Option<Served> {
+    let served = check::tell(leases.view.clone());
+    if let Err(error) = &served {
+        warn!(%error, "`overlay-agent check` does not hear of leases with one address");
+    }
+    served.ok()
 }
 
 fn read_previous(options: &DaemonOptions) -> Previous {

@@ -1,0 +1,4 @@
+//! What goes wrong with overlay networks, made to happen, and named by the commands that look for it.
+
+mod check;
+mod support;
