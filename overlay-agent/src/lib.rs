@@ -25,6 +25,7 @@ pub mod names;
 pub mod netlink;
 pub mod object;
 pub mod output;
+pub mod probe;
 pub mod run;
 pub mod subnet_env;
 pub mod underlay;

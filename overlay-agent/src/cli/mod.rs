@@ -7,6 +7,7 @@ pub mod flows;
 pub mod flush;
 mod health;
 pub mod init;
+pub mod peers;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -61,6 +62,9 @@ enum Command {
     /// Look for known pitfalls on this host, and say what to do about them
     #[command(after_help = "Exit codes: 0 no error and no warning, 1 some, 2 cannot tell")]
     Check(check::Args),
+    /// Tell which nodes are reached through the overlay, and why the others are not
+    #[command(after_help = "Exit codes: 0 all are, 1 some are in trouble, 2 cannot tell")]
+    Peers(peers::Args),
     /// Show which subnet is behind which node, and the way there
     Routes(routes::Args),
     /// Show the flows that may take the fast path
@@ -125,6 +129,7 @@ async fn command(args: &[String]) -> ExitCode {
             let snapshot = look(&args.pinned).await;
             report(|out| routes::run(&args, snapshot, out))
         }
+        Command::Peers(args) => report(|out| peers::run(&args, out)),
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),

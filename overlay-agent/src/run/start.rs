@@ -39,6 +39,7 @@ use crate::{
     },
     netlink::{Netlink, NetlinkError, Watch},
     output,
+    probe::Probes,
     subnet_env::Previous,
     underlay::{self, Families, Held, HostSnapshot},
 };
@@ -59,6 +60,7 @@ pub struct Daemon {
     pub timeouts: Timeouts,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
+    probes: Option<Probes>,
     lease: LeaseKey,
     /// What the lease was last told to say.
     advertised: LeaseAttrs,
@@ -80,6 +82,7 @@ impl Daemon {
         supervisor: &Supervisor,
         readiness: &Readiness,
         metrics: &metrics::Daemon,
+        probes: Option<Probes>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
@@ -266,6 +269,7 @@ impl Daemon {
             timeouts,
             readiness: readiness.clone(),
             subnet_file,
+            probes,
             options: options.clone(),
             config,
             store,
@@ -275,6 +279,7 @@ impl Daemon {
             settler: Arc::new(Mutex::new(settler)),
         };
         daemon.advertise();
+        daemon.probe(supervisor);
         Ok(Some(daemon))
     }
 
@@ -388,7 +393,23 @@ impl Daemon {
         self.subnet_file.set_mtu(convert::pod_mtu(&desired));
         let dirty = self.controller.want(desired);
         self.advertise();
+        if let Some(probes) = &self.probes {
+            probes.set_own(convert::own_ends(self.controller.desired()));
+        }
         dirty
+    }
+
+    /// Begins to ask the peers.
+    fn probe(&self, supervisor: &Supervisor) {
+        let Some(probes) = &self.probes else {
+            return;
+        };
+        probes.set_own(convert::own_ends(self.controller.desired()));
+        let (probes, leases) = (probes.clone(), self.leases.view.clone());
+        let backend = self.config.backend.clone();
+        supervisor.spawn("peer probes", move |stop| {
+            probes.clone().run(leases.clone(), backend.clone(), stop)
+        });
     }
 
     /// Has the lease say what this node is.

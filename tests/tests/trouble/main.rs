@@ -1,4 +1,5 @@
 //! What goes wrong with overlay networks, made to happen, and named by the commands that look for it.
 
 mod check;
+mod peers;
 mod support;
