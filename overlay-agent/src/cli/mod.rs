@@ -1,6 +1,7 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
 //! runs. Called as `mk-docker-opts.sh`, it is that script.
 
+pub mod bugreport;
 pub mod check;
 pub mod cleanup;
 pub mod flows;
@@ -73,6 +74,8 @@ enum Command {
     Stats(stats::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
+    /// Write one archive with everything that a report of a problem needs, without secrets
+    Bugreport(bugreport::Args),
     /// Remove everything of the agent's from this host; stop the agent first
     #[command(after_help = "Exit codes: 0 all is gone, 1 something is left, or an agent runs")]
     Cleanup(cleanup::Args),
@@ -137,6 +140,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Cleanup(args) => {
             let done = cleanup::run(&args).await;
             report(|out| cleanup::print(&done?, &args, out))
+        }
+        Command::Bugreport(args) => {
+            let written = bugreport::run(&args).await;
+            report(|out| bugreport::print(&written?, &args, out))
         }
         Command::DockerOpts { args } => {
             docker_opts::main(&format!("{PROGRAM} docker-opts"), &args).await

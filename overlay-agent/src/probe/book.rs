@@ -83,7 +83,7 @@ pub struct Peer {
     pub large: Leg,
     pub inside: Leg,
     pub outside: Leg,
-    /// Round trips of the last small questions; `None` for those without an answer.
+    /// Round trips of the last small questions since it was out of reach; `None` for those without an answer.
     pub window: VecDeque<Option<Duration>>,
     /// When a question came from it.
     pub heard: Option<Instant>,
@@ -321,7 +321,12 @@ impl Book {
             peer.heard = Some(now);
             return self.answers.take(now);
         }
+        let was_away = peer.small.fails();
         if let Some(took) = peer.small.answer(packet.number, packet.cookie, now) {
+            // That it was out of reach was told meanwhile; it is no loss of the packets that pass now.
+            if was_away {
+                peer.window.clear();
+            }
             self.small.answered += 1;
             peer.identity = Some(packet.node);
             peer.remember(Some(took));

@@ -32,6 +32,8 @@ struct World {
     asks: bool,
     /// Somebody else answers.
     other: bool,
+    /// Every third of the small ones is lost.
+    lossy: bool,
 }
 
 const WELL: World = World {
@@ -41,6 +43,7 @@ const WELL: World = World {
     outside: true,
     asks: true,
     other: false,
+    lossy: false,
 };
 
 fn address(index: u32) -> IpAddr {
@@ -67,6 +70,7 @@ struct Sim {
     rng: StdRng,
     /// When each packet was sent.
     sent: Vec<Instant>,
+    smalls: u32,
 }
 
 impl Sim {
@@ -80,6 +84,7 @@ impl Sim {
             now,
             rng,
             sent: Vec::new(),
+            smalls: 0,
         }
     }
 
@@ -110,7 +115,10 @@ impl Sim {
         match ask {
             Ask::Small { to, packet: asked } | Ask::Large { to, packet: asked } => {
                 let passes = match ask {
-                    Ask::Small { .. } => world.small,
+                    Ask::Small { .. } => {
+                        self.smalls += 1;
+                        world.small && !(world.lossy && self.smalls.is_multiple_of(3))
+                    }
                     _ => world.large,
                 };
                 if passes {
@@ -157,7 +165,7 @@ fn ends_as(verdict: Verdict, world: World) {
     assert_eq!(sim.verdict(), verdict);
     assert!(verdict.is_trouble() || matches!(verdict, Verdict::Healthy | Verdict::NoAgent));
     // Whatever it was, it is over when packets pass.
-    sim.run(Duration::from_mins(4), WELL);
+    sim.run(Duration::from_secs(20), WELL);
     assert_eq!(sim.verdict(), Verdict::Healthy);
 }
 
@@ -215,6 +223,17 @@ fn a_peer_whose_address_another_lease_has_is_a_duplicate_when_it_is_silent() {
         },
     );
     assert_eq!(sim.verdict(), Verdict::Duplicate);
+}
+
+#[test]
+fn a_peer_that_loses_many_packets_is_lossy() {
+    let mut sim = Sim::new(&targets(1));
+    let lossy = World {
+        lossy: true,
+        ..WELL
+    };
+    sim.run(Duration::from_mins(2), lossy);
+    assert_eq!(sim.verdict(), Verdict::Lossy);
 }
 
 #[test]

@@ -4,8 +4,6 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::Value;
 
-use super::read;
-
 /// In the order of precedence.
 const LINK_DIRS: [&str; 4] = [
     "etc/systemd/network",
@@ -26,7 +24,7 @@ pub fn mac_policy(root: &Path, interface: &str) -> Option<(String, String)> {
         }
     }
     let applies = |path: String| {
-        let text = read(&path)?;
+        let text = fs::read_to_string(&path).ok()?;
         matches(&text, interface).then_some((path, text))
     };
     let (path, text) = files.into_values().find_map(applies)?;
@@ -68,7 +66,7 @@ pub fn cni(dir: &Path) -> Vec<(String, Vec<String>)> {
     let names = names(dir, &["conf", "conflist", "json"]);
     let of = |name: String| {
         let path = dir.join(name);
-        let value: Value = serde_json::from_str(&read(&path)?).ok()?;
+        let value: Value = serde_json::from_str(&fs::read_to_string(&path).ok()?).ok()?;
         let own = value.get("type").into_iter();
         let plugins = value.get("plugins").and_then(Value::as_array);
         let listed = plugins.into_iter().flatten().filter_map(|p| p.get("type"));

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use procfs::process::{FDTarget, all_processes};
 
-use super::read;
 use crate::check::facts::UdpSocket;
 
 /// A socket, whoever has it.
@@ -21,7 +21,9 @@ struct Socket {
 pub fn at(ports: &BTreeSet<u16>) -> Vec<UdpSocket> {
     // `self` is the process, whose namespace the calling thread may have left.
     let files = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
-    let texts = files.into_iter().filter_map(read);
+    let texts = files
+        .into_iter()
+        .filter_map(|file| fs::read_to_string(file).ok());
     let sockets = texts.flat_map(|text| parse(&text));
     let sockets: Vec<Socket> = sockets.filter(|s| ports.contains(&s.port)).collect();
     let inodes = sockets.iter().map(|socket| socket.inode).collect();
