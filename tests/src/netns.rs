@@ -182,7 +182,8 @@ pub fn checked(command: &mut Command) -> Result<String> {
     )
 }
 
-fn with_input(command: &mut Command, input: &str) -> Result<String> {
+/// Runs a command to its end with `input` on its standard input, as [`checked`] does without.
+pub fn with_input(command: &mut Command, input: &str) -> Result<String> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

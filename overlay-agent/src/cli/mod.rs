@@ -223,6 +223,15 @@ fn version() -> String {
     format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))
 }
 
+/// The whole command line, as manual pages and completions are made of it.
+pub fn definition() -> clap::Command {
+    Cli::command()
+        .bin_name(PROGRAM)
+        .subcommand_required(false)
+        .disable_version_flag(true)
+        .args(flags::arguments())
+}
+
 fn help() -> String {
     let commands: Vec<(String, String)> = Cli::command()
         .get_subcommands()
@@ -244,6 +253,14 @@ mod tests {
     #[test]
     fn the_definition_of_the_subcommands_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_manual_pages_are_made_of_has_every_flag_and_is_consistent() {
+        let definition = definition();
+        definition.clone().debug_assert();
+        let mut flags = definition.get_opts().filter_map(clap::Arg::get_long);
+        assert!(flags.any(|flag| flag == "etcd-endpoints"));
     }
 
     #[test]

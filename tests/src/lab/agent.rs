@@ -29,15 +29,20 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os(AGENT_VARIABLE) {
         return Ok(path.into());
     }
+    built("overlay-agent").with_context(|| format!("or set {AGENT_VARIABLE}"))
+}
+
+/// A program of the workspace, built beside the test.
+pub fn built(name: &str) -> Result<PathBuf> {
     // Tests run from target/<profile>/deps, the demo from target/<profile>.
     let current = env::current_exe()?;
     let found = current
         .ancestors()
-        .map(|dir| dir.join("overlay-agent"))
+        .map(|dir| dir.join(name))
         .find(|path| path.is_file());
     found.with_context(|| {
         format!(
-            "no overlay-agent beside {}: run `cargo build -p overlay-agent`, or set {AGENT_VARIABLE}",
+            "no {name} beside {}: run `cargo build -p {name}`",
             current.display()
         )
     })

@@ -40,6 +40,29 @@ pub fn daemon_help(commands: &[(String, String)]) -> String {
     text
 }
 
+/// The flags as clap has them, for texts that are made by its generators. What reads a command line
+/// is [`super::parse`]: clap knows nothing of Go's syntax.
+pub fn arguments() -> Vec<clap::Arg> {
+    FLAGS.iter().map(argument).collect()
+}
+
+fn argument(flag: &Flag) -> clap::Arg {
+    let argument = clap::Arg::new(flag.name)
+        .long(flag.name)
+        .help(flag.help)
+        .help_heading(flag.group.title());
+    match flag.form {
+        Form::Switch => argument.action(clap::ArgAction::SetTrue),
+        Form::Value(name) => {
+            let argument = argument.value_name(name).action(clap::ArgAction::Set);
+            match flag.default {
+                "" => argument,
+                default => argument.default_value(default),
+            }
+        }
+    }
+}
+
 fn describe(text: &mut String, flag: &Flag) {
     let value = match flag.form {
         Form::Switch => String::new(),

@@ -6,7 +6,7 @@ mod help;
 mod table;
 mod value;
 
-pub use help::daemon_help;
+pub use help::{arguments, daemon_help};
 
 use strsim::damerau_levenshtein;
 
