@@ -17,6 +17,7 @@ mod told;
 mod verdict;
 
 pub use self::{
+    packet::Packet,
     run::{Own, Probes},
     told::{Told, ToldPeer, ask},
 };

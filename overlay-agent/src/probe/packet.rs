@@ -44,7 +44,7 @@ impl Packet {
         bytes.extend(self.number.to_be_bytes());
         bytes.extend(self.cookie.to_be_bytes());
         bytes.extend(self.heard.unwrap_or(NEVER).to_be_bytes());
-        bytes.extend(octets(self.node.subnet.network()));
+        bytes.extend(octets(self.node.subnet.ip()));
         bytes.extend(octets(self.node.public_ip));
         bytes.resize(len.max(LEN), 0);
         bytes

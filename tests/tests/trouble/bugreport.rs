@@ -91,7 +91,7 @@ fn everything_is_in_the_archive_but_no_secret() {
             ("host/links.txt", "flannel.1"),
             ("host/routes.txt", "dev flannel.1"),
             ("host/fdb.txt", "dst 172.30.0.12"),
-            ("host/nft.txt", "flanneld forward"),
+            ("host/nft.txt", "chain pod-source"),
             ("host/iptables.txt", "FLANNEL-FWD"),
             ("host/sysctl.txt", "net.ipv4.ip_forward = 1"),
         ] {
