@@ -62,7 +62,7 @@ impl Daemons {
                 let option = word.trim_start_matches('-');
                 match option.split_once('=') {
                     Some((name, value)) if SECRETS.contains(&name) => {
-                        secrets.push(value.to_owned())
+                        secrets.push(value.to_owned());
                     }
                     None if SECRETS.contains(&option) => secrets.extend(words.next().cloned()),
                     _ => {}
