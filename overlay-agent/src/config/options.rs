@@ -118,6 +118,8 @@ pub struct FilterOptions {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthOptions {
+    /// UDP port at which agents ask each other; `None`: they do not.
+    pub probe_port: Option<u16>,
     /// Address or host name to listen on.
     pub host: String,
     /// `None`: no server.
@@ -264,6 +266,7 @@ impl Default for FilterOptions {
 impl Default for HealthOptions {
     fn default() -> Self {
         Self {
+            probe_port: Some(8473),
             host: "0.0.0.0".to_owned(),
             port: None,
         }

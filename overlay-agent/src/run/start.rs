@@ -27,9 +27,11 @@ use super::{
 };
 use crate::{
     backend::{ChangedKeys, LeaseData},
+    check,
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
+    inquiry::Served,
     lifecycle::Supervisor,
     membership::{self, Member, Membership, Wish},
     metrics,
@@ -38,6 +40,7 @@ use crate::{
     },
     netlink::{Netlink, NetlinkError, Watch},
     output,
+    probe::Probes,
     subnet_env::Previous,
     underlay::{self, Families, Held, HostSnapshot},
 };
@@ -51,11 +54,14 @@ pub struct Daemon {
     pub again: Dirty,
     pub watch: Watch,
     pub leases: Member,
+    /// Answers `check`.
+    _told: Option<Served>,
     pub rules: Rules,
     per_packet: Option<PerPacket>,
     pub timeouts: Timeouts,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
+    probes: Option<Probes>,
     lease: LeaseKey,
     /// What the lease was last told to say.
     advertised: LeaseAttrs,
@@ -77,6 +83,7 @@ impl Daemon {
         supervisor: &Supervisor,
         readiness: &Readiness,
         metrics: &metrics::Daemon,
+        probes: Option<Probes>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
@@ -258,12 +265,14 @@ impl Daemon {
             metrics: metrics.clone(),
             again,
             watch,
+            _told: tell(&leases),
             leases,
             rules,
             per_packet,
             timeouts,
             readiness: readiness.clone(),
             subnet_file,
+            probes,
             options: options.clone(),
             config,
             store,
@@ -274,6 +283,7 @@ impl Daemon {
         };
         daemon.advertise();
         daemon.leases.started();
+        daemon.probe(supervisor);
         Ok(Some(daemon))
     }
 
@@ -387,7 +397,23 @@ impl Daemon {
         self.subnet_file.set_mtu(convert::pod_mtu(&desired));
         let dirty = self.controller.want(desired);
         self.advertise();
+        if let Some(probes) = &self.probes {
+            probes.set_own(convert::own_ends(self.controller.desired()));
+        }
         dirty
+    }
+
+    /// Begins to ask the peers.
+    fn probe(&self, supervisor: &Supervisor) {
+        let Some(probes) = &self.probes else {
+            return;
+        };
+        probes.set_own(convert::own_ends(self.controller.desired()));
+        let (probes, leases) = (probes.clone(), self.leases.view.clone());
+        let backend = self.config.backend.clone();
+        supervisor.spawn("peer probes", move |stop| {
+            probes.clone().run(leases.clone(), backend.clone(), stop)
+        });
     }
 
     /// Has the lease say what this node is.
@@ -475,6 +501,15 @@ fn told(options: &DaemonOptions, store: &dyn Membership) -> DaemonOptions {
     interface.public_ip = ipv4.or(interface.public_ip);
     interface.public_ipv6 = ipv6.or(interface.public_ipv6);
     options
+}
+
+/// Has `check` ask about leases. The node does as well without.
+fn tell(leases: &Member) -> Option<Served> {
+    let served = check::tell(leases.view.clone());
+    if let Err(error) = &served {
+        warn!(%error, "`overlay-agent check` does not hear of leases with one address");
+    }
+    served.ok()
 }
 
 fn read_previous(options: &DaemonOptions) -> Previous {

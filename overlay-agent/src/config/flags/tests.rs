@@ -173,6 +173,7 @@ fn our_own_flags_are_understood() {
         "--flow-table-size=1000000",
         "--conntrack-tcp-be-liberal=false",
         "--datapath-log=debug",
+        "--peer-probe-port=0",
         "--log-format=json",
         "-v=5",
     ]);
@@ -189,6 +190,7 @@ fn our_own_flags_are_understood() {
     assert_eq!(options.datapath.flow_table_size, 1_000_000);
     assert!(!options.datapath.tcp_be_liberal);
     assert_eq!(options.datapath.log, LevelFilter::DEBUG);
+    assert_eq!(options.health.probe_port, None);
     assert_eq!(options.log.format, LogFormat::Json);
     assert_eq!(options.log.verbosity, 5);
 }
