@@ -131,7 +131,7 @@ fn settings_rules_and_devices_of_others_are_named_and_no_longer_when_they_are_go
         (
             &[
                 "nft add table inet fw",
-                "nft add chain inet fw fwd { type filter hook forward priority 10; policy drop; }",
+                "nft add chain inet fw through { type filter hook forward priority 10; policy drop; }",
             ],
             &["nft delete table inet fw"],
             "forward_policy",
