@@ -9,15 +9,14 @@ use overlay_tests::{
     skip,
     wait::wait_for,
 };
-use serde_json::Value;
 
-use crate::support::judge;
+use crate::support::{Judged, judge};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 
 /// What `check` says, with the node's own subnet file.
-fn check(node: &Node, more: &[&str]) -> Result<(Option<i32>, Vec<(String, String)>, Value)> {
+fn check(node: &Node, more: &[&str]) -> Result<Judged> {
     let file = format!("--subnet-file={}", node.subnet_file.display());
     let words = [&["check", &file], more].concat();
     let (code, said) = judge(node, &words)?;
@@ -132,7 +131,7 @@ fn settings_rules_and_devices_of_others_are_named_and_no_longer_when_they_are_go
         (
             &[
                 "nft add table inet fw",
-                "nft add chain inet fw fwd { type filter hook forward priority 10; policy drop; }",
+                "nft add chain inet fw through { type filter hook forward priority 10; policy drop; }",
             ],
             &["nft delete table inet fw"],
             "forward_policy",

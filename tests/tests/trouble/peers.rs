@@ -10,7 +10,7 @@ use overlay_tests::{
 };
 use serde_json::Value;
 
-use crate::support::judge;
+use crate::support::{Judged, judge};
 
 const PROBES: &str = "--peer-probe-port=8473";
 /// Three questions without an answer, and those that come before.
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const DROP: &str = "-p udp --dport 8472 -j DROP";
 
 /// The states of a node's peers, by their public IPs.
-fn states(node: &Node) -> Result<(Option<i32>, Vec<(String, String)>, Value)> {
+fn states(node: &Node) -> Result<Judged> {
     let (code, said) = judge(node, &["peers"])?;
     let peers = said["peers"].as_array().context("peers")?;
     let text = |peer: &Value, key: &str| peer[key].as_str().unwrap_or_default().to_owned();

@@ -6,6 +6,9 @@ use anyhow::{Context as _, Result};
 use overlay_tests::lab::{Node, agent};
 use serde_json::Value;
 
+/// The code that a command exits with, what it judges in which way, and all that it says.
+pub type Judged = (Option<i32>, Vec<(String, String)>, Value);
+
 /// Runs an operator command with `-o json`, whatever it finds: the code it exits with and what it prints.
 pub fn judge(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value)> {
     let binary = agent::binary()?;
