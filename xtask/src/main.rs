@@ -9,12 +9,14 @@ mod demo;
 mod deny;
 mod fingerprint;
 mod fuzz;
+mod image;
 mod kernel;
 mod kubernetes;
 mod libtest;
 mod linker;
 mod lint;
 mod object_check;
+mod package;
 mod prereq;
 mod process;
 mod ready;
@@ -56,6 +58,10 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Build the agent to be installed, without debug information, which gets a file of its own
     Release(release::Args),
+    /// Make Debian and RPM packages of the release
+    Package(package::Args),
+    /// Make a container image of the release
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
         Command::Lint => lint::run(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Release(args) => release::run(&args),
+        Command::Package(args) => package::run(&args),
+        Command::Image(args) => image::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

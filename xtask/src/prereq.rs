@@ -27,6 +27,10 @@ pub enum Group {
     Fuzz,
     /// `cargo xtask test --kubernetes`.
     Kubernetes,
+    /// `cargo xtask package`.
+    Packages,
+    /// `cargo xtask image`.
+    Image,
 }
 
 /// How to see that a prerequisite is there.
@@ -72,6 +76,30 @@ const fn prereq(group: Group, need: Need, package: &'static str, why: &'static s
 }
 
 pub const ALL: &[Prereq] = &[
+    prereq(
+        Group::Image,
+        Need::Command("buildah"),
+        "buildah",
+        "builds images without a daemon",
+    ),
+    prereq(
+        Group::Image,
+        Need::Command("mmdebstrap"),
+        "mmdebstrap",
+        "unpacks Debian's packages into a tree of their own",
+    ),
+    prereq(
+        Group::Packages,
+        Need::Command("lintian"),
+        "lintian",
+        "checks the Debian package",
+    ),
+    prereq(
+        Group::Packages,
+        Need::Command("git"),
+        "git",
+        "says of when the sources are",
+    ),
     prereq(
         Group::CrossCheck,
         Need::Command("iperf3"),
@@ -161,6 +189,12 @@ pub const ALL: &[Prereq] = &[
         Need::File("/usr/include/google/protobuf/descriptor.proto"),
         "libprotobuf-dev",
         "protocol files included by etcd's",
+    ),
+    prereq(
+        Group::Lab,
+        Need::File("/usr/lib/cni/bridge"),
+        "containernetworking-plugins",
+        "make pods for the CNI plugin under test",
     ),
     prereq(
         Group::Lab,

@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
+use crate::process::{self, command};
+
 /// The workspace this xtask was compiled from.
 pub struct Workspace {
     root: PathBuf,
@@ -18,6 +22,20 @@ impl Workspace {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// When the commit was made, in seconds since 1970: the date of what is packed, so that the same
+    /// commit makes the same files.
+    pub fn commit_time(&self) -> Result<String> {
+        self.commit("%ct")
+    }
+
+    /// Something of the commit, in a format of `git log`.
+    pub fn commit(&self, format: &str) -> Result<String> {
+        let mut git = command("git");
+        git.current_dir(&self.root);
+        let said = process::output(git.args(["log", "-1", &format!("--format={format}")]))?;
+        Ok(said.trim().to_owned())
     }
 
     /// The crate of the BPF programs, a workspace of its own.

@@ -1,10 +1,12 @@
 //! The daemon as a service: signals, what the service manager, health checks and Prometheus are told, the
-//! capabilities it needs, and the unit file under a real systemd.
+//! capabilities it needs, and the unit file and the package under a real systemd.
 
+mod booted;
 mod capabilities;
 mod health;
 mod metrics;
 mod notify;
+mod package;
 mod signals;
 mod support;
 mod systemd;

@@ -1,0 +1,126 @@
+//! `cargo xtask package`: the release as Debian and RPM packages, with manual pages, completions and a
+//! list of the crates that are in it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    prereq::{Group, Installer},
+    process::{self, command},
+    release::{self, PROGRAM},
+    tool::Tool,
+    workspace::Workspace,
+};
+
+const DEB: Tool = Tool {
+    name: "cargo-deb",
+    version: "3.8.0",
+};
+const RPM: Tool = Tool {
+    name: "cargo-generate-rpm",
+    version: "0.21.1",
+};
+const SBOM: Tool = Tool {
+    name: "cargo-cyclonedx",
+    version: "0.5.9",
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Install missing system packages, as root
+    #[arg(long)]
+    install: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let workspace = Workspace::locate();
+    let mut installer = Installer::new(args.install);
+    installer.ensure(&[Group::HostBuild, Group::Packages])?;
+    let dir = release::build(&workspace, &mut installer)?;
+    let epoch = workspace.commit_time()?;
+    // Texts only: as tests build it, which may have done so already.
+    process::run(
+        process::cargo()
+            .current_dir(workspace.root())
+            .args([
+                "run",
+                "--locked",
+                "--package",
+                PROGRAM,
+                "--example",
+                "manual",
+                "--",
+            ])
+            .arg(&dir),
+    )?;
+    let date = workspace.commit("%cD")?;
+    write(&dir, "changelog", &changelog(&date))?;
+    let subcommand = |tool: &Tool, name: &str| -> Result<_> {
+        let mut cargo = command(tool.ensure(&workspace)?);
+        cargo
+            .current_dir(workspace.root())
+            .env("SOURCE_DATE_EPOCH", &epoch)
+            .arg(name);
+        Ok(cargo)
+    };
+    process::run(
+        subcommand(&DEB, "deb")?
+            .args(["--package", PROGRAM, "--no-build", "--no-strip"])
+            .arg("--output")
+            .arg(&dir),
+    )?;
+    process::run(
+        subcommand(&RPM, "generate-rpm")?
+            .args(["--package", PROGRAM, "--source-date", &epoch])
+            .arg("--output")
+            .arg(&dir),
+    )?;
+    process::run(subcommand(&SBOM, "cyclonedx")?.args([
+        "--format",
+        "json",
+        "--manifest-path",
+        "overlay-agent/Cargo.toml",
+    ]))?;
+    let sbom = format!("{PROGRAM}.cdx.json");
+    let made = workspace.root().join(PROGRAM).join(&sbom);
+    fs::rename(&made, dir.join(&sbom))
+        .with_context(|| format!("cannot move {}", made.display()))?;
+    lint(&dir)
+}
+
+/// In Debian's form, which has no room for more than a pointer.
+fn changelog(date: &str) -> String {
+    format!(
+        "{PROGRAM} ({}) unstable; urgency=medium\n\n  * Release. What has changed is in \
+         CHANGELOG.md.\n\n -- The overlay maintainers <maintainers@overlay.example>  {date}\n",
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What Debian's own checker has against the package.
+fn lint(dir: &Path) -> Result<()> {
+    let mut packages = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|end| end == "deb" || end == "rpm")
+        {
+            println!("{}", path.display());
+        }
+        if path.extension().is_some_and(|end| end == "deb") {
+            packages.push(path);
+        }
+    }
+    process::run(
+        command("lintian")
+            .args(["--fail-on", "error,warning", "--allow-root"])
+            .args(packages),
+    )
+}
