@@ -11,6 +11,7 @@ use overlay_agent::{
     docker_opts,
     filter::{iptables::diff::Listing, writers},
     model::{LeaseAttrs, LeaseKey},
+    probe::Packet,
     subnet_env::{Previous, dotenv::Dotenv},
 };
 use overlay_common::{
@@ -22,7 +23,7 @@ use overlay_common::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target, by the name of its file in `fuzz_targets` and of its directory in `corpus`.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("command_line", command_line),
     ("docker_opts", docker_opts),
     ("iptables_listing", iptables_listing),
@@ -30,6 +31,7 @@ pub const TARGETS: [Target; 9] = [
     ("lease_value", lease_value),
     ("network_config", network_config),
     ("nft_notification", nft_notification),
+    ("peer_probe", peer_probe),
     ("subnet_env", subnet_env),
     ("vxlan", vxlan),
 ];
@@ -44,6 +46,15 @@ pub fn lease_key(input: &[u8]) {
             Some(key),
             "{text:?} → {written:?}"
         );
+    }
+}
+
+/// What another node asks or answers, or whoever sends to the port.
+pub fn peer_probe(input: &[u8]) {
+    if let Some(packet) = Packet::decode(input) {
+        let written = packet.encode(input.len());
+        assert_eq!(written.len(), input.len());
+        assert_eq!(Packet::decode(&written), Some(packet));
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod backend;
 mod backoff;
+mod check;
 pub mod cli;
 mod complaints;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod docker_opts;
 pub mod filter;
 pub mod go;
 pub mod health;
+mod inquiry;
 pub mod lifecycle;
 pub mod logging;
 pub mod membership;
@@ -23,6 +25,7 @@ pub mod names;
 pub mod netlink;
 pub mod object;
 pub mod output;
+pub mod probe;
 pub mod run;
 pub mod subnet_env;
 pub mod underlay;

@@ -49,12 +49,13 @@ fn filter(
 }
 
 /// klog's levels as Kubernetes uses them: up to 3 is what an operator wants to see, 4 is debug, 5
-/// and above trace. Libraries stay at info: their traces may hold secrets.
+/// and above trace. Libraries stay at info: their traces may hold secrets. The client of Kubernetes logs each
+/// failure, and whole answers with it; whoever asks it says it once.
 fn directives(verbosity: i64) -> &'static str {
     match verbosity {
-        ..=3 => "info",
-        4 => "info,overlay_agent=debug",
-        5.. => "info,overlay_agent=trace",
+        ..=3 => "info,kube_client=off",
+        4 => "info,kube_client=off,overlay_agent=debug",
+        5.. => "info,kube_client=off,overlay_agent=trace",
     }
 }
 
@@ -119,11 +120,17 @@ mod tests {
     #[test]
     fn verbosity_follows_the_scale_of_klog() {
         for (verbosity, expected) in [
-            (-1, "overlay_packets=off,info"),
-            (0, "overlay_packets=off,info"),
-            (2, "overlay_packets=off,info"),
-            (4, "overlay_packets=off,overlay_agent=debug,info"),
-            (10, "overlay_packets=off,overlay_agent=trace,info"),
+            (-1, "overlay_packets=off,kube_client=off,info"),
+            (0, "overlay_packets=off,kube_client=off,info"),
+            (2, "overlay_packets=off,kube_client=off,info"),
+            (
+                4,
+                "overlay_packets=off,overlay_agent=debug,kube_client=off,info",
+            ),
+            (
+                10,
+                "overlay_packets=off,overlay_agent=trace,kube_client=off,info",
+            ),
         ] {
             assert_eq!(shown(verbosity, None), expected, "-v={verbosity}");
         }
@@ -132,10 +139,16 @@ mod tests {
     #[test]
     fn rust_log_overrides_the_verbosity_unless_it_is_empty_or_wrong() {
         assert_eq!(shown(5, Some("warn")), "overlay_packets=off,warn");
-        assert_eq!(shown(0, Some("")), "overlay_packets=off,info");
+        assert_eq!(
+            shown(0, Some("")),
+            "overlay_packets=off,kube_client=off,info"
+        );
         let wrong = Some("overlay_agent=loud".to_owned());
         let (fallback, complaint) = filter(0, wrong, LevelFilter::OFF);
-        assert_eq!(fallback.to_string(), "overlay_packets=off,info");
+        assert_eq!(
+            fallback.to_string(),
+            "overlay_packets=off,kube_client=off,info"
+        );
         assert!(complaint.is_some());
     }
 

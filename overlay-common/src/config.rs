@@ -53,6 +53,10 @@ pub struct Config<F: WireFamily = V4> {
     pub _pad2: F::Be,
     /// As `tcp_permit_ns`, of an SCTP flow.
     pub sctp_permit_ns: u64,
+    /// Why nothing goes the short way, by direction: bits of [`closed`](crate::short::closed).
+    pub closed: u32,
+    #[doc(hidden)]
+    pub _pad3: u32,
 }
 
 impl<F: WireFamily> Config<F> {

@@ -12,6 +12,7 @@ use crate::{
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::RouteEntry,
+    short::Short,
     slow::{Match, Slow},
 };
 
@@ -58,18 +59,25 @@ layouts! {
     Nexthop, size 32, align 8,
     vtep at 0, ifindex at 4, dst_mac at 8, mtu at 14, src_mac at 16, mode at 22, path_changes at 24;
 
-    Leaving, size 24, align 8, flow at 0, gateway_mac at 8, generation at 16, stamp at 20;
+    Short, size 80, align 8,
+    egress_until at 0, generation at 8, underlay_ifindex at 12, next_hop_mac at 16, mtu at 22,
+    underlay_mac at 24, vtep at 32, path_changes at 36, inner_mark at 40, inner_priority at 44,
+    mark at 48, priority at 52, check at 56, ingress_until at 64, ingress_owner at 72;
+
+    Leaving, size 48, align 8,
+    flow at 0, gateway_mac at 8, generation at 16, stamp at 20, hash at 24, node at 28, mark at 32,
+    priority at 36, hash_generation at 40;
     Peer, size 4, align 4, node at 0;
     Gateway, size 8, align 8, mac at 0;
     PodKey, size 8, align 8, mac at 0;
     PodPort, size 4, align 4, ifindex at 0;
 
-    Config<V4>, size 112, align 8,
+    Config<V4>, size 120, align 8,
     stamp_key at 0, tcp_permit_ns at 16, udp_permit_ns at 24, icmp_permit_ns at 32, generation at 40,
     fastpath at 44, vtep at 48, network at 52, network_mask at 56, subnet at 60, subnet_mask at 64,
     vtep_mac at 68, vxlan_port at 74, vni at 76, source_port_min at 80, source_port_span at 82,
     vtep_ifindex at 84, pod_mtu at 88, slow_mark at 92, slow_mask at 96,
-    sctp_permit_ns at 104;
+    sctp_permit_ns at 104, closed at 112;
 
     FlowKey4, size 16, align 8,
     local at 0, remote at 4, local_port at 8, remote_port at 10, protocol at 12;
@@ -91,7 +99,7 @@ layouts! {
     protocols at 24, directions at 25;
 
     Slow, size 10_000, align 4,
-    ipv4_count at 0, ipv6_count at 4, report_len at 8, ipv4 at 16, ipv6 at 528, report at 1_808;
+    ipv4_count at 0, ipv6_count at 4, report_len at 8, outer at 12, ipv4 at 16, ipv6 at 528, report at 1_808;
 
     EncapHeader, size 50, align 1, ipv4 at 0, udp at 20, vxlan at 28, inner_eth at 36;
 
@@ -99,12 +107,12 @@ layouts! {
     flags at 0, vtep at 4, ipv4_sum at 20, subnet at 24, vtep_mac at 40, prefix_len at 46,
     encap at 48, route_mtu at 118;
 
-    Config<V6>, size 184, align 8,
+    Config<V6>, size 192, align 8,
     stamp_key at 0, tcp_permit_ns at 16, udp_permit_ns at 24, icmp_permit_ns at 32, generation at 40,
     fastpath at 44, vtep at 48, network at 64, network_mask at 80, subnet at 96, subnet_mask at 112,
     vtep_mac at 128, vxlan_port at 134, vni at 136, source_port_min at 140,
     source_port_span at 142, vtep_ifindex at 144, pod_mtu at 148,
-    slow_mark at 152, slow_mask at 156, sctp_permit_ns at 176;
+    slow_mark at 152, slow_mask at 156, sctp_permit_ns at 176, closed at 184;
 
     FlowKey6, size 40, align 8,
     local at 0, remote at 16, local_port at 32, remote_port at 34, protocol at 36;
@@ -130,7 +138,7 @@ mod tests {
     use crate::{ABI_VERSION, maps};
 
     /// The version, and the hash of the layouts that it stands for.
-    const GOLDEN: (u32, &str) = (2, "e4f57d109ec64506");
+    const GOLDEN: (u32, &str) = (3, "b93c45a80d6f3534");
 
     /// FNV-1a of a text without its spaces, which another compiler may set otherwise.
     struct Fnv(u64);

@@ -36,10 +36,11 @@ pub mod pair;
 pub mod pod;
 pub mod record;
 pub mod route;
+pub mod short;
 pub mod slow;
 mod spread;
 pub mod stamp;
 pub mod wire;
 
 /// Version of the map layouts. Pins live below `<pin-dir>/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -9,6 +9,7 @@ use crate::{
     node::{Gateway, Leaving, MOVE_SLOTS, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::{COUNTERS, Counter},
     route::RouteEntry,
+    short::{BULK_SLOTS, Short},
     slow::Slow,
 };
 
@@ -85,6 +86,9 @@ maps! {
     PEERS6 = "OVL_PEERS6", Hash, Ipv6Be, Peer, MAX_NODES;
     FLOWS6 = "OVL_FLOWS6", LruHash, FlowKey<V6>, Flow, MAX_FLOWS;
     CONFIG6 = "OVL_CONFIG6", Array, u32, Config<V6>, 1;
+    SHORT = "OVL_SHORT", Array, u32, Short, MAX_NODES;
+    SHORT6 = "OVL_SHORT6", Array, u32, Short, MAX_NODES;
+    BULK = "OVL_BULK", Array, u32, u32, BULK_SLOTS;
     GATEWAYS = "OVL_GATEWAYS", Hash, u32, Gateway, MAX_GATEWAYS;
     PODS = "OVL_PODS", LruHash, PodKey, PodPort, MAX_PODS;
     LEARNED = "OVL_LEARNED", LruHash, u32, u64, MAX_PODS;
@@ -105,6 +109,7 @@ pub struct FamilyMaps {
     pub routes: &'static str,
     pub nodes: &'static str,
     pub nexthops: &'static str,
+    pub short: &'static str,
     pub peers: &'static str,
     pub flows: &'static str,
     pub config: &'static str,
@@ -114,6 +119,7 @@ pub const IPV4: FamilyMaps = FamilyMaps {
     routes: ROUTES4,
     nodes: NODES,
     nexthops: NEXTHOPS,
+    short: SHORT,
     peers: PEERS4,
     flows: FLOWS4,
     config: CONFIG,
@@ -123,6 +129,7 @@ pub const IPV6: FamilyMaps = FamilyMaps {
     routes: ROUTES6,
     nodes: NODES6,
     nexthops: NEXTHOPS6,
+    short: SHORT6,
     peers: PEERS6,
     flows: FLOWS6,
     config: CONFIG6,

@@ -48,6 +48,14 @@ impl<F: WireFamily> Node<F> {
     pub const fn takes_tunnel_packets(&self) -> bool {
         self.flags & Self::TUNNEL_FLAGS == Self::TUNNEL_FLAGS
     }
+
+    /// Largest inner packet that fits tunnel packets on a path of this MTU; 0 if none does.
+    #[inline(always)]
+    pub const fn room(&self, mtu: u16, encap_len: u32) -> u32 {
+        let is_narrower = self.route_mtu != 0 && self.route_mtu < mtu;
+        let outer = if is_narrower { self.route_mtu } else { mtu };
+        (outer as u32).saturating_sub(encap_len)
+    }
 }
 
 /// The entry describes a node.
@@ -128,6 +136,18 @@ pub struct Leaving {
     pub generation: u32,
     /// The stamp, if netfilter translated the packet; else 0.
     pub stamp: u32,
+    /// `skb->hash` of the packet that last passed to open its node the short way. What follows is that
+    /// packet's, too.
+    pub hash: u32,
+    /// Index of the node it is for.
+    pub node: u32,
+    /// Its `skb->mark` and `skb->priority`.
+    pub mark: u32,
+    pub priority: u32,
+    /// Generation in which it passed.
+    pub hash_generation: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
 }
 
 /// Value of `OVL_PEERS4` and `OVL_PEERS6`; the key is the outer source address of tunnel packets.

@@ -27,7 +27,9 @@ pub const COUNTERS: usize = (OUTCOMES_PER_HOOK * HOOKS) as usize;
 pub enum Kind {
     /// Forwarded by the program itself.
     Fast,
-    /// The packet went on its way in the kernel, and the flow table changed.
+    /// Spared the tunnel device and what is below it; the kernel filters and routes the inner packet.
+    Short,
+    /// The packet went on its way in the kernel, and the flow table, or the way of a node, changed.
     Permit,
     /// Left to the kernel tier.
     Decline,
@@ -39,6 +41,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fast => "fast",
+            Self::Short => "short",
             Self::Permit => "permit",
             Self::Decline => "decline",
             Self::Drop => "drop",
@@ -138,7 +141,7 @@ outcomes! {
     /// As one of the two above, with the remote end rewritten as netfilter translates it: a service's.
     FastTranslated = 3, Fast, "fast_translated";
 
-    /// Sent by `overlay_egress`; nothing to confirm.
+    /// Sent by a program; nothing to confirm.
     Forwarded = 2, Fast, "forwarded";
 
     /// The kernel carried the packet unchanged: its direction got or kept a permit.
@@ -241,6 +244,12 @@ outcomes! {
     OtherHeader = 58, Decline, "other_header";
     /// May be the only packet of its flow in this direction: the next one earns the permit.
     FirstPacket = 59, Decline, "first_packet";
+
+    /// The tunnel headers were written, or removed, past the kernel's tunnel device, as its own were
+    /// let pass to or from the node a moment ago. The kernel filters and routes the inner packet.
+    ShortWay = 60, Short, "short_way";
+    /// The kernel's tunnel packet left the underlay in clear: the node has got the short way.
+    WayOpened = 61, Permit, "way_opened";
 }
 
 /// The slot of `outcome` at `hook` in `OVL_STATS`.

@@ -78,6 +78,8 @@ no_padding!(Config {
     slow_mark,
     slow_mask,
     _pad2,
+    closed,
+    _pad3,
 });
 no_padding!(Node {
     flags,
@@ -141,6 +143,7 @@ map_types!(
     crate::node::PodPort,
     crate::outcome::Counter,
     crate::route::RouteEntry,
+    crate::short::Short,
     crate::slow::Slow,
 );
 

@@ -85,8 +85,9 @@ pub struct Slow {
     pub ipv6_count: u32,
     /// How many bytes of `report` count.
     pub report_len: u32,
-    #[doc(hidden)]
-    pub _pad: u32,
+    /// Directions in which tunnel packets to or from one node are told apart, [`EGRESS`] and
+    /// [`INGRESS`]: none goes the short way there.
+    pub outer: u32,
     pub ipv4: [Match<V4>; MAX_MATCHES],
     pub ipv6: [Match<V6>; MAX_MATCHES],
     /// The rules, for people: JSON. The programs do not read it.

@@ -22,7 +22,7 @@ const UDP_CHECK: usize = 6;
 const TCP_CHECK: usize = 16;
 
 /// Largest value of the outer headers' length fields: IPv4's counts its own header, IPv6's does not.
-const LEN_MAX: u32 = 0xffff;
+pub const LEN_MAX: u32 = 0xffff;
 
 /// How a packet gets to the other node.
 pub struct Departure<'a, F: Ip> {
@@ -95,7 +95,7 @@ fn write_encap<F: Ip>(
     let inner = ETH_LEN + F::ENCAP_LEN as usize;
     write_inner(skb, inner, flow, to)?;
     let packet = skb.packet();
-    F::write_encap(packet, flow, node, outer_len, source_port)?;
+    F::write_encap(packet, flow.tos, node, outer_len, source_port)?;
     write_pair(packet, way.next_hop, way.source)
 }
 
@@ -147,12 +147,18 @@ fn counted<F: Ip>(outcome: Outcome, rewritten: &Option<FlowEnd<F>>) -> Outcome {
     }
 }
 
-/// Sends the finished packet, marked so that `overlay_confirm` on the underlay lets it be.
 #[inline(always)]
 fn depart(skb: &Skb, outcome: Outcome, way: &Way) -> Handled {
+    let verdict = send_by(skb, way.ifindex, (way.mark, way.priority));
+    Handled::redirect(outcome, verdict)
+}
+
+/// Sends the finished packet, marked so that `overlay_confirm` lets it be, by an interface of the underlay.
+#[inline(always)]
+pub fn send_by(skb: &Skb, ifindex: u32, (mark, priority): (u32, u32)) -> i32 {
     skb.mark_forwarded();
-    skb.set_mark_and_priority(way.mark, way.priority);
-    Handled::redirect(outcome, redirect(way.ifindex))
+    skb.set_mark_and_priority(mark, priority);
+    redirect(ifindex)
 }
 
 /// Where a packet is handed over.

@@ -11,6 +11,7 @@ use crate::{
     ip::Ip,
     observe::{enter, observe},
     packet::ETH_LEN,
+    short,
 };
 
 #[inline(always)]
@@ -20,6 +21,8 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     if injection::arrives(skb, packet, config) {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
+    // Most packets here opened nothing, which is no matter.
+    let _ = short::open_inwards(skb, config);
     let seen = observe::<F>(skb, Local::Destination)?;
     if !seen.config.is_remote_pod(seen.flow.words.remote()) {
         return Err(Outcome::NotOverlay);

@@ -7,45 +7,51 @@
 
 use overlay_common::{
     addr::Address as _,
-    config::Config,
-    ecn,
     node::{MODE_DIRECT, MODE_TUNNEL, NODE_DIRECT, Node},
     outcome::Outcome,
-    wire::IPPROTO_UDP,
 };
 
 use crate::{
+    Conclusion,
     earn::{self, Passage},
     fib::{self, Lookup},
     flow_packet::{FlowPacket, Local},
     flows::Way,
     helpers::{Mark, Skb},
-    ip::{Header as _, Ip},
+    ip::Ip,
     leaving::{Leaving, Left},
     mac::Mac,
     maps,
     nexthop::NexthopEntry,
     observe::{observe_leaving, passage, permit_until},
-    packet::{ETH_LEN, Packet},
+    packet::ETH_LEN,
     parse::Tunnel,
+    short,
 };
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Outcome {
+pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
     let mark = skb.take_mark();
     if mark == Mark::Forwarded {
-        return Outcome::Forwarded;
+        return Outcome::Forwarded.into();
     }
     let Some(config) = F::config() else {
-        return Outcome::Disabled;
+        return Outcome::Disabled.into();
     };
     if skb.ifindex() == config.vtep_ifindex {
-        at_tunnel::<F>(*skb)
-    } else if mark == Mark::Leaving {
-        at_underlay::<F>(*skb)
-    } else {
-        at_underlay_directly::<F>(*skb)
+        let outcome = at_tunnel::<F>(*skb);
+        return match outcome {
+            // The packet earns its flow a permit, or the packet filter judges each.
+            Outcome::Leaving | Outcome::PerPacketRule => outcome.into(),
+            _ => short::concluded(short::leave::<F>(*skb), outcome),
+        };
     }
+    let outcome = match mark {
+        Mark::Leaving => at_underlay::<F>(*skb),
+        Mark::Opening => short::open::<F>(*skb),
+        Mark::Forwarded | Mark::None => at_underlay_directly::<F>(*skb),
+    };
+    outcome.into()
 }
 
 // Functions of their own: what each needs of the stack, the others share.
@@ -118,23 +124,12 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         stamp => passage(stamp, config, &flow, generation).ok_or(Outcome::OtherPath)?,
     };
     let (index, node) = node_of::<F>(&flow)?;
-    let tunnel = sent_tunnel(packet, config, node, &flow).ok_or(Outcome::OtherPath)?;
-    let lookup = Lookup::<F> {
-        ifindex: skb.ifindex(),
-        is_own: true,
-        src: config.vtep,
-        dst: node.vtep,
-        protocol: IPPROTO_UDP,
-        src_port: tunnel.source_port,
-        dst_port: u16::from_ne_bytes(config.vxlan_port),
-        tos: 0,
-    };
+    let tunnel = Tunnel::sent(packet, config, node, flow.tos).ok_or(Outcome::OtherPath)?;
+    let lookup = Lookup::of_tunnel(skb, config, node, tunnel.source_port);
     let narrow = |mtu: u16| {
-        let is_narrower = node.route_mtu != 0 && node.route_mtu < mtu;
-        let outer = if is_narrower { node.route_mtu } else { mtu };
-        let room = outer.saturating_sub(F::ENCAP_LEN as u16);
-        if u32::from(room) < config.pod_mtu {
-            room
+        let room = node.room(mtu, F::ENCAP_LEN);
+        if room < config.pod_mtu {
+            room as u16
         } else {
             config.pod_mtu as u16
         }
@@ -149,27 +144,6 @@ fn leaves_in_tunnel<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
         (MODE_TUNNEL, left.gateway, tunnel.source_port),
         narrow,
     )
-}
-
-/// The tunnel headers of a packet of `flow` to `node`, if they are what the fast path would write but for
-/// checksum and identification: a rule may have changed the outer packet, too.
-#[inline(always)]
-fn sent_tunnel<F: Ip>(
-    packet: Packet,
-    config: &Config<F>,
-    node: &Node<F>,
-    flow: &FlowPacket<F>,
-) -> Option<Tunnel<F>> {
-    let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
-    if packet.read(12) != Some(F::ETHERTYPE)
-        || ip.protocol != IPPROTO_UDP
-        || ip.ttl != F::encap_ttl(&node.encap)
-        || ip.tos != ecn::encapsulate(flow.tos)
-    {
-        return None;
-    }
-    let tunnel = Tunnel::read(packet, config, node.vtep_mac).ok()?;
-    (tunnel.source == config.vtep && tunnel.destination == node.vtep).then_some(tunnel)
 }
 
 /// A pod's packet at the underlay.

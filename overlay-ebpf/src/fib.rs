@@ -2,6 +2,8 @@
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup};
 
+use overlay_common::{config::Config, node::Node, wire::IPPROTO_UDP};
+
 use crate::{helpers::Skb, ip::Ip, mac::Mac};
 
 /// `BPF_FIB_LOOKUP_MARK`, of Linux 6.10.
@@ -23,6 +25,23 @@ pub struct Lookup<F: Ip> {
     pub src_port: u16,
     pub dst_port: u16,
     pub tos: u8,
+}
+
+impl<F: Ip> Lookup<F> {
+    /// The kernel's tunnel packet to `node` with this source port, which leaves by the device of `skb`.
+    #[inline(always)]
+    pub fn of_tunnel(skb: &Skb, config: &Config<F>, node: &Node<F>, source_port: u16) -> Self {
+        Self {
+            ifindex: skb.ifindex(),
+            is_own: true,
+            src: config.vtep,
+            dst: node.vtep,
+            protocol: IPPROTO_UDP,
+            src_port: source_port,
+            dst_port: u16::from_ne_bytes(config.vxlan_port),
+            tos: 0,
+        }
+    }
 }
 
 /// How the kernel routes.

@@ -1,16 +1,20 @@
 //! Safe wrappers around the BPF helpers and the fields of `__sk_buff` that the programs use.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_MARK_MANGLED_0,
-        BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_xfrm_state,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_ktime_get_coarse_ns,
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_set_hash, bpf_skb_adjust_room,
-        bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_check_mtu, bpf_csum_level, bpf_csum_update, bpf_fib_lookup, bpf_get_hash_recalc,
+        bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+        bpf_set_hash, bpf_skb_adjust_room, bpf_skb_get_xfrm_state, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -25,6 +29,8 @@ const PACKET_HOST: u32 = 0;
 const FORWARDED: u32 = 0x4f56;
 /// Value of `tc_index` on packets that were let pass unchanged to the vxlan device, which keeps it.
 const LEAVING: u32 = 0x4f57;
+/// Value of `tc_index` on packets that the tunnel device sends or receives to earn a node the short way.
+const OPENING: u32 = 0x4f58;
 
 /// What a program said of a packet that this host sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub enum Mark {
     Forwarded,
     /// `overlay_confirm` let it pass to the vxlan device.
     Leaving,
+    /// It passes the tunnel device, and may earn its node the short way.
+    Opening,
 }
 
 /// The packet a program was called for.
@@ -112,6 +120,13 @@ impl Skb {
         unsafe { (*self.raw).tc_index = LEAVING };
     }
 
+    /// Marks a packet that passes the tunnel device, for [`Self::take_mark`].
+    #[inline(always)]
+    pub fn mark_opening(&self) {
+        // SAFETY: as in `mark_forwarded`.
+        unsafe { (*self.raw).tc_index = OPENING };
+    }
+
     /// What a program said of this packet. Takes the mark off: between namespaces of one host it would
     /// stay on.
     #[inline(always)]
@@ -121,6 +136,7 @@ impl Skb {
         let mark = match value {
             FORWARDED => Mark::Forwarded,
             LEAVING => Mark::Leaving,
+            OPENING => Mark::Opening,
             _ => return Mark::None,
         };
         // SAFETY: as in `mark_forwarded`.
@@ -177,6 +193,16 @@ impl Skb {
     pub fn set_hash(&self, hash: u32) {
         // SAFETY: `raw` is this program's context; the helper only stores the value.
         unsafe { bpf_set_hash(self.raw, hash) };
+    }
+
+    /// The packet's hash, computed if it has none, which stays on it through the tunnel device; 0 if nothing
+    /// can be computed.
+    #[inline(always)]
+    pub fn keep_hash(&self) -> u32 {
+        // SAFETY: `raw` is this program's context; the helper computes what the field lacks.
+        let hash = unsafe { bpf_get_hash_recalc(self.raw) };
+        self.set_hash(hash);
+        hash
     }
 
     /// Makes room for `len` bytes of vxlan encapsulation behind the Ethernet header; `ip_flag` tells what
@@ -261,6 +287,17 @@ impl Skb {
         (result == 0).then_some(())
     }
 
+    /// Whether the packet came out of IPsec.
+    #[inline(always)]
+    pub fn was_deciphered(&self) -> bool {
+        let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
+        let to = state.as_mut_ptr();
+        // SAFETY: `raw` is this program's context, and the helper writes all of `state`.
+        let result =
+            unsafe { bpf_skb_get_xfrm_state(self.raw, 0, to, size_of_val(&state) as u32, 0) };
+        result == 0
+    }
+
     /// Asks the kernel's routing tables; `question` becomes the answer. Returns what the helper does.
     #[inline(always)]
     pub fn ask_fib(&self, question: &mut [u64; 8], flags: u32) -> i64 {
@@ -300,6 +337,13 @@ const fn mangled(is_udp: bool) -> u64 {
 pub fn redirect(ifindex: u32) -> i32 {
     // SAFETY: takes two integers; the kernel validates the index when the program has returned.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Has `ifindex` receive the packet; its Ethernet header must be complete.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: as for `redirect`.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
 }
 
 /// Hands the packet to the peer of the veth `ifindex`, inside its namespace.

@@ -3,6 +3,7 @@
 //! Only ever delivered to a local pod: up to Linux 6.18 the kernel keeps tunnel marks on a packet
 //! that BPF decapsulated, which would mislead segmentation if it were transmitted again.
 
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
     ecn,
@@ -13,7 +14,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Handled,
+    Conclusion, Handled,
     act::{self, Delivery},
     flow_packet::{Control, FlowPacket, Local},
     flows::FlowEntry,
@@ -25,12 +26,82 @@ use crate::{
     observe::enter,
     packet::ETH_LEN,
     parse::{Tunnel, why_off},
+    short,
 };
 
 const ICMP_LEN: usize = 8;
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
+    if !is_from_tunnel::<F>(skb) {
+        return concluded(at_host::<F>(*skb));
+    }
+    let outcome = at_tunnel::<F>(*skb);
+    match concluded(outcome) {
+        Conclusion {
+            verdict: TC_ACT_UNSPEC,
+            ..
+        } => short::concluded(short::enter::<F>(*skb), outcome),
+        handled => handled,
+    }
+}
+
+/// The verdict that goes with an outcome: helpers that redirect return but the one.
+#[inline(always)]
+fn concluded(outcome: Outcome) -> Conclusion {
+    let verdict = match outcome {
+        Outcome::FastTunnel | Outcome::FastDirect | Outcome::FastTranslated => TC_ACT_REDIRECT,
+        Outcome::Rewrite | Outcome::PodTunnel => TC_ACT_SHOT,
+        _ => TC_ACT_UNSPEC,
+    };
+    Conclusion { outcome, verdict }
+}
+
+// Functions of their own: what each needs of the stack, the others share.
+
+#[inline(never)]
+fn at_host<F: Ip>(skb: Skb) -> Outcome {
+    told(judge::<F>(&skb))
+}
+
+#[inline(never)]
+fn at_tunnel<F: Ip>(skb: Skb) -> Outcome {
+    let result = F::config()
+        .ok_or(Outcome::Disabled)
+        .and_then(|config| from_tunnel::<F>(&skb, config));
+    told(result)
+}
+
+#[inline(always)]
+fn told(result: Result<Handled, Outcome>) -> Outcome {
+    match result {
+        Ok(handled) => handled.outcome,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Whether the packet is what other nodes' tunnel packets are: UDP to this node's VTEP.
+#[inline(always)]
+fn is_from_tunnel<F: Ip>(skb: &Skb) -> bool {
+    let Some(config) = F::config() else {
+        return false;
+    };
+    let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
+    let Some(header) = packet.read::<F::Header>(ETH_LEN) else {
+        return false;
+    };
+    let ip = header.fields();
+    ip.dst == config.vtep
+        && ip.protocol == IPPROTO_UDP
+        && packet.read(12) == Some(F::ETHERTYPE)
+        && config.fastpath != FASTPATH_OFF
+        && skb.is_to_host()
+        && skb.vlan_present() == 0
+}
+
+/// Judges a packet of any other kind.
+#[inline(always)]
+fn judge<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let config = F::config().ok_or(Outcome::Disabled)?;
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     if config.fastpath == FASTPATH_OFF {
@@ -55,9 +126,6 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
         return Err(Outcome::Vlan);
     }
     if ip.dst == config.vtep {
-        if ip.protocol == IPPROTO_UDP {
-            return from_tunnel(skb, config);
-        }
         if ip.protocol == F::ICMP && header.is_plain().is_ok() {
             heed_too_big::<F>(skb);
         }

@@ -76,11 +76,12 @@ pub trait Ip: Tables {
     fn heed_checksum(skb: &Skb, flow: &FlowPacket<Self>, tos: u8);
 
     /// Writes all headers between the outer Ethernet header and the inner IP header, the same bytes
-    /// as `EncapHeader::finish`. `outer_len` is the length of the outer IP packet.
+    /// as `EncapHeader::finish`. `outer_len` is the length of the outer IP packet, `tos` what the inner one
+    /// has.
     #[must_use]
     fn write_encap(
         packet: Packet,
-        flow: &FlowPacket<Self>,
+        tos: u8,
         node: &Node<Self>,
         outer_len: u32,
         source_port: u16,

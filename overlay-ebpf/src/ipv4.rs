@@ -152,7 +152,7 @@ impl Ip for V4 {
     #[inline(always)]
     fn write_encap(
         packet: Packet,
-        flow: &FlowPacket<Self>,
+        tos: u8,
         node: &Node,
         outer_len: u32,
         source_port: u16,
@@ -163,7 +163,7 @@ impl Ip for V4 {
         const CHECK: usize =
             ETH_LEN + offset_of!(EncapHeader, ipv4) + offset_of!(Ipv4Header, check);
         const UDP: usize = ETH_LEN + offset_of!(EncapHeader, udp);
-        let tos = ecn::encapsulate(flow.tos);
+        let tos = ecn::encapsulate(tos);
         let total_len = (outer_len as u16).to_be_bytes();
         let udp_len = ((outer_len - Self::LEN as u32) as u16).to_be_bytes();
         let (words, last) = node.encap.words();

@@ -190,7 +190,7 @@ impl Ip for V6 {
     #[inline(always)]
     fn write_encap(
         packet: Packet,
-        flow: &FlowPacket<Self>,
+        tos: u8,
         node: &Node<Self>,
         outer_len: u32,
         source_port: u16,
@@ -209,7 +209,7 @@ impl Ip for V6 {
         packet.write(ETH_LEN + 56, words[7])?;
         packet.write(ETH_LEN + 64, four)?;
         packet.write(ETH_LEN + 68, two)?;
-        packet.write(ETH_LEN, Ipv6Header::start(ecn::encapsulate(flow.tos)))?;
+        packet.write(ETH_LEN, Ipv6Header::start(ecn::encapsulate(tos)))?;
         packet.write(LEN, len)?;
         packet.write(UDP + offset_of!(UdpHeader, src_port), source_port)?;
         packet.write(UDP + offset_of!(UdpHeader, len), len)

@@ -188,7 +188,7 @@ mod flavour {
         match (outcome.kind(), outcome) {
             (_, Outcome::Rewrite) => Level::Error,
             (Kind::Drop, _) => Level::Warn,
-            (Kind::Fast, _)
+            (Kind::Fast | Kind::Short, _)
             | (
                 _,
                 Outcome::NotIp

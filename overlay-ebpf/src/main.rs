@@ -38,6 +38,7 @@ mod observe;
 mod packet;
 mod pairs;
 mod parse;
+mod short;
 mod slow;
 mod words;
 
@@ -101,11 +102,18 @@ impl From<Outcome> for Conclusion {
     }
 }
 
+impl From<Handled> for Conclusion {
+    #[inline(always)]
+    fn from(Handled { outcome, verdict }: Handled) -> Self {
+        Self { outcome, verdict }
+    }
+}
+
 impl From<Result<Handled, Outcome>> for Conclusion {
     #[inline(always)]
     fn from(result: Result<Handled, Outcome>) -> Self {
         match result {
-            Ok(Handled { outcome, verdict }) => Self { outcome, verdict },
+            Ok(handled) => handled.into(),
             Err(outcome) => outcome.into(),
         }
     }
@@ -170,7 +178,7 @@ program!(
     overlay_ingress,
     ingress_ipv4,
     ingress_ipv6,
-    never,
+    always,
     Ingress,
     ingress::run
 );

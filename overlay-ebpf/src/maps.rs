@@ -20,6 +20,7 @@ use overlay_common::{
     outcome::{COUNTERS, Counter, Hook, Outcome, slot},
     pair,
     route::RouteEntry,
+    short::{BULK_PERIOD_BITS, BULK_PERIODS, BULK_SLOTS, Short, bulk_slot},
     slow::{MAX_MATCHES, Match, Slow},
     stamp::seen_slot,
 };
@@ -64,6 +65,15 @@ static FLOWS6: LruHashMap<FlowKey<V6>, Flow, MAX_FLOWS, { BPF_F_NO_COMMON_LRU as
 
 #[btf_map(name = "OVL_CONFIG6")]
 static CONFIG6: Array<Config<V6>, 1> = Array::new();
+
+#[btf_map(name = "OVL_SHORT")]
+static SHORT: Array<Short, MAX_NODES> = Array::new();
+
+#[btf_map(name = "OVL_SHORT6")]
+static SHORT6: Array<Short, MAX_NODES> = Array::new();
+
+#[btf_map(name = "OVL_BULK")]
+static BULK: Array<u32, BULK_SLOTS> = Array::new();
 
 #[btf_map(name = "OVL_GATEWAYS")]
 static GATEWAYS: HashMap<u32, Gateway, MAX_GATEWAYS> = HashMap::new();
@@ -112,6 +122,8 @@ pub trait Tables: WireFamily {
 
     fn nexthop(index: u32) -> Option<*mut Nexthop>;
 
+    fn short(index: u32) -> Option<*mut Short>;
+
     fn peer(address: Self::Be) -> Option<*const Peer>;
 
     fn flow(key: &FlowKey<Self>) -> Option<*mut Flow>;
@@ -145,7 +157,7 @@ pub trait Tables: WireFamily {
 macro_rules! tables {
     (
         $family:ty, $node_of:ident:
-        $config:ident, $nodes:ident, $nexthops:ident, $peers:ident, $flows:ident, $entered:ident,
+        $config:ident, $nodes:ident, $nexthops:ident, $short:ident, $peers:ident, $flows:ident, $entered:ident,
         $slow_count:ident, $slow:ident
     ) => {
         impl Tables for $family {
@@ -168,6 +180,11 @@ macro_rules! tables {
             #[inline(always)]
             fn nexthop(index: u32) -> Option<*mut Nexthop> {
                 $nexthops.get_ptr_mut(index)
+            }
+
+            #[inline(always)]
+            fn short(index: u32) -> Option<*mut Short> {
+                $short.get_ptr_mut(index)
             }
 
             #[inline(always)]
@@ -207,8 +224,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, PEERS4, FLOWS4, ENTERED, ipv4_count, ipv4);
-tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, PEERS6, FLOWS6, ENTERED6, ipv6_count, ipv6);
+tables!(V4, ipv4_node_of: CONFIG, NODES, NEXTHOPS, SHORT, PEERS4, FLOWS4, ENTERED, ipv4_count, ipv4);
+tables!(V6, ipv6_node_of: CONFIG6, NODES6, NEXTHOPS6, SHORT6, PEERS6, FLOWS6, ENTERED6, ipv6_count, ipv6);
 
 #[inline(always)]
 fn ipv4_node_of(address: Ipv4Be) -> Option<u32> {
@@ -301,6 +318,32 @@ pub fn mark_translated<F: WireFamily>(words: FlowWords<F>) {
             }
         }
     }
+}
+
+/// Number of the present period of `OVL_BULK`.
+#[inline(always)]
+fn bulk_period() -> u32 {
+    (now() >> BULK_PERIOD_BITS) as u32
+}
+
+/// Notes that GRO merges packets of the flow of node `index` with this UDP source port.
+#[inline(always)]
+pub fn note_bulk(index: u32, source_port: u16) {
+    if let Some(noted) = BULK.get_ptr_mut(bulk_slot(index, source_port)) {
+        // SAFETY: the pointer is to the live, aligned value of the array map, written whole.
+        unsafe { noted.write_volatile(bulk_period()) };
+    }
+}
+
+/// Whether such packets were seen a moment ago.
+#[inline(always)]
+pub fn is_bulk(index: u32, source_port: u16) -> bool {
+    let Some(noted) = BULK.get_ptr(bulk_slot(index, source_port)) else {
+        return true;
+    };
+    // SAFETY: as in `note_bulk`, read whole.
+    let noted = unsafe { noted.read_volatile() };
+    noted != 0 && bulk_period().wrapping_sub(noted) <= BULK_PERIODS
 }
 
 /// This CPU's memory for an entry in the making.

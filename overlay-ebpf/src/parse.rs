@@ -3,7 +3,9 @@
 use overlay_common::{
     addr::MacAddr,
     config::{Config, FASTPATH_TRUSTED},
+    ecn,
     flow::FlowWords,
+    node::Node,
     outcome::Outcome,
     wire::{
         EthHeader, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, UdpHeader, VXLAN_FLAG_VNI, VxlanHeader,
@@ -205,6 +207,22 @@ impl<F: Ip> Tunnel<F> {
             len: ip.total_len,
             udp_len: u32::from(u16::from_be_bytes(udp.len)),
         })
+    }
+
+    /// Those of a packet with this TOS that this node sends to `node`, if they are what the fast path would
+    /// write but for checksum and identification: a rule may have changed the outer packet, too.
+    #[inline(always)]
+    pub fn sent(packet: Packet, config: &Config<F>, node: &Node<F>, tos: u8) -> Option<Self> {
+        let ip = packet.read::<F::Header>(ETH_LEN)?.fields();
+        if packet.read(12) != Some(F::ETHERTYPE)
+            || ip.protocol != IPPROTO_UDP
+            || ip.ttl != F::encap_ttl(&node.encap)
+            || ip.tos != ecn::encapsulate(tos)
+        {
+            return None;
+        }
+        let tunnel = Self::read(packet, config, node.vtep_mac).ok()?;
+        (tunnel.source == config.vtep && tunnel.destination == node.vtep).then_some(tunnel)
     }
 }
 

@@ -11,6 +11,7 @@ mod fingerprint;
 mod fuzz;
 mod image;
 mod kernel;
+mod kubernetes;
 mod libtest;
 mod linker;
 mod lint;

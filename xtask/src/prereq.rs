@@ -25,6 +25,8 @@ pub enum Group {
     Kernels,
     /// `cargo xtask fuzz`.
     Fuzz,
+    /// `cargo xtask test --kubernetes`.
+    Kubernetes,
     /// `cargo xtask package`.
     Packages,
     /// `cargo xtask image`.
@@ -295,6 +297,24 @@ pub const ALL: &[Prereq] = &[
         Need::File("/var/lib/dpkg/info/busybox-static.list"),
         "busybox-static",
         "the image of the lab's containers is made of it",
+    ),
+    prereq(
+        Group::Kubernetes,
+        Need::Command("go"),
+        "golang-go",
+        "the API server is written in Go",
+    ),
+    prereq(
+        Group::Kubernetes,
+        Need::Command("dpkg-source"),
+        "dpkg-dev",
+        "unpacks the API server's source package",
+    ),
+    prereq(
+        Group::Kubernetes,
+        Need::Command("kubectl"),
+        "kubernetes-client",
+        "shows and edits the Nodes of the lab",
     ),
     prereq(
         Group::Kernels,

@@ -103,4 +103,9 @@ impl Workspace {
     pub fn kernels(&self) -> PathBuf {
         self.root.join("target/kernels")
     }
+
+    /// The API server that tests of the Kubernetes store talk to.
+    pub fn kube_apiserver(&self) -> PathBuf {
+        self.root.join("target/kubernetes/kube-apiserver")
+    }
 }

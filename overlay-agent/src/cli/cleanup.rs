@@ -21,7 +21,7 @@ use crate::{
     backend::{self, DeviceId, Kind as _, Vxlan, device_id},
     filter::{self, exec::Executor},
     model::{Family, V4, V6, each_family},
-    netlink::{Link, Netlink, ROUTE_PROTOCOL, Route},
+    netlink::{Link, Netlink, Route},
     output,
 };
 
@@ -194,7 +194,7 @@ fn devices_with_route<F: Family>(
 }
 
 fn devices_in_use<F: Family>(links: &[Link], routes: &[Route<F>]) -> BTreeSet<DeviceId> {
-    devices_with_route(links, routes, |_, route| route.protocol == ROUTE_PROTOCOL)
+    devices_with_route(links, routes, |_, route| route.is_ours())
 }
 
 /// This agent replaces every route of flannel's shape on its device, so one that is there was made
@@ -298,7 +298,7 @@ mod tests {
             device(7, 8, "tunnel8"),
             device(8, 1, "flannel-v6.1"),
         ];
-        let routes = [route(5, PROTOCOL_BOOT), route(6, 241), route(7, 241)];
+        let routes = [route(5, PROTOCOL_BOOT), route(6, 241), route(7, 248)];
         let vnis = |vni| BTreeSet::from([vxlan(vni)]);
         assert_eq!(devices_in_use(&links, &routes), vnis(7));
         assert_eq!(devices_of_flanneld(&links, &routes), vnis(1));

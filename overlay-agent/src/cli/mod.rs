@@ -1,10 +1,14 @@
 //! The command line of the binary. Without a subcommand it is flanneld's: flags only, and the daemon
 //! runs. Called as `mk-docker-opts.sh`, it is that script.
 
+pub mod bugreport;
+pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+mod health;
 pub mod init;
+pub mod peers;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
@@ -56,6 +60,12 @@ enum Command {
     /// Tell whether this node's fast path is healthy, and if not, why not
     #[command(after_help = "Exit codes: 0 healthy, 1 degraded, 2 cannot tell")]
     Status(status::Args),
+    /// Look for known pitfalls on this host, and say what to do about them
+    #[command(after_help = "Exit codes: 0 no error and no warning, 1 some, 2 cannot tell")]
+    Check(check::Args),
+    /// Tell which nodes are reached through the overlay, and why the others are not
+    #[command(after_help = "Exit codes: 0 all are, 1 some are in trouble, 2 cannot tell")]
+    Peers(peers::Args),
     /// Show which subnet is behind which node, and the way there
     Routes(routes::Args),
     /// Show the flows that may take the fast path
@@ -64,6 +74,8 @@ enum Command {
     Stats(stats::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
+    /// Write one archive with everything that a report of a problem needs, without secrets
+    Bugreport(bugreport::Args),
     /// Remove everything of the agent's from this host; stop the agent first
     #[command(after_help = "Exit codes: 0 all is gone, 1 something is left, or an agent runs")]
     Cleanup(cleanup::Args),
@@ -112,10 +124,15 @@ async fn command(args: &[String]) -> ExitCode {
             warn(&host.missing);
             report(|out| status::run(&args, snapshot, &host, out))
         }
+        Command::Check(args) => {
+            let found = check::look(&args).await;
+            report(|out| check::print(&found, &args, out))
+        }
         Command::Routes(args) => {
             let snapshot = look(&args.pinned).await;
             report(|out| routes::run(&args, snapshot, out))
         }
+        Command::Peers(args) => report(|out| peers::run(&args, out)),
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
@@ -123,6 +140,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Cleanup(args) => {
             let done = cleanup::run(&args).await;
             report(|out| cleanup::print(&done?, &args, out))
+        }
+        Command::Bugreport(args) => {
+            let written = bugreport::run(&args).await;
+            report(|out| bugreport::print(&written?, &args, out))
         }
         Command::DockerOpts { args } => {
             docker_opts::main(&format!("{PROGRAM} docker-opts"), &args).await

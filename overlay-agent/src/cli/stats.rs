@@ -143,7 +143,13 @@ impl Share {
 impl output::Report for Report {
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut first = true;
-        for kind in [Kind::Drop, Kind::Decline, Kind::Permit, Kind::Fast] {
+        for kind in [
+            Kind::Drop,
+            Kind::Decline,
+            Kind::Permit,
+            Kind::Short,
+            Kind::Fast,
+        ] {
             let rows = self.counters.iter().filter(|row| row.kind == kind.name());
             let mut table = Table::new(&["HOOK", "OUTCOME", "PACKETS>", "BYTES>", "MEANING"]);
             for row in rows {
@@ -194,7 +200,8 @@ impl output::Report for Report {
 const fn heading(kind: Kind) -> &'static str {
     match kind {
         Kind::Fast => "Forwarded by the fast path",
-        Kind::Permit => "Carried by the kernel, with a change to the flow table",
+        Kind::Short => "Carried by the kernel, past its tunnel device",
+        Kind::Permit => "Carried by the kernel, with a change to the flow table or a way",
         Kind::Decline => "Left to the kernel",
         Kind::Drop => "Dropped",
     }
@@ -218,6 +225,7 @@ mod tests {
                 (Hook::Egress, Outcome::Ttl, counter(0, 0)),
                 (Hook::Egress, Outcome::PodTunnel, counter(1, 120)),
                 (Hook::Deliver, Outcome::PermitGranted, counter(7, 686)),
+                (Hook::Confirm, Outcome::ShortWay, counter(3, 294)),
             ],
             false,
         )

@@ -56,11 +56,24 @@ pub struct Secret(String);
 /// Kubernetes as the lease store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubernetesOptions {
+    /// Leases are in the Nodes of a cluster instead of etcd.
+    pub is_on: bool,
+    /// Which of them this node is.
+    pub node: Option<NodeIdentity>,
     pub api_url: Option<String>,
     pub annotation_prefix: String,
     pub kubeconfig_file: Option<PathBuf>,
     pub net_config_path: PathBuf,
     pub set_node_network_unavailable: bool,
+}
+
+/// By what a node finds its Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeIdentity {
+    /// `NODE_NAME`.
+    Name(String),
+    /// `POD_NAME` and `POD_NAMESPACE`: the pod that the agent runs in.
+    Pod { namespace: String, name: String },
 }
 
 /// How to find the underlay interface, and what to advertise.
@@ -105,6 +118,8 @@ pub struct FilterOptions {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthOptions {
+    /// UDP port at which agents ask each other; `None`: they do not.
+    pub probe_port: Option<u16>,
     /// Address or host name to listen on.
     pub host: String,
     /// `None`: no server.
@@ -214,6 +229,8 @@ impl Default for EtcdOptions {
 impl Default for KubernetesOptions {
     fn default() -> Self {
         Self {
+            is_on: false,
+            node: None,
             api_url: None,
             annotation_prefix: "flannel.alpha.coreos.com".to_owned(),
             kubeconfig_file: None,
@@ -249,6 +266,7 @@ impl Default for FilterOptions {
 impl Default for HealthOptions {
     fn default() -> Self {
         Self {
+            probe_port: Some(8473),
             host: "0.0.0.0".to_owned(),
             port: None,
         }

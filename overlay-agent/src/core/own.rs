@@ -13,6 +13,7 @@ use rand::RngCore;
 
 use super::record::{Entry, Expect, Put, PutOutcome, RecordState};
 use crate::{
+    backend::share_device,
     backoff::Backoff,
     model::{Alarm, LeaseAttrs, LeaseKey, OwnLease, OwnState, StoreError},
 };
@@ -62,8 +63,10 @@ const FIGHT: u32 = 3;
 pub struct Own {
     key: LeaseKey,
     wanted: LeaseAttrs,
-    /// The public IP before the last change: records that show it are ours.
-    former_ip: Option<IpAddr>,
+    /// What the record said before the public IP changed.
+    former: Option<LeaseAttrs>,
+    /// Revision of the last write.
+    written: i64,
     renewal: Renewal,
     claim: Claim,
     /// Another node, whose record overlaps this one and is older.
@@ -128,7 +131,8 @@ impl Own {
         Self {
             key: held.key,
             wanted,
-            former_ip: None,
+            former: None,
+            written: held.mod_revision,
             renewal,
             seen: held.mod_revision,
             claim: Claim::Held {
@@ -219,10 +223,10 @@ impl Own {
 
     /// Sets what the record is to say.
     pub fn publish(&mut self, attrs: LeaseAttrs) {
-        if attrs.node_ip() != self.wanted.node_ip() {
-            self.former_ip = Some(self.wanted.node_ip());
+        let before = std::mem::replace(&mut self.wanted, attrs);
+        if before.node_ip() != self.wanted.node_ip() {
+            self.former = Some(before);
         }
-        self.wanted = attrs;
         self.pause = None;
     }
 
@@ -285,7 +289,7 @@ impl Own {
             _ => None,
         };
         if let Some(attrs) = &stored
-            && !self.is_own(attrs.node_ip())
+            && !self.is_own(attrs, entry.mod_revision)
         {
             self.claim = Claim::Taken {
                 by: attrs.node_ip(),
@@ -308,11 +312,17 @@ impl Own {
         };
     }
 
-    /// A record without an address was overwritten by hand, not taken by a node.
-    fn is_own(&self, node_ip: IpAddr) -> bool {
+    /// Whether this node, or nobody, wrote the record. One without an address was overwritten by hand. One of
+    /// this node's device that is older than the last write is of a former time, from a backup of the
+    /// store.
+    fn is_own(&self, said: &LeaseAttrs, mod_revision: i64) -> bool {
+        let node_ip = said.node_ip();
+        let is_former =
+            |former: &LeaseAttrs| node_ip == former.node_ip() && !are_two_devices(former, said);
         node_ip == self.wanted.node_ip()
-            || Some(node_ip) == self.former_ip
             || node_ip.is_unspecified()
+            || self.former.as_ref().is_some_and(is_former)
+            || mod_revision < self.written && share_device(&self.wanted, said)
     }
 
     fn contested(&mut self, now: Instant, rng: &mut dyn RngCore) {
@@ -425,6 +435,7 @@ impl Own {
                 self.retry.succeeded();
                 self.unsure_of_end = false;
                 self.seen = self.seen.max(mod_revision);
+                self.written = mod_revision;
                 let life = match lease_id.zip(ttl) {
                     Some((id, ttl)) => self.renewal.life(id, sent, sent + ttl),
                     None => Life::Reservation,
@@ -511,6 +522,12 @@ impl Own {
             self.observe(now, observed, rng);
         }
     }
+}
+
+/// Whether both name their device, and not the same one.
+fn are_two_devices(one: &LeaseAttrs, other: &LeaseAttrs) -> bool {
+    let is_named = |attrs| share_device(attrs, attrs);
+    is_named(one) && is_named(other) && !share_device(one, other)
 }
 
 impl Life {

@@ -22,11 +22,11 @@ impl FastShare {
                     fast: sum.fast.saturating_add(counter.packets),
                     ..sum
                 },
-                Kind::Decline if is_pod_packet(*outcome) => Self {
+                Kind::Short | Kind::Decline if is_pod_packet(*outcome) => Self {
                     kernel: sum.kernel.saturating_add(counter.packets),
                     ..sum
                 },
-                Kind::Decline | Kind::Permit | Kind::Drop => sum,
+                Kind::Short | Kind::Decline | Kind::Permit | Kind::Drop => sum,
             },
         )
     }
@@ -94,6 +94,8 @@ const fn is_pod_packet(outcome: Outcome) -> bool {
         | Outcome::PerPacketRule
         | Outcome::SlowMark
         | Outcome::Leaving
+        | Outcome::ShortWay
+        | Outcome::WayOpened
         | Outcome::UdpGso
         | Outcome::Rewrite
         | Outcome::PodTunnel => true,

@@ -126,6 +126,9 @@ pub enum DatapathError {
         source: io::Error,
     },
 
+    #[error("cannot see what others have of tc: {source}")]
+    Others { source: io::Error },
+
     #[error("cannot {action} {hook} on {ifname}: {source}")]
     Link {
         action: &'static str,

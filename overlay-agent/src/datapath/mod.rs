@@ -21,6 +21,7 @@ mod packet_log;
 mod pins;
 mod programs;
 mod removal;
+mod short_way;
 mod slow;
 pub mod sys;
 mod tables;
@@ -47,6 +48,7 @@ pub use self::{
     maps::{Maps, overlay::OverlayMaps},
     packet_log::{PACKETS, PacketLog},
     pins::{DEFAULT_PIN_DIR, PinDir},
+    short_way::{ShortWay, reasons as short_way_closed},
     slow::SlowFlows,
     tables::{Summary, wanted::LocalVtep},
 };
@@ -257,6 +259,11 @@ impl Datapath {
     /// The writing side of what the packet filter judges packet by packet.
     pub fn slow_flows(&self) -> Result<SlowFlows, DatapathError> {
         SlowFlows::open(&self.pins)
+    }
+
+    /// What keeps the short way open or closed.
+    pub fn short_way(&self) -> Result<ShortWay, DatapathError> {
+        ShortWay::open(&self.pins)
     }
 
     /// Attaches to exactly `wanted`: takes over pinned links, creates missing ones, removes the

@@ -25,6 +25,7 @@ enum Command {
     ObjPin = 6,
     ObjGet = 7,
     ObjGetInfoByFd = 15,
+    ProgQuery = 16,
     MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
@@ -151,6 +152,25 @@ pub fn link_place(link: BorrowedFd<'_>) -> io::Result<Option<LinkPlace>> {
     }))
 }
 
+/// Programs at one place of an interface: `BPF_MPROG_MAX`.
+const MAX_PROGRAMS: usize = 64;
+
+/// The ids of the tcx programs at a place, in the order in which packets get to them. `ENODEV`: no such interface.
+pub fn programs(ifindex: u32, place: Place) -> io::Result<Vec<u32>> {
+    let mut ids = [0; MAX_PROGRAMS];
+    let mut attr = ProgQueryAttr {
+        target_ifindex: ifindex,
+        attach_type: place as u32,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: size_of_u32::<[u8; MAX_PROGRAMS]>(),
+        ..ProgQueryAttr::default()
+    };
+    // SAFETY: `prog_ids` has room for `count` ids, outlives the call and is referred to nowhere else; of
+    // the attributes the kernel writes those that the struct has.
+    unsafe { bpf(Command::ProgQuery as i32, &mut attr) }?;
+    Ok(ids.into_iter().take(attr.count as usize).collect())
+}
+
 /// Entries per system call.
 const BATCH: usize = 4_096;
 
@@ -256,6 +276,23 @@ struct InfoAttr {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+/// `BPF_PROG_QUERY`, with all that the kernel writes back.
+#[derive(Default)]
+#[repr(C)]
+struct ProgQueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// `BPF_MAP_LOOKUP_BATCH`.

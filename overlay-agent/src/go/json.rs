@@ -42,6 +42,13 @@ impl<'a> Object<'a> {
     /// Reads an object. `what` names it in the error for JSON that is no object; `null` is an empty
     /// object, as Go leaves a struct untouched then.
     pub fn parse(text: &'a str, what: &str) -> Result<Self, JsonError> {
+        // Nearly all is an object. What is not is looked at for what to say of it.
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        if let Ok(members) = deserializer.deserialize_map(MembersVisitor)
+            && deserializer.end().is_ok()
+        {
+            return Ok(Self { members });
+        }
         let value: &RawValue = serde_json::from_str(text).map_err(|error| {
             if is_in_shell_quotes(text) {
                 let (what, escaped) = (what.to_owned(), false);
@@ -76,10 +83,9 @@ impl<'a> Object<'a> {
 
     /// The texts of all values for `key`, in document order.
     pub fn every(&self, key: &str) -> impl DoubleEndedIterator<Item = &'a str> {
-        let key: String = fold(key).collect();
         self.members
             .iter()
-            .filter(move |(name, _)| fold(name).eq(key.chars()))
+            .filter(move |(name, _)| is_same_key(name, key))
             .map(|(_, text)| *text)
     }
 
@@ -181,6 +187,10 @@ fn is_in_shell_quotes(text: &str) -> bool {
     let inner = |quote| text.trim().strip_prefix(quote)?.strip_suffix(quote);
     let inner = inner('\'').or_else(|| inner('"'));
     inner.is_some_and(|inner| inner.trim_start().starts_with('{'))
+}
+
+fn is_same_key(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other) || !one.is_ascii() && fold(one).eq(fold(other))
 }
 
 /// Go's folding of keys: ASCII case, and the two letters of Unicode that fold onto ASCII ones.

@@ -17,6 +17,9 @@ pub fn to_string(value: &impl Serialize) -> String {
 
 /// JSON text without the blanks between tokens. serde would write numbers and escapes in its own way.
 pub fn compact(json: &str) -> String {
+    if !json.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        return json.to_owned();
+    }
     let (mut out, mut quoted, mut escaped) = (String::new(), false, false);
     for c in json.chars() {
         if !quoted && c.is_ascii_whitespace() {

@@ -1,6 +1,10 @@
 //! What the agent asks of whatever holds the leases.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use ipnetwork::{Ipv4Network, Ipv6Network};
@@ -8,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::allocation::Allocation;
-use crate::model::{ConfigText, LeaseAttrs, LeaseView, StoreError};
+use crate::model::{ConfigText, LeaseAttrs, LeaseView, PerFamily, StoreError};
 
 /// A way for nodes to know of each other. How a node comes to its subnet is the store's own affair:
 /// some are asked for a free one, others assign it.
@@ -28,6 +32,12 @@ pub trait Membership: Send + Sync {
     /// What nodes say of themselves, this one in an earlier life among them, as far as it can be
     /// understood.
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>>;
+
+    /// The addresses that the store has this node advertise, as `--public-ip` and `--public-ipv6` would; known
+    /// once [`Self::known`] has answered.
+    fn told(&self) -> PerFamily<Option<Ipv4Addr>, Option<Ipv6Addr>> {
+        PerFamily::default()
+    }
 
     /// Gives this node its lease, and keeps it and follows all others until `stop` is cancelled; the
     /// store is left as it is then. `config` is the network config the daemon runs with. While the
@@ -73,6 +83,8 @@ pub enum Order {
     Publish(LeaseAttrs),
     /// The daemon runs with this network config.
     InForce(ConfigText),
+    /// The node has started: its pods can be reached.
+    Started,
     /// The machine slept for so long: leases have aged, and connections may be dead.
     Slept(Duration),
 }
@@ -97,6 +109,11 @@ impl Member {
     /// Tells that the daemon runs with this network config.
     pub fn in_force(&self, config: ConfigText) {
         self.order(Order::InForce(config));
+    }
+
+    /// Tells that the node has started.
+    pub fn started(&self) {
+        self.order(Order::Started);
     }
 
     /// Tells that the machine slept.

@@ -8,6 +8,7 @@
 mod allocation;
 pub mod etcd;
 pub mod file;
+pub mod kubernetes;
 mod member;
 mod open;
 mod wait;

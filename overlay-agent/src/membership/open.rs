@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     etcd::{Deadlines, Etcd, EtcdStore},
     file::PeersFile,
+    kubernetes::Kubernetes,
     member::Membership,
 };
 use crate::{config::DaemonOptions, core::Renewal, metrics, model::StoreError};
@@ -16,6 +17,9 @@ pub fn open(
 ) -> Result<Arc<dyn Membership>, StoreError> {
     if let Some(path) = &options.lease.peers_file {
         return Ok(Arc::new(PeersFile::new(path)));
+    }
+    if options.kubernetes.is_on {
+        return Ok(Arc::new(Kubernetes::new(&options.kubernetes)?));
     }
     let store = EtcdStore::new(options.etcd.clone(), Deadlines::default(), metrics)?;
     let renewal = Renewal {

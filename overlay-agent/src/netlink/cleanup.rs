@@ -7,7 +7,6 @@ use rtnetlink::packet_route::route::RouteMessage;
 use super::{
     Netlink, NetlinkError,
     object::{Link, Route},
-    plan::ROUTE_PROTOCOL,
     request,
 };
 use crate::model::{Family, V4, V6};
@@ -15,7 +14,7 @@ use crate::model::{Family, V4, V6};
 /// Something in the kernel that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owned {
-    /// A route of either family with our protocol number, blackhole routes included.
+    /// A route of either family with a protocol number of ours, blackhole routes included.
     Route { text: String, message: RouteMessage },
     /// A backend's device, with its address, neighbours and forwarding entries.
     Vtep { ifindex: u32, name: String },
@@ -40,7 +39,7 @@ impl fmt::Display for Owned {
 }
 
 impl Netlink {
-    /// What is ours: routes with [`ROUTE_PROTOCOL`], and the links that are.
+    /// What is ours: routes with our protocols, and the links that are.
     pub async fn owned(&self, is_ours: impl Fn(&Link) -> bool) -> Result<Vec<Owned>, NetlinkError> {
         let routes = self.own_routes::<V4>().await?.into_iter().map(Owned::route);
         let routes6 = self.own_routes::<V6>().await?.into_iter().map(Owned::route);
@@ -54,7 +53,7 @@ impl Netlink {
 
     async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>, NetlinkError> {
         let mut routes = self.routes::<F>().await?;
-        routes.retain(|route| route.protocol == ROUTE_PROTOCOL);
+        routes.retain(Route::is_ours);
         Ok(routes)
     }
 

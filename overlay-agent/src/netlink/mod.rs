@@ -30,6 +30,7 @@ mod reconcile;
 mod request;
 mod route_mtu;
 mod standing;
+mod tc_watch;
 mod transport;
 mod watch;
 
@@ -47,6 +48,7 @@ pub use plan::{
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Summary};
 pub use standing::{Before, Standing};
+pub use tc_watch::TcWatch;
 pub use transport::TIMEOUT;
 pub use watch::{IpEvent, KernelEvent, Watch};
 

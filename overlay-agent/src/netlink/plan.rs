@@ -6,7 +6,7 @@
 //! What belongs to whom, where [`Marks`] are the backends' say:
 //! - another device that is a backend's is ours if it carries this node's address;
 //! - permanent neighbours and forwarding entries of the device are all ours;
-//! - routes with [`ROUTE_PROTOCOL`] are ours;
+//! - routes with one of [`ROUTE_PROTOCOLS`] are ours;
 //! - routes flannel left are adopted, that is replaced: in flannel's shape on the device, or
 //!   to exactly a peer's subnet, with protocol "boot" and metric 0. One through a gateway to this
 //!   node's own subnet is from the time another node leased it, and goes;
@@ -17,8 +17,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
+use ipnetwork::IpNetwork;
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
 
@@ -32,6 +34,13 @@ use crate::model::{DeviceRoute, Family, LocalNode, Peer, V4};
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
 pub const ROUTE_PROTOCOL: u8 = 241;
+
+/// Those of routes to peers where there can be many: the kernel looks for an equal description of the next
+/// hop among all of one device and protocol, one after the other, whenever it adds a route.
+pub const ROUTE_PROTOCOLS: RangeInclusive<u8> = ROUTE_PROTOCOL..=248;
+
+/// Networks that are divided into more subnets than this have many: two to the power of it.
+const MANY_SUBNETS: u8 = 9;
 
 /// `RTPROT_BOOT`: what flannel's routes carry, because it sets none.
 const PROTOCOL_BOOT: u8 = 3;
@@ -48,6 +57,8 @@ pub struct Wanted<F: Family = V4> {
     pub neighbours: BTreeMap<F::Address, MacAddr>,
     pub fdb: BTreeMap<MacAddr, F::Address>,
     pub routes: BTreeMap<F::Network, Route<F>>,
+    /// Routes to peers have one of so many protocols.
+    pub protocols: u8,
     pub marks: Marks<F>,
 }
 
@@ -157,6 +168,7 @@ impl<F: Family> Default for Wanted<F> {
             neighbours: BTreeMap::new(),
             fdb: BTreeMap::new(),
             routes: BTreeMap::new(),
+            protocols: 1,
             marks: Marks::NONE,
         }
     }
@@ -227,6 +239,7 @@ pub fn want<F: Family>(
     let mut wanted = Wanted {
         vtep,
         marks,
+        protocols: protocols(local),
         subnet: local
             .forwarding
             .is_any()
@@ -235,7 +248,7 @@ pub fn want<F: Family>(
     };
     if let (Some(device), Some(ifindex)) = (&local.device, vtep) {
         wanted.address = Some((device.address, local.network));
-        wanted.add_routes(&device.routes, ifindex);
+        wanted.add_routes(&device.routes, ifindex, ROUTE_PROTOCOL);
     }
     for (peer, path) in admission.accepted.values() {
         wanted.add_peer(peer, *path);
@@ -243,13 +256,41 @@ pub fn want<F: Family>(
     wanted
 }
 
+/// By how many protocols routes to the peers of a node are told apart. It follows from the network, not from
+/// how many peers there are, so that no route is ever made anew for it. IPv6 routes share no description.
+fn protocols<F: Family>(local: &LocalNode<F>) -> u8 {
+    match (local.network.into(), local.subnet.into()) {
+        (IpNetwork::V4(network), IpNetwork::V4(subnet))
+            if subnet.prefix().saturating_sub(network.prefix()) > MANY_SUBNETS =>
+        {
+            ROUTE_PROTOCOLS.end() - ROUTE_PROTOCOLS.start() + 1
+        }
+        _ => 1,
+    }
+}
+
 impl<F: Family> Wanted<F> {
+    /// The protocol of the route to a peer's subnet.
+    fn protocol(&self, subnet: F::Network) -> u8 {
+        match subnet.into() {
+            IpNetwork::V4(subnet) if subnet.prefix() > 0 => {
+                let number = u32::from(subnet.network()) >> (32 - subnet.prefix());
+                let [.., last] = number.to_be_bytes();
+                ROUTE_PROTOCOL + last % self.protocols
+            }
+            _ => ROUTE_PROTOCOL,
+        }
+    }
+
     /// Adds what a peer needs. False if something else has a part of it already, which then is the
     /// peer's.
     pub(super) fn add_peer(&mut self, peer: &Peer<F>, path: PeerPath) -> bool {
         match (path, self.vtep) {
             (PeerPath::Direct { ifindex }, _) => {
-                let route = peer_route(peer.subnet, peer.public_ip, ifindex, false);
+                let route = Route {
+                    protocol: self.protocol(peer.subnet),
+                    ..peer_route(peer.subnet, peer.public_ip, ifindex, false)
+                };
                 self.routes.insert(peer.subnet, route).is_none()
             }
             (PeerPath::Tunnel, Some(ifindex)) => {
@@ -259,7 +300,7 @@ impl<F: Family> Wanted<F> {
                 let before = self.objects();
                 self.neighbours.extend(via.neighbour);
                 self.fdb.extend(via.fdb);
-                self.add_routes(&via.route, ifindex);
+                self.add_routes(&via.route, ifindex, self.protocol(peer.subnet));
                 let parts = [
                     via.neighbour.is_some(),
                     via.fdb.is_some(),
@@ -281,6 +322,7 @@ impl<F: Family> Wanted<F> {
         &mut self,
         routes: impl IntoIterator<Item = &'a DeviceRoute<F>>,
         device: u32,
+        protocol: u8,
     ) {
         self.routes.extend(routes.into_iter().map(|route| {
             let &DeviceRoute {
@@ -291,6 +333,7 @@ impl<F: Family> Wanted<F> {
             } = route;
             let route = Route {
                 metric: metric.unwrap_or(F::DEFAULT_METRIC),
+                protocol,
                 ..peer_route(destination, gateway, device, onlink)
             };
             (destination, route)
@@ -477,6 +520,13 @@ fn diff_routes<F: Family>(
     plan.changes.append(&mut stale);
 }
 
+impl<F: Family> Route<F> {
+    /// This agent made it.
+    pub fn is_ours(&self) -> bool {
+        ROUTE_PROTOCOLS.contains(&self.protocol)
+    }
+}
+
 /// The route leads to the gateway of the other one, through another interface.
 fn obstructs<F: Family>(route: &Route<F>, other: &Route<F>) -> bool {
     let gateway = other.gateway.filter(|_| other.onlink);
@@ -489,7 +539,7 @@ fn is_replaceable<F: Family>(route: &Route<F>, wanted: &Wanted<F>) -> bool {
     if route.kind != RouteType::Unicast {
         return false;
     }
-    if route.protocol == ROUTE_PROTOCOL {
+    if route.is_ours() {
         return true;
     }
     let to_peer = wanted.routes.contains_key(&route.destination);

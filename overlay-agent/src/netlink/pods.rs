@@ -104,7 +104,7 @@ impl LinkTable {
 
     /// The interface through which the host's IP layer receives what comes from `link`, if that is the
     /// host side of a pod's interface: its bridge, or itself.
-    fn gateway_of_pod<'a>(&'a self, link: &'a Link, subnets: Subnets) -> Option<&'a Link> {
+    pub fn gateway_of_pod<'a>(&'a self, link: &'a Link, subnets: Subnets) -> Option<&'a Link> {
         let served = self.addressing.as_ref().zip(subnets);
         let is_in = |ifindex| {
             let is_in = each_family!(served, (addressing, subnet) => {

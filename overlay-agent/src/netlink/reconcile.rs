@@ -218,7 +218,7 @@ impl Netlink {
             .routes::<F>()
             .await?
             .into_iter()
-            .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::BlackHole)
+            .filter(|r| r.is_ours() && r.kind == RouteType::BlackHole)
             .collect();
         for stale in own.iter().filter(|route| Some(**route) != wanted) {
             self.change(

@@ -132,6 +132,7 @@ impl<F: Family> Standing<F> {
         Wanted {
             vtep: self.wanted.vtep,
             marks: self.wanted.marks,
+            protocols: self.wanted.protocols,
             ..Wanted::default()
         }
     }

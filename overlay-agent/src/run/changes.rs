@@ -17,9 +17,7 @@ use super::{
 use crate::{
     backend,
     model::{Desired, DesiredNode, Family, PerFamily, V4, V6, each_family},
-    netlink::{
-        FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, ROUTE_PROTOCOL, Route,
-    },
+    netlink::{FdbEntry, IpEvent, KernelEvent, LinkDump, LinkTable, Neighbour, Route},
 };
 
 /// More events than this during a dump are not kept; another dump follows instead.
@@ -210,7 +208,7 @@ impl<'a, F: Family> SideScene<'a, F> {
     fn is_given_up(self, route: &Route<F>) -> bool {
         let local = self.desired.local.device.as_ref();
         let mut own = local.into_iter().flat_map(|device| &device.routes);
-        route.protocol == ROUTE_PROTOCOL
+        route.is_ours()
             && route.kind == RouteType::Unicast
             && !self.desired.peers.contains_key(&route.destination)
             && !own.any(|own| own.destination == route.destination)
@@ -345,7 +343,7 @@ impl Tracker {
             }
             IpEvent::Route(route) | IpEvent::RouteRemoved(route) => {
                 // What this agent adds and gives up is its own doing; what it misses has to come back.
-                let own = route.protocol == ROUTE_PROTOCOL;
+                let own = route.is_ours();
                 let unexpected = match event {
                     IpEvent::RouteRemoved(_) => !side.is_given_up(route),
                     _ => !own,
@@ -389,7 +387,7 @@ mod tests {
     use crate::{
         backend::{Kind as _, Vxlan},
         model::{LocalNode, Underlay, VxlanEnd},
-        netlink::{Address, Link, LinkKind, Neighbour, Route, VxlanLink},
+        netlink::{Address, Link, LinkKind, Neighbour, ROUTE_PROTOCOL, Route, VxlanLink},
     };
 
     const UNDERLAY: u32 = 2;

@@ -3,11 +3,14 @@
 
 use std::net::Ipv4Addr;
 
+use ipnetwork::IpNetwork;
+
 use crate::{
     backend::Backend,
     config::{self, NetworkConfig},
     filter,
     model::{Desired, DesiredNode, Family, LeaseAttrs, PerFamily, V4, V6, each_family},
+    probe::Own,
     subnet_env::{Ipv4Lines, Ipv6Lines, SubnetEnv},
 };
 
@@ -100,6 +103,22 @@ pub fn subnet_env(node: &DesiredNode, ip_masq: bool) -> SubnetEnv {
 pub fn pod_mtu(node: &DesiredNode) -> u32 {
     let mtus = each_family!(node.present(), side => side.map(|side| side.local.pod_mtu()));
     mtus.into_iter().flatten().min().unwrap_or_default()
+}
+
+/// This node's ends of the overlay: the addresses of the backend's device.
+pub fn own_ends(node: &DesiredNode) -> Vec<Own> {
+    fn own<F: Family>(side: &Desired<F>) -> Option<Own> {
+        let local = &side.local;
+        let address: IpNetwork = local.device.as_ref()?.address.into();
+        Some(Own {
+            address: address.ip(),
+            subnet: local.subnet.into(),
+            public_ip: local.underlay.public_ip.into(),
+            mtu: local.pod_mtu(),
+        })
+    }
+    let ends = each_family!(node.present(), side => side.and_then(own));
+    ends.into_iter().flatten().collect()
 }
 
 #[cfg(test)]

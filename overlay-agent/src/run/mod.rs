@@ -17,6 +17,7 @@ mod per_packet;
 mod reload;
 mod rules;
 mod settler;
+mod short_way;
 mod side;
 mod sides;
 mod start;
@@ -45,6 +46,7 @@ use crate::{
     metrics::{FlushCause, Metrics},
     model::{Family, OwnState},
     netlink::{IpEvent, KernelEvent, Netlink},
+    probe::Probes,
     view::NodeMetrics,
 };
 
@@ -75,6 +77,11 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     let readiness = Readiness::default();
     let metrics = Metrics::default();
     metrics.register(readiness.clone());
+    let probes = options.health.probe_port.map(Probes::new);
+    if let Some(probes) = &probes {
+        metrics.register(probes.clone());
+    }
+    let _asked = probes.as_ref().and_then(Probes::serve);
     metrics.register(NodeMetrics::new(PinDir::new(&options.datapath.pin_dir)));
     let progress = Progress::default();
     let manager = ServiceManager::new(progress.clone());
@@ -109,7 +116,8 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
         }
     });
 
-    let start = Daemon::start(&options, &supervisor, &readiness, &metrics.daemon, &stop);
+    let counters = &metrics.daemon;
+    let start = Daemon::start(&options, &supervisor, &readiness, counters, probes, &stop);
     let started = tokio::select! {
         started = start => started,
         name = stop_requested(&mut signals, &progress) => {

@@ -19,6 +19,7 @@ use super::{
     reload,
     rules::Rules,
     settler::{Job, Settled, Settler},
+    short_way,
     side::Side,
     subnet_file::SubnetFile,
     tier1::Tier1,
@@ -26,9 +27,11 @@ use super::{
 };
 use crate::{
     backend::{ChangedKeys, LeaseData},
+    check,
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
+    inquiry::Served,
     lifecycle::Supervisor,
     membership::{self, Member, Membership, Wish},
     metrics,
@@ -37,6 +40,7 @@ use crate::{
     },
     netlink::{Netlink, NetlinkError, Watch},
     output,
+    probe::Probes,
     subnet_env::Previous,
     underlay::{self, Families, Held, HostSnapshot},
 };
@@ -50,11 +54,14 @@ pub struct Daemon {
     pub again: Dirty,
     pub watch: Watch,
     pub leases: Member,
+    /// Answers `check`.
+    _told: Option<Served>,
     pub rules: Rules,
     per_packet: Option<PerPacket>,
     pub timeouts: Timeouts,
     pub readiness: Readiness,
     pub subnet_file: SubnetFile,
+    probes: Option<Probes>,
     lease: LeaseKey,
     /// What the lease was last told to say.
     advertised: LeaseAttrs,
@@ -76,6 +83,7 @@ impl Daemon {
         supervisor: &Supervisor,
         readiness: &Readiness,
         metrics: &metrics::Daemon,
+        probes: Option<Probes>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
@@ -108,6 +116,7 @@ impl Daemon {
             return Ok(None);
         };
         readiness.fail(Condition::LeaseHeld, "starting");
+        let options = &told(options, &*store);
         let host = underlay::snapshot(options.interface.iface_can_reach).await?;
         let links = netlink.links().await?;
         let mut held = held_addresses(&links, &backend, &host, &known);
@@ -193,6 +202,7 @@ impl Daemon {
         let mut timeouts = TimeoutWatch::spawn(supervisor, rules.ruleset.clone()).await;
         let tier1 = Tier1::open(&options.datapath, sides.serves(), supervisor)?;
         let per_packet = PerPacket::spawn(&options.datapath, &tier1, &node, &rules, supervisor)?;
+        short_way::spawn(&options.datapath, &tier1, supervisor)?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(node, followed, sides.devices());
         if runs {
@@ -255,12 +265,14 @@ impl Daemon {
             metrics: metrics.clone(),
             again,
             watch,
+            _told: tell(&leases),
             leases,
             rules,
             per_packet,
             timeouts,
             readiness: readiness.clone(),
             subnet_file,
+            probes,
             options: options.clone(),
             config,
             store,
@@ -270,6 +282,8 @@ impl Daemon {
             settler: Arc::new(Mutex::new(settler)),
         };
         daemon.advertise();
+        daemon.leases.started();
+        daemon.probe(supervisor);
         Ok(Some(daemon))
     }
 
@@ -383,7 +397,23 @@ impl Daemon {
         self.subnet_file.set_mtu(convert::pod_mtu(&desired));
         let dirty = self.controller.want(desired);
         self.advertise();
+        if let Some(probes) = &self.probes {
+            probes.set_own(convert::own_ends(self.controller.desired()));
+        }
         dirty
+    }
+
+    /// Begins to ask the peers.
+    fn probe(&self, supervisor: &Supervisor) {
+        let Some(probes) = &self.probes else {
+            return;
+        };
+        probes.set_own(convert::own_ends(self.controller.desired()));
+        let (probes, leases) = (probes.clone(), self.leases.view.clone());
+        let backend = self.config.backend.clone();
+        supervisor.spawn("peer probes", move |stop| {
+            probes.clone().run(leases.clone(), backend.clone(), stop)
+        });
     }
 
     /// Has the lease say what this node is.
@@ -461,6 +491,25 @@ impl Daemon {
         ));
         self.take_local(desired);
     }
+}
+
+/// The options with the addresses that the store has this node advertise.
+fn told(options: &DaemonOptions, store: &dyn Membership) -> DaemonOptions {
+    let mut options = options.clone();
+    let PerFamily { ipv4, ipv6 } = store.told();
+    let interface = &mut options.interface;
+    interface.public_ip = ipv4.or(interface.public_ip);
+    interface.public_ipv6 = ipv6.or(interface.public_ipv6);
+    options
+}
+
+/// Has `check` ask about leases. The node does as well without.
+fn tell(leases: &Member) -> Option<Served> {
+    let served = check::tell(leases.view.clone());
+    if let Err(error) = &served {
+        warn!(%error, "`overlay-agent check` does not hear of leases with one address");
+    }
+    served.ok()
 }
 
 fn read_previous(options: &DaemonOptions) -> Previous {

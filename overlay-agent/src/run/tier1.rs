@@ -22,7 +22,7 @@ use crate::{
     conntrack::translated,
     datapath::{
         self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PermitTimes,
-        PinDir, Serves, SlowFlows, XdpMode,
+        PinDir, Serves, ShortWay, SlowFlows, XdpMode,
     },
     lifecycle::{Supervisor, privileges},
     model::{Family, each_family},
@@ -243,6 +243,14 @@ impl Tier1 {
     pub fn slow_flows(&self) -> Result<Option<SlowFlows>, DatapathError> {
         match self {
             Self::Active { datapath, .. } => datapath.slow_flows().map(Some),
+            Self::Absent { .. } => Ok(None),
+        }
+    }
+
+    /// What keeps the short way open or closed, if there is an eBPF tier.
+    pub fn short_way(&self) -> Result<Option<ShortWay>, DatapathError> {
+        match self {
+            Self::Active { datapath, .. } => datapath.short_way().map(Some),
             Self::Absent { .. } => Ok(None),
         }
     }

@@ -28,6 +28,8 @@ pub struct EbpfTier {
     pub links: Vec<LinkState>,
     /// What the packet filter judges packet by packet.
     pub per_packet_rules: Report,
+    /// Directions in which rules tell tunnel packets of one node apart, as in `OVL_SLOW`.
+    pub outer_rules: u32,
 }
 
 /// What the maps say of one family.
@@ -48,6 +50,7 @@ impl EbpfTier {
 
     /// As [`Self::read`], from maps that are open.
     pub fn of(pins: &PinDir, maps: &Maps) -> Result<Self, DatapathError> {
+        let slow = maps.slow()?;
         let overlays = each_family!(maps.overlays.as_ref(), maps => Overlay::read(maps)?);
         Ok(Self {
             agent_running: pins.is_in_use()?,
@@ -55,7 +58,8 @@ impl EbpfTier {
             ipv6: overlays.ipv6,
             counters: maps.counters()?,
             links: datapath::link_states(pins)?,
-            per_packet_rules: Report::of(&maps.slow()?).unwrap_or_default(),
+            per_packet_rules: Report::of(&slow).unwrap_or_default(),
+            outer_rules: slow.outer,
         })
     }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     backend,
     model::{Family, V4, V6},
-    netlink::{FdbEntry, Link, LinkKind, Neighbour, Netlink, NetlinkError, ROUTE_PROTOCOL, Route},
+    netlink::{FdbEntry, Link, LinkKind, Neighbour, Netlink, NetlinkError, Route},
 };
 
 /// Both families of the kernel tier.
@@ -134,7 +134,7 @@ impl Tier {
         let ends = Ends::of(observed);
         let routes = observed.routes.iter();
         let routes: Vec<PeerRoute> = routes
-            .filter(|r| r.protocol == ROUTE_PROTOCOL && r.kind == RouteType::Unicast)
+            .filter(|r| r.is_ours() && r.kind == RouteType::Unicast)
             .map(|route| ends.route(route))
             .collect();
         // One that may be of either family is of that which has a route there.

@@ -104,10 +104,10 @@ impl Tool {
     }
 }
 
-/// Whether foreign tools say anything about a variant: what has a crowd, a service or an altered port is a
-/// comparison within this project.
+/// Whether foreign tools say anything about a variant: what has a crowd, a service, an altered port or a client on the
+/// host is a comparison within this project.
 pub fn applies_to(variant: &Variant) -> bool {
-    !variant.crowded && !variant.altered && !variant.service
+    !variant.crowded && variant.is_plain()
 }
 
 /// Runs one tool between the ends of a site, in the `round`-th round.

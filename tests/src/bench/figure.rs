@@ -42,10 +42,10 @@ impl Metric {
     /// Whether it is measured for `variant`.
     pub fn applies_to(self, variant: &Variant) -> bool {
         match self {
-            Self::Programs => variant.is_agent() && !variant.altered && !variant.service,
+            Self::Programs => variant.is_agent() && variant.is_plain(),
             Self::Udp => true,
             Self::Ping | Self::Connect | Self::Question => !variant.altered,
-            _ => !variant.altered && !variant.service,
+            _ => variant.is_plain(),
         }
     }
 

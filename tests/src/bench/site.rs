@@ -158,6 +158,17 @@ impl Site {
                 .map(crate::lab::Pod::endpoint)
                 .with_context(|| format!("no pod on {}", node.name))
         };
-        Ok((pod(self.lab.node(0))?, pod(self.lab.node(1))?))
+        let client = self.lab.node(0);
+        let client = if self.variant.from_host {
+            // Of the tunnel device, which is the kernel's choice, too.
+            let address = client.subnet_env()?.subnet()?.network();
+            Endpoint {
+                address,
+                ..client.endpoint()
+            }
+        } else {
+            pod(client)?
+        };
+        Ok((client, pod(self.lab.node(1))?))
     }
 }

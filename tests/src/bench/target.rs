@@ -4,8 +4,8 @@ use super::{
     figure::Figure,
     variant::{
         CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
-        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_SERVICE, TRUSTED, VXLAN, VXLAN_RULES,
-        VXLAN_SERVICE, Variant,
+        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_SERVICE, TRUSTED, VXLAN,
+        VXLAN_HOST, VXLAN_RULES, VXLAN_SERVICE, Variant,
     },
 };
 
@@ -73,7 +73,7 @@ use Figure::{
     UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 40] = [
+pub const ALL: [Target; 43] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -114,6 +114,9 @@ pub const ALL: [Target; 40] = [
     ratio(Questions, STRICT_SERVICE, VXLAN_SERVICE, AtLeast(1.30)),
     reported(Questions, STRICT_SERVICE, OFF_SERVICE),
     ratio(UdpCpu, STRICT_ALTERED, OFF_ALTERED, AtMost(1.03)),
+    ratio(PingP50, STRICT_HOST, VXLAN_HOST, AtMost(0.80)),
+    reported(UdpCpu, STRICT_HOST, VXLAN_HOST),
+    reported(Connections, STRICT_HOST, VXLAN_HOST),
 ];
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct Variant {
     pub crowded: bool,
     /// A rule on each node changes the pod's own port of the measured flow: no permit is ever granted.
     pub altered: bool,
+    /// The client is a process of its node.
+    pub from_host: bool,
     /// The client asks a service, as kube-proxy's iptables rules on its node make one.
     pub service: bool,
 }
@@ -45,6 +47,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         between_nodes: false,
         crowded: false,
         altered: false,
+        from_host: false,
         service: false,
     }
 }
@@ -89,6 +92,18 @@ pub const OFF_ALTERED: &Variant = &Variant {
     altered: true,
     ..agent("overlay off, altered flow", "off")
 };
+pub const VXLAN_HOST: &Variant = &Variant {
+    from_host: true,
+    ..variant(
+        "vxlan, as deployed, from the host",
+        Overlay::StockVxlan,
+        true,
+    )
+};
+pub const STRICT_HOST: &Variant = &Variant {
+    from_host: true,
+    ..agent("overlay strict, from the host", "strict")
+};
 pub const VXLAN_SERVICE: &Variant = &Variant {
     service: true,
     ..variant("vxlan, as deployed, service", Overlay::StockVxlan, true)
@@ -107,7 +122,7 @@ pub const OFF_SERVICE: &Variant = &Variant {
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 17] = [
+pub const ALL: [&Variant; 19] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -125,6 +140,8 @@ pub const ALL: [&Variant; 17] = [
     OFF_SERVICE,
     STRICT_ALTERED,
     OFF_ALTERED,
+    VXLAN_HOST,
+    STRICT_HOST,
 ];
 
 impl Variant {
@@ -139,6 +156,11 @@ impl Variant {
 
     pub fn is_agent(&self) -> bool {
         matches!(self.overlay, Overlay::Agent { .. })
+    }
+
+    /// Whether a pod talks to a pod, and nothing translates what they say.
+    pub fn is_plain(&self) -> bool {
+        !self.altered && !self.service && !self.from_host
     }
 
     /// Whether the fast path is to carry the measured flow.

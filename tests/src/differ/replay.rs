@@ -171,6 +171,17 @@ fn check_counters(lab: &Lab, mode: Mode, steps: usize) -> Result<()> {
     if !fast.values().all(|count| expected.contains(count)) {
         bail!("fast packets of {steps}: {fast:?}, not {expected:?}");
     }
+    for hook in [Hook::Confirm, Hook::Ingress] {
+        let (mut short, mut tunnelled) = (0, 0);
+        for node in lab.nodes() {
+            let counters = node.counters()?;
+            short += counters.packets(hook, Outcome::ShortWay);
+            tunnelled += counters.packets(Hook::Egress, Outcome::FastTunnel);
+        }
+        if (short > steps as u64 / 200) != (tunnelled > 0) {
+            bail!("{short} of {steps} packets went the short way at {hook:?}");
+        }
+    }
     // Both clients of the service are on the first node.
     let counters = lab.node(0).counters()?;
     for hook in [Hook::Egress, Hook::Ingress] {
@@ -184,7 +195,9 @@ fn check_counters(lab: &Lab, mode: Mode, steps: usize) -> Result<()> {
 
 /// What is compared of a frame: the names of its MAC addresses, what is left to the card, and the packet.
 fn normalise<F: SequenceFamily>(frame: &Frame, names: &BTreeMap<[u8; 6], u8>) -> Option<Vec<u8>> {
-    let (header, packet) = frame.bytes.split_first_chunk::<ETH_LEN>()?;
+    let mut bytes = frame.bytes.clone();
+    let offload = frame.offload.without_checksum(&mut bytes);
+    let (header, packet) = bytes.split_first_chunk::<ETH_LEN>()?;
     if header[12..] != F::ETHERTYPE || !F::is_compared(packet) {
         return None;
     }
@@ -200,7 +213,7 @@ fn normalise<F: SequenceFamily>(frame: &Frame, names: &BTreeMap<[u8; 6], u8>) ->
             None => comparable.extend(mac),
         }
     }
-    comparable.extend(frame.offload.comparable());
+    comparable.extend(offload.comparable());
     comparable.extend(packet);
     Some(comparable)
 }
@@ -223,9 +236,10 @@ fn compare(report: &mut String, pod: impl Display, fast: &[Vec<u8>], off: &[Vec<
     }
     // Writing to a String cannot fail.
     let _ = writeln!(report, "pod {pod}: {} different packets", different.len());
-    for (packet, balance) in different.iter().take(12) {
+    let (more, less): (Vec<_>, Vec<_>) = different.iter().partition(|(_, balance)| **balance > 0);
+    for (packet, balance) in more.iter().take(6).chain(less.iter().take(6)) {
         let mut start = String::new();
-        for byte in packet.iter().take(12) {
+        for byte in packet.iter().take(60) {
             let _ = write!(start, "{byte:02x}");
         }
         let _ = writeln!(

@@ -95,6 +95,8 @@ impl Launch {
             .args(self.interface.iter().map(|name| format!("--iface={name}")))
             .arg(format!("--subnet-file={}", node.subnet_file.display()))
             .arg(format!("--pin-dir={}", node.pin_dir.display()))
+            // Tests that count or capture packets want none but their own.
+            .arg("--peer-probe-port=0")
             .args(&self.extra);
         if let Some(denial) = self.denial {
             deny_bpf(&mut command, denial);

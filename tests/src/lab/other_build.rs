@@ -1,6 +1,6 @@
 //! Pins as an agent of another build leaves them.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
@@ -9,14 +9,18 @@ use super::{Node, underlay::NODE_INTERFACE};
 
 impl Node {
     /// Leaves the pins as an agent does whose maps have the layouts of another version: in a directory of
-    /// that name, and with nothing that grants permits on the underlay. Its programs go on with their maps.
-    pub fn leave_pins_of_version(&self, version: u32) -> Result<()> {
+    /// that name, and in version 1 with nothing that grants permits on the underlay. Its programs go on with
+    /// their maps. Returns the directory.
+    pub fn leave_pins_of_version(&self, version: u32) -> Result<PathBuf> {
         let maps = self.map_pin("OVL_CONFIG");
         let maps = maps.parent().context("the directory of the maps")?;
-        fs::rename(maps, self.pin_dir.join(format!("v{version}")))?;
-        let underlay = self.namespace.ifindex(NODE_INTERFACE)?;
-        fs::remove_file(self.pin_dir.join(format!("links/{underlay}-confirm")))?;
-        Ok(())
+        let left = self.pin_dir.join(format!("v{version}"));
+        fs::rename(maps, &left)?;
+        if version == 1 {
+            let underlay = self.namespace.ifindex(NODE_INTERFACE)?;
+            fs::remove_file(self.pin_dir.join(format!("links/{underlay}-confirm")))?;
+        }
+        Ok(left)
     }
 
     /// The ids of the pinned maps, with their names.

@@ -275,6 +275,7 @@ impl<F: Cluster> Bench<F> {
             (Hook::Confirm | Hook::Deliver, _) => matches!(
                 outcome,
                 Outcome::PermitGranted
+                    | Outcome::WayOpened
                     | Outcome::TableFull
                     | Outcome::Handshake
                     | Outcome::FlowClosed
@@ -287,7 +288,8 @@ impl<F: Cluster> Bench<F> {
             }
             // Among what is not for pods may be a router's message about a next hop.
             (Hook::Ingress, _) => outcome == Outcome::NotOverlay,
-            (Hook::Arrive | Hook::Guard, _) => false,
+            (Hook::Arrive, _) => surroundings.tc_index != 0,
+            (Hook::Guard, _) => false,
         }
     }
 }

@@ -23,6 +23,7 @@ use overlay_common::{
     maps::FamilyMaps,
     node::{Gateway, Leaving, MODE_DIRECT, NODE_DIRECT, Nexthop, Node, Peer, PodKey, PodPort},
     route::RouteEntry,
+    short::{Short, ShortImage, checksum},
     slow::Slow,
     stamp::{Header, stamp},
 };
@@ -47,6 +48,8 @@ pub const PATH_CHANGES: u32 = 3;
 pub const HEADER: Header = Header { tos: 0, ttl: 63 };
 /// `tc_index` of packets that passed unchanged to the vxlan device.
 pub const LEAVING: u16 = 0x4f57;
+/// `tc_index` of packets by which a node may get the short way.
+pub const OPENING: u16 = 0x4f58;
 
 /// The cluster in one address family.
 pub trait Cluster: Wire {
@@ -293,9 +296,37 @@ pub struct Fixture<F: Wire = V4> {
     pub slow: Slow,
     /// Pairs of pods that a translation connects.
     pub translated: BTreeSet<FlowKey<F>>,
+    /// The short way to and from nodes.
+    pub short: BTreeMap<u32, Short>,
 }
 
 impl<F: Cluster> Fixture<F> {
+    /// Gives the node the short way, in both directions. `change` is made before it is sealed.
+    pub fn open(&mut self, remote: &Remote<F>, change: impl FnOnce(&mut Short)) -> &mut Short {
+        let way = remote.way(&self.interfaces);
+        let mut short = Short {
+            egress_until: u64::MAX,
+            generation: self.config.generation,
+            underlay_ifindex: way.underlay_ifindex,
+            next_hop_mac: way.next_hop_mac,
+            mtu: way.path_mtu,
+            underlay_mac: way.underlay_mac,
+            vtep: way.vtep,
+            path_changes: way.path_changes,
+            ..Short::default()
+        };
+        change(&mut short);
+        let [checked @ .., _, _, _]: ShortImage = bytemuck::cast(short);
+        short.check = checksum(&checked);
+        short.ingress_until = u64::MAX;
+        let vtep = u64::from(u32::from_ne_bytes(way.vtep));
+        let owner = vtep | u64::from(self.config.generation) << 32;
+        short.ingress_owner = owner ^ short.ingress_until;
+        let entry = self.short.entry(remote.index).or_default();
+        *entry = short;
+        entry
+    }
+
     /// The pod's frames have been seen on this interface.
     pub fn seen_at(&mut self, ifindex: u32) {
         for port in self.pods.values_mut() {
@@ -353,6 +384,7 @@ impl<F: Cluster> Fixture<F> {
             flows: BTreeMap::new(),
             slow: Slow::zeroed(),
             translated: BTreeSet::new(),
+            short: BTreeMap::new(),
         }
     }
 

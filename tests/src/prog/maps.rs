@@ -21,6 +21,7 @@ use overlay_common::{
     outcome::{Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
     pair,
     route::RouteEntry,
+    short::Short,
     slow::Slow,
     stamp::seen_slot,
 };
@@ -65,6 +66,13 @@ impl<F: Cluster> Bench<F> {
             let wanted = fixture.nexthops.get(&index).copied().unwrap_or_default();
             if nexthops.get(&index, 0)? != wanted {
                 nexthops.set(index, wanted, 0)?;
+            }
+        }
+        let mut shorts: Array<_, Short> = self.map(F::MAPS.short)?.try_into()?;
+        for index in 0..NODES {
+            let wanted = fixture.short.get(&index).copied().unwrap_or_default();
+            if shorts.get(&index, 0)? != wanted {
+                shorts.set(index, wanted, 0)?;
             }
         }
         let mut config: Array<_, Config<F>> = self.map(F::MAPS.config)?.try_into()?;

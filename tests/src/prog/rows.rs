@@ -73,7 +73,9 @@ impl<F: Cluster> Row<F> {
             ),
             // Nobody sees the bytes of a dropped packet.
             Expected::Drop(_) => (Verdict::Drop, None, &[Kind::Drop]),
-            Expected::Redirect(_, frame) => (Verdict::Redirect, Some(frame), &[Kind::Fast]),
+            Expected::Redirect(_, frame) => {
+                (Verdict::Redirect, Some(frame), &[Kind::Fast, Kind::Short])
+            }
         };
         ensure!(
             run.verdict == verdict,

@@ -6,7 +6,7 @@ pub(crate) mod insn;
 use std::{
     fs::File,
     io,
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     os::{
         fd::{AsRawFd, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -17,7 +17,11 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::{prctl, signal::Signal},
+    sys::{
+        prctl,
+        signal::Signal,
+        socket::{SockaddrStorage, bind},
+    },
 };
 
 /// Makes `command` run in network namespace `netns`. Unlike `ip netns exec` this leaves the mounts
@@ -74,6 +78,23 @@ pub fn set_path_mtu_discovery(socket: &UdpSocket, discovery: PathMtuDiscovery) -
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// A socket that sends and receives packets of an IP protocol, whatever it is, with the address; its port is not used.
+pub fn ip_socket(address: SocketAddr, protocol: u8) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol.into()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just returned by the kernel and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket)
 }
 
 /// A packet socket that receives every frame of interface `ifindex`, and no frame of any other:

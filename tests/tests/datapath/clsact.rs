@@ -167,3 +167,42 @@ fn filters_go_with_their_pod_and_with_cleanup_and_those_of_others_stay() {
         Ok(())
     });
 }
+
+#[test]
+fn filters_of_others_close_the_short_way_where_they_are_behind_ours() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        let node = lab.node(0);
+        lab.start_agent(lab.node(1), &[])?;
+        start_on_old_kernel(lab, node)?;
+        let wait_for_the_way = |is_open: bool| {
+            wait_for("the short way to be open or closed", DEADLINE, || {
+                let status = node.operator(&["status"])?;
+                let is_closed = status.contains("a tc filter of others at the tunnel device");
+                ensure!(is_closed != is_open, "{status}");
+                Ok(())
+            })
+        };
+        let filter = |action: &str, priority: &str| {
+            let words = [
+                "filter",
+                action,
+                "dev",
+                "flannel.1",
+                "egress",
+                "pref",
+                priority,
+            ];
+            let what = [
+                "protocol", "all", "u32", "match", "u32", "0", "0", "flowid", "1:1",
+            ];
+            let what: &[_] = if action == "add" { &what } else { &[] };
+            node.cmd("tc", [&words, what].concat()).map(drop)
+        };
+        filter("add", "8473")?;
+        wait_for_the_way(false)?;
+        // It sees each packet before ours does.
+        filter("add", "8471")?;
+        filter("del", "8473")?;
+        wait_for_the_way(true)
+    });
+}

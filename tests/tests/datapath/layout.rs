@@ -21,6 +21,7 @@ use overlay_common::{
     node::{Gateway, Leaving, Nexthop, Node, Peer, PodKey, PodPort},
     outcome::Counter,
     route::RouteEntry,
+    short::Short,
     slow::{Match, Slow},
     wire::{EthHeader, Ipv4Header, Ipv6Header, UdpHeader, VxlanHeader},
 };
@@ -80,7 +81,13 @@ fn layouts() -> BTreeMap<String, Layout> {
         VxlanHeader { flags, reserved, vni, reserved2 }
         EthHeader { dst, src, ethertype }
         Nexthop { vtep, ifindex, dst_mac, mtu, src_mac, mode, _pad, path_changes, _pad2 }
-        Leaving { flow, gateway_mac, _pad, generation, stamp }
+        Leaving {
+            flow, gateway_mac, _pad, generation, stamp, hash, node, mark, priority, hash_generation, _pad2,
+        }
+        Short {
+            egress_until, generation, underlay_ifindex, next_hop_mac, mtu, underlay_mac, _pad, vtep,
+            path_changes, inner_mark, inner_priority, mark, priority, check, ingress_until, ingress_owner,
+        }
         Peer { node }
         Gateway { mac, _pad }
         PodKey { mac, _pad }
@@ -89,13 +96,13 @@ fn layouts() -> BTreeMap<String, Layout> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
-            sctp_permit_ns,
+            sctp_permit_ns, closed, _pad3,
         }
         Config<V6> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
             network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
-            sctp_permit_ns,
+            sctp_permit_ns, closed, _pad3,
         }
         FlowKey<V4> { local, remote, local_port, remote_port, protocol, _pad }
         FlowKey<V6> { local, remote, local_port, remote_port, protocol, _pad }
@@ -116,7 +123,7 @@ fn layouts() -> BTreeMap<String, Layout> {
         Match<V6> {
             src, src_mask, dst, dst_mask, src_ports, dst_ports, protocols, directions, _pad,
         }
-        Slow { ipv4_count, ipv6_count, report_len, _pad, ipv4, ipv6, report }
+        Slow { ipv4_count, ipv6_count, report_len, outer, ipv4, ipv6, report }
     }
 }
 

@@ -103,14 +103,13 @@ fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
             move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
         });
         let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
-        for upgraded in [node, peer] {
+        for (upgraded, version) in [(node, 1), (peer, 2)] {
             upgraded.wait_fast()?;
             upgraded.kill_agent()?;
-            upgraded.leave_pins_of_version(1)?;
+            let old = upgraded.leave_pins_of_version(version)?;
             lab.start_agent(upgraded, &[])?;
             wait_for("the other maps alone", DEADLINE, || {
                 upgraded.check_running()?;
-                let old = upgraded.pin_dir.join("v1");
                 ensure!(!old.exists(), "{} is still there", old.display());
                 lab.check_converged(upgraded)
             })?;

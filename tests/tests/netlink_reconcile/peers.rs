@@ -103,6 +103,49 @@ fn what_flannel_left_is_adopted_and_vanished_peers_are_swept() {
 }
 
 #[test]
+fn in_a_large_network_too_routes_are_taken_from_flannel_and_given_back() {
+    in_private_netns(|| async {
+        let mut node = Node::vxlan();
+        node.desired.local.network = net("10.0.0.0/8");
+        let vtep = node.ensure().await;
+        // Flannel's of a peer that is alive and of one that vanished, and one of ours from before.
+        for n in [4, 6] {
+            run(&format!(
+                "ip route replace 10.5.{n}.0/24 via 10.5.{n}.0 dev flannel.1 onlink"
+            ));
+        }
+        run("ip route add 10.5.5.0/24 via 10.5.5.0 dev flannel.1 proto 241 onlink");
+        node.add_peer(4, "203.0.113.4");
+        node.add_peer(5, "203.0.113.5");
+        node.reconcile(&vtep).await;
+        let shown = || {
+            let routes = run("ip route show dev flannel.1");
+            let lines = routes.lines().map(|line| line.trim().to_owned());
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(),
+            [
+                "10.5.4.0/24 via 10.5.4.0 proto 245 onlink",
+                "10.5.5.0/24 via 10.5.5.0 proto 246 onlink"
+            ]
+        );
+        assert!(is_unchanged(&node.reconcile(&vtep).await));
+
+        // As flanneld does: it takes over one and lets the other go.
+        run("ip route replace 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink");
+        run("ip route del 10.5.5.0/24 via 10.5.5.0 dev flannel.1 onlink");
+        let flannels = ["10.5.4.0/24 via 10.5.4.0 onlink"];
+        assert_eq!(shown(), flannels);
+        let removed = node.netlink.remove_routes::<V4>().await.expect("a dump");
+        assert_eq!(
+            (removed.len(), shown()),
+            (0, flannels.map(str::to_owned).to_vec())
+        );
+    });
+}
+
+#[test]
 fn foreign_devices_and_routes_survive() {
     in_private_netns(|| async {
         let mut node = Node::vxlan();

@@ -14,7 +14,7 @@ use overlay_tests::{
     decode::decode_ipv4,
     decode6::decode_ipv6,
     differ::Mode,
-    lab::{Builder, Lab, family::LabFamily},
+    lab::{Builder, Lab, Node, family::LabFamily},
     services::Connection,
     traffic::Endpoint,
     wait::wait_for,
@@ -46,6 +46,11 @@ pub struct Tunnelled<A> {
 pub trait Header: LabFamily {
     /// What sets a TTL or hop limit, with a value.
     const SET_TTL: [&str; 4];
+    /// The tunnel device.
+    const TUNNEL: &str;
+
+    /// The node in the pod network, with the address with which it speaks to pods of other nodes.
+    fn tunnel_end(node: &Node) -> Result<Endpoint<Self>>;
 
     /// Sets TOS and TTL of what the socket sends from here on.
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()>;
@@ -56,6 +61,14 @@ pub trait Header: LabFamily {
 
 impl Header for Ipv4Addr {
     const SET_TTL: [&str; 4] = ["-j", "TTL", "--ttl-set", "33"];
+    const TUNNEL: &str = "flannel.1";
+
+    fn tunnel_end(node: &Node) -> Result<Endpoint> {
+        Ok(Endpoint {
+            namespace: node.namespace.clone(),
+            address: node.subnet_env()?.gateway.network(),
+        })
+    }
 
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
         setsockopt(socket, sockopt::Ipv4Tos, &tos.into())?;
@@ -82,6 +95,14 @@ impl Header for Ipv4Addr {
 
 impl Header for Ipv6Addr {
     const SET_TTL: [&str; 4] = ["-j", "HL", "--hl-set", "33"];
+    const TUNNEL: &str = "flannel-v6.1";
+
+    fn tunnel_end(node: &Node) -> Result<Endpoint<Self>> {
+        Ok(Endpoint {
+            namespace: node.namespace.clone(),
+            address: node.subnet_env6()?.gateway.network(),
+        })
+    }
 
     fn set_header(socket: &UdpSocket, tos: u8, ttl: u8) -> nix::Result<()> {
         setsockopt(socket, sockopt::Ipv6TClass, &tos.into())?;

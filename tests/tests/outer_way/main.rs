@@ -5,4 +5,7 @@ mod changed;
 mod family;
 mod marked;
 mod obstacle;
+mod others;
 mod routed;
+mod short_kinds;
+mod short_way;

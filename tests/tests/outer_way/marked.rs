@@ -1,18 +1,25 @@
-//! Marks and priorities that rules give packets are on fast packets when they leave the underlay.
+//! Marks and priorities that rules give packets are on fast packets, and on those of the short way, when they
+//! leave the underlay.
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_common::outcome::Hook;
+use overlay_common::outcome::{Hook, Outcome};
 use overlay_tests::{
     differ::{Mode, in_both_modes},
     in_both_families,
-    lab::{Lab, Node, underlay::NODE_INTERFACE},
-    traffic::udp,
+    lab::{Lab, Node, counters::Counters, underlay::NODE_INTERFACE},
+    rules::Protocol,
+    services::{Server, is_unreachable},
+    traffic::{Endpoint, udp},
 };
 
 use crate::family::{Header, pods, two_nodes};
 
 /// Datagrams of one look, each with an answer.
 const COUNT: u32 = 100;
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The class of the queueing discipline that packets are sorted into, and the mark that sorts them.
 const CLASS: &str = "1:20";
 const MARK: u32 = 42;
@@ -50,11 +57,47 @@ fn classed(node: &Node) -> Result<u64> {
     digits.parse().with_context(|| text.clone())
 }
 
+/// What is looked at.
+#[derive(Clone, Copy)]
+enum Datagrams {
+    /// Of one flow, which the fast path takes.
+    OfOne,
+    /// Each of a flow of its own, which go the short way.
+    OfMany,
+}
+
+impl Datagrams {
+    /// Sends as many as there are in a look.
+    fn send<A: Header>(self, from: &Endpoint<A>, to: &Endpoint<A>, server: &Server) -> Result<()> {
+        match self {
+            Self::OfOne => udp::echo_each(from, to, &[100], COUNT)?.ensure_lossless(),
+            Self::OfMany => {
+                for _ in 0..COUNT {
+                    let is_lost = is_unreachable(from, Protocol::Udp, server.address, PATIENCE)?;
+                    ensure!(!is_lost, "no answer");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// How many went as they should. The first one is the kernel's, and again after a flush.
+    fn check(self, counted: &Counters) -> Result<()> {
+        let (went, least) = match self {
+            Self::OfOne => (counted.fast(Hook::Egress), COUNT * 9 / 10),
+            Self::OfMany => (counted.packets(Hook::Confirm, Outcome::ShortWay), COUNT / 2),
+        };
+        ensure!(went >= least.into(), "{went} went, not {least}: {counted}");
+        Ok(())
+    }
+}
+
 /// How many of the tunnel packets had what each rule gives them.
-fn counts<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
+fn counts<A: Header>(lab: &Lab, mode: Mode, datagrams: Datagrams) -> Result<Vec<(String, u64)>> {
     let [from, to] = pods::<A>(lab)?;
     let node = lab.node(0);
     set_up(node)?;
+    let server = Server::start(&to, Protocol::Udp, PORT)?;
     let source = from.address.to_string();
     let class = ["-j", "CLASSIFY", "--set-class", CLASS];
     let mark = MARK.to_string();
@@ -77,22 +120,23 @@ fn counts<A: Header>(lab: &Lab, mode: Mode) -> Result<Vec<(String, u64)>> {
         };
         rule("-A")?;
         let (before, counters) = (classed(node)?, node.counters()?);
-        udp::echo_each(&from, &to, &[100], COUNT)?.ensure_lossless()?;
-        let counted = node.counters()?.since(&counters);
-        let fast = counted.fast(Hook::Egress);
-        // The first packet is the kernel's, and again after a flush.
-        ensure!(
-            mode == Mode::Off || fast >= u64::from(COUNT) * 9 / 10,
-            "{chain} {target:?}: counted\n{counted}"
-        );
+        datagrams.send(&from, &to, &server)?;
+        if mode != Mode::Off {
+            let counted = node.counters()?.since(&counters);
+            datagrams
+                .check(&counted)
+                .with_context(|| format!("{chain} {target:?}"))?;
+        }
         found.push((format!("{} in {chain}", target[1]), classed(node)? - before));
         rule("-D")?;
     }
     Ok(found)
 }
 
-fn fast_packets_are_marked_and_classed_as_the_kernels<A: Header>() -> Result<()> {
-    let [fast, off] = in_both_modes(&two_nodes(), &[], counts::<A>);
+fn are_the_kernels<A: Header>(datagrams: Datagrams) -> Result<()> {
+    let [fast, off] = in_both_modes(&two_nodes(), &[], |lab, mode| {
+        counts::<A>(lab, mode, datagrams)
+    });
     ensure!(
         fast == off && fast.iter().all(|&(_, count)| count == u64::from(COUNT)),
         "with the fast path {fast:#?}\nwithout {off:#?}"
@@ -100,6 +144,15 @@ fn fast_packets_are_marked_and_classed_as_the_kernels<A: Header>() -> Result<()>
     Ok(())
 }
 
+fn fast_packets_are_marked_and_classed_as_the_kernels<A: Header>() -> Result<()> {
+    are_the_kernels::<A>(Datagrams::OfOne)
+}
+
+fn packets_of_the_short_way_are_marked_and_classed_as_the_kernels<A: Header>() -> Result<()> {
+    are_the_kernels::<A>(Datagrams::OfMany)
+}
+
 in_both_families! { addresses:
+    packets_of_the_short_way_are_marked_and_classed_as_the_kernels,
     fast_packets_are_marked_and_classed_as_the_kernels,
 }

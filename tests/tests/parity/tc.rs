@@ -1,21 +1,24 @@
 //! Other users of tc: filters of the host, such as those of a bandwidth limit, are run on every packet
 //! that the fast path does not take.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::ensure;
 use etherparse::{IpNumber, TcpHeader};
 use overlay_tests::{
     capture::{Capture, Direction, Frame},
     decode::decode_ipv4,
-    differ::in_both_modes,
+    differ::{Mode, in_both_modes},
     lab::Lab,
     rules::Protocol,
     services::{Connection, Server},
+    wait::wait_for,
 };
 
 const PORT: u16 = 8080;
 const CONNECTIONS: usize = 20;
+/// What the documents promise.
+const BOUND: Duration = Duration::from_secs(1);
 
 /// SYN and SYN-ACK packets among the frames an interface sent.
 fn handshakes(frames: &[Frame]) -> usize {
@@ -31,7 +34,7 @@ fn handshakes(frames: &[Frame]) -> usize {
 
 #[test]
 fn tc_filters_of_the_host_see_every_packet_that_is_not_fast() {
-    in_both_modes(&Lab::builder().nodes(2), &[], |lab, _| {
+    in_both_modes(&Lab::builder().nodes(2), &[], |lab, mode| {
         lab.add_pods(1)?;
         lab.ping_matrix()?;
         let node = lab.node(0);
@@ -52,6 +55,12 @@ fn tc_filters_of_the_host_see_every_packet_that_is_not_fast() {
                 node.cmd("tc", filter.split_whitespace())?;
             }
         }
+        wait_for("the agent to see them", BOUND, || {
+            let status = node.operator(&["status"])?;
+            let is_seen = status.contains("a tc filter of others at the tunnel device");
+            ensure!(is_seen || mode == Mode::Off, "{status}");
+            Ok(())
+        })?;
         let capture = Capture::start(&node.namespace, "tap")?;
         let server = Server::start(&to.endpoint(), Protocol::Tcp, PORT)?;
         let target = SocketAddrV4::new(to.address, PORT);

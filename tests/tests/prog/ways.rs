@@ -232,7 +232,7 @@ fn what_leaves_in_another_form_or_another_way_earns_nothing<F: Oddities>() -> Re
             (
                 "with another program's mark",
                 sent.clone(),
-                &|around| around.tc_index = LEAVING + 1,
+                &|around| around.tc_index = LEAVING + 0x100,
                 Outcome::NotOverlay,
             ),
         ];
@@ -323,7 +323,14 @@ fn what_is_noted_of_a_packet_counts_for_its_flow_until_another_passes<F: Odditie
                 "{run:?}"
             );
             let noted = bench.leaving()?;
-            ensure!(noted == fixture.noted(key), "{noted:?}");
+            let of_flow = Leaving {
+                flow: noted.flow,
+                gateway_mac: noted.gateway_mac,
+                generation: noted.generation,
+                stamp: noted.stamp,
+                ..Leaving::default()
+            };
+            ensure!(of_flow == fixture.noted(key), "{noted:?}");
             Ok(())
         };
         let send = |bench: &mut Bench<F>, packet: &Packet<F>| -> Result<Vec<(Hook, Outcome)>> {

@@ -121,7 +121,7 @@ fn mentioned(expression: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
     scenario(Lab::builder().nodes(2), |lab| {
-        lab.start_agents(&HEALTH)?;
+        lab.start_agents(&[&HEALTH[..], &["--peer-probe-port=8473"]].concat())?;
         lab.add_pods(1)?;
         lab.wait_converged()?;
         lab.wait_attached()?;
@@ -142,6 +142,12 @@ fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
         let (_, from) = pods.first().context("no pod")?;
         let (_, to) = pods.last().context("no pod")?;
         ping::all(&from.endpoint(), to.address, 20)?;
+
+        wait_for("a peer to answer", PATIENCE, || {
+            let text = scrape(node)?;
+            ensure!(text.contains("overlay_peer_round_trip_seconds{"), "{text}");
+            Ok(())
+        })?;
 
         let text = scrape(node)?;
         let documented = documented()?;

@@ -67,7 +67,7 @@ pub fn fetch(suite: &str, dir: &Path) -> Result<Kernel> {
 }
 
 /// Where this machine gets Debian's packages from, as apt itself understood its configuration.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     let lines = process::output(command("apt-get").args([
         "indextargets",
         "--format",

@@ -10,6 +10,7 @@ use std::fs;
 
 use anyhow::{Context as _, Error, Result};
 
+pub use self::fetch::mirror;
 use self::{fetch::Kernel, run::Reading, vm::Task};
 use crate::{
     process,

@@ -12,6 +12,7 @@ use self::programs::Program;
 use crate::{
     build_ebpf,
     kernel::{self, Extent, Run, Version},
+    kubernetes,
     libtest::Parser,
     lint,
     prereq::{Group, Installer},
@@ -31,6 +32,9 @@ pub struct Args {
     /// Run tests on this Debian kernel in a virtual machine, and nothing else; may be repeated
     #[arg(long, value_name = "VERSION")]
     kernel: Vec<Version>,
+    /// Run the tests of the Kubernetes store, and nothing else; the first time, build the API server they need
+    #[arg(long, conflicts_with = "kernel")]
+    kubernetes: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -43,7 +47,13 @@ pub fn run(args: &Args) -> Result<()> {
     let filter = args.filter.as_deref();
     let only_kernels = !args.kernel.is_empty();
     prepare(&workspace, &mut installer, &mut report)?;
-    if filter.is_none() && !only_kernels {
+    if args.kubernetes {
+        report.required("kube-apiserver", || {
+            installer.ensure(&[Group::Kubernetes])?;
+            kubernetes::ensure_server(&workspace)
+        })?;
+    }
+    if filter.is_none() && !only_kernels && !args.kubernetes {
         for (name, check) in lint::checks(&workspace) {
             report.phase(name, || check.run(&workspace));
         }
@@ -61,6 +71,19 @@ pub fn run(args: &Args) -> Result<()> {
             kernels,
             filter,
         );
+        return report.finish(filter.is_some());
+    }
+    if args.kubernetes {
+        let of_kubernetes = |program: &&Program| program.name == "kubernetes";
+        let lab: Vec<_> = programs.iter().filter(of_kubernetes).collect();
+        report.phase("lab tests", || {
+            lab::run(
+                &lab,
+                &workspace.lab_logs(),
+                Some(filter.unwrap_or_default()),
+            )
+            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+        });
         return report.finish(filter.is_some());
     }
     let (lab, units): (Vec<_>, Vec<_>) = programs

@@ -14,12 +14,12 @@ use super::{
     counters::{Counters, Event},
     device::NAME,
     forwarder::Forwarder,
-    served::Served,
+    served,
     socket::Socket,
     table::Table,
     tun::Tun,
 };
-use crate::{model::Desired, netlink::admit};
+use crate::{inquiry::Served, model::Desired, netlink::admit};
 
 /// Why there is no forwarder.
 #[derive(Debug, Error)]
@@ -114,7 +114,7 @@ impl Carrier {
         if self.served.is_some() {
             return;
         }
-        match Served::start(Arc::clone(&self.counters)) {
+        match served::start(Arc::clone(&self.counters)) {
             Ok(served) => self.served = Some(served),
             Err(error) if !self.is_unserved => {
                 self.is_unserved = true;

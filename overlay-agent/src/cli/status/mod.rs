@@ -23,7 +23,7 @@ use self::{
     sources::Sources,
     state::{PinnedState, agent},
 };
-use super::pinned::Pinned;
+use super::{health::Health, pinned::Pinned};
 use crate::{
     backend::udp,
     datapath::{Absence, DatapathError},
@@ -37,14 +37,6 @@ use crate::{
 pub struct Args {
     #[command(flatten)]
     pub pinned: Pinned,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Health {
-    Healthy,
-    Degraded,
-    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -110,24 +102,6 @@ struct WithoutPrograms {
     /// Whether `--datapath=kernel` asks for it; then it is no defect.
     asked: bool,
     reason: String,
-}
-
-impl Health {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Healthy => "healthy",
-            Self::Degraded => "degraded",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn exit_code(self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Healthy => 0,
-            Self::Degraded => 1,
-            Self::Unknown => 2,
-        })
-    }
 }
 
 impl Report {

@@ -10,7 +10,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use overlay_common::{
-    config::Config,
+    config::{Config, FASTPATH_OFF},
     node::NODE_ZERO_CHECKSUM,
     outcome::{Counter, Hook, Kind, Outcome},
 };
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::{super::stats::FastPath, sources::Sources};
 use crate::{
-    datapath::{Fastpath, LinkState},
+    datapath::{Fastpath, LinkState, short_way_closed},
     filter::per_packet::Report,
     model::{Family, V6},
     names::interface_label,
@@ -53,6 +53,8 @@ struct OverlayState {
     /// `strict`, `trusted`, `learning` or `off`.
     fastpath: &'static str,
     generation: u32,
+    /// Why nothing goes the short way.
+    short_way_closed: Vec<&'static str>,
     /// How long permits of flows last.
     permit_seconds: PermitSeconds,
     node: LocalNode,
@@ -168,13 +170,15 @@ impl PinnedState {
             flows,
             bare_underlay,
         } = sources;
-        let now = flows.now;
+        let (now, rules) = (flows.now, tier.outer_rules);
         let ipv4 = tier.ipv4.as_ref().zip(flows.ipv4.as_ref());
         let ipv6 = tier.ipv6.as_ref().zip(flows.ipv6.as_ref());
         Self {
             agent_running: tier.agent_running,
-            ipv4: ipv4.map(|(ipv4, flows)| OverlayState::new(ipv4, flows, now, &interface_name)),
-            ipv6: ipv6.map(|(ipv6, flows)| Ipv6State::new(ipv6, flows, now, &interface_name)),
+            ipv4: ipv4
+                .map(|(ipv4, flows)| OverlayState::new(ipv4, flows, rules, now, &interface_name)),
+            ipv6: ipv6
+                .map(|(ipv6, flows)| Ipv6State::new(ipv6, flows, rules, now, &interface_name)),
             bare_underlay: bare_underlay.clone(),
             links: tier.links.iter().map(link).collect(),
             per_packet_rules: tier.per_packet_rules.clone(),
@@ -271,13 +275,21 @@ impl OverlayState {
     fn new<F: Family>(
         overlay: &Overlay<F>,
         flows: &FlowTable<F>,
+        outer_rules: u32,
         now: Duration,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let config = &overlay.config;
+        let has_short_way = config.fastpath != FASTPATH_OFF && config.vtep_ifindex != 0;
+        let short_way_closed = if has_short_way {
+            short_way_closed(config.closed, outer_rules)
+        } else {
+            Vec::new()
+        };
         Self {
             fastpath: Fastpath::name_of_config(config.fastpath),
             generation: config.generation,
+            short_way_closed,
             permit_seconds: PermitSeconds::of(config),
             node: LocalNode::new(config, interface_name),
             peers: overlay.nodes.len(),
@@ -304,6 +316,11 @@ impl OverlayState {
         if other.is_none_or(|other| other.fastpath != self.fastpath) {
             line("fast path", self.fastpath.into());
         }
+        if other.is_none_or(|other| other.short_way_closed != self.short_way_closed) {
+            for reason in &self.short_way_closed {
+                line("no short way", (*reason).to_owned());
+            }
+        }
         line(
             "permit",
             format!("{}, generation {}", self.permit_seconds, self.generation),
@@ -328,6 +345,7 @@ impl Ipv6State {
     fn new(
         overlay: &Overlay<V6>,
         flows: &FlowTable<V6>,
+        outer_rules: u32,
         now: Duration,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
@@ -337,7 +355,7 @@ impl Ipv6State {
             .filter(|node| node.flags & NODE_ZERO_CHECKSUM != 0)
             .count();
         Self {
-            overlay: OverlayState::new(overlay, flows, now, interface_name),
+            overlay: OverlayState::new(overlay, flows, outer_rules, now, interface_name),
             zero_checksum_peers,
         }
     }

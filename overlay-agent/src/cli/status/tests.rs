@@ -12,6 +12,8 @@ use overlay_common::{
     node::{NODE_VALID, NODE_ZERO_CHECKSUM, Node},
     outcome::{Counter, Hook, Outcome},
     route::RouteEntry,
+    short::closed,
+    slow::EGRESS,
 };
 
 use super::*;
@@ -148,6 +150,7 @@ fn healthy(ipv4: Option<Overlay<V4>>, ipv6: Option<Overlay<V6>>) -> Sources {
                 alive: true,
             })
             .collect(),
+        outer_rules: 0,
         per_packet_rules: per_packet::Report {
             heeded: true,
             ..per_packet::Report::default()
@@ -260,6 +263,35 @@ fn an_underlay_without_ethernet_headers_is_no_defect_but_said() {
     assert!(
         text.contains("tun0 has no Ethernet headers: nothing is fast"),
         "{text}"
+    );
+}
+
+#[test]
+fn why_nothing_goes_the_short_way_is_said_once_for_both_families() {
+    let said = |ipv4_closed, ipv6_closed, outer_rules| {
+        let (mut ipv4, mut ipv6) = (ipv4(), ipv6());
+        (ipv4.config.closed, ipv6.config.closed) = (ipv4_closed, ipv6_closed);
+        let mut sources = healthy(Some(ipv4), Some(ipv6));
+        sources.tier.outer_rules = outer_rules;
+        let text = text(&report(&sources), Format::Table);
+        let lines = text.lines().filter_map(|line| {
+            let (name, reason) = line.split_once("no short way: ")?;
+            Some(format!("{name}{}", reason.trim()))
+        });
+        lines.collect::<Vec<_>>()
+    };
+    assert!(said(0, 0, 0).is_empty());
+    let filter = "inwards: a tc filter of others at the underlay";
+    let qdisc = "outwards: a queueing discipline at the tunnel device";
+    let rules = "outwards: rules that tell tunnel packets of a node apart";
+    assert_eq!(said(closed::FILTER_IN, closed::FILTER_IN, 0), [filter]);
+    assert_eq!(
+        said(0, closed::QDISC, EGRESS.into()),
+        [
+            rules.to_owned(),
+            format!("ipv6 {qdisc}"),
+            format!("ipv6 {rules}")
+        ]
     );
 }
 

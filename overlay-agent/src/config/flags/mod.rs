@@ -15,7 +15,7 @@ use self::{
     table::{FLAGS, Flag, RETIRED},
     value::{ValueError, list, within_quotes},
 };
-use super::options::DaemonOptions;
+use super::options::{DaemonOptions, NodeIdentity};
 use crate::go::args::{Args, ArgsError, Given, Shape};
 
 /// What the daemon's command line asks for.
@@ -84,7 +84,8 @@ pub fn parse(
         return Ok(Invocation::Version);
     }
     warn_of_ignored_words(&mut draft, args.rest(), given.last().copied());
-    apply_environment(&mut draft, &given, env)?;
+    apply_environment(&mut draft, &given, &env)?;
+    draft.options.kubernetes.node = node_identity(&env);
     let (options, warnings) = draft.finish();
     Ok(Invocation::Run(Box::new(ParsedOptions {
         options,
@@ -148,6 +149,16 @@ fn value_error(origin: String, value: &str, error: ValueError) -> FlagError {
         value: value.to_owned(),
         reason,
     }
+}
+
+/// The variables by which flannel finds its Node.
+fn node_identity(env: impl Fn(&str) -> Option<String>) -> Option<NodeIdentity> {
+    let given = |name: &str| env(name).filter(|value| !value.is_empty());
+    if let Some(name) = given("NODE_NAME") {
+        return Some(NodeIdentity::Name(name));
+    }
+    let (name, namespace) = given("POD_NAME").zip(given("POD_NAMESPACE"))?;
+    Some(NodeIdentity::Pod { namespace, name })
 }
 
 /// flannel applies a variable only to a flag that is not on the command line, and only logs a text

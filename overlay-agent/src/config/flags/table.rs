@@ -8,7 +8,7 @@ use super::{
     draft::Draft,
     value::{
         ValueError, boolean, choice, endpoints, integer, no_path, not_an_address, optional, path,
-        slow_mark,
+        port, slow_mark,
     },
 };
 use crate::{
@@ -553,15 +553,9 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Kubernetes,
         form: Form::Switch,
         default: "false",
-        help: "lease through the Kubernetes API instead of etcd; not supported",
-        set: |_, value| {
-            if boolean(value)? {
-                return Err(ValueError::Invalid(
-                    "leasing through the Kubernetes API is not supported; leave the flag out and \
-                     lease through etcd, see --etcd-endpoints"
-                        .to_owned(),
-                ));
-            }
+        help: "the podCIDRs and annotations of the cluster's Nodes are the leases, instead of etcd",
+        set: |draft, value| {
+            draft.options.kubernetes.is_on = boolean(value)?;
             Ok(())
         },
     },
@@ -638,10 +632,19 @@ pub const FLAGS: &[Flag] = &[
         default: "0",
         help: "port of the health server, which answers /healthz and /readyz; 0: none",
         set: |draft, value| {
-            let port = integer(value)?.max(0);
-            let port = u16::try_from(port)
-                .map_err(|_| ValueError::Invalid("give a port from 1 to 65535, or 0".to_owned()))?;
-            draft.options.health.port = Some(port).filter(|port| *port > 0);
+            draft.options.health.port = port(value)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "peer-probe-port",
+        group: Group::General,
+        form: Form::Value("PORT"),
+        default: "8473",
+        help: "UDP port at which agents ask each other through the overlay whether packets get there, the \
+               same on all nodes; 0: they do not",
+        set: |draft, value| {
+            draft.options.health.probe_port = port(value)?;
             Ok(())
         },
     },

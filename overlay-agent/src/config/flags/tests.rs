@@ -5,8 +5,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::config::options::{
-    ClientIdentity, Credentials, DatapathTier, Fastpath, LogFormat, PerPacketRules, Secret,
-    SlowMark,
+    ClientIdentity, Credentials, DatapathTier, Fastpath, KubernetesOptions, LogFormat,
+    NodeIdentity, PerPacketRules, Secret, SlowMark,
 };
 
 fn words(text: &[&str]) -> Vec<String> {
@@ -87,7 +87,6 @@ fn every_flag_can_be_given_with_its_documented_form() {
     for flag in FLAGS.iter().filter(|flag| flag.name != "version") {
         let word = format!("-{}", flag.name);
         let result = match flag.form {
-            table::Form::Switch if flag.name == "kube-subnet-mgr" => continue,
             table::Form::Switch => parse_with(&[&word], &[]),
             table::Form::Value(choices) if choices.contains('|') && flag.name != "iface" => {
                 parse_with(
@@ -174,6 +173,7 @@ fn our_own_flags_are_understood() {
         "--flow-table-size=1000000",
         "--conntrack-tcp-be-liberal=false",
         "--datapath-log=debug",
+        "--peer-probe-port=0",
         "--log-format=json",
         "-v=5",
     ]);
@@ -190,6 +190,7 @@ fn our_own_flags_are_understood() {
     assert_eq!(options.datapath.flow_table_size, 1_000_000);
     assert!(!options.datapath.tcp_be_liberal);
     assert_eq!(options.datapath.log, LevelFilter::DEBUG);
+    assert_eq!(options.health.probe_port, None);
     assert_eq!(options.log.format, LogFormat::Json);
     assert_eq!(options.log.verbosity, 5);
 }
@@ -570,10 +571,6 @@ fn bad_flags_are_refused_with_a_hint() {
             &["--subnet-file="],
             r#"invalid value "" for flag --subnet-file: give a path"#,
         ),
-        (
-            &["--kube-subnet-mgr"],
-            r#"invalid value "true" for flag --kube-subnet-mgr: leasing through the Kubernetes API is not supported; leave the flag out and lease through etcd, see --etcd-endpoints"#,
-        ),
     ] {
         assert_eq!(error(args), text);
     }
@@ -601,5 +598,48 @@ proptest! {
         value: String,
     ) {
         let _ = parse(&args, |_| Some(value.clone()));
+    }
+}
+
+#[test]
+fn a_command_line_of_flannels_daemon_set_is_understood() {
+    let command = [
+        "--ip-masq",
+        "--kube-subnet-mgr",
+        "--kube-api-url=https://10.0.0.1:6443",
+        "--kubeconfig-file=/etc/kube-flannel/kubeconfig",
+        "--kube-annotation-prefix=example.com/pods",
+        "--net-config-path=/tmp/net-conf.json",
+        "--set-node-network-unavailable=false",
+    ];
+    let of_pod = [
+        ("POD_NAME", "kube-flannel-ds-x"),
+        ("POD_NAMESPACE", "kube-flannel"),
+    ];
+    let named = [of_pod[0], of_pod[1], ("NODE_NAME", "worker-1")];
+    for (environment, node) in [
+        (
+            &of_pod[..],
+            Some(NodeIdentity::Pod {
+                namespace: "kube-flannel".to_owned(),
+                name: "kube-flannel-ds-x".to_owned(),
+            }),
+        ),
+        (&named, Some(NodeIdentity::Name("worker-1".to_owned()))),
+        (&of_pod[..1], None),
+    ] {
+        let Ok(Invocation::Run(parsed)) = parse_with(&command, environment) else {
+            panic!("{environment:?}");
+        };
+        let expected = KubernetesOptions {
+            is_on: true,
+            node,
+            api_url: Some("https://10.0.0.1:6443".to_owned()),
+            annotation_prefix: "example.com/pods".to_owned(),
+            kubeconfig_file: Some("/etc/kube-flannel/kubeconfig".into()),
+            net_config_path: "/tmp/net-conf.json".into(),
+            set_node_network_unavailable: false,
+        };
+        assert_eq!(parsed.options.kubernetes, expected);
     }
 }

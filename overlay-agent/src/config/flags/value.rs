@@ -23,6 +23,13 @@ pub fn integer(value: &str) -> Result<i64, ValueError> {
     parse_int(value).map_err(|error| ValueError::Syntax(error.to_string()))
 }
 
+/// `None` for 0 and below.
+pub fn port(value: &str) -> Result<Option<u16>, ValueError> {
+    let port = u16::try_from(integer(value)?.max(0))
+        .map_err(|_| ValueError::Invalid("give a port from 1 to 65535, or 0".to_owned()))?;
+    Ok(Some(port).filter(|port| *port > 0))
+}
+
 pub fn path(value: &str) -> Option<PathBuf> {
     (!value.is_empty()).then(|| PathBuf::from(value))
 }

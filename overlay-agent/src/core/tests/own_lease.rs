@@ -242,6 +242,64 @@ fn a_changed_address_is_published_under_the_same_key() {
 }
 
 #[test]
+fn a_backup_that_has_the_nodes_former_address_is_put_right() {
+    let backup = {
+        let mut store = MemoryStore::new(Instant::now());
+        store.config = Some(config("{}"));
+        let former = LeaseAttrs::vxlan([192, 168, 0, 99].into(), 1, MAC);
+        store.force(own_key(), former, Some(RENEWAL.ttl));
+        store
+    };
+    // The agent has been restarted since, and knows nothing of that address.
+    let mut sim = Sim::with(two_peers);
+    sim.disconnect();
+    sim.store = backup;
+    sim.reconnect();
+    sim.deliver();
+    assert_eq!(sim.state(), OwnState::Held);
+    assert_eq!(sim.stored(), Some(attrs()));
+}
+
+#[test]
+fn a_newer_record_of_the_same_device_at_another_address_is_another_nodes() {
+    let mut sim = Sim::new();
+    let clone = LeaseAttrs::vxlan(OTHER, 1, MAC);
+    sim.store.force(own_key(), clone.clone(), Some(RENEWAL.ttl));
+    sim.deliver();
+    sim.pass(HOUR);
+    assert_eq!(sim.state(), OwnState::Taken { by: OTHER.into() });
+    assert_eq!(sim.stored(), Some(clone));
+}
+
+#[test]
+fn a_record_of_another_device_at_the_former_address_is_another_nodes() {
+    let mut sim = Sim::new();
+    let moved = LeaseAttrs::vxlan([192, 168, 0, 77].into(), 1, MAC);
+    sim.give(Input::Publish(moved));
+    sim.deliver();
+    let successor = LeaseAttrs::vxlan(NODE, 1, MacAddr::new([2, 0, 0, 0, 0, 9]));
+    sim.store
+        .force(own_key(), successor.clone(), Some(RENEWAL.ttl));
+    sim.deliver();
+    sim.pass(HOUR);
+    assert_eq!(sim.state(), OwnState::Taken { by: NODE.into() });
+    assert_eq!(sim.stored(), Some(successor));
+}
+
+#[test]
+fn a_record_by_hand_at_the_former_address_is_put_right() {
+    let mut sim = Sim::new();
+    let moved = LeaseAttrs::vxlan([192, 168, 0, 77].into(), 1, MAC);
+    sim.give(Input::Publish(moved.clone()));
+    sim.deliver();
+    sim.store
+        .force(own_key(), LeaseAttrs::alloc(NODE), Some(RENEWAL.ttl));
+    sim.deliver();
+    assert_eq!(sim.state(), OwnState::Held);
+    assert_eq!(sim.stored(), Some(moved));
+}
+
+#[test]
 fn an_address_that_changes_while_etcd_is_away_is_published_when_it_is_back() {
     let mut sim = Sim::new();
     sim.disconnect();

@@ -28,6 +28,7 @@ const HANDLE: u32 = 0x006f_766c;
 /// `ETH_P_ALL`.
 const EVERY_PROTOCOL: u16 = 3;
 const CLSACT: &str = "clsact";
+const NO_QUEUE: &str = "noqueue";
 
 /// Which packets of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,74 @@ impl TcDirection {
     }
 }
 
+/// The queueing disciplines of all interfaces, with where each is.
+pub struct Qdiscs(Vec<(u32, TcHandle, String)>);
+
+impl Qdiscs {
+    pub fn list() -> io::Result<Self> {
+        let found = match dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default())) {
+            // A kernel that has none.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
+            found => found?,
+        };
+        let qdiscs = found.into_iter().filter_map(|qdisc| {
+            let kind = qdisc
+                .attributes
+                .into_iter()
+                .find_map(|attribute| match attribute {
+                    TcAttribute::Kind(kind) => Some(kind),
+                    _ => None,
+                });
+            let ifindex = u32::try_from(qdisc.header.index).ok()?;
+            Some((ifindex, qdisc.header.parent, kind?))
+        });
+        Ok(Self(qdiscs.collect()))
+    }
+
+    /// Whether packets that the interface sends are queued: devices without a queue have another one if
+    /// somebody gave it to them.
+    pub fn has_queue(&self, ifindex: u32) -> bool {
+        let root = self.at(ifindex, TcHandle::ROOT);
+        root.is_some_and(|kind| kind != NO_QUEUE)
+    }
+
+    /// Whether the interface can have filters in the direction.
+    fn takes_filters(&self, ifindex: u32, direction: TcDirection) -> bool {
+        let found = self.at(ifindex, TcHandle::CLSACT);
+        // The other one there may be, ingress, shows its filters in either direction.
+        found.is_some_and(|kind| kind == CLSACT || direction == TcDirection::Ingress)
+    }
+
+    fn at(&self, ifindex: u32, parent: TcHandle) -> Option<&str> {
+        let mut qdiscs = self.0.iter();
+        let found = qdiscs.find(|(at, place, _)| (*at, *place) == (ifindex, parent));
+        found.map(|(.., kind)| kind.as_str())
+    }
+}
+
+/// Whether others have filters in a direction of the interface, all of them or those `behind_ours`.
+pub fn has_others(
+    ifindex: u32,
+    direction: TcDirection,
+    behind_ours: bool,
+    qdiscs: &Qdiscs,
+) -> io::Result<bool> {
+    if !qdiscs.takes_filters(ifindex, direction) {
+        return Ok(false);
+    }
+    let filters = match filters(ifindex, direction) {
+        Err(error) if is_absence(&error) => return Ok(false),
+        filters => filters?,
+    };
+    Ok(filters.iter().any(|filter| {
+        let priority = filter.header.info >> 16;
+        let handle = u32::from(filter.header.handle);
+        // Each priority is told of by a message of its own.
+        let is_ours = priority == PRIORITY && (handle == HANDLE || handle == 0);
+        !is_ours && (!behind_ours || priority >= PRIORITY)
+    }))
+}
+
 /// Makes sure the interface has a clsact qdisc. Returns whether it had none.
 pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
     let mut message = qdisc(ifindex)?;
@@ -56,8 +125,7 @@ pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
     match blocking::apply(message, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let found = present_qdisc(ifindex)?;
-            match found.as_deref() {
+            match Qdiscs::list()?.at(ifindex, TcHandle::CLSACT) {
                 Some(CLSACT) | None => Ok(false),
                 Some(other) => Err(io::Error::other(format!(
                     "a qdisc {other} is where clsact belongs; delete it with `tc qdisc del`"
@@ -71,9 +139,7 @@ pub fn ensure_qdisc(ifindex: u32) -> io::Result<bool> {
 /// Removes the clsact qdisc if it has no filter.
 pub fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
     for direction in [TcDirection::Ingress, TcDirection::Egress] {
-        let mut message = TcMessage::with_index(index(ifindex)?);
-        message.header.parent = direction.parent();
-        match dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
+        match filters(ifindex, direction) {
             Ok(filters) if filters.is_empty() => {}
             Ok(_) => return Ok(()),
             Err(error) if is_absence(&error) => return Ok(()),
@@ -153,19 +219,11 @@ fn filter(ifindex: u32, direction: TcDirection) -> io::Result<TcMessage> {
     Ok(message)
 }
 
-/// The kind of the qdisc in the place of clsact.
-fn present_qdisc(ifindex: u32) -> io::Result<Option<String>> {
-    let message = TcMessage::with_index(index(ifindex)?);
-    let qdiscs = dump(RouteNetlinkMessage::GetQueueDiscipline(message))?;
-    let ours = index(ifindex)?;
-    Ok(qdiscs
-        .into_iter()
-        .filter(|found| found.header.index == ours && found.header.parent == TcHandle::CLSACT)
-        .flat_map(|found| found.attributes)
-        .find_map(|attribute| match attribute {
-            TcAttribute::Kind(kind) => Some(kind),
-            _ => None,
-        }))
+/// The filters of a direction.
+fn filters(ifindex: u32, direction: TcDirection) -> io::Result<Vec<TcMessage>> {
+    let mut message = TcMessage::with_index(index(ifindex)?);
+    message.header.parent = direction.parent();
+    dump(RouteNetlinkMessage::GetTrafficFilter(message))
 }
 
 /// The kernel's way to say that there is no such filter, no qdisc for it, or no interface.

@@ -46,6 +46,22 @@ pub fn state(
     }
 }
 
+/// The program that the pinned link runs there, if it does.
+pub fn program(
+    pins: &PinDir,
+    hook: Hook,
+    ifindex: u32,
+    place: Place,
+) -> Result<Option<u32>, DatapathError> {
+    let path = pins.link(hook, ifindex);
+    let info = match sys::object_get(&path).and_then(|link| sys::link_place(link.as_fd())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        info => info.map_err(pin_error("inspect", &path))?,
+    };
+    let info = info.filter(|info| is_at(info, ifindex, place));
+    Ok(info.map(|info| info.program_id))
+}
+
 /// The pinned link, if it is alive. The pin of a defunct one goes: the interface is gone, and another
 /// one may have its index.
 pub fn find(

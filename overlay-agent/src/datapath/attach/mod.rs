@@ -8,6 +8,7 @@
 mod clsact;
 mod link;
 mod mechanism;
+mod others;
 pub mod tc;
 pub mod tcx;
 mod xdp;
@@ -16,6 +17,10 @@ use std::collections::BTreeSet;
 
 use overlay_common::outcome::Hook;
 
+pub use self::{
+    clsact::Qdiscs,
+    others::{Others, behind},
+};
 use self::{mechanism::Mechanism, tc::Tc, tcx::Tcx, xdp::Xdp};
 use super::{
     attachment::{Attached, Attachment, LinkState},
@@ -50,6 +55,16 @@ pub fn states(pins: &PinDir) -> Result<Vec<LinkState>, DatapathError> {
     }
     states.sort_by_key(|link| (link.ifindex, link.hook));
     Ok(states)
+}
+
+/// The interfaces that a program of `hook` is recorded for.
+pub fn interfaces(pins: &PinDir, hook: Hook) -> Result<BTreeSet<u32>, DatapathError> {
+    let mut interfaces = BTreeSet::new();
+    for mechanism in MECHANISMS {
+        let recorded = mechanism.recorded(pins)?.into_iter();
+        interfaces.extend(recorded.filter(|at| at.0 == hook).map(|at| at.1));
+    }
+    Ok(interfaces)
 }
 
 /// Makes the attachments those of `wanted` and removes every other. What fails keeps nothing else

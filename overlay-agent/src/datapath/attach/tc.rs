@@ -24,7 +24,7 @@ use crate::datapath::{
 pub struct Tc;
 
 /// Where the filter of `hook` belongs; the guard is an XDP program everywhere.
-const fn direction(hook: Hook) -> Option<TcDirection> {
+pub const fn direction(hook: Hook) -> Option<TcDirection> {
     match hook {
         Hook::Egress | Hook::Ingress | Hook::Arrive => Some(TcDirection::Ingress),
         Hook::Confirm | Hook::Deliver => Some(TcDirection::Egress),

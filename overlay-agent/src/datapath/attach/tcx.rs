@@ -16,7 +16,7 @@ use crate::datapath::{
 pub struct Tcx;
 
 /// Where the program of `hook` belongs; the guard is an XDP program.
-const fn place(hook: Hook) -> Option<Place> {
+pub const fn place(hook: Hook) -> Option<Place> {
     match hook {
         Hook::Egress | Hook::Ingress | Hook::Arrive => Some(Place::TcxIngress),
         Hook::Confirm | Hook::Deliver => Some(Place::TcxEgress),

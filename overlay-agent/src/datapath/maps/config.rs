@@ -54,6 +54,12 @@ impl<F: Family> ConfigMap<F> {
         Ok(generation)
     }
 
+    /// Lets nothing go the short way for these reasons, bits of [`closed`](overlay_common::short::closed).
+    pub fn close(&mut self, closed: u32, lock: &ConfigLock) -> Result<(), DatapathError> {
+        let old = self.read()?;
+        self.write(&old, &Config { closed, ..old }, lock)
+    }
+
     fn set(&mut self, config: &Config<F>) -> Result<(), DatapathError> {
         self.0
             .set(0, config, 0)
@@ -61,10 +67,12 @@ impl<F: Family> ConfigMap<F> {
     }
 }
 
-/// Whether programs may see a part of the change: it is of the generation alone, or the end of learning.
+/// Whether programs may see a part of the change: it is of the generation and the short way alone, or the end of
+/// learning.
 pub fn is_gentle<F: Family>(old: &Config<F>, new: &Config<F>) -> bool {
     let same = Config {
         generation: new.generation,
+        closed: new.closed,
         ..*old
     };
     let learned = Config {

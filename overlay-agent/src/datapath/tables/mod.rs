@@ -6,7 +6,10 @@ pub mod wanted;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use overlay_common::config::{Config, FASTPATH_LEARNING, FASTPATH_TRUSTED};
+use overlay_common::{
+    config::{Config, FASTPATH_LEARNING, FASTPATH_TRUSTED},
+    short::closed,
+};
 use tracing::debug;
 
 use self::{
@@ -220,7 +223,7 @@ impl<F: Family> Writer<'_, F> {
         Ok(summary)
     }
 
-    /// Gives a first configuration its stamp key and generation. An earlier one is kept, and so is what
+    /// Gives a first configuration its stamp key and generation, and leaves the short way closed. An earlier one is kept, and so is what
     /// flows have earned: nobody watched for changes that concern them, but to flush is for whoever has the
     /// kernel path as it should be.
     pub fn adopt_config(&mut self) -> Result<(), DatapathError> {
@@ -232,6 +235,7 @@ impl<F: Family> Writer<'_, F> {
         let new = Config {
             stamp_key: rand::random(),
             generation: next_generation(old.generation),
+            closed: closed::UNKNOWN,
             ..old
         };
         self.maps.config.write(&old, &new, &lock)
@@ -300,7 +304,7 @@ impl<F: Family> Writer<'_, F> {
         }
     }
 
-    /// Writes `config` with the stamp key and generation there are; under another generation if it
+    /// Writes `config` with the stamp key, the generation and the state of the short way there are; under another generation if it
     /// changes or `flush` asks for it.
     fn configure(&mut self, config: &Config<F>, flush: bool) -> Result<(bool, u32), DatapathError> {
         let lock = ConfigLock::acquire(self.pins, LOCK_PATIENCE)?;
@@ -308,6 +312,7 @@ impl<F: Family> Writer<'_, F> {
         let mut new = Config {
             stamp_key: old.stamp_key,
             generation: old.generation,
+            closed: old.closed,
             ..*config
         };
         self.heed_translations(&old, &mut new);

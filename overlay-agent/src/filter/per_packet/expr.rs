@@ -125,6 +125,26 @@ pub fn judges(expression: &Value) -> Option<String> {
     })
 }
 
+/// Whether tunnel packets to one node, with the same mark, may be told apart by this: by the source port,
+/// which stands for what is in them, or by the process that sent it.
+pub fn tells_apart(value: &Value) -> bool {
+    match value {
+        Value::Object(object) => object.iter().any(|(name, argument)| {
+            let field = text(argument, "field");
+            let key = text(argument, "key");
+            match name.as_str() {
+                "payload" => field == Some("sport"),
+                "meta" => matches!(key, Some("skuid" | "skgid" | "cgroup" | "priority")),
+                "ct" => key.is_some_and(|key| key.contains("proto-") || key == "id"),
+                "socket" | "symhash" | "osf" => true,
+                _ => tells_apart(argument),
+            }
+        }),
+        Value::Array(parts) => parts.iter().any(tells_apart),
+        _ => false,
+    }
+}
+
 fn is_field_of_the_flow(expression: &Value) -> bool {
     let Some((protocol, field)) = field(expression) else {
         return false;

@@ -7,7 +7,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use serde_json::Value;
 
 use super::{
-    expr::{conditions, judges},
+    expr::{conditions, judges, tells_apart},
     ruleset::{Base, Chain, Effect, Hook, Item, Rule, RuleName, Ruleset, TableFamily, TableId},
 };
 
@@ -150,6 +150,15 @@ fn verdict(value: &Value) -> Option<Effect> {
 }
 
 fn items(statement: &Value) -> Vec<Item> {
+    let mut items = said(statement);
+    if tells_apart(statement) {
+        items.insert(0, Item::TellsApart);
+    }
+    items
+}
+
+/// What the statement says of packets and does to them.
+fn said(statement: &Value) -> Vec<Item> {
     let Some((name, argument)) = statement
         .as_object()
         .and_then(|object| object.iter().next())

@@ -6,7 +6,7 @@ use bytemuck::Zeroable as _;
 use ipnetwork::IpNetwork;
 use overlay_common::{
     family::{V4, V6, WireFamily},
-    slow::{EVERY_FLOW, MAX_MATCHES, Match, REPORT_BYTES, Slow},
+    slow::{EGRESS, EVERY_FLOW, INGRESS, MAX_MATCHES, Match, REPORT_BYTES, Slow},
 };
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +106,7 @@ pub fn ignored() -> Slow {
 pub fn everything(problem: &str) -> Slow {
     let mut slow = Slow::zeroed();
     (slow.ipv4_count, slow.ipv6_count) = (EVERY_FLOW, EVERY_FLOW);
+    slow.outer = u32::from(EGRESS | INGRESS);
     let report = Report {
         heeded: true,
         problem: Some(problem.to_owned()),
@@ -121,6 +122,7 @@ pub fn of_findings(findings: &Findings) -> Slow {
     let reach = || findings.rules.iter().flat_map(|finding| &finding.reach);
     slow.ipv4_count = matches::<V4>(reach(), IPV4, &mut slow.ipv4);
     slow.ipv6_count = matches::<V6>(reach(), IPV6, &mut slow.ipv6);
+    slow.outer = findings.outer.into();
     let report = Report {
         heeded: true,
         problem: None,

@@ -189,6 +189,9 @@ pub enum Item {
     },
     /// Goes on for some flows, and nothing here tells for which.
     Condition,
+    /// Of packets from one host to another some may go on and others not, by their source port or by who
+    /// sends them.
+    TellsApart,
     /// Goes on only in these states.
     States(u8),
     /// Goes on only for packets with certain TCP flags.

@@ -188,8 +188,35 @@ impl<'a> Options<'a> {
     }
 }
 
+/// Options and matches by which tunnel packets to one node may be told apart.
+const TELL_APART: [&str; 10] = [
+    "--sport",
+    "--source-port",
+    "--sports",
+    "--source-ports",
+    "--ports",
+    "--ctorigsrcport",
+    "--ctrepldstport",
+    "owner",
+    "cgroup",
+    "socket",
+];
+
+fn tells_apart(words: &[String]) -> bool {
+    let is_option = |word: &String| TELL_APART.contains(&&**word);
+    // A set may be one of ports.
+    let has_source = |set: &[String]| match set {
+        [option, _, sides] => option == "--match-set" && sides.contains("src"),
+        _ => false,
+    };
+    words.iter().any(is_option) || words.windows(3).any(has_source)
+}
+
 fn items(family: RuleFamily, words: &[String], table: &RuleTable) -> Vec<Item> {
     let mut items = Vec::new();
+    if tells_apart(words) {
+        items.push(Item::TellsApart);
+    }
     let mut options = Options { words, at: 0 };
     let mut negated = false;
     while let Some(word) = options.next() {
@@ -414,8 +441,8 @@ pub fn extension(is_target: bool, name: &str) -> Vec<Item> {
             ends: false,
         })],
         (true, _) => target_items(name, &options, &RuleTable::default()),
-        (false, "conntrack" | "state") => vec![Item::Condition],
-        (false, _) => match_items(name, &options),
+        (false, "conntrack" | "state") => vec![Item::Condition, Item::TellsApart],
+        (false, _) => [match_items(name, &options), vec![Item::TellsApart]].concat(),
     }
 }
 

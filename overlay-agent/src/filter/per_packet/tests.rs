@@ -673,3 +673,118 @@ fn what_matches_everything_is_every_flow() {
     let report = Report::of(&slow).unwrap();
     assert_eq!(report.problem.as_deref(), Some("the rules cannot be read"));
 }
+
+#[test]
+fn rules_that_tell_tunnel_packets_of_a_node_apart_are_found_by_direction() {
+    for (chain, rule, directions) in [
+        (
+            "OUTPUT",
+            "-p udp -m udp --sport 40000:50000 -j DROP",
+            EGRESS,
+        ),
+        ("OUTPUT", "-p udp -m udp ! --sport 53 -j DROP", EGRESS),
+        (
+            "INPUT",
+            "-p udp -m multiport --sports 40000,40001 -j DROP",
+            INGRESS,
+        ),
+        ("OUTPUT", "-m owner --uid-owner 1000 -j REJECT", EGRESS),
+        (
+            "OUTPUT",
+            "-o eth0 -m owner --uid-owner 1000 -j MARK --set-xmark 0x1/0xffffffff",
+            EGRESS,
+        ),
+        ("INPUT", "-m set --match-set blocked src -j DROP", INGRESS),
+        (
+            "INPUT",
+            "-p udp -m udp --dport 8472 -m limit --limit 5/sec -j ACCEPT",
+            INGRESS,
+        ),
+        (
+            "INPUT",
+            "-p udp -m udp --dport 8472 -m conntrack --ctstate NEW -j DROP",
+            INGRESS,
+        ),
+        (
+            "OUTPUT",
+            "-m conntrack --ctstate NEW,UNTRACKED -j DROP",
+            EGRESS,
+        ),
+        // Of no tunnel packet, or of all of a node's alike, or of no consequence.
+        ("OUTPUT", "-p tcp -m tcp --sport 22 -j ACCEPT", 0),
+        ("OUTPUT", "-p udp -m udp --sport 68 --dport 67 -j ACCEPT", 0),
+        ("OUTPUT", "-o lo -m owner --uid-owner 1000 -j DROP", 0),
+        (
+            "INPUT",
+            "-p udp -m udp --dport 8472 -s 192.168.0.0/24 -j ACCEPT",
+            0,
+        ),
+        (
+            "INPUT",
+            "-p udp -m udp --dport 8472 -m mark --mark 0x1 -j DROP",
+            0,
+        ),
+        ("INPUT", "-m conntrack --ctstate INVALID -j DROP", 0),
+        (
+            "INPUT",
+            "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            0,
+        ),
+        (
+            "INPUT",
+            "-p tcp -m conntrack --ctstate NEW -m tcp --dport 22 -j ACCEPT",
+            0,
+        ),
+        ("OUTPUT", "-p udp -m udp --sport 40000 -j LOGS", 0),
+        ("FORWARD", "-p udp -m udp --sport 40000 -j DROP", 0),
+    ] {
+        let findings = rules(chain, &[rule]);
+        assert_eq!(findings.outer, directions, "{chain} {rule}");
+    }
+    assert_eq!(
+        of_findings(&rules("OUTPUT", &["-m owner --uid-owner 1 -j DROP"])).outer,
+        u32::from(EGRESS)
+    );
+    assert_eq!(everything("x").outer, u32::from(EGRESS | INGRESS));
+}
+
+#[test]
+fn expressions_of_nftables_that_tell_tunnel_packets_of_a_node_apart_are_found() {
+    for (statement, is_found) in [
+        (
+            r#"{"match": {"op": "!=", "left": {"payload": {"protocol": "udp", "field": "sport"}}, "right": 9}}"#,
+            true,
+        ),
+        (
+            r#"{"match": {"op": "==", "left": {"payload": {"protocol": "th", "field": "sport"}}, "right": "@ports"}}"#,
+            true,
+        ),
+        (
+            r#"{"match": {"op": "==", "left": {"meta": {"key": "skuid"}}, "right": 1000}}"#,
+            true,
+        ),
+        (
+            r#"{"match": {"op": "==", "left": {"concat": [{"payload": {"protocol": "ip", "field": "saddr"}},
+            {"payload": {"protocol": "udp", "field": "sport"}}]}, "right": "@peers"}}"#,
+            true,
+        ),
+        (
+            r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@peers"}}"#,
+            false,
+        ),
+        (
+            r#"{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}"#,
+            false,
+        ),
+    ] {
+        let text = format!(
+            r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t", "handle": 1}}}},
+                {{"chain": {{"family": "inet", "table": "t", "name": "o", "handle": 1, "type": "filter",
+                    "hook": "output", "prio": 0, "policy": "accept"}}}},
+                {{"rule": {{"family": "inet", "table": "t", "chain": "o", "handle": 2,
+                    "expr": [{statement}, {{"drop": null}}]}}}}]}}"#
+        );
+        let findings = find(&of_nft(&text), &scope());
+        assert_eq!(findings.outer == EGRESS, is_found, "{statement}");
+    }
+}

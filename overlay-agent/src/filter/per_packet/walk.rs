@@ -38,6 +38,9 @@ pub struct Findings {
     pub unknown_maps: BTreeSet<(TableId, String)>,
     /// The rule set is larger than could be followed.
     pub is_too_large: bool,
+    /// Directions in which a rule treats some of the tunnel packets between two nodes otherwise than others:
+    /// bits of [`overlay_common::slow`].
+    pub outer: u8,
 }
 
 /// Whose way through the host is followed.
@@ -177,10 +180,23 @@ struct Walk<'a> {
 struct Passage {
     reach: Vec<Reach>,
     states: u8,
+    /// Those that the rule itself asks for.
+    asked: u8,
     /// Nothing but the state of the connection decided whether it got here.
     by_state_alone: bool,
     /// What of the packet itself decided.
     judged: Option<String>,
+    /// Something decided that tunnel packets between two nodes differ in.
+    is_told_apart: bool,
+}
+
+impl Passage {
+    /// Whether tunnel packets that differ in nothing else but their source ports may be treated differently: by
+    /// what the rule asks, or as it is only for those that begin a connection of the host's.
+    const fn tells_apart(&self) -> bool {
+        let is_for_new = self.asked & (state::NEW | state::ESTABLISHED) == state::NEW;
+        self.is_told_apart || is_for_new
+    }
 }
 
 /// What becomes of the states a packet may be in, in one chain.
@@ -220,8 +236,10 @@ impl Walk<'_> {
             let passage = Passage {
                 reach: reach.to_vec(),
                 states: course.here,
+                asked: state::ALL,
                 by_state_alone: true,
                 judged: None,
+                is_told_apart: false,
             };
             let at = Place {
                 name,
@@ -251,7 +269,14 @@ impl Walk<'_> {
                     }
                 }
                 Item::Condition => passage.by_state_alone = false,
-                Item::States(states) => passage.states &= states,
+                Item::TellsApart => {
+                    passage.by_state_alone = false;
+                    passage.is_told_apart = true;
+                }
+                Item::States(states) => {
+                    passage.states &= states;
+                    passage.asked &= states;
+                }
                 Item::Flags(holds) => self.flags(*holds, &mut passage),
                 Item::Judge(by) => {
                     passage.by_state_alone = false;
@@ -353,21 +378,34 @@ impl Walk<'_> {
         } = effect
         {
             self.report(what.clone(), passage, at, *connection);
-        } else if let Some(by) = &passage.judged {
-            let decides = match effect {
-                Effect::Return => self.do_anything(at.rest, 0),
-                Effect::Jump(target) => self.does_anything(target, 0),
-                Effect::Goto(target) => {
-                    self.does_anything(target, 0) || self.do_anything(at.rest, 0)
-                }
-                Effect::End | Effect::Change { .. } | Effect::Untrack | Effect::Work { .. } => true,
-            };
-            if decides {
+        } else if (passage.judged.is_some() || passage.tells_apart()) && self.decides(effect, at) {
+            if let Some(by) = &passage.judged {
                 let connection = matches!(effect, Effect::Change { connection: true });
                 self.report(by.clone(), passage, at, connection);
             }
+            if passage.tells_apart() {
+                self.tell_apart(passage);
+            }
         }
         self.go_on(effect, passage, at, course);
+    }
+
+    /// Whether anything follows for the packet from what a rule does.
+    fn decides(&mut self, effect: &Effect, at: &Place<'_>) -> bool {
+        match effect {
+            Effect::Return => self.do_anything(at.rest, 0),
+            Effect::Jump(target) => self.does_anything(target, 0),
+            Effect::Goto(target) => self.does_anything(target, 0) || self.do_anything(at.rest, 0),
+            Effect::End | Effect::Change { .. } | Effect::Untrack | Effect::Work { .. } => true,
+        }
+    }
+
+    fn tell_apart(&mut self, passage: &Passage) {
+        if let Role::Outer { direction } = self.role
+            && !passage.reach.is_empty()
+        {
+            self.findings.outer |= direction;
+        }
     }
 
     fn go_on(&mut self, effect: &Effect, passage: &Passage, at: &Place<'_>, course: &mut Course) {
@@ -406,6 +444,7 @@ impl Walk<'_> {
             return;
         }
         if let Role::Outer { direction } = self.role {
+            self.findings.outer |= direction;
             let all = |reach: &Reach| Reach {
                 families: reach.families,
                 directions: direction,

@@ -80,7 +80,7 @@ impl Follower {
                     None => return,
                     Some(Order::Publish(attrs)) => self.attrs = attrs.into(),
                     Some(Order::InForce(config)) => self.in_force = config,
-                    Some(Order::Slept(_)) => {}
+                    Some(Order::Started | Order::Slept(_)) => {}
                 },
                 _ = period.tick() => {}
             }

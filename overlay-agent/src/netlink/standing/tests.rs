@@ -116,6 +116,30 @@ fn peers_that_have_nothing_to_do_with_each_other_are_changed_by_themselves() {
 }
 
 #[test]
+fn routes_of_a_network_of_many_subnets_are_spread_over_protocols() {
+    let protocols = |network: &str| {
+        let mut desired = node(false);
+        desired.local.network = network.parse().unwrap();
+        let peers = |stay| [4, 5, 7, 8].map(|n| (peer(n, n, n), stay));
+        change(&mut desired, peers(true));
+        let mut standing = standing(&desired);
+        // Alone, a peer has the route that it has among all.
+        let gone = change(&mut desired, peers(false));
+        let before = standing.wanted.clone();
+        standing.change(&desired, &gone, Some(DEVICE)).unwrap();
+        assert!(standing.wanted.routes.is_empty());
+        let back = change(&mut desired, peers(true));
+        standing.change(&desired, &back, Some(DEVICE)).unwrap();
+        assert_eq!(standing.wanted.routes, before.routes);
+        let routes = before.routes.values();
+        routes.map(|route| route.protocol).collect::<Vec<_>>()
+    };
+    // Of 256 subnets, and of 65 536.
+    assert_eq!(protocols("10.5.0.0/16"), [241; 4]);
+    assert_eq!(protocols("10.0.0.0/8"), [245, 246, 248, 241]);
+}
+
+#[test]
 fn peers_that_share_a_mac_address_are_looked_at_together() {
     let mut desired = node(false);
     change(&mut desired, [(peer(4, 4, 4), true), (peer(5, 5, 5), true)]);

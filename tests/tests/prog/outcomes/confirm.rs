@@ -15,6 +15,7 @@ use overlay_tests::prog::{
 
 use super::{
     observers::{observer_rows, stamp_rows},
+    short,
     table::{TCP, Table, cut},
 };
 
@@ -22,6 +23,8 @@ pub fn confirm<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
     let mut rows = at_tunnel(interfaces);
     rows.extend(encapsulated(interfaces));
     rows.extend(direct(interfaces));
+    rows.extend(short::outward(interfaces));
+    rows.extend(short::opening(interfaces));
     rows
 }
 

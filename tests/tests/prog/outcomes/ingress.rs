@@ -16,6 +16,7 @@ use overlay_tests::prog::{
 
 use super::{
     injection::arriving_injection,
+    short,
     table::{
         OTHER_HEADERS, OTHER_MAC, TCP, Table, UDP, byte, cut, ethertype, other_version, padded,
         rewrite,
@@ -202,6 +203,7 @@ pub fn ingress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
             surroundings.gso_size = 1000;
         },
     );
+    table.rows.extend(short::inward(interfaces));
     table.rows
 }
 

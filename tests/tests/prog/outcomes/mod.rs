@@ -7,6 +7,7 @@ mod egress;
 mod ingress;
 mod injection;
 mod observers;
+mod short;
 mod table;
 
 use std::collections::BTreeSet;

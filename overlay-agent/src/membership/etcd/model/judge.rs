@@ -1,7 +1,7 @@
 //! What must never be, whatever happens.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +20,9 @@ use crate::{
 
 /// A node that nothing keeps from it notices within this time what became of its record.
 const NOTICE: Duration = Duration::from_mins(6);
+
+/// A record that is gone is known to be after this time: members lag, and peers stay for a while.
+const SETTLES: Duration = Duration::from_mins(1);
 
 fn words(peers: &BTreeMap<IpNetwork, PeerLease>) -> String {
     let words = peers.values().map(|peer| {
@@ -89,13 +92,9 @@ impl WorldState {
                 self.count("reservations written by their nodes");
             }
         }
-        let said = attrs(kv).map(|attrs| attrs.public_ip);
         for node in 0..self.seats.len() {
             let seat = &self.seats[node];
-            if seat.held != Some(key) || actor == Actor::Node(node) {
-                continue;
-            }
-            if !record.event.deleted && said.is_some_and(|ip| seat.ips.contains(&ip)) {
+            if seat.held != Some(key) || actor == Actor::Node(node) || seat.is_named_by(kv) {
                 continue;
             }
             let reason = match actor {
@@ -108,7 +107,8 @@ impl WorldState {
                 Actor::Node(_) => continue,
                 Actor::Time => {
                     let well = self.well_for(node, record.at);
-                    if seat.own().is_some() && well > NOTICE {
+                    let renews = seat.own().is_some_and(|own| own.state == OwnState::Held);
+                    if renews && well > NOTICE {
                         let text = format!("the lease {key} of n{node} ran out without a reason");
                         self.violate(text);
                         continue;
@@ -190,10 +190,12 @@ impl WorldState {
             keys.parse(kv).is_some() && attrs(kv).is_some_and(|said| said.public_ip == seat.ip)
         });
         let several = own.count() > 1;
+        let stored = self.server.get(keys.lease(&key).as_bytes());
+        let is_reserved = stored.is_some_and(|kv| kv.lease == 0);
         let fits = before
             .ipv4()
             .is_some_and(|subnet| (self.pool.0..=self.pool.1).contains(&subnet.ip().octets()[2]));
-        if seat.reasons.is_empty() && fits && !several {
+        if seat.reasons.is_empty() && fits && !several && !is_reserved {
             let text = format!("n{node} has lost {before} for {key} without a reason");
             self.violate(text);
         }
@@ -232,7 +234,12 @@ impl WorldState {
     }
 
     /// What each node knows is what the store has.
-    pub fn check_views(&mut self, keys: &Keys) {
+    pub fn check_views(&mut self, keys: &Keys, now: Instant) {
+        let history = self.server.history.iter().rev();
+        let news = history.take_while(|record| record.at > before(now, SETTLES));
+        let news: BTreeSet<_> = news
+            .filter_map(|record| keys.parse(&record.event.kv))
+            .collect();
         for node in 0..self.seats.len() {
             let Some(view) = self.seats[node].view() else {
                 continue;
@@ -261,17 +268,18 @@ impl WorldState {
                 let known = &view.config;
                 self.violate(format!("n{node} has the config {known:?}, not {config:?}"));
             }
-            let expected: BTreeMap<_, _> = expected
-                .into_iter()
+            let expected = expected.into_iter();
+            let mut expected: BTreeMap<_, _> = expected
                 .map(|(subnet, (_, lease))| (subnet, lease))
                 .collect();
+            expected.retain(|_, peer| !news.contains(&peer.key));
             // A value that cannot be read leaves in force what is known of the node.
             let is_readable = |key: &LeaseKey| {
                 let kv = self.server.get(keys.lease(key).as_bytes());
                 kv.is_none_or(|kv| attrs(kv).is_some())
             };
             let mut known = BTreeMap::clone(&view.peers);
-            known.retain(|_, peer| is_readable(&peer.key));
+            known.retain(|_, peer| is_readable(&peer.key) && !news.contains(&peer.key));
             if known != expected {
                 let (known, there) = (words(&known), words(&expected));
                 self.violate(format!("n{node} knows {known}, the store has {there}"));

@@ -74,10 +74,12 @@ impl WorldState {
 
 fn seat(number: u8, dual: bool) -> Seat {
     let ip = Ipv4Addr::new(192, 168, 0, 10 + number);
+    let mac = MacAddr::new([2, 0, 0, 0, 0, number]);
     Seat {
         ip,
         ips: BTreeSet::from([ip]),
-        mac: MacAddr::new([2, 0, 0, 0, 0, number]),
+        name: mac.to_string(),
+        mac,
         dual,
         file: None,
         cut: None,
@@ -148,7 +150,7 @@ async fn calm(world: &Arc<World>) {
     sleep(ttl + ttl / 2 + Duration::from_mins(10)).await;
     world.see(|state| {
         state.check_holders(&world.keys);
-        state.check_views(&world.keys);
+        state.check_views(&world.keys, now());
     });
     restart(world, |_, _| true);
     sleep(Duration::from_mins(2)).await;

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Seeds of a normal run.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 200;
 
 /// Seeds that have shown a defect.
 const FAILED_ONCE: &[u64] = &[];

@@ -73,6 +73,8 @@ pub struct Seat {
     /// All addresses it has ever had.
     pub ips: BTreeSet<Ipv4Addr>,
     pub mac: MacAddr,
+    /// The same in words, by which its records are known.
+    pub name: String,
     pub dual: bool,
     /// The subnet file.
     pub file: Option<LeaseKey>,
@@ -320,7 +322,7 @@ impl Seat {
     /// By its MAC address, which no other node has.
     pub fn is_named_by(&self, kv: &Kv) -> bool {
         let value = String::from_utf8_lossy(&kv.value);
-        value.contains(&self.mac.to_string())
+        value.contains(&self.name)
     }
 
     /// The clock of the machine, which stands still while it sleeps.

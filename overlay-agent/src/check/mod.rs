@@ -1,0 +1,24 @@
+//! The known pitfalls of hosts on which an overlay network runs: what is seen of them on this one, and what to do.
+//!
+//! [`Facts`] are gathered in one place ([`gather`]); what follows from them is pure ([`examine`]). A
+//! pitfall is a function of [`pitfalls`], and a name that stays.
+
+mod facts;
+mod finding;
+mod gather;
+mod pitfalls;
+mod told;
+
+pub use self::{
+    facts::Facts,
+    finding::{Finding, Severity},
+    gather::{Places, gather},
+    told::tell,
+};
+
+/// The pitfalls that the facts show, the worst first.
+pub fn examine(facts: &Facts) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = pitfalls::ALL.iter().flat_map(|look| look(facts)).collect();
+    findings.sort_by_key(|finding| (finding.severity, finding.name));
+    findings
+}

@@ -1,0 +1,61 @@
+//! How many packets may be sent.
+
+use tokio::time::Instant;
+
+/// In any second at most [`BURST`] + [`PER_SECOND`] packets.
+#[derive(Debug)]
+pub struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+const PER_SECOND: f64 = 20.0;
+const BURST: f64 = 5.0;
+
+impl Budget {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            left: BURST,
+            at: now,
+        }
+    }
+
+    /// Whether a packet may be sent now; it counts.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.left = (self.left + since * PER_SECOND).min(BURST);
+        let may = self.left >= 1.0;
+        if may {
+            self.left -= 1.0;
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn no_second_has_more_than_25_however_often_it_is_asked() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let mut sent = Vec::new();
+        for step in 0..5000_u32 {
+            let now = start + Duration::from_millis(1) * step;
+            if budget.take(now) {
+                sent.push(now);
+            }
+        }
+        assert!(sent.len() >= 95, "{}", sent.len());
+        for first in &sent {
+            let within = sent
+                .iter()
+                .filter(|at| **at >= *first && **at < *first + Duration::from_secs(1));
+            assert!(within.count() <= 25);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Whether the peers can be reached through the overlay, and why not.
+//!
+//! Each agent asks each peer's at the peer's address in the overlay, small and as large as pods' packets, and answers
+//! those that are peers. Who does not answer is asked by ICMP echo, there and at the node's own address. What that
+//! means is in [`verdict`]. Packets are few, whatever the number of peers ([`budget`]), and of hosts, so
+//! they take the kernel's way and never the programs'.
+
+mod book;
+mod budget;
+mod echo;
+mod metrics;
+mod packet;
+mod run;
+#[cfg(test)]
+mod tests;
+mod told;
+mod verdict;
+
+pub use self::{
+    packet::Packet,
+    run::{Own, Probes},
+    told::{Told, ToldPeer, ask},
+};

@@ -1,0 +1,308 @@
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::time::Instant;
+
+use super::{
+    book::{Ask, Book, Target},
+    packet::{Identity, Packet},
+    told::Told,
+    verdict::Verdict,
+};
+
+const STEP: Duration = Duration::from_millis(10);
+const RTT: Duration = Duration::from_millis(1);
+
+/// What gets there of what a node sends.
+#[derive(Clone, Copy, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each passes or does not, whatever the others do"
+)]
+struct World {
+    small: bool,
+    large: bool,
+    inside: bool,
+    outside: bool,
+    /// The peer's own questions.
+    asks: bool,
+    /// Somebody else answers.
+    other: bool,
+    /// Every third of the small ones is lost.
+    lossy: bool,
+}
+
+const WELL: World = World {
+    small: true,
+    large: true,
+    inside: true,
+    outside: true,
+    asks: true,
+    other: false,
+    lossy: false,
+};
+
+fn address(index: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x0a01_0000 + (index << 8)).into()
+}
+
+fn target(index: u32) -> Target {
+    Target {
+        subnet: format!("{}/24", address(index)).parse().unwrap(),
+        public_ip: Ipv4Addr::from_bits(0xc0a8_0000 + index).into(),
+        shared: false,
+    }
+}
+
+fn targets(count: u32) -> BTreeMap<IpAddr, Target> {
+    (1..=count)
+        .map(|index| (address(index), target(index)))
+        .collect()
+}
+
+struct Sim {
+    book: Book,
+    now: Instant,
+    rng: StdRng,
+    /// When each packet was sent.
+    sent: Vec<Instant>,
+    smalls: u32,
+}
+
+impl Sim {
+    fn new(targets: &BTreeMap<IpAddr, Target>) -> Self {
+        let now = Instant::now();
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut book = Book::new(now);
+        book.want(targets, now, &mut rng);
+        Self {
+            book,
+            now,
+            rng,
+            sent: Vec::new(),
+            smalls: 0,
+        }
+    }
+
+    fn run(&mut self, time: Duration, world: World) {
+        let end = self.now + time;
+        let mut next_question = self.now;
+        while self.now < end {
+            if world.asks && next_question <= self.now {
+                next_question = self.now + Duration::from_secs(5);
+                let peers: Vec<_> = self.book.peers.keys().copied().collect();
+                for from in peers {
+                    let question = packet(true, 1, 2, from);
+                    if self.book.receive(from, &question, self.now) {
+                        self.sent.push(self.now);
+                    }
+                }
+            }
+            for ask in self.book.asks(self.now, &mut self.rng) {
+                self.sent.push(self.now);
+                self.answer(ask, world);
+            }
+            self.now += STEP;
+        }
+    }
+
+    fn answer(&mut self, ask: Ask, world: World) {
+        let now = self.now + RTT;
+        match ask {
+            Ask::Small { to, packet: asked } | Ask::Large { to, packet: asked } => {
+                let passes = match ask {
+                    Ask::Small { .. } => {
+                        self.smalls += 1;
+                        world.small && !(world.lossy && self.smalls.is_multiple_of(3))
+                    }
+                    _ => world.large,
+                };
+                if passes {
+                    let by = if world.other { address(99) } else { to };
+                    let answer = packet(false, asked.number, asked.cookie, by);
+                    self.book.receive(to, &answer, now);
+                }
+            }
+            Ask::Inside { to, number } if world.inside => self.book.receive_echo(to, number, now),
+            Ask::Outside { to, number } if world.outside => self.book.receive_echo(to, number, now),
+            _ => {}
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        let peer = &self.book.peers[&address(1)];
+        Verdict::of(peer, self.book.interval(), self.book.can_echo, self.now)
+    }
+}
+
+/// What the node with this address in the overlay sends.
+fn packet(is_question: bool, number: u32, cookie: u64, node: IpAddr) -> Packet {
+    let IpAddr::V4(ipv4) = node else {
+        panic!("{node}")
+    };
+    let index = (ipv4.to_bits() - 0x0a01_0000) >> 8;
+    let Target {
+        subnet, public_ip, ..
+    } = target(index);
+    Packet {
+        is_question,
+        number,
+        cookie,
+        heard: None,
+        node: Identity { subnet, public_ip },
+    }
+}
+
+#[track_caller]
+fn ends_as(verdict: Verdict, world: World) {
+    let mut sim = Sim::new(&targets(2));
+    assert_eq!(sim.verdict(), Verdict::Unknown);
+    sim.run(Duration::from_secs(40), world);
+    assert_eq!(sim.verdict(), verdict);
+    assert!(verdict.is_trouble() || matches!(verdict, Verdict::Healthy | Verdict::NoAgent));
+    // Whatever it was, it is over when packets pass.
+    sim.run(Duration::from_secs(20), WELL);
+    assert_eq!(sim.verdict(), Verdict::Healthy);
+}
+
+#[test]
+fn each_trouble_is_told_from_the_others() {
+    let nothing = World::default();
+    ends_as(Verdict::Healthy, WELL);
+    ends_as(
+        Verdict::PathMtu,
+        World {
+            large: false,
+            ..WELL
+        },
+    );
+    let mute = World {
+        small: false,
+        large: false,
+        inside: false,
+        ..WELL
+    };
+    ends_as(Verdict::OneWay, mute);
+    ends_as(
+        Verdict::Blocked,
+        World {
+            asks: false,
+            ..mute
+        },
+    );
+    ends_as(Verdict::Unreachable, nothing);
+    let stock = World {
+        inside: true,
+        outside: true,
+        ..nothing
+    };
+    ends_as(Verdict::NoAgent, stock);
+    ends_as(
+        Verdict::OtherNode,
+        World {
+            other: true,
+            ..WELL
+        },
+    );
+}
+
+#[test]
+fn a_peer_whose_address_another_lease_has_is_a_duplicate_when_it_is_silent() {
+    let mut targets = targets(1);
+    targets.get_mut(&address(1)).unwrap().shared = true;
+    let mut sim = Sim::new(&targets);
+    sim.run(
+        Duration::from_secs(40),
+        World {
+            outside: true,
+            ..World::default()
+        },
+    );
+    assert_eq!(sim.verdict(), Verdict::Duplicate);
+}
+
+#[test]
+fn a_peer_that_loses_many_packets_is_lossy() {
+    let mut sim = Sim::new(&targets(1));
+    let lossy = World {
+        lossy: true,
+        ..WELL
+    };
+    sim.run(Duration::from_mins(2), lossy);
+    assert_eq!(sim.verdict(), Verdict::Lossy);
+}
+
+#[test]
+fn without_icmp_it_is_said_that_it_is_not_known() {
+    let mut sim = Sim::new(&targets(1));
+    sim.book.can_echo = false;
+    sim.run(Duration::from_secs(40), World::default());
+    assert_eq!(sim.verdict(), Verdict::Silent);
+}
+
+#[test]
+fn an_answer_without_the_cookie_counts_for_nothing() {
+    let mut sim = Sim::new(&targets(1));
+    let asks = loop {
+        let asks = sim.book.asks(sim.now, &mut sim.rng);
+        if !asks.is_empty() {
+            break asks;
+        }
+        sim.now += STEP;
+    };
+    let Some(Ask::Small { to, packet: asked }) = asks.first().copied() else {
+        panic!("{asks:?}")
+    };
+    let forged = packet(false, asked.number, asked.cookie ^ 1, to);
+    assert!(!sim.book.receive(to, &forged, sim.now));
+    let stranger = packet(false, asked.number, asked.cookie, to);
+    assert!(!sim.book.receive(address(50), &stranger, sim.now));
+    assert_eq!(sim.book.small.answered, 0);
+}
+
+#[test]
+fn strangers_get_no_answer_and_peers_few() {
+    let mut sim = Sim::new(&targets(1));
+    let question = packet(true, 1, 1, address(1));
+    let stranger = (0..100).any(|_| sim.book.receive(address(9), &question, sim.now));
+    assert!(!stranger);
+    let answers = (0..1000).filter(|_| sim.book.receive(address(1), &question, sim.now));
+    assert!(answers.count() <= 5);
+}
+
+#[test]
+fn no_second_has_more_than_50_packets_however_many_peers_there_are_and_all_are_asked() {
+    for world in [WELL, World::default()] {
+        let mut sim = Sim::new(&targets(1000));
+        sim.run(Duration::from_mins(4), world);
+        let mut first = 0;
+        for (at, sent) in sim.sent.iter().enumerate() {
+            while sim.sent[first] + Duration::from_secs(1) <= *sent {
+                first += 1;
+            }
+            assert!(at - first < 50, "{} packets in a second", at - first + 1);
+        }
+        let asked = |peer: &&super::book::Peer| !peer.window.is_empty();
+        assert_eq!(sim.book.peers.values().filter(asked).count(), 1000);
+    }
+}
+
+#[test]
+fn peers_that_go_and_come_leave_nothing_behind() {
+    let mut sim = Sim::new(&targets(100));
+    sim.run(Duration::from_secs(30), WELL);
+    for count in [50, 0, 100] {
+        sim.book.want(&targets(count), sim.now, &mut sim.rng);
+        sim.run(Duration::from_secs(30), WELL);
+        assert_eq!(sim.book.peers.len(), usize::try_from(count).unwrap());
+    }
+    let told = Told::of(&sim.book, None, sim.now);
+    assert!(
+        told.peers.iter().all(|peer| peer.state == "healthy"),
+        "{told:?}"
+    );
+}

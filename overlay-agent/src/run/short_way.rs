@@ -1,0 +1,75 @@
+//! The short way of a running node, as what others do with tc leaves it.
+
+use std::{sync::Arc, time::Duration};
+
+use overlay_common::short::closed;
+use tokio::{
+    sync::Mutex,
+    task::block_in_place,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::tier1::Tier1;
+use crate::{
+    complaints::Complaints,
+    config::{DatapathOptions, Fastpath},
+    datapath::{DatapathError, ShortWay, short_way_closed},
+    lifecycle::Supervisor,
+    netlink::{Netlink, NetlinkError},
+};
+
+/// Nobody announces tcx programs.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Changes seldom come alone.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// From here on the short way is closed while others have something of tc that would not see its packets.
+pub fn spawn(
+    options: &DatapathOptions,
+    tier1: &Tier1,
+    supervisor: &Supervisor,
+) -> Result<(), DatapathError> {
+    let Some(way) = tier1.short_way()? else {
+        return Ok(());
+    };
+    if options.fastpath == Fastpath::Off {
+        return Ok(());
+    }
+    let way = Arc::new(Mutex::new(way));
+    supervisor.spawn("short way", move |stop| {
+        let way = Arc::clone(&way);
+        async move { keep(&mut *way.lock().await, stop).await }
+    });
+    Ok(())
+}
+
+async fn keep(way: &mut ShortWay, stop: CancellationToken) -> Result<(), NetlinkError> {
+    let mut tc = Netlink::watch_tc()?;
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut complaints = Complaints::default();
+    let mut told = 0;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = tc.changed() => changed?,
+            _ = period.tick() => {}
+        }
+        let looked = block_in_place(|| way.look());
+        let problem = looked.as_ref().err().map(ToString::to_string);
+        for problem in complaints.news(problem.as_slice()) {
+            warn!("cannot tell whether the short way may be used: {problem}");
+        }
+        let closed = looked.unwrap_or(closed::UNKNOWN);
+        if closed != told {
+            told = closed;
+            match &*short_way_closed(closed, 0) {
+                [] => info!("the short way is open again"),
+                reasons => info!(reasons = reasons.join("; "), "the short way is closed"),
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
