@@ -7,9 +7,12 @@ cd "$1"
 mkdir -p etc/ssl/certs
 find usr/share/ca-certificates -name '*.crt' | sort | xargs cat >etc/ssl/certs/ca-certificates.crt
 
-# What nobody uses in here: texts, character sets, openssl, and what sets packages up.
-rm -rf usr/share usr/lib/*/gconv usr/lib/*/libcrypto.so* usr/lib/*/libssl.so* usr/lib/*/engines-3 \
-    usr/lib/*/ossl-modules usr/bin/openssl usr/bin/c_rehash usr/bin/perror var/lib/dpkg var/cache etc/dpkg
+# What nobody uses in here: texts, character sets, openssl, and what sets packages up; and what is of
+# the machine that builds the image.
+rm -rf usr/share usr/lib/ssl usr/lib/*/gconv usr/lib/*/libcrypto.so* usr/lib/*/libssl.so* \
+    usr/lib/*/engines-3 usr/lib/*/ossl-modules usr/bin/openssl usr/bin/c_rehash usr/bin/debconf* \
+    usr/sbin/dpkg-* usr/sbin/update-ca-certificates etc/debconf.conf etc/ca-certificates etc/hostname \
+    etc/resolv.conf etc/apt/sources.list* var/lib/dpkg var/cache etc/dpkg
 
 # What Debian's alternatives would have linked: the kind of iptables that new hosts have.
 for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do

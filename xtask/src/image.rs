@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
         .env("SOURCE_DATE_EPOCH", &epoch)
         .args(["--variant=extract", &format!("--include={PACKAGES}")]);
     let hook = workspace.root().join("deploy/image/root.sh");
-    bootstrap.arg(format!("--customize-hook='{}' \"$1\"", hook.display()));
+    bootstrap.arg(format!("--extract-hook='{}' \"$1\"", hook.display()));
     process::run(bootstrap.args([DEBIAN, "root.tar"]))?;
     let archive = dir.join("overlay-agent.tar");
     // It is written anew: an archive of images takes no second one of the same name.

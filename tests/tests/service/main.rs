@@ -1,9 +1,10 @@
 //! The daemon as a service: signals, what the service manager, health checks and Prometheus are told, the
-//! capabilities it needs, and the unit file and the package under a real systemd.
+//! capabilities it needs, the unit file and the package under a real systemd, and the container image.
 
 mod booted;
 mod capabilities;
 mod health;
+mod image;
 mod metrics;
 mod notify;
 mod package;

@@ -1,0 +1,109 @@
+//! The container image, run without a daemon, as a node of the lab.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+use overlay_tests::{
+    lab::{Lab, agent::Launch, scenario},
+    netns::checked,
+    skip,
+};
+
+/// What `cargo xtask image` left: the image, and the storage of images it is in.
+fn built() -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image");
+    dir.join("overlay-agent.tar")
+        .is_file()
+        .then(|| dir.canonicalize().ok())
+        .flatten()
+}
+
+/// A container of the image, which goes with this.
+struct Container {
+    storage: Vec<String>,
+    name: String,
+}
+
+impl Container {
+    fn create(dir: &Path, lab: &Lab) -> Result<Self> {
+        let storage = vec![
+            "--storage-driver=vfs".to_owned(),
+            format!("--root={}", dir.join("storage").display()),
+            format!("--runroot={}", dir.join("run").display()),
+        ];
+        let name = format!("ovl-{}", lab.id());
+        let this = Self { storage, name };
+        let image = concat!("overlay-agent:", env!("CARGO_PKG_VERSION"));
+        checked(this.buildah().args(["from", "--name", &this.name, image]))?;
+        Ok(this)
+    }
+
+    fn buildah(&self) -> Command {
+        let mut buildah = Command::new("buildah");
+        buildah.args(&self.storage);
+        buildah
+    }
+
+    /// What runs a program of the image, with the network of whoever calls it and a directory of the
+    /// host's.
+    fn run(&self, dir: &Path) -> Vec<String> {
+        let mut words = vec!["buildah".to_owned()];
+        words.extend(self.storage.iter().cloned());
+        words.extend(["run", "--isolation=chroot", "--network=host"].map(str::to_owned));
+        for capability in ["net_admin", "net_raw", "bpf", "perfmon"] {
+            words.push(format!("--cap-add=cap_{capability}"));
+        }
+        for volume in [Path::new("/sys/fs/bpf"), dir] {
+            words.push(format!("--volume={0}:{0}", volume.display()));
+        }
+        words.extend([self.name.clone(), "--".to_owned()]);
+        words
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Err(error) = checked(self.buildah().args(["rm", &self.name])) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+#[test]
+fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
+    let Some(dir) = built() else {
+        skip!("no image has been made; `cargo xtask image` makes one");
+    };
+    scenario(Lab::builder().nodes(2), |lab| {
+        let container = Container::create(&dir, lab)?;
+        let words = container.run(lab.dir());
+        let [one, two] = lab.nodes() else {
+            unreachable!("two nodes")
+        };
+        // The lab gives the path of its own agent first.
+        let flanneld = format!("shift; exec {} /opt/bin/flanneld \"$@\"", words.join(" "));
+        one.launch(&Launch {
+            wrapper: ["sh", "-c", &flanneld, "sh"].map(str::to_owned).to_vec(),
+            ..Launch::new(lab.store(), &["--ip-masq"])
+        })?;
+        lab.start_agent(two, &[])?;
+        lab.wait_converged()?;
+        lab.add_pods(1)?;
+        lab.wait_attached()?;
+        lab.ping_matrix()?;
+        one.wait_fast()?;
+        let rules = one.cmd("iptables-nft", ["-t", "nat", "-S"])?;
+        ensure!(rules.contains("FLANNEL-POSTRTG"), "{rules}");
+
+        let copied = lab.dir().join("flannel");
+        let copy = format!("{} cp -f /flannel {}", words.join(" "), copied.display());
+        checked(Command::new("sh").args(["-c", &copy]))?;
+        let (plugin, copy) = (fs::read(dir.join("overlay-cni"))?, fs::read(&copied)?);
+        ensure!(plugin == copy, "{} bytes, not {}", copy.len(), plugin.len());
+        Ok(())
+    });
+}
