@@ -38,7 +38,16 @@ impl Tool {
     }
 
     fn is_at(&self, path: &Path) -> bool {
-        let said = process::output(command(path).arg("--version"));
-        said.is_ok_and(|said| said.trim_end() == format!("{} {}", self.name, self.version))
+        // A subcommand of cargo's may take no arguments but its own.
+        let subcommand = self.name.strip_prefix("cargo-");
+        let asked = [
+            vec!["--version"],
+            subcommand.into_iter().chain(["--version"]).collect(),
+        ];
+        let said = asked
+            .iter()
+            .filter_map(|words| process::output(command(path).args(words)).ok());
+        said.into_iter()
+            .any(|said| said.trim_end().ends_with(&format!(" {}", self.version)))
     }
 }

@@ -59,12 +59,11 @@ pub enum Ask {
     },
 }
 
-/// What is random about a question, and what it says of the receiver.
+/// What tells a question from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     pub number: u32,
     pub cookie: u64,
-    pub heard: Option<u32>,
 }
 
 /// One kind of question to one peer.
@@ -230,10 +229,6 @@ impl Book {
             return;
         };
         peer.rounds = peer.rounds.wrapping_add(1);
-        let heard = peer
-            .heard
-            .map(|at| now.saturating_duration_since(at).as_millis());
-        let heard = heard.and_then(|ms| u32::try_from(ms).ok());
         let mut question = |leg: &mut Leg| {
             self.number = self.number.wrapping_add(1);
             let cookie = rng.random();
@@ -241,7 +236,6 @@ impl Book {
             Question {
                 number: self.number,
                 cookie,
-                heard,
             }
         };
         asks.push(Ask::Small {

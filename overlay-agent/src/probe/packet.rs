@@ -10,8 +10,8 @@ const MAGIC: [u8; 8] = *b"ovlprobe";
 const VERSION: u8 = 1;
 const QUESTION: u8 = 1;
 const ANSWER: u8 = 2;
-/// The sender has not heard the receiver.
-const NEVER: u32 = u32::MAX;
+/// Room for what a later version has to say; zero.
+const SPARE: [u8; 4] = [0; 4];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -19,8 +19,6 @@ pub struct Packet {
     pub number: u32,
     /// Random, and repeated by the answer: nobody else knows it.
     pub cookie: u64,
-    /// Milliseconds since the sender heard the receiver.
-    pub heard: Option<u32>,
     /// Who sends it.
     pub node: Identity,
 }
@@ -43,7 +41,7 @@ impl Packet {
         bytes.push(if self.node.subnet.is_ipv4() { 4 } else { 6 });
         bytes.extend(self.number.to_be_bytes());
         bytes.extend(self.cookie.to_be_bytes());
-        bytes.extend(self.heard.unwrap_or(NEVER).to_be_bytes());
+        bytes.extend(SPARE);
         bytes.extend(octets(self.node.subnet.ip()));
         bytes.extend(octets(self.node.public_ip));
         bytes.resize(len.max(LEN), 0);
@@ -56,7 +54,7 @@ impl Packet {
         let ([version, kind, prefix, family], rest) = rest.split_first_chunk::<4>()?;
         let (number, rest) = rest.split_first_chunk::<4>()?;
         let (cookie, rest) = rest.split_first_chunk::<8>()?;
-        let (heard, rest) = rest.split_first_chunk::<4>()?;
+        let (_, rest) = rest.split_first_chunk::<{ SPARE.len() }>()?;
         let (subnet, rest) = rest.split_first_chunk::<16>()?;
         let (public_ip, _) = rest.split_first_chunk::<16>()?;
         if *magic != MAGIC || *version != VERSION || !matches!(*kind, QUESTION | ANSWER) {
@@ -67,7 +65,6 @@ impl Packet {
             is_question: *kind == QUESTION,
             number: u32::from_be_bytes(*number),
             cookie: u64::from_be_bytes(*cookie),
-            heard: Some(u32::from_be_bytes(*heard)).filter(|heard| *heard != NEVER),
             node: Identity {
                 subnet,
                 public_ip: address(*family, *public_ip)?,
@@ -108,7 +105,6 @@ mod tests {
             is_question: true,
             number: 7,
             cookie: 0x0123_4567_89ab_cdef,
-            heard: None,
             node: Identity {
                 subnet: subnet.parse().unwrap(),
                 public_ip: public_ip.parse().unwrap(),

@@ -288,7 +288,6 @@ impl Probes {
         if self.book().receive(from.ip(), &packet, Instant::now()) {
             let answer = Packet {
                 is_question: false,
-                heard: None,
                 node: end.own.identity(),
                 ..packet
             };
@@ -318,7 +317,6 @@ impl Own {
             is_question: true,
             number: question.number,
             cookie: question.cookie,
-            heard: question.heard,
             node: self.identity(),
         }
     }

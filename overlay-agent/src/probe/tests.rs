@@ -152,7 +152,6 @@ fn packet(is_question: bool, number: u32, cookie: u64, node: IpAddr) -> Packet {
         is_question,
         number,
         cookie,
-        heard: None,
         node: Identity { subnet, public_ip },
     }
 }
