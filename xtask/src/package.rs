@@ -82,11 +82,28 @@ pub fn run(args: &Args) -> Result<()> {
         "--manifest-path",
         "overlay-agent/Cargo.toml",
     ]))?;
-    let sbom = format!("{PROGRAM}.cdx.json");
-    let made = workspace.root().join(PROGRAM).join(&sbom);
-    fs::rename(&made, dir.join(&sbom))
-        .with_context(|| format!("cannot move {}", made.display()))?;
+    take_list(&workspace, &dir)?;
     lint(&dir)
+}
+
+/// The tool writes one list into each crate of the workspace. Ours is the agent's.
+fn take_list(workspace: &Workspace, dir: &Path) -> Result<()> {
+    let root = workspace.root();
+    for entry in fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))? {
+        let member = entry?.file_name();
+        let name = format!("{}.cdx.json", member.display());
+        let list = root.join(&member).join(&name);
+        if !list.is_file() {
+            continue;
+        }
+        let done = if member == PROGRAM {
+            fs::rename(&list, dir.join(&name))
+        } else {
+            fs::remove_file(&list)
+        };
+        done.with_context(|| format!("cannot move {}", list.display()))?;
+    }
+    Ok(())
 }
 
 /// In Debian's form, which has no room for more than a pointer.
