@@ -33,17 +33,12 @@ pub fn state(
     ifindex: u32,
     place: Place,
 ) -> Result<Option<LinkState>, DatapathError> {
-    let path = pins.link(hook, ifindex);
-    let info = sys::object_get(&path).and_then(|link| sys::link_place(link.as_fd()));
-    match info {
-        Ok(info) => Ok(Some(LinkState {
-            hook,
-            ifindex,
-            alive: info.is_some_and(|info| is_at(&info, ifindex, place)),
-        })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(pin_error("inspect", &path)(error)),
-    }
+    let pinned = inspect(pins, hook, ifindex, place)?;
+    Ok(pinned.map(|pinned| LinkState {
+        hook,
+        ifindex,
+        alive: pinned.program.is_some(),
+    }))
 }
 
 /// The program that the pinned link runs there, if it does.
@@ -53,13 +48,32 @@ pub fn program(
     ifindex: u32,
     place: Place,
 ) -> Result<Option<u32>, DatapathError> {
+    let pinned = inspect(pins, hook, ifindex, place)?;
+    Ok(pinned.and_then(|pinned| pinned.program))
+}
+
+/// A link that is pinned, whatever has become of it.
+struct Pinned {
+    /// The program that it runs at its place.
+    program: Option<u32>,
+}
+
+fn inspect(
+    pins: &PinDir,
+    hook: Hook,
+    ifindex: u32,
+    place: Place,
+) -> Result<Option<Pinned>, DatapathError> {
     let path = pins.link(hook, ifindex);
-    let info = match sys::object_get(&path).and_then(|link| sys::link_place(link.as_fd())) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        info => info.map_err(pin_error("inspect", &path))?,
-    };
-    let info = info.filter(|info| is_at(info, ifindex, place));
-    Ok(info.map(|info| info.program_id))
+    match sys::object_get(&path).and_then(|link| sys::link_place(link.as_fd())) {
+        Ok(info) => {
+            let info = info.filter(|info| is_at(info, ifindex, place));
+            let program = info.map(|info| info.program_id);
+            Ok(Some(Pinned { program }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(pin_error("inspect", &path)(error)),
+    }
 }
 
 /// The pinned link, if it is alive. The pin of a defunct one goes: the interface is gone, and another
