@@ -6,10 +6,9 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    prereq::{Group, Installer},
+    prereq::Group,
     process::{self, command},
-    release,
-    workspace::Workspace,
+    release::{self, Args},
 };
 
 /// What the agent runs, and what these and it need.
@@ -18,17 +17,8 @@ const PACKAGES: &str = "libc6,libgcc-s1,iptables,nftables,ca-certificates";
 /// The release whose C library is the oldest that the agent runs with.
 const DEBIAN: &str = "bookworm";
 
-#[derive(clap::Args)]
-pub struct Args {
-    /// Install missing system packages, as root
-    #[arg(long)]
-    install: bool,
-}
-
 pub fn run(args: &Args) -> Result<()> {
-    let workspace = Workspace::locate();
-    let mut installer = Installer::new(args.install);
-    installer.ensure(&[Group::HostBuild, Group::Image])?;
+    let (workspace, mut installer) = release::start(args, &[Group::HostBuild, Group::Image])?;
     let package = release::build(&workspace, &mut installer)?;
     let dir = workspace.root().join("target/image");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -72,9 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
         &tag,
         &format!("oci-archive:overlay-agent.tar:{tag}"),
     ]))?;
-    let size = fs::metadata(&archive).with_context(|| format!("no {}", archive.display()))?;
-    println!("{} ({} kB)", archive.display(), size.len() / 1000);
-    Ok(())
+    release::tell(&archive)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

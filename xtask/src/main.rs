@@ -59,9 +59,9 @@ enum Command {
     /// Build the agent to be installed, without debug information, which gets a file of its own
     Release(release::Args),
     /// Make Debian and RPM packages of the release
-    Package(package::Args),
+    Package(release::Args),
     /// Make a container image of the release
-    Image(image::Args),
+    Image(release::Args),
 }
 
 fn main() -> ExitCode {

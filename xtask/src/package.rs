@@ -6,9 +6,9 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    prereq::{Group, Installer},
+    prereq::Group,
     process::{self, command},
-    release::{self, PROGRAM},
+    release::{self, Args, PROGRAM},
     tool::Tool,
     workspace::Workspace,
 };
@@ -26,17 +26,8 @@ const SBOM: Tool = Tool {
     version: "0.5.9",
 };
 
-#[derive(clap::Args)]
-pub struct Args {
-    /// Install missing system packages, as root
-    #[arg(long)]
-    install: bool,
-}
-
 pub fn run(args: &Args) -> Result<()> {
-    let workspace = Workspace::locate();
-    let mut installer = Installer::new(args.install);
-    installer.ensure(&[Group::HostBuild, Group::Packages])?;
+    let (workspace, mut installer) = release::start(args, &[Group::HostBuild, Group::Packages])?;
     let dir = release::build(&workspace, &mut installer)?;
     let epoch = workspace.commit_time()?;
     // Texts only: as tests build it, which may have done so already.
@@ -125,13 +116,11 @@ fn lint(dir: &Path) -> Result<()> {
     let mut packages = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|end| end == "deb" || end == "rpm")
-        {
+        let is = |kind: &str| path.extension().is_some_and(|end| end == kind);
+        if is("deb") || is("rpm") {
             println!("{}", path.display());
         }
-        if path.extension().is_some_and(|end| end == "deb") {
+        if is("deb") {
             packages.push(path);
         }
     }

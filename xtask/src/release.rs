@@ -28,10 +28,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let workspace = Workspace::locate();
-    let mut installer = Installer::new(args.install);
-    installer.ensure(&[Group::HostBuild])?;
+    let (workspace, mut installer) = start(args, &[Group::HostBuild])?;
     build(&workspace, &mut installer).map(drop)
+}
+
+/// What the commands begin with that build on the release.
+pub fn start(args: &Args, groups: &[Group]) -> Result<(Workspace, Installer)> {
+    let mut installer = Installer::new(args.install);
+    installer.ensure(groups)?;
+    Ok((Workspace::locate(), installer))
 }
 
 /// Builds the programs, and returns the directory they are in.
@@ -64,10 +69,15 @@ fn strip(built: &Path, dir: &Path, program: &str) -> Result<()> {
             .arg(program),
     )?;
     for file in [program, &debug] {
-        let path = dir.join(file);
-        let size = fs::metadata(&path).with_context(|| format!("no {}", path.display()))?;
-        println!("{} ({} kB)", path.display(), size.len() / 1000);
+        tell(&dir.join(file))?;
     }
+    Ok(())
+}
+
+/// Says what was made, and how large it is.
+pub fn tell(path: &Path) -> Result<()> {
+    let size = fs::metadata(path).with_context(|| format!("no {}", path.display()))?;
+    println!("{} ({} kB)", path.display(), size.len() / 1000);
     Ok(())
 }
 
