@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{health::Health, pinned::Pinned};
 use crate::{
     check::{self, Facts, Finding, Places, Severity},
+    config::options::DEFAULT_SUBNET_FILE,
     output,
     view::Snapshot,
 };
@@ -20,7 +21,7 @@ pub struct Args {
     #[command(flatten)]
     pub pinned: Pinned,
     /// Subnet file of the agent
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SUBNET_FILE)]
     pub subnet_file: PathBuf,
     /// Where the host's /etc, /run and /usr are, in a container that has them elsewhere
     #[arg(long, value_name = "DIR", default_value = "/")]

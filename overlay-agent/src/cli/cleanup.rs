@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::pinned::Pinned;
 use crate::{
     backend::{self, DeviceId, Kind as _, Vxlan, device_id},
+    config::options::DEFAULT_SUBNET_FILE,
     filter::{self, exec::Executor},
     model::{Family, V4, V6, each_family},
     netlink::{Link, Netlink, Route},
@@ -33,7 +34,7 @@ pub struct Args {
     #[command(flatten)]
     pub pinned: Pinned,
     /// Subnet file of the agent
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SUBNET_FILE)]
     pub subnet_file: PathBuf,
     /// VNI of flannel.<VNI> and flannel-v6.<VNI>; without it, those that the agent's maps and routes name,
     /// and 1

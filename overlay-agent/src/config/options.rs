@@ -9,6 +9,9 @@ use std::{
 
 use tracing::level_filters::LevelFilter;
 
+/// Where the subnet file is, unless it is said otherwise.
+pub const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+
 /// Everything the flags and the environment decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DaemonOptions {
@@ -244,7 +247,7 @@ impl Default for LeaseOptions {
     fn default() -> Self {
         Self {
             peers_file: None,
-            subnet_file: PathBuf::from("/run/flannel/subnet.env"),
+            subnet_file: PathBuf::from(DEFAULT_SUBNET_FILE),
             renew_margin: Duration::from_hours(1),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::subnet_env::dotenv::is_name;
+use crate::{config::options::DEFAULT_SUBNET_FILE, subnet_env::dotenv::is_name};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invocation {
@@ -59,7 +59,7 @@ OPTIONS:
 impl Default for Args {
     fn default() -> Self {
         Self {
-            flannel_env: PathBuf::from("/run/flannel/subnet.env"),
+            flannel_env: PathBuf::from(DEFAULT_SUBNET_FILE),
             docker_env: PathBuf::from("/run/docker_opts.env"),
             individual: false,
             combined: false,

@@ -19,14 +19,14 @@ use serde::Serialize;
 
 use self::{collect::collect, daemons::Daemons, part::Part, redact::Redactor};
 use super::pinned::Pinned;
-use crate::output;
+use crate::{config::options::DEFAULT_SUBNET_FILE, output};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub pinned: Pinned,
     /// Subnet file of the agent
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SUBNET_FILE)]
     pub subnet_file: PathBuf,
     /// The archive to write, which must not be there; default: overlay-bugreport-<host>-<time>.tar.gz here
     #[arg(long, value_name = "FILE")]

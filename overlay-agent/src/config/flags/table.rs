@@ -12,7 +12,9 @@ use super::{
     },
 };
 use crate::{
-    config::options::{DatapathTier, Fastpath, LogFormat, PerPacketRules, Xdp},
+    config::options::{
+        DEFAULT_SUBNET_FILE, DatapathTier, Fastpath, LogFormat, PerPacketRules, Xdp,
+    },
     go::{args::Shape, value::parse_ip},
 };
 
@@ -294,7 +296,7 @@ pub const FLAGS: &[Flag] = &[
         name: "subnet-file",
         group: Group::Subnet,
         form: Form::Value("FILE"),
-        default: "/run/flannel/subnet.env",
+        default: DEFAULT_SUBNET_FILE,
         help: "env file with this node's subnet and MTU: written, and read at start to keep the subnet",
         set: |draft, value| {
             draft.options.lease.subnet_file = path(value).ok_or_else(no_path)?;
