@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use ipnetwork::IpNetwork;
 
 use crate::error::Error;
 
@@ -45,8 +45,8 @@ impl Subnet {
                 continue;
             };
             let wrong = || format!("{line}: the value is not understood");
-            let v4 = |word: &str| word.parse::<Ipv4Network>().ok().and_then(network4);
-            let v6 = |word: &str| word.parse::<Ipv6Network>().ok().and_then(network6);
+            let v4 = |word: &str| network(word).filter(IpNetwork::is_ipv4);
+            let v6 = |word: &str| network(word).filter(IpNetwork::is_ipv6);
             match key {
                 "FLANNEL_NETWORK" => {
                     let parsed: Option<_> = value.split(',').map(v4).collect();
@@ -88,12 +88,9 @@ impl Subnet {
 }
 
 /// Without the host part: the file has the gateway's address.
-fn network4(of: Ipv4Network) -> Option<IpNetwork> {
-    IpNetwork::new(of.network().into(), of.prefix()).ok()
-}
-
-fn network6(of: Ipv6Network) -> Option<IpNetwork> {
-    IpNetwork::new(of.network().into(), of.prefix()).ok()
+fn network(word: &str) -> Option<IpNetwork> {
+    let of: IpNetwork = word.parse().ok()?;
+    IpNetwork::new(of.network(), of.prefix()).ok()
 }
 
 #[cfg(test)]
