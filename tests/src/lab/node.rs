@@ -39,7 +39,7 @@ use crate::{
     capture::Capture,
     netns::Namespace,
     process::{Daemon, Lifetime},
-    traffic::Endpoint,
+    traffic::{Endpoint, udp},
     wait::wait_for,
 };
 
@@ -280,6 +280,20 @@ impl Node {
             for hook in [Hook::Egress, Hook::Ingress] {
                 ensure!(counted.fast(hook) >= 100, "counted\n{counted}");
             }
+            Ok(())
+        })
+    }
+
+    /// Waits until most of what a pod of this node asks one of another is fast, out of this node and into
+    /// the other, with nothing lost meanwhile.
+    pub fn wait_fast_echoes(&self, from: &Endpoint, node: &Self, to: &Endpoint) -> Result<()> {
+        wait_for("fast packets between pods", READY_DEADLINE, || {
+            let before = (self.counters()?, node.counters()?);
+            udp::echo_each(from, to, &[100], 50)?.ensure_lossless()?;
+            let out = self.counters()?.since(&before.0);
+            let into = node.counters()?.since(&before.1);
+            ensure!(out.fast(Hook::Egress) >= 25, "out of the node:\n{out}");
+            ensure!(into.fast(Hook::Ingress) >= 25, "into the node:\n{into}");
             Ok(())
         })
     }

@@ -9,12 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::Ipv4Network;
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Lab, Node, agent, scenario},
     netns::{Namespace, with_input},
     process::{Daemon, Lifetime},
-    traffic::{Endpoint, ping, udp},
+    traffic::{Endpoint, ping},
     wait::wait_for,
 };
 use serde_json::{Value, json};
@@ -142,13 +141,7 @@ fn pods_of_the_plugin_talk_fast_and_go_without_a_trace() {
         let link = client.namespace.run("ip", ["-o", "link", "show", "eth0"])?;
         let mtu = client.node.subnet_env()?.mtu;
         ensure!(link.contains(&format!("mtu {mtu} ")), "{link}");
-        wait_for("fast packets between the pods", DEADLINE, || {
-            let before = client.node.counters()?;
-            udp::echo_each(&from, &to, &[100], 50)?.ensure_lossless()?;
-            let since = client.node.counters()?.since(&before);
-            ensure!(since.fast(Hook::Egress) >= 25, "{since}");
-            Ok(())
-        })?;
+        client.node.wait_fast_echoes(&from, server.node, &to)?;
 
         let mut checked = client.network();
         checked["prevResult"] = result;

@@ -82,7 +82,7 @@ impl Obstacle {
 }
 
 /// A table that drops tunnel packets at the hook.
-fn set_table(node: &Node, family: &str, hook: &str, present: bool) -> Result<()> {
+pub fn set_table(node: &Node, family: &str, hook: &str, present: bool) -> Result<()> {
     let command = if present {
         format!(
             "table {family} obstacle {{ chain drops {{ type filter {hook} priority 0; \

@@ -18,7 +18,10 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::family::{BOUND, DEADLINE, Header, pods, two_nodes};
+use crate::{
+    family::{BOUND, DEADLINE, Header, pods, two_nodes},
+    obstacle::set_table,
+};
 
 const PORT: u16 = 8080;
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -89,25 +92,13 @@ const STOPS: [(usize, &str, &str); 8] = [
     (1, "netdev", "hook ingress device eth0"),
 ];
 
-fn stop(lab: &Lab, (node, family, hook): (usize, &str, &str), present: bool) -> Result<()> {
-    let command = if present {
-        format!(
-            "table {family} stop {{ chain drops {{ type filter {hook} priority 0; \
-             udp dport 8472 drop; }}; }}"
-        )
-    } else {
-        format!("delete table {family} stop")
-    };
-    lab.node(node).cmd("nft", [command.as_str()]).map(drop)
-}
-
 fn what_stops_tunnel_packets_stops_new_flows<A: Header>() {
     in_mode(&two_nodes(), &[], Mode::Fast, |lab: &Lab, _| {
         let [client, server] = pods::<A>(lab)?;
         let _servers = servers(&server)?;
         let target = SocketAddr::new(server.address.into(), PORT);
         for place in STOPS {
-            let (at, family, _) = place;
+            let (at, family, hook) = place;
             if family == "ip" && !client.address.into().is_ipv4() {
                 continue;
             }
@@ -118,14 +109,14 @@ fn what_stops_tunnel_packets_stops_new_flows<A: Header>() {
                 ensure!(after > before, "none went it");
                 Ok(())
             })?;
-            stop(lab, place, true)?;
+            set_table(lab.node(at), family, hook, true)?;
             let appeared = Instant::now();
             while appeared.elapsed() < BOUND {
                 // The flows that keep asking must not keep the way open.
                 ask(&client, target, SILENCE / 8)?;
             }
             let answered = ask(&client, target, SILENCE)?;
-            stop(lab, place, false)?;
+            set_table(lab.node(at), family, hook, false)?;
             ensure!(answered == 0, "{place:?}: {answered} answers");
             wait_for("answers again", DEADLINE, || {
                 let answered = ask(&client, target, SILENCE)?;

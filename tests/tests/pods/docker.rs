@@ -9,12 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     docker::{Container, Docker},
     lab::{Lab, Node, agent, scenario, subnet_env::SubnetEnv},
     netns::checked,
-    traffic::{Endpoint, PATIENCE, connection::SteadyConnection, flow::SteadyFlow, ping, tcp, udp},
+    traffic::{Endpoint, PATIENCE, connection::SteadyConnection, flow::SteadyFlow, ping, tcp},
     wait::wait_for,
 };
 
@@ -110,16 +109,8 @@ fn check_containers(hosts: &[Host<'_>]) -> Result<()> {
 
 /// Packets between containers take the fast path, out of the one host and into the other.
 fn check_fast(from: &Host<'_>, to: &Host<'_>) -> Result<()> {
-    wait_for("fast packets between containers", DEADLINE, || {
-        let before = (from.node.counters()?, to.node.counters()?);
-        let ends = (from.container.endpoint(), to.container.endpoint());
-        udp::echo_each(&ends.0, &ends.1, &[100], 50)?.ensure_lossless()?;
-        let out = from.node.counters()?.since(&before.0);
-        let into = to.node.counters()?.since(&before.1);
-        ensure!(out.fast(Hook::Egress) >= 25, "out of the host:\n{out}");
-        ensure!(into.fast(Hook::Ingress) >= 25, "into the host:\n{into}");
-        Ok(())
-    })
+    let ends = (from.container.endpoint(), to.container.endpoint());
+    from.node.wait_fast_echoes(&ends.0, to.node, &ends.1)
 }
 
 /// Masquerading: the outside sees the node, whatever the container's address is.

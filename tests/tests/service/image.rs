@@ -7,16 +7,11 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Lab, agent::Launch, scenario},
     netns::checked,
     skip,
-    traffic::udp,
-    wait::wait_for,
 };
-
-use crate::support::PATIENCE;
 
 const BPFFS: &str = "/sys/fs/bpf";
 /// Where the container has it: this way of running one leaves its `/sys` read-only.
@@ -115,13 +110,7 @@ fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
         let [(_, from), (_, to)] = &pods[..] else {
             bail!("{} pods", pods.len());
         };
-        wait_for("fast packets out of the node", PATIENCE, || {
-            let before = one.counters()?;
-            udp::echo_each(&from.endpoint(), &to.endpoint(), &[100], 50)?.ensure_lossless()?;
-            let since = one.counters()?.since(&before);
-            ensure!(since.fast(Hook::Egress) >= 25, "{since}");
-            Ok(())
-        })?;
+        one.wait_fast_echoes(&from.endpoint(), two, &to.endpoint())?;
         let rules = one.cmd("iptables-nft", ["-t", "nat", "-S"])?;
         ensure!(rules.contains("FLANNEL-POSTRTG"), "{rules}");
 
