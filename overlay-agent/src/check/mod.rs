@@ -6,6 +6,7 @@
 mod facts;
 mod finding;
 mod gather;
+mod mesh;
 mod pitfalls;
 mod told;
 
@@ -13,6 +14,7 @@ pub use self::{
     facts::Facts,
     finding::{Finding, Severity},
     gather::{Places, gather},
+    mesh::examine as examine_mesh,
     told::tell,
 };
 

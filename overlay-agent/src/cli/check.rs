@@ -8,11 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{health::Health, pinned::Pinned};
+use super::{health::Health, peers::NOBODY, pinned::Pinned};
 use crate::{
     check::{self, Facts, Finding, Places, Severity},
     config::options::DEFAULT_SUBNET_FILE,
     output,
+    probe::{self, Mesh},
     view::Snapshot,
 };
 
@@ -26,6 +27,9 @@ pub struct Args {
     /// Where the host's /etc, /run and /usr are, in a container that has them elsewhere
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
+    /// Also ask the agents of all nodes which of the others they reach
+    #[arg(long)]
+    pub mesh: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,6 +38,8 @@ pub struct Report {
     findings: Vec<Finding>,
     /// What could not be looked at, in sentences.
     not_checked: Vec<String>,
+    /// `None` (JSON `null`) unless it was asked for, or if there is no agent to begin with.
+    mesh: Option<Mesh>,
 }
 
 pub async fn look(args: &Args) -> Report {
@@ -48,7 +54,28 @@ pub async fn look(args: &Args) -> Report {
     {
         not_checked.insert(0, error.to_string());
     }
-    Report::new(&facts, not_checked)
+    let mesh = if args.mesh {
+        mesh(&mut not_checked).await
+    } else {
+        None
+    };
+    Report::new(&facts, not_checked, mesh)
+}
+
+async fn mesh(not_checked: &mut Vec<String>) -> Option<Mesh> {
+    let why = match probe::ask() {
+        Ok(Some(told)) => match told.idle.clone() {
+            Some(idle) => idle,
+            None => match probe::survey(&told).await {
+                Ok(mesh) => return Some(mesh),
+                Err(error) => error.to_string(),
+            },
+        },
+        Ok(None) => NOBODY.to_owned(),
+        Err(error) => error.to_string(),
+    };
+    not_checked.push(format!("whom the nodes reach is left out: {why}"));
+    None
 }
 
 pub fn print(report: &Report, args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -57,8 +84,10 @@ pub fn print(report: &Report, args: &Args, out: &mut dyn Write) -> anyhow::Resul
 }
 
 impl Report {
-    fn new(facts: &Facts, not_checked: Vec<String>) -> Self {
-        let findings = check::examine(facts);
+    fn new(facts: &Facts, not_checked: Vec<String>, mesh: Option<Mesh>) -> Self {
+        let mut findings = check::examine(facts);
+        findings.extend(mesh.iter().flat_map(check::examine_mesh));
+        findings.sort_by_key(|finding| (finding.severity, finding.name));
         let is_bad = |finding: &Finding| finding.severity != Severity::Note;
         let health = if findings.iter().any(is_bad) {
             Health::Degraded
@@ -71,6 +100,7 @@ impl Report {
             health,
             findings,
             not_checked,
+            mesh,
         }
     }
 }
@@ -82,6 +112,16 @@ impl output::Report for Report {
             writeln!(out, "\n{} {}", finding.severity.name(), finding.name)?;
             writeln!(out, "  {}", finding.seen)?;
             writeln!(out, "  do: {}", finding.advice)?;
+        }
+        if let Some(mesh) = &self.mesh {
+            let (nodes, silent) = (mesh.nodes.len(), mesh.silent().count());
+            writeln!(
+                out,
+                "\nmesh: {} of {nodes} nodes told, {} of {} ways in trouble",
+                nodes - silent,
+                mesh.in_trouble,
+                mesh.ways
+            )?;
         }
         if !self.not_checked.is_empty() {
             writeln!(out)?;
@@ -114,6 +154,7 @@ mod tests {
             not_checked: vec![
                 "drivers and offloads are left out: ethtool is not installed".to_owned(),
             ],
+            mesh: None,
         };
         let mut out = Vec::new();
         output::print(&report, format, &mut out).unwrap();
@@ -132,7 +173,7 @@ mod tests {
 
     #[test]
     fn of_a_host_without_an_overlay_nothing_can_be_told() {
-        let report = Report::new(&Facts::default(), Vec::new());
+        let report = Report::new(&Facts::default(), Vec::new(), None);
         assert_eq!((report.health, report.findings.len()), (Health::Unknown, 0));
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     probe::{self, Told, ToldPeer},
 };
 
+/// Why nothing is known of the peers.
+pub const NOBODY: &str = "no agent runs here, or it does not ask its peers (--peer-probe-port=0)";
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -43,10 +46,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 impl Report {
     fn of(told: Option<Told>) -> Self {
         let Some(told) = told else {
-            let reason = "no agent runs here, or it does not ask its peers (--peer-probe-port=0)";
             return Self {
                 health: Health::Unknown,
-                reason: Some(reason.to_owned()),
+                reason: Some(NOBODY.to_owned()),
                 interval_seconds: None,
                 peers: Vec::new(),
             };
@@ -143,6 +145,8 @@ mod tests {
         let report = Report::of(Some(Told {
             idle: None,
             interval_seconds: 5.0,
+            port: 8473,
+            own: Vec::new(),
             peers: vec![peer(2, "healthy", false), peer(3, "blocked", true)],
         }));
         assert_eq!(report.health, Health::Degraded);

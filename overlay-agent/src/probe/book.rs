@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::{
     budget::Budget,
-    packet::{Identity, Packet},
+    packet::{Identity, Kind, Packet},
+    survey::Report,
+    verdict::Verdict,
 };
 
 /// An answer that takes longer is none.
@@ -44,6 +46,11 @@ pub enum Ask {
         packet: Question,
     },
     Large {
+        to: IpAddr,
+        packet: Question,
+    },
+    /// A small one without a UDP checksum.
+    Plain {
         to: IpAddr,
         packet: Question,
     },
@@ -80,6 +87,7 @@ pub struct Peer {
     pub target: Target,
     pub small: Leg,
     pub large: Leg,
+    pub plain: Leg,
     pub inside: Leg,
     pub outside: Leg,
     /// Round trips of the last small questions since it was out of reach; `None` for those without an answer.
@@ -164,6 +172,19 @@ impl Book {
             large: Count::default(),
             can_echo: true,
         }
+    }
+
+    /// How the peers of one family are.
+    pub fn report(&self, is_ipv4: bool, now: Instant) -> Report {
+        let interval = self.interval();
+        let of_family = self
+            .peers
+            .iter()
+            .filter(|(address, _)| address.is_ipv4() == is_ipv4);
+        Report::of(of_family.map(|(_, peer)| {
+            let verdict = Verdict::of(peer, interval, self.can_echo, now);
+            (peer.target.subnet, verdict)
+        }))
     }
 
     /// Time between two rounds of one peer.
@@ -251,6 +272,12 @@ impl Book {
                 packet: question(&mut peer.large),
             });
         }
+        if unanswered && self.questions.take(now) {
+            asks.push(Ask::Plain {
+                to: address,
+                packet: question(&mut peer.plain),
+            });
+        }
         if unanswered && self.can_echo && self.questions.take(now) {
             let number = question(&mut peer.inside).echo_number();
             peer.inside.asked = Some((number.into(), 0, now));
@@ -281,6 +308,7 @@ impl Book {
             };
             let small = peer.small.expire(now);
             let large = peer.large.expire(now);
+            peer.plain.expire(now);
             peer.inside.expire(now);
             peer.outside.expire(now);
             if small {
@@ -311,9 +339,14 @@ impl Book {
         let Some(peer) = self.peers.get_mut(&from) else {
             return false;
         };
-        if packet.is_question {
-            peer.heard = Some(now);
-            return self.answers.take(now);
+        match packet.kind {
+            Kind::Question | Kind::Survey => {
+                peer.heard = Some(now);
+                return self.answers.take(now);
+            }
+            // Who asked for it waits for it elsewhere.
+            Kind::Report => return false,
+            Kind::Answer => {}
         }
         let was_away = peer.small.fails();
         if let Some(took) = peer.small.answer(packet.number, packet.cookie, now) {
@@ -322,6 +355,8 @@ impl Book {
                 peer.window.clear();
             }
             self.small.answered += 1;
+            // What else is tried tells something of the time without answers, and of no other.
+            (peer.plain, peer.inside, peer.outside) = Default::default();
             peer.identity = Some(packet.node);
             peer.remember(Some(took));
         } else if peer
@@ -330,6 +365,8 @@ impl Book {
             .is_some()
         {
             self.large.answered += 1;
+        } else {
+            peer.plain.answer(packet.number, packet.cookie, now);
         }
         false
     }
@@ -353,6 +390,7 @@ impl Peer {
             target,
             small: Leg::default(),
             large: Leg::default(),
+            plain: Leg::default(),
             inside: Leg::default(),
             outside: Leg::default(),
             window: VecDeque::new(),

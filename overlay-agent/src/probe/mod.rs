@@ -7,17 +7,22 @@
 
 mod book;
 mod budget;
+mod checksum;
 mod echo;
+mod mesh;
 mod metrics;
 mod packet;
 mod run;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod told;
 mod verdict;
 
 pub use self::{
+    mesh::{Mesh, MeshNode, Pair, survey},
     packet::Packet,
     run::{Own, Probes},
     told::{Told, ToldPeer, ask},
+    verdict::Verdict,
 };

@@ -8,19 +8,31 @@ use ipnetwork::IpNetwork;
 pub const LEN: usize = 64;
 const MAGIC: [u8; 8] = *b"ovlprobe";
 const VERSION: u8 = 1;
-const QUESTION: u8 = 1;
-const ANSWER: u8 = 2;
+/// A packet goes without a UDP checksum, and its answer too.
+const PLAIN: u8 = 1;
 /// Room for what a later version has to say; zero.
-const SPARE: [u8; 4] = [0; 4];
+const SPARE: [u8; 3] = [0; 3];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    pub is_question: bool,
+    pub kind: Kind,
+    /// Whether it has no UDP checksum.
+    pub is_plain: bool,
     pub number: u32,
     /// Random, and repeated by the answer: nobody else knows it.
     pub cookie: u64,
     /// Who sends it.
     pub node: Identity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Question,
+    Answer,
+    /// A question for how a node's own peers are.
+    Survey,
+    /// The answer to that: a [`Report`](super::survey::Report) follows.
+    Report,
 }
 
 /// What a node says it is.
@@ -36,11 +48,12 @@ impl Packet {
         let mut bytes = Vec::with_capacity(len.max(LEN));
         bytes.extend(MAGIC);
         bytes.push(VERSION);
-        bytes.push(if self.is_question { QUESTION } else { ANSWER });
+        bytes.push(self.kind.number());
         bytes.push(self.node.subnet.prefix());
         bytes.push(if self.node.subnet.is_ipv4() { 4 } else { 6 });
         bytes.extend(self.number.to_be_bytes());
         bytes.extend(self.cookie.to_be_bytes());
+        bytes.push(if self.is_plain { PLAIN } else { 0 });
         bytes.extend(SPARE);
         bytes.extend(octets(self.node.subnet.ip()));
         bytes.extend(octets(self.node.public_ip));
@@ -54,15 +67,16 @@ impl Packet {
         let ([version, kind, prefix, family], rest) = rest.split_first_chunk::<4>()?;
         let (number, rest) = rest.split_first_chunk::<4>()?;
         let (cookie, rest) = rest.split_first_chunk::<8>()?;
-        let (_, rest) = rest.split_first_chunk::<{ SPARE.len() }>()?;
+        let ([flags, ..], rest) = rest.split_first_chunk::<{ 1 + SPARE.len() }>()?;
         let (subnet, rest) = rest.split_first_chunk::<16>()?;
         let (public_ip, _) = rest.split_first_chunk::<16>()?;
-        if *magic != MAGIC || *version != VERSION || !matches!(*kind, QUESTION | ANSWER) {
+        if *magic != MAGIC || *version != VERSION {
             return None;
         }
         let subnet = IpNetwork::new(address(*family, *subnet)?, *prefix).ok()?;
         Some(Self {
-            is_question: *kind == QUESTION,
+            kind: Kind::of(*kind)?,
+            is_plain: flags & PLAIN != 0,
             number: u32::from_be_bytes(*number),
             cookie: u64::from_be_bytes(*cookie),
             node: Identity {
@@ -70,6 +84,23 @@ impl Packet {
                 public_ip: address(*family, *public_ip)?,
             },
         })
+    }
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Question, Self::Answer, Self::Survey, Self::Report];
+
+    const fn number(self) -> u8 {
+        match self {
+            Self::Question => 1,
+            Self::Answer => 2,
+            Self::Survey => 3,
+            Self::Report => 4,
+        }
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
     }
 }
 
@@ -102,7 +133,8 @@ mod tests {
 
     fn packet(subnet: &str, public_ip: &str) -> Packet {
         Packet {
-            is_question: true,
+            kind: Kind::Survey,
+            is_plain: true,
             number: 7,
             cookie: 0x0123_4567_89ab_cdef,
             node: Identity {
@@ -132,7 +164,7 @@ mod tests {
         for len in 0..LEN {
             assert_eq!(Packet::decode(&bytes[..len]), None);
         }
-        for (at, value) in [(0, b'x'), (8, 2), (9, 3), (10, 33), (11, 5)] {
+        for (at, value) in [(0, b'x'), (8, 2), (9, 5), (10, 33), (11, 5)] {
             let mut bytes = bytes.clone();
             bytes[at] = value;
             assert_eq!(Packet::decode(&bytes), None, "{at}");

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::UdpSocket,
     sync::watch,
@@ -20,9 +21,10 @@ use tracing::{debug, info, warn};
 
 use super::{
     book::{Ask, Book, Question, Target},
+    checksum,
     echo::Echo,
     metrics,
-    packet::{Identity, LEN, Packet},
+    packet::{Identity, Kind, LEN, Packet},
     told::{self, Told},
 };
 use crate::{
@@ -41,7 +43,7 @@ const ECHO_IDLE: Duration = Duration::from_secs(30);
 const BUFFER: usize = 16 * 1024;
 
 /// This node's own end of the overlay in one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {
     /// Of the backend's device.
     pub address: IpAddr,
@@ -99,7 +101,8 @@ impl Probes {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
-            Told::of(&this.book(), idle, Instant::now())
+            let own = this.own.borrow().clone();
+            Told::of(&this.book(), this.port, &own, idle, Instant::now())
         });
         if let Err(error) = &served {
             warn!(%error, "`overlay-agent peers` cannot ask this agent");
@@ -170,6 +173,7 @@ impl Probes {
                     format!("cannot listen at UDP {address}: {error}"),
                 )
             })?;
+            checksum::accept_none(&socket)?;
             opened.push(End {
                 own: *own,
                 socket,
@@ -233,6 +237,7 @@ impl Probes {
     async fn send(&self, ask: Ask, ends: &mut [End], now: Instant) {
         let (Ask::Small { to, .. }
         | Ask::Large { to, .. }
+        | Ask::Plain { to, .. }
         | Ask::Inside { to, .. }
         | Ask::Outside { to, .. }) = ask;
         let mut ends = ends.iter_mut();
@@ -241,16 +246,19 @@ impl Probes {
         };
         match ask {
             Ask::Small { packet, .. } => {
-                let bytes = end.own.question(packet).encode(LEN);
-                let _ = end
-                    .socket
-                    .try_send_to(&bytes, SocketAddr::new(to, self.port));
+                let question = end.own.question(packet);
+                end.send(&question, LEN, SocketAddr::new(to, self.port));
             }
             Ask::Large { packet, .. } => {
-                let bytes = end.own.question(packet).encode(end.own.room());
-                let _ = end
-                    .socket
-                    .try_send_to(&bytes, SocketAddr::new(to, self.port));
+                let question = end.own.question(packet);
+                end.send(&question, end.own.room(), SocketAddr::new(to, self.port));
+            }
+            Ask::Plain { packet, .. } => {
+                let question = Packet {
+                    is_plain: true,
+                    ..end.own.question(packet)
+                };
+                end.send(&question, LEN, SocketAddr::new(to, self.port));
             }
             Ask::Inside { number, .. } | Ask::Outside { number, .. } => {
                 if end.echo.is_none() {
@@ -285,13 +293,22 @@ impl Probes {
         let Some(packet) = Packet::decode(bytes) else {
             return;
         };
-        if self.book().receive(from.ip(), &packet, Instant::now()) {
-            let answer = Packet {
-                is_question: false,
-                node: end.own.identity(),
-                ..packet
-            };
-            let _ = end.socket.try_send_to(&answer.encode(bytes.len()), from);
+        let now = Instant::now();
+        if !self.book().receive(from.ip(), &packet, now) {
+            return;
+        }
+        let answer = |kind| Packet {
+            kind,
+            node: end.own.identity(),
+            ..packet
+        };
+        if packet.kind == Kind::Survey {
+            let mut answer = answer(Kind::Report).encode(LEN);
+            let report = self.book().report(from.is_ipv4(), now);
+            answer.extend(report.encode(bytes.len().saturating_sub(LEN)));
+            let _ = end.socket.try_send_to(&answer, from);
+        } else {
+            end.send(&answer(Kind::Answer), bytes.len(), from);
         }
     }
 
@@ -304,8 +321,20 @@ impl Probes {
     }
 }
 
+impl End {
+    /// A packet that cannot be sent is lost.
+    fn send(&self, packet: &Packet, len: usize, to: SocketAddr) {
+        let bytes = packet.encode(len);
+        if packet.is_plain {
+            let _ = checksum::without(&self.socket, |socket| socket.try_send_to(&bytes, to));
+        } else {
+            let _ = self.socket.try_send_to(&bytes, to);
+        }
+    }
+}
+
 impl Own {
-    fn identity(&self) -> Identity {
+    pub fn identity(&self) -> Identity {
         Identity {
             subnet: self.subnet,
             public_ip: self.public_ip,
@@ -314,7 +343,8 @@ impl Own {
 
     fn question(&self, question: Question) -> Packet {
         Packet {
-            is_question: true,
+            kind: Kind::Question,
+            is_plain: false,
             number: question.number,
             cookie: question.cookie,
             node: self.identity(),
@@ -322,7 +352,7 @@ impl Own {
     }
 
     /// Bytes of UDP payload in the largest packet.
-    fn room(&self) -> usize {
+    pub fn room(&self) -> usize {
         let headers = if self.address.is_ipv4() { 28 } else { 48 };
         let room = self.mtu.saturating_sub(headers);
         usize::try_from(room).unwrap_or(LEN).min(BUFFER)

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     book::{Ask, Book, Target},
-    packet::{Identity, Packet},
+    packet::{Identity, Kind, Packet},
     told::Told,
     verdict::Verdict,
 };
@@ -32,6 +32,8 @@ struct World {
     asks: bool,
     /// Somebody else answers.
     other: bool,
+    /// Those without a checksum.
+    plain: bool,
     /// Every third of the small ones is lost.
     lossy: bool,
 }
@@ -43,6 +45,7 @@ const WELL: World = World {
     outside: true,
     asks: true,
     other: false,
+    plain: true,
     lossy: false,
 };
 
@@ -96,7 +99,7 @@ impl Sim {
                 next_question = self.now + Duration::from_secs(5);
                 let peers: Vec<_> = self.book.peers.keys().copied().collect();
                 for from in peers {
-                    let question = packet(true, 1, 2, from);
+                    let question = packet(Kind::Question, 1, 2, from);
                     if self.book.receive(from, &question, self.now) {
                         self.sent.push(self.now);
                     }
@@ -123,9 +126,13 @@ impl Sim {
                 };
                 if passes {
                     let by = if world.other { address(99) } else { to };
-                    let answer = packet(false, asked.number, asked.cookie, by);
+                    let answer = packet(Kind::Answer, asked.number, asked.cookie, by);
                     self.book.receive(to, &answer, now);
                 }
+            }
+            Ask::Plain { to, packet: asked } if world.plain => {
+                let answer = packet(Kind::Answer, asked.number, asked.cookie, to);
+                self.book.receive(to, &answer, now);
             }
             Ask::Inside { to, number } if world.inside => self.book.receive_echo(to, number, now),
             Ask::Outside { to, number } if world.outside => self.book.receive_echo(to, number, now),
@@ -140,7 +147,7 @@ impl Sim {
 }
 
 /// What the node with this address in the overlay sends.
-fn packet(is_question: bool, number: u32, cookie: u64, node: IpAddr) -> Packet {
+fn packet(kind: Kind, number: u32, cookie: u64, node: IpAddr) -> Packet {
     let IpAddr::V4(ipv4) = node else {
         panic!("{node}")
     };
@@ -149,7 +156,8 @@ fn packet(is_question: bool, number: u32, cookie: u64, node: IpAddr) -> Packet {
         subnet, public_ip, ..
     } = target(index);
     Packet {
-        is_question,
+        kind,
+        is_plain: false,
         number,
         cookie,
         node: Identity { subnet, public_ip },
@@ -183,6 +191,7 @@ fn each_trouble_is_told_from_the_others() {
         small: false,
         large: false,
         inside: false,
+        plain: false,
         ..WELL
     };
     ends_as(Verdict::OneWay, mute);
@@ -200,6 +209,12 @@ fn each_trouble_is_told_from_the_others() {
         ..nothing
     };
     ends_as(Verdict::NoAgent, stock);
+    let spoiled = World {
+        small: false,
+        large: false,
+        ..WELL
+    };
+    ends_as(Verdict::Checksum, spoiled);
     ends_as(
         Verdict::OtherNode,
         World {
@@ -256,9 +271,9 @@ fn an_answer_without_the_cookie_counts_for_nothing() {
     let Some(Ask::Small { to, packet: asked }) = asks.first().copied() else {
         panic!("{asks:?}")
     };
-    let forged = packet(false, asked.number, asked.cookie ^ 1, to);
+    let forged = packet(Kind::Answer, asked.number, asked.cookie ^ 1, to);
     assert!(!sim.book.receive(to, &forged, sim.now));
-    let stranger = packet(false, asked.number, asked.cookie, to);
+    let stranger = packet(Kind::Answer, asked.number, asked.cookie, to);
     assert!(!sim.book.receive(address(50), &stranger, sim.now));
     assert_eq!(sim.book.small.answered, 0);
 }
@@ -266,7 +281,7 @@ fn an_answer_without_the_cookie_counts_for_nothing() {
 #[test]
 fn strangers_get_no_answer_and_peers_few() {
     let mut sim = Sim::new(&targets(1));
-    let question = packet(true, 1, 1, address(1));
+    let question = packet(Kind::Question, 1, 1, address(1));
     let stranger = (0..100).any(|_| sim.book.receive(address(9), &question, sim.now));
     assert!(!stranger);
     let answers = (0..1000).filter(|_| sim.book.receive(address(1), &question, sim.now));
@@ -299,7 +314,7 @@ fn peers_that_go_and_come_leave_nothing_behind() {
         sim.run(Duration::from_secs(30), WELL);
         assert_eq!(sim.book.peers.len(), usize::try_from(count).unwrap());
     }
-    let told = Told::of(&sim.book, None, sim.now);
+    let told = Told::of(&sim.book, 0, &[], None, sim.now);
     assert!(
         told.peers.iter().all(|peer| peer.state == "healthy"),
         "{told:?}"

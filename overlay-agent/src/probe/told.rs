@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     book::{Book, Peer},
+    run::Own,
     verdict::Verdict,
 };
 use crate::inquiry::{Served, Subject};
@@ -20,6 +21,10 @@ pub struct Told {
     pub idle: Option<String>,
     /// Time between two questions to a peer.
     pub interval_seconds: f64,
+    /// The UDP port that peers are asked at.
+    pub port: u16,
+    /// This node's ends of the overlay.
+    pub own: Vec<Own>,
     pub peers: Vec<ToldPeer>,
 }
 
@@ -57,12 +62,14 @@ pub fn ask() -> io::Result<Option<Told>> {
 }
 
 impl Told {
-    pub fn of(book: &Book, idle: Option<String>, now: Instant) -> Self {
+    pub fn of(book: &Book, port: u16, own: &[Own], idle: Option<String>, now: Instant) -> Self {
         let interval = book.interval();
         let peers = book.peers.iter();
         Self {
             idle,
             interval_seconds: interval.as_secs_f64(),
+            port,
+            own: own.to_vec(),
             peers: peers
                 .map(|(address, peer)| {
                     let verdict = Verdict::of(peer, interval, book.can_echo, now);

@@ -20,13 +20,14 @@ pub enum Verdict {
     Silent,
     OtherNode,
     Duplicate,
+    Checksum,
 }
 
 /// A peer loses too much from this share of this many questions on.
 const LOSSY: (usize, usize) = (5, 10);
 
 impl Verdict {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unknown,
         Self::Healthy,
         Self::NoAgent,
@@ -38,7 +39,36 @@ impl Verdict {
         Self::Silent,
         Self::OtherNode,
         Self::Duplicate,
+        Self::Checksum,
     ];
+
+    /// As nodes tell each other; a number stays what it is.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Healthy => 1,
+            Self::NoAgent => 2,
+            Self::Lossy => 3,
+            Self::PathMtu => 4,
+            Self::OneWay => 5,
+            Self::Blocked => 6,
+            Self::Unreachable => 7,
+            Self::Silent => 8,
+            Self::OtherNode => 9,
+            Self::Duplicate => 10,
+            Self::Checksum => 11,
+        }
+    }
+
+    pub fn of_number(number: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|verdict| verdict.number() == number)
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verdict| verdict.name() == name)
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -53,6 +83,7 @@ impl Verdict {
             Self::Silent => "silent",
             Self::OtherNode => "other_node",
             Self::Duplicate => "duplicate",
+            Self::Checksum => "checksum",
         }
     }
 
@@ -93,6 +124,11 @@ impl Verdict {
             Self::OtherNode => {
                 "Another node than the lease says answers at its address: two nodes have one public IP or one subnet."
             }
+            Self::Checksum => {
+                "Packets without a UDP checksum pass, and those with one do not: something between the nodes, as a \
+                 card that computes checksums inside tunnels, spoils them. ethtool -K <interface> \
+                 tx-udp_tnl-csum-segmentation off tx-checksum-ip-generic off, on both nodes, one by one."
+            }
             Self::Duplicate => {
                 "Nothing comes from it, and another lease has the same public IP: only one of the two nodes can be \
                  reached."
@@ -106,7 +142,9 @@ impl Verdict {
         }
         let is_recent =
             |at: Instant| now.saturating_duration_since(at) < interval.saturating_mul(MISSES);
-        if peer.inside.works() {
+        if peer.plain.works() {
+            Self::Checksum
+        } else if peer.inside.works() {
             Self::NoAgent
         } else if peer.heard.is_some_and(is_recent) {
             Self::OneWay

@@ -1,7 +1,10 @@
 //! The same comparison by tools that this project did not write, as a check on its own load
 //! generator: `sockperf` for the TCP ping-pong, `iperf3` for bulk TCP.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -143,7 +146,7 @@ pub fn measure(site: &Site, tool: Tool, round: usize, settings: &Settings) -> Re
     })
 }
 
-fn pinned(end: &Endpoint, words: &[String], settings: &Settings) -> std::process::Command {
+fn pinned(end: &Endpoint<IpAddr>, words: &[String], settings: &Settings) -> std::process::Command {
     let mut command = end.namespace.command("taskset");
     command.args(["-c", &settings.cpu.to_string()]).args(words);
     command

@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 use overlay_agent::datapath::sys::{Place, link_create};
 use overlay_common::addr::MacAddr;
 
+use super::site::first_pod;
 use crate::{
-    lab::{Lab, Node, Pod, pod::BRIDGE, underlay::NODE_INTERFACE},
+    lab::{Lab, Node, pod::BRIDGE, underlay::NODE_INTERFACE},
     sys::{
         bpf::{self, SkBuff},
         insn::{self, insn},
@@ -122,11 +123,4 @@ impl Way {
             insn(EXIT, 0, 0, 0, 0),
         ]
     }
-}
-
-fn first_pod(node: &Node) -> Result<Pod> {
-    let mut pods = node.pods();
-    pods.drain(..)
-        .next()
-        .with_context(|| format!("no pod on {}", node.name))
 }

@@ -1,11 +1,12 @@
 //! Packet filter rules: flannel's own, as `flanneld --ip-masq` installs them in iptables mode, a service,
 //! and an alteration that keeps a flow off the fast path.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
+use super::variant::Variant;
 use crate::{
     lab::Node,
     rules::{Flavour, Protocol, Service},
@@ -16,16 +17,31 @@ use crate::{
 pub const ALTERED_PORT: u16 = 7_100;
 /// Port that servers listen on, and the service's.
 pub const SERVICE_PORT: u16 = 7_000;
-/// The service's address.
-pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The service's addresses.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const SERVICE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x10);
+
+/// What clients of a service in the server's family ask.
+pub fn service_of(server: IpAddr) -> SocketAddr {
+    let address = match server {
+        IpAddr::V4(_) => SERVICE.into(),
+        IpAddr::V6(_) => SERVICE_IPV6.into(),
+    };
+    SocketAddr::new(address, SERVICE_PORT)
+}
 
 /// flannel's rules for a node with `subnet` of `network`.
-pub fn install(node: &Node, network: Ipv4Network, subnet: Ipv4Network) -> Result<()> {
+pub fn install(node: &Node, network: IpNetwork, subnet: IpNetwork) -> Result<()> {
+    let (restore, multicast) = if network.is_ipv4() {
+        ("iptables-restore", "224.0.0.0/4")
+    } else {
+        ("ip6tables-restore", "ff00::/8")
+    };
     let masq = "-m comment --comment \"flanneld masq\" -j";
     let forward = "-m comment --comment \"flanneld forward\" -j";
     let chain = "-A FLANNEL-POSTRTG";
     let script = format!(
-        "iptables-restore --noflush <<'RULES'
+        "{restore} --noflush <<'RULES'
 *nat
 :FLANNEL-POSTRTG - [0:0]
 -A POSTROUTING {masq} FLANNEL-POSTRTG
@@ -33,7 +49,7 @@ pub fn install(node: &Node, network: Ipv4Network, subnet: Ipv4Network) -> Result
 {chain} -s {subnet} -d {network} {masq} RETURN
 {chain} -s {network} -d {subnet} {masq} RETURN
 {chain} ! -s {network} -d {subnet} {masq} RETURN
-{chain} -s {network} ! -d 224.0.0.0/4 {masq} MASQUERADE --random-fully
+{chain} -s {network} ! -d {multicast} {masq} MASQUERADE --random-fully
 {chain} ! -s {network} -d {network} {masq} MASQUERADE --random-fully
 COMMIT
 *filter
@@ -49,30 +65,34 @@ RULES
 }
 
 /// An error unless flannel's rules are there exactly when they should be.
-pub fn check(node: &Node, wanted: bool) -> Result<()> {
-    let listed = node.cmd("iptables-save", [])?;
-    let present = listed.contains("-A FLANNEL-POSTRTG") && listed.contains("-A FLANNEL-FWD");
-    anyhow::ensure!(
-        present == wanted,
-        "{} {} flannel's rules:\n{listed}",
-        node.name,
-        if wanted { "lacks" } else { "has" }
-    );
+pub fn check(node: &Node, variant: &Variant) -> Result<()> {
+    let wanted = variant.rules;
+    let commands = ["iptables-save", "ip6tables-save"];
+    for command in &commands[..=usize::from(variant.ipv6)] {
+        let listed = node.cmd(command, [])?;
+        let present = listed.contains("-A FLANNEL-POSTRTG") && listed.contains("-A FLANNEL-FWD");
+        anyhow::ensure!(
+            present == wanted,
+            "{} {} flannel's rules:\n{listed}",
+            node.name,
+            if wanted { "lacks" } else { "has" }
+        );
+    }
     Ok(())
 }
 
 /// Makes a service of the server, for clients on `node`.
-pub fn serve(node: &Node, network: Ipv4Network, server: Ipv4Addr) -> Result<()> {
+pub fn serve(node: &Node, network: IpNetwork, server: IpAddr) -> Result<()> {
     let services = [("BENCH-T", Protocol::Tcp), ("BENCH-U", Protocol::Udp)];
     let services = services.map(|(name, protocol)| Service {
         name,
         protocol,
-        address: SocketAddr::new(SERVICE.into(), SERVICE_PORT),
+        address: service_of(server),
         node_port: None,
         affinity: None,
-        backends: vec![SocketAddr::new(server.into(), SERVICE_PORT)],
+        backends: vec![SocketAddr::new(server, SERVICE_PORT)],
     });
-    crate::rules::install(node, Flavour::Iptables, network.into(), &services)
+    crate::rules::install(node, Flavour::Iptables, network, &services)
 }
 
 /// Adds one to the port of datagrams to `port`, and takes another source port for them, without connection

@@ -1,7 +1,11 @@
 //! One measurement, and whether it may be believed: the machine did nothing else, the packets went
 //! the way they should.
 
-use std::{net::SocketAddrV4, path::PathBuf, process::Command};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::{encap::ENCAP_LEN, outcome::Hook};
@@ -12,7 +16,7 @@ use super::{
     load::{Kind, Outcome},
     machine::{FOREIGN_LIMIT, ProgramStatistics, STEAL_LIMIT, share},
     programs::RunTime,
-    rules::{ALTERED_PORT, SERVICE, SERVICE_PORT},
+    rules::{ALTERED_PORT, service_of},
     site::Site,
     variant::Variant,
     wire::{self, Sent},
@@ -211,8 +215,14 @@ fn fast_share(counters: &Counters) -> f64 {
 /// Frames on the wire have the size that the variant gives them. Without this, packets that some
 /// other route carries look like a fast overlay.
 fn check_frames(variant: &Variant, sent: Sent) -> Result<()> {
-    let headers = if variant.encapsulates() { ENCAP_LEN } else { 0 };
-    let expected = DATAGRAM_FRAME + u64::from(headers);
+    // An IPv6 header has 20 bytes more, and there are two with a tunnel.
+    let longer = if variant.ipv6 { 20 } else { 0 };
+    let headers = if variant.encapsulates() {
+        u64::from(ENCAP_LEN) + longer
+    } else {
+        0
+    };
+    let expected = DATAGRAM_FRAME + longer + headers;
     let average = share(sent.bytes, sent.frames);
     let near = |size: u64| (average - share(size, 1)).abs() < 1.0;
     ensure!(
@@ -247,7 +257,7 @@ fn check_share(variant: &Variant, fast: f64) -> Result<()> {
 /// Runs the load generator to its end.
 fn run_load(site: &Site, kind: Kind, settings: &Settings) -> Result<Outcome> {
     let (client, server) = site.ends()?;
-    let end = |end: &Endpoint| format!("{}/{}", end.namespace.name(), end.address);
+    let end = |end: &Endpoint<IpAddr>| format!("{}/{}", end.namespace.name(), end.address);
     let mut command = Command::new(&settings.load_program);
     command
         .arg(match kind {
@@ -264,17 +274,17 @@ fn run_load(site: &Site, kind: Kind, settings: &Settings) -> Result<Outcome> {
         .args(["--seconds", &settings.seconds.to_string()])
         .args(["--warm-up", &settings.warm_up.to_string()]);
     if site.variant.altered {
-        let target = SocketAddrV4::new(server.address, ALTERED_PORT);
+        let target = SocketAddr::new(server.address, ALTERED_PORT);
         let arrives = ALTERED_PORT + 2;
         command
             .args(["--target", &target.to_string()])
             .args(["--port", &arrives.to_string()]);
     }
     if site.variant.service {
-        let target = SocketAddrV4::new(SERVICE, SERVICE_PORT);
+        let target = service_of(server.address);
         command
             .args(["--target", &target.to_string()])
-            .args(["--port", &SERVICE_PORT.to_string()]);
+            .args(["--port", &target.port().to_string()]);
     }
     let printed = checked(&mut command)?;
     Outcome::from_json(&serde_json::from_str(&printed)?)

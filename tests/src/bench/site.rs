@@ -1,7 +1,11 @@
 //! Two nodes with a wire between them and a pod behind a bridge on each, for one variant. The
 //! devices and their order are the same for all.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
@@ -15,7 +19,7 @@ use super::{
 };
 use crate::{
     lab::{
-        Lab, Node,
+        Lab, Node, Pod,
         subnet_env::SubnetEnv,
         underlay::{NODE_INTERFACE, UNDERLAY_MTU},
     },
@@ -26,9 +30,14 @@ use crate::{
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DIRECT_CONFIG: &str =
     r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+const DUAL_CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const NETWORK: &str = "10.5.0.0/16";
 /// Subnets of nodes without an agent.
 const SUBNETS: [&str; 2] = ["10.5.1.0/24", "10.5.2.0/24"];
+const DUAL_SUBNETS: [&str; 2] = [
+    "10.5.1.0/24&fd00:10:5:1::/64",
+    "10.5.2.0/24&fd00:10:5:2::/64",
+];
 const RULES_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A variant, ready to carry traffic.
@@ -37,6 +46,8 @@ pub struct Site {
     pub lab: Lab,
     /// Of the variant that has one.
     floor: Option<Floor>,
+    /// The pods' IPv6 ends, one for each node, if they are what is measured.
+    ipv6: Vec<Endpoint<Ipv6Addr>>,
 }
 
 impl Site {
@@ -44,6 +55,7 @@ impl Site {
     pub fn build(variant: &'static Variant, cpu: usize) -> Result<Self> {
         let config = match variant.overlay {
             _ if variant.crowded => crowd::CONFIG,
+            _ if variant.ipv6 => DUAL_CONFIG,
             Overlay::Agent {
                 direct_routing: true,
                 ..
@@ -51,14 +63,22 @@ impl Site {
             _ => CONFIG,
         };
         let lab = Lab::builder().nodes(2).config(config).build()?;
-        wire::join(&lab)?;
+        wire::join(&lab, variant.ipv6)?;
         let mut site = Self {
             variant,
             lab,
             floor: None,
+            ipv6: Vec::new(),
         };
         site.start_overlay()?;
         site.lab.add_pods(1)?;
+        if variant.ipv6 {
+            for node in site.lab.nodes() {
+                let pod = first_pod(node)?;
+                site.ipv6.push(node.add_ipv6(&pod)?);
+            }
+            site.lab.wait_converged6()?;
+        }
         if variant.crowded {
             for node in site.lab.nodes() {
                 crowd::add_pods(&site.lab, node)?;
@@ -81,7 +101,12 @@ impl Site {
     fn start_overlay(&self) -> Result<()> {
         match self.variant.overlay {
             Overlay::StockVxlan => {
-                for (node, subnet) in self.lab.nodes().iter().zip(SUBNETS) {
+                let subnets = if self.variant.ipv6 {
+                    DUAL_SUBNETS
+                } else {
+                    SUBNETS
+                };
+                for (node, subnet) in self.lab.nodes().iter().zip(subnets) {
                     self.lab.start_stock(node, subnet)?;
                 }
                 Ok(())
@@ -127,19 +152,28 @@ impl Site {
     fn finish(&self, node: &Node, index: usize) -> Result<()> {
         if self.variant.is_agent() {
             wait_for("flannel's rules", RULES_DEADLINE, || {
-                rules::check(node, self.variant.rules)
+                rules::check(node, self.variant)
             })?;
         } else if self.variant.rules {
             let env = node.subnet_env()?;
-            rules::install(node, env.network, env.subnet()?)?;
+            rules::install(node, env.network.into(), env.subnet()?.into())?;
+            if self.variant.ipv6 {
+                let env = node.subnet_env6()?;
+                rules::install(node, env.network.into(), env.subnet()?.into())?;
+            }
         }
-        rules::check(node, self.variant.rules)?;
+        rules::check(node, self.variant)?;
         if self.variant.altered {
             rules::alter(node, rules::ALTERED_PORT + u16::try_from(index)?)?;
         }
         if self.variant.service && index == 0 {
             let (_, server) = self.ends()?;
-            rules::serve(node, NETWORK.parse()?, server.address)?;
+            let network = if self.variant.ipv6 {
+                node.subnet_env6()?.network.into()
+            } else {
+                node.subnet_env()?.network.into()
+            };
+            rules::serve(node, network, server.address)?;
         }
         if self.variant.crowded {
             crowd::fill_flows(node).context("prefill flows")?;
@@ -148,16 +182,22 @@ impl Site {
     }
 
     /// Client and server of the measured traffic.
-    pub fn ends(&self) -> Result<(Endpoint, Endpoint)> {
+    pub fn ends(&self) -> Result<(Endpoint<IpAddr>, Endpoint<IpAddr>)> {
+        if let [client, server] = &self.ipv6[..] {
+            return Ok((
+                client.clone().of_any_family(),
+                server.clone().of_any_family(),
+            ));
+        }
+        let (client, server) = self.ipv4_ends()?;
+        Ok((client.of_any_family(), server.of_any_family()))
+    }
+
+    fn ipv4_ends(&self) -> Result<(Endpoint, Endpoint)> {
         if self.variant.between_nodes {
             return Ok((self.lab.node(0).endpoint(), self.lab.node(1).endpoint()));
         }
-        let pod = |node: &Node| {
-            let pods = node.pods();
-            pods.first()
-                .map(crate::lab::Pod::endpoint)
-                .with_context(|| format!("no pod on {}", node.name))
-        };
+        let pod = |node| Ok::<_, anyhow::Error>(first_pod(node)?.endpoint());
         let client = self.lab.node(0);
         let client = if self.variant.from_host {
             // Of the tunnel device, which is the kernel's choice, too.
@@ -171,4 +211,12 @@ impl Site {
         };
         Ok((client, pod(self.lab.node(1))?))
     }
+}
+
+/// The measured pod of a node.
+pub fn first_pod(node: &Node) -> Result<Pod> {
+    let mut pods = node.pods();
+    pods.drain(..)
+        .next()
+        .with_context(|| format!("no pod on {}", node.name))
 }

@@ -4,8 +4,9 @@ use super::{
     figure::Figure,
     variant::{
         CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
-        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_SERVICE, TRUSTED, VXLAN,
-        VXLAN_HOST, VXLAN_RULES, VXLAN_SERVICE, Variant,
+        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_IPV6, STRICT_SERVICE,
+        STRICT_SERVICE_IPV6, TRUSTED, VXLAN, VXLAN_HOST, VXLAN_IPV6, VXLAN_RULES, VXLAN_SERVICE,
+        VXLAN_SERVICE_IPV6, Variant,
     },
 };
 
@@ -73,7 +74,7 @@ use Figure::{
     UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 43] = [
+pub const ALL: [Target; 51] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -117,6 +118,14 @@ pub const ALL: [Target; 43] = [
     ratio(PingP50, STRICT_HOST, VXLAN_HOST, AtMost(0.80)),
     reported(UdpCpu, STRICT_HOST, VXLAN_HOST),
     reported(Connections, STRICT_HOST, VXLAN_HOST),
+    reported(UdpCpu, STRICT_IPV6, VXLAN_IPV6),
+    reported(PingP50, STRICT_IPV6, VXLAN_IPV6),
+    reported(Connections, STRICT_IPV6, VXLAN_IPV6),
+    reported(Questions, STRICT_IPV6, VXLAN_IPV6),
+    reported(UdpCpu, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
+    reported(PingP50, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
+    reported(Connections, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
+    reported(Questions, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
 ];
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct Variant {
     pub from_host: bool,
     /// The client asks a service, as kube-proxy's iptables rules on its node make one.
     pub service: bool,
+    /// Pods talk by IPv6, of a network that has both families.
+    pub ipv6: bool,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -49,6 +51,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         altered: false,
         from_host: false,
         service: false,
+        ipv6: false,
     }
 }
 
@@ -121,8 +124,31 @@ pub const OFF_SERVICE: &Variant = &Variant {
     ..agent("overlay off, service", "off")
 };
 
+pub const VXLAN_IPV6: &Variant = &Variant {
+    ipv6: true,
+    ..variant("vxlan, as deployed, IPv6", Overlay::StockVxlan, true)
+};
+pub const STRICT_IPV6: &Variant = &Variant {
+    ipv6: true,
+    ..agent("overlay strict, IPv6", "strict")
+};
+pub const VXLAN_SERVICE_IPV6: &Variant = &Variant {
+    service: true,
+    ipv6: true,
+    ..variant(
+        "vxlan, as deployed, service, IPv6",
+        Overlay::StockVxlan,
+        true,
+    )
+};
+pub const STRICT_SERVICE_IPV6: &Variant = &Variant {
+    service: true,
+    ipv6: true,
+    ..agent("overlay strict, service, IPv6", "strict")
+};
+
 /// In the order of the tables.
-pub const ALL: [&Variant; 19] = [
+pub const ALL: [&Variant; 23] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -142,6 +168,10 @@ pub const ALL: [&Variant; 19] = [
     OFF_ALTERED,
     VXLAN_HOST,
     STRICT_HOST,
+    VXLAN_IPV6,
+    STRICT_IPV6,
+    VXLAN_SERVICE_IPV6,
+    STRICT_SERVICE_IPV6,
 ];
 
 impl Variant {
@@ -158,9 +188,9 @@ impl Variant {
         matches!(self.overlay, Overlay::Agent { .. })
     }
 
-    /// Whether a pod talks to a pod, and nothing translates what they say.
+    /// Whether a pod talks to a pod by IPv4, and nothing translates what they say.
     pub fn is_plain(&self) -> bool {
-        !self.altered && !self.service && !self.from_host
+        !self.altered && !self.service && !self.from_host && !self.ipv6
     }
 
     /// Whether the fast path is to carry the measured flow.

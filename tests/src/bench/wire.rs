@@ -18,7 +18,7 @@ const STORE_INTERFACE: &str = "store0";
 
 /// Connects the nodes of `lab` directly. There is no default route: packets that miss the overlay
 /// are not delivered by another way.
-pub fn join(lab: &Lab) -> Result<()> {
+pub fn join(lab: &Lab, ipv6: bool) -> Result<()> {
     let [first, second] = lab.nodes() else {
         anyhow::bail!("the benchmark has two nodes");
     };
@@ -43,6 +43,12 @@ pub fn join(lab: &Lab) -> Result<()> {
              link set {NODE_INTERFACE} up\n\
              route add {store}/32 dev {STORE_INTERFACE} src {address}\n"
         ))?;
+        if ipv6 {
+            let address = node.address6();
+            node.namespace.ip_batch(&format!(
+                "addr add {address}/64 dev {NODE_INTERFACE} nodad\n"
+            ))?;
+        }
     }
     Ok(())
 }

@@ -2,13 +2,14 @@
 //! a few are only leases in etcd. docs/performance/scale.md says how and why so.
 //!
 //! [`cluster`] writes the leases, [`routes`] notes when the kernel gets each route, [`cost`] reads what
-//! the program took. [`start`], [`event`], [`churn`] and [`restart`] are the measurements,
+//! the program took. [`start`], [`event`], [`churn`], [`restart`] and [`idle`] are the measurements,
 //! [`simulation`] those without a kernel, [`report`] condenses them.
 
 pub mod churn;
 pub mod cluster;
 pub mod cost;
 pub mod event;
+pub mod idle;
 pub mod report;
 pub mod restart;
 pub mod routes;

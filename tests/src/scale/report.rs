@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     churn::Churn,
     event::{Events, Storm, quantile},
+    idle::Idle,
     restart::Restart,
     start::Start,
 };
@@ -22,6 +23,7 @@ pub struct Scale {
     pub storm: Option<Storm>,
     pub churn: Option<Churn>,
     pub restart: Option<Restart>,
+    pub idle: Option<Idle>,
 }
 
 impl Scale {
@@ -35,6 +37,7 @@ impl Scale {
             "storm": self.storm.map(Storm::to_json),
             "churn": self.churn.as_ref().map(Churn::to_json),
             "restart": self.restart.map(Restart::to_json),
+            "idle": self.idle.map(Idle::to_json),
         })
     }
 }
@@ -151,6 +154,27 @@ pub fn render(all: &[Scale]) -> String {
             ])
         },
     );
+    table(
+        &mut text,
+        "Nothing happens (CPU, % of a core)",
+        &[
+            "seconds",
+            "alone",
+            "asking its peers",
+            "and read by Prometheus",
+        ],
+        all,
+        |scale| {
+            let idle = scale.idle?;
+            let percent = |load: f64| format!("{:.3}", 100.0 * load);
+            Some(vec![
+                format!("{:.0}", idle.time.as_secs_f64()),
+                percent(idle.alone),
+                percent(idle.probing),
+                percent(idle.scraped),
+            ])
+        },
+    );
     text
 }
 
@@ -220,6 +244,7 @@ mod tests {
                 sent: 1000,
                 lost: 0,
             }),
+            idle: None,
         };
         let text = render(&[scale]);
         assert!(text.starts_with("### Restart under traffic"), "{text}");

@@ -47,10 +47,10 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    fn start(&self, node: &Node, store: &Store) -> Result<Daemon> {
+    fn start(&self, node: &Node, store: &Store, flags: &[&str]) -> Result<Daemon> {
         let log = node.log_file();
         match self {
-            Self::Agent => Launch::new(store, &[]).start(node, &log, Lifetime::Bound),
+            Self::Agent => Launch::new(store, flags).start(node, &log, Lifetime::Bound),
             Self::Flanneld(path) => {
                 let mut command = node.namespace.command(&path.to_string_lossy());
                 command
@@ -100,13 +100,18 @@ impl Start {
 impl Site {
     /// Builds a cluster and starts the program in it.
     pub fn start(program: &Program, size: u32) -> Result<(Self, Start)> {
+        Self::start_with(program, size, &[])
+    }
+
+    /// With flags for the agent.
+    pub fn start_with(program: &Program, size: u32, flags: &[&str]) -> Result<(Self, Start)> {
         let lab = Lab::builder().nodes(1).config(CONFIG).build()?;
         let writer = Writer::connect(&lab)?;
         writer.put_all((0..size).map(Ghost::new))?;
         let node = lab.node(0);
         let routes = RouteLog::start(&node.namespace)?;
         let began = Instant::now();
-        let daemon = program.start(node, lab.store())?;
+        let daemon = program.start(node, lab.store(), flags)?;
         let last = routes.wait_count(usize::try_from(size)?, DEADLINE)?;
         let at_last_route = Cost::of(daemon.pid())?;
         while node.subnet_env().is_err() {

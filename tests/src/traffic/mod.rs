@@ -33,8 +33,17 @@ pub trait Address: Copy + Display + Into<IpAddr> + Send + Sync + 'static {}
 
 impl Address for Ipv4Addr {}
 impl Address for Ipv6Addr {}
+impl Address for IpAddr {}
 
 impl<A: Address> Endpoint<A> {
+    /// The same, where either family will do.
+    pub fn of_any_family(self) -> Endpoint<IpAddr> {
+        Endpoint {
+            namespace: self.namespace,
+            address: self.address.into(),
+        }
+    }
+
     /// Any port of it.
     fn any_port(&self) -> SocketAddr {
         SocketAddr::new(self.address.into(), 0)

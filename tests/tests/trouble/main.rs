@@ -1,5 +1,6 @@
 //! What goes wrong with overlay networks, made to happen, and named by the commands that look for it.
 
+mod alerts;
 mod bugreport;
 mod check;
 mod peers;

@@ -135,6 +135,64 @@ fn a_switch_that_takes_small_packets_only_is_named() {
 }
 
 #[test]
+fn what_spoils_checksums_is_named_on_either_side_and_by_every_node_that_is_asked() {
+    scenario(Lab::builder().nodes(3), |lab| {
+        start(lab)?;
+        let (one, other, third) = (lab.node(0), lab.node(1), lab.node(2));
+        let (code, said) = mesh(third)?;
+        ensure!(code == Some(0), "{said:#}");
+        ensure!(
+            said["mesh"]["ways"] == 6 && said["mesh"]["in_trouble"] == 0,
+            "{said:#}"
+        );
+        // Between nodes of the lab nobody looks at checksums that nobody has computed.
+        one.cmd("ethtool", ["-K", "flannel.1", "tx", "off"])?;
+        spoil(lab, one, other)?;
+        expect(one, other, "checksum")?;
+        expect(other, one, "checksum")?;
+        expect(one, third, "healthy")?;
+        let (code, said) = mesh(third)?;
+        ensure!(code == Some(1), "{said:#}");
+        let subnet = |node: &Node| Ok::<_, anyhow::Error>(node.subnet_env()?.subnet()?.to_string());
+        for (from, to) in [(one, other), (other, one)] {
+            let pair =
+                serde_json::json!({"from": subnet(from)?, "to": subnet(to)?, "state": "checksum"});
+            let told = said["mesh"]["troubles"].as_array().context("troubles")?;
+            ensure!(told.contains(&pair), "no {pair} in {said:#}");
+        }
+        Ok(())
+    });
+}
+
+/// What `check --mesh` says, asked on `node`.
+fn mesh(node: &Node) -> Result<(Option<i32>, Value)> {
+    let file = format!("--subnet-file={}", node.subnet_file.display());
+    judge(node, &["check", "--mesh", &file])
+}
+
+/// Writes a wrong UDP checksum into probes that come to `other` from `one`, where there is one.
+fn spoil(lab: &Lab, one: &Node, other: &Node) -> Result<()> {
+    // From the outer UDP header on: that, vxlan, Ethernet, IPv4, and the place in the inner UDP header, in bits.
+    const INNER: u32 = 8 * (8 + 8 + 14 + 20);
+    let (port, checksum) = (INNER + 16, INNER + 48);
+    let rules = format!(
+        "table bridge spoil {{
+            chain forward {{
+                type filter hook forward priority 0
+                oifname {} ip saddr {} udp dport 8472 @th,{port},16 8473 @th,{checksum},16 != 0 @th,{checksum},16 set 0xdead
+            }}
+        }}",
+        other.name, one.address
+    );
+    let hub = lab.underlay().hub();
+    hub.run(
+        "sh",
+        ["-ec", &format!("nft -f - <<'RULES'\n{rules}\nRULES\n")],
+    )
+    .map(drop)
+}
+
+#[test]
 fn stock_nodes_and_agents_that_stopped_are_no_trouble() {
     scenario(Lab::builder().nodes(3), |lab| {
         lab.start_stock(lab.node(2), "10.5.200.0/24")?;

@@ -20,7 +20,7 @@ const REQUEST: u8 = b'r';
 
 pub fn run(plan: &Plan) -> Result<Outcome> {
     let listener = plan.listen()?;
-    let target = plan.target();
+    let target = plan.target;
     thread::scope(|scope| {
         let server = scope.spawn(|| -> Result<()> {
             loop {

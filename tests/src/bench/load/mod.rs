@@ -14,7 +14,7 @@ mod question;
 mod udp;
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     time::Duration,
 };
@@ -52,12 +52,12 @@ pub enum Kind {
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    pub client: Endpoint,
-    pub server: Endpoint,
+    pub client: Endpoint<IpAddr>,
+    pub server: Endpoint<IpAddr>,
     /// Port the server listens on.
     pub port: u16,
     /// What the client addresses.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// The core that is measured.
     pub cpu: usize,
     /// Where [`Kind::Flood`] sends from.
@@ -168,13 +168,8 @@ pub fn pin_to(cpu: usize) -> Result<()> {
 }
 
 impl Plan {
-    /// What the client addresses.
-    fn target(&self) -> SocketAddr {
-        self.target.into()
-    }
-
     fn listen(&self) -> Result<TcpListener> {
-        let address = SocketAddrV4::new(self.server.address, self.port);
+        let address = SocketAddr::new(self.server.address, self.port);
         let listener = self
             .server
             .namespace
@@ -187,7 +182,7 @@ impl Plan {
     /// The two ends of one connection, the client's first.
     fn connected(&self) -> Result<(TcpStream, TcpStream)> {
         let listener = self.listen()?;
-        let target = self.target();
+        let target = self.target;
         let client = self
             .client
             .namespace

@@ -1,7 +1,7 @@
 //! Questions as resolvers ask them: a new UDP socket for each, so every one is a flow of its own.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -17,15 +17,15 @@ const QUIT: [u8; 1] = [b'q'];
 const LOST: Duration = Duration::from_secs(1);
 
 pub fn run(plan: &Plan) -> Result<Outcome> {
-    let address = SocketAddrV4::new(plan.server.address, plan.port);
+    let address = SocketAddr::new(plan.server.address, plan.port);
     let server = plan
         .server
         .namespace
         .enter(|| UdpSocket::bind(address))
         .with_context(|| format!("bind {address}"))?;
-    let target = plan.target();
+    let target = plan.target;
     let ask = || -> Result<UdpSocket> {
-        let socket = UdpSocket::bind(SocketAddrV4::new(plan.client.address, 0))?;
+        let socket = UdpSocket::bind(SocketAddr::new(plan.client.address, 0))?;
         socket.set_read_timeout(Some(LOST))?;
         socket.connect(target)?;
         Ok(socket)

@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{SocketAddrV4, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -22,15 +22,15 @@ const GIVEN_UP: Duration = Duration::from_millis(5);
 const POLL: Duration = Duration::from_millis(50);
 
 fn sockets(plan: &Plan) -> Result<(UdpSocket, UdpSocket)> {
-    let at = |endpoint: &crate::traffic::Endpoint, port| {
-        let address = SocketAddrV4::new(endpoint.address, port);
+    let at = |endpoint: &crate::traffic::Endpoint<IpAddr>, port| {
+        let address = SocketAddr::new(endpoint.address, port);
         endpoint
             .namespace
             .enter(|| UdpSocket::bind(address))
             .with_context(|| format!("bind {address}"))
     };
     let sender = at(&plan.client, 0)?;
-    sender.connect(plan.target())?;
+    sender.connect(plan.target)?;
     Ok((sender, at(&plan.server, plan.port)?))
 }
 

@@ -2,7 +2,7 @@
 //! and prints what it cost as a line of JSON.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -21,15 +21,15 @@ struct Args {
     load: Kind,
     /// Name of a namespace below /run/netns, and an address it has: NAME/ADDRESS
     #[arg(long, value_parser = endpoint)]
-    client: Endpoint,
+    client: Endpoint<IpAddr>,
     #[arg(long, value_parser = endpoint)]
-    server: Endpoint,
+    server: Endpoint<IpAddr>,
     /// Port the server listens on
     #[arg(long, default_value_t = 7_000)]
     port: u16,
     /// What the client addresses, where something on the way translates it: ADDRESS:PORT
     #[arg(long)]
-    target: Option<SocketAddrV4>,
+    target: Option<SocketAddr>,
     /// The core that is measured
     #[arg(long, default_value_t = 0)]
     cpu: usize,
@@ -43,9 +43,9 @@ struct Args {
     seconds: f64,
 }
 
-fn endpoint(text: &str) -> Result<Endpoint> {
+fn endpoint(text: &str) -> Result<Endpoint<IpAddr>> {
     let (name, address) = text.split_once('/').context("not NAME/ADDRESS")?;
-    let address: Ipv4Addr = address.parse()?;
+    let address: IpAddr = address.parse()?;
     Ok(Endpoint {
         namespace: Namespace::open(name)?,
         address,
@@ -54,7 +54,7 @@ fn endpoint(text: &str) -> Result<Endpoint> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let server = SocketAddrV4::new(args.server.address, args.port);
+    let server = SocketAddr::new(args.server.address, args.port);
     let plan = Plan {
         client: args.client,
         server: args.server,

@@ -10,7 +10,7 @@ use overlay_tests::{
     bench::machine,
     requirements::require_root,
     scale::{
-        churn, event,
+        churn, event, idle,
         report::{Scale, render},
         restart, simulation,
         start::{Program, Site},
@@ -36,6 +36,9 @@ struct Args {
     /// How long leases keep changing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     churn: u64,
+    /// How long an agent is left alone, asks its peers, and is read by Prometheus
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    idle: u64,
     /// Do not restart an agent under traffic
     #[arg(long)]
     no_restart: bool,
@@ -112,6 +115,9 @@ fn measure(args: &Args, program: &Program, size: u32) -> Result<Scale> {
     let restart = (*program == Program::Agent && !args.no_restart)
         .then(|| restart::run(size))
         .transpose()?;
+    let idle = (*program == Program::Agent && args.idle > 0)
+        .then(|| idle::run(size, Duration::from_secs(args.idle)))
+        .transpose()?;
     Ok(Scale {
         program: program.to_string(),
         size,
@@ -120,5 +126,6 @@ fn measure(args: &Args, program: &Program, size: u32) -> Result<Scale> {
         storm,
         churn,
         restart,
+        idle,
     })
 }
