@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -211,8 +212,7 @@ impl<R: RngCore> Core<R> {
             }
         }
         self.settle_absent(now, was_failing);
-        self.own
-            .give_way(self.peers.rival(self.own.create_revision()));
+        self.own.give_way(self.rival());
         self.settle(now);
         std::mem::take(&mut self.out)
     }
@@ -359,6 +359,17 @@ impl<R: RngCore> Core<R> {
             self.asked = Some(self.revision);
             self.out.push(Output::List);
         }
+    }
+
+    /// Who has a subnet of this node's and had it first. A watch that is behind the own record tells of what was
+    /// there before it; what was there beside it has been looked for when it was written.
+    fn rival(&self) -> Option<IpAddr> {
+        let created = self.own.create_revision();
+        let is_behind = created.is_some_and(|created| self.revision < created);
+        if is_behind {
+            return None;
+        }
+        self.peers.rival(created)
     }
 
     fn changed(&mut self, changes: impl IntoIterator<Item = PeerChange>) {

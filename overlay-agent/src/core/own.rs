@@ -298,6 +298,9 @@ impl Own {
         }
         if stored.as_ref() != Some(&self.wanted) {
             self.contested(now, rng);
+        } else if entry.lease_id.is_none() {
+            // A write that seemed to fail was carried out. Of a lease the next request tells, and this has none.
+            self.failing = false;
         }
         let life = match (entry.lease_id, known) {
             (None, _) => Life::Reservation,

@@ -234,6 +234,22 @@ fn nobody_is_let_go_while_this_node_cannot_write_its_own_record() {
 }
 
 #[test]
+fn a_write_that_was_carried_out_without_an_answer_is_no_sign_that_others_cannot_write() {
+    let mut sim = one_peer();
+    sim.late = true;
+    sim.delete("10.3.7.0-24");
+    sim.answers.clear();
+    // A reservation is never renewed, so no later write would tell.
+    sim.store.write(own_key(), Ok(attrs()), None);
+    sim.deliver();
+    let reason = "no answer".to_owned();
+    sim.give(Input::Written(Err(StoreError { reason })));
+    sim.delete(PEER);
+    sim.pass(REGISTRATION + GRACE);
+    assert_eq!(sim.peers(), Vec::<String>::new());
+}
+
+#[test]
 fn a_deleted_record_overwritten_with_junk_is_still_there() {
     let mut sim = one_peer();
     sim.delete(PEER);

@@ -195,7 +195,12 @@ impl WorldState {
         let fits = before
             .ipv4()
             .is_some_and(|subnet| (self.pool.0..=self.pool.1).contains(&subnet.ip().octets()[2]));
-        if seat.reasons.is_empty() && fits && !several && !is_reserved {
+        // It has the address of an earlier record again, and what it held since shows another.
+        let shows_other = |kv: &Kv| attrs(kv).is_some_and(|said| said.public_ip != seat.ip);
+        let held_since = self.server.get(keys.lease(&before).as_bytes());
+        let is_back = stored.is_some_and(|kv| kv.create_revision < kv.mod_revision)
+            && held_since.is_some_and(shows_other);
+        if seat.reasons.is_empty() && fits && !several && !is_reserved && !is_back {
             let text = format!("n{node} has lost {before} for {key} without a reason");
             self.violate(text);
         }
