@@ -19,6 +19,7 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
+    netns::checked,
     pki::{Authority, CertFiles},
     wait::scaled,
 };
@@ -360,6 +361,19 @@ impl Etcd {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `etcdctl` of the API v2 against all members, which have it with `--enable-v2`.
+    pub fn etcdctl_v2(&self, args: &[&str]) -> Result<String> {
+        let mut command = command(&self.enter, "etcdctl");
+        command.env("ETCDCTL_API", "2").arg("--endpoints");
+        command.arg(self.endpoints());
+        if let Some(tls) = &self.tls {
+            command.arg("--ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.client.cert);
+            command.arg("--key-file").arg(&tls.client.key);
+        }
+        checked(command.args(args))
     }
 
     pub fn put(&self, key: &str, value: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -22,7 +23,7 @@ use overlay_agent::{
 use overlay_common::addr::MacAddr;
 use tokio_util::sync::CancellationToken;
 
-use crate::{etcd::Etcd, wait::scaled};
+use crate::{etcd::Etcd, netns::checked, wait::scaled};
 
 pub const PREFIX: &str = "/coreos.com/network";
 pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -58,6 +59,11 @@ pub fn options(etcd: &Etcd) -> EtcdOptions {
         }),
         credentials: None,
     }
+}
+
+/// Runs a command that the agent printed.
+pub fn shell(command: &str) -> Result<String> {
+    checked(Command::new("sh").args(["-c", command]))
 }
 
 /// Waits for a condition outside the agent.

@@ -94,13 +94,13 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     }
 
     /// What the lease of the node with this subnet says where nodes do not write it themselves, as in a file
-    /// that is the same on all of them. `mac`: the MAC address of its device, if it is to be a certain one.
+    /// that is the same on all of them.
     fn assigned_data<F: Family>(
         &self,
         _subnet: F::Network,
-        _mac: Option<MacAddr>,
-    ) -> Option<String> {
-        None
+        _assigned: Assigned,
+    ) -> Result<Option<String>, NoKey> {
+        Ok(None)
     }
 
     /// `BackendData`, or `BackendV6Data`, of this node's lease.
@@ -129,6 +129,19 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
         false
     }
 }
+
+/// What is said of a node's device by others than the node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Assigned {
+    /// The MAC address that it is to have; else one follows from the subnet.
+    pub mac: Option<MacAddr>,
+    /// The public part of the key that the node has made.
+    pub wireguard_key: Option<[u8; 32]>,
+}
+
+/// Nodes of the kind make a key, and nobody has said this one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoKey;
 
 /// A device of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

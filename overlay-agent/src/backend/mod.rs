@@ -20,8 +20,6 @@ mod wireguard;
 
 use std::net::IpAddr;
 
-use overlay_common::addr::MacAddr;
-
 use crate::{
     model::{Family, Forwarding, LeaseAttrs, OwnDevice, Peer, Underlay, V4, V6},
     netlink::{Link, Marks, Netlink, NetlinkError, Route, Vtep},
@@ -33,11 +31,11 @@ pub use self::{
     extension::Extension,
     host_gw::HostGw,
     ipip::IpIp,
-    kind::{ChangedKeys, DeviceId, Kind, KnownDevice, Parsed},
+    kind::{Assigned, ChangedKeys, DeviceId, Kind, KnownDevice, NoKey, Parsed},
     runtime::{LeaseData, Runtime, Scene},
     udp::Udp,
     vxlan::{VtepSpec, Vxlan, VxlanData},
-    wireguard::{WireGuard, WireGuardData},
+    wireguard::{KeyFile, PublicKey, WireGuard, WireGuardData},
 };
 
 /// Backends that some release of flannel has and this daemon has not, with what does in their place.
@@ -176,10 +174,10 @@ macro_rules! backends {
             pub fn assigned_data<F: Family>(
                 &self,
                 subnet: F::Network,
-                mac: Option<MacAddr>,
-            ) -> Option<String> {
+                assigned: Assigned,
+            ) -> Result<Option<String>, NoKey> {
                 match self {
-                    $(Self::$kind(kind) => kind.assigned_data::<F>(subnet, mac),)+
+                    $(Self::$kind(kind) => kind.assigned_data::<F>(subnet, assigned),)+
                 }
             }
 

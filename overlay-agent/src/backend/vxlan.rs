@@ -12,7 +12,7 @@ use overlay_common::addr::MacAddr;
 use tracing::info;
 
 pub use self::{device::VtepSpec, lease::VxlanData};
-use super::{ChangedKeys, Kind, KnownDevice, Parsed};
+use super::{Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed};
 use crate::{
     model::{
         DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Tunnel, Underlay, ViaDevice,
@@ -216,12 +216,17 @@ impl Kind for Vxlan {
         Some(data.encode())
     }
 
-    fn assigned_data<F: Family>(&self, subnet: F::Network, mac: Option<MacAddr>) -> Option<String> {
+    fn assigned_data<F: Family>(
+        &self,
+        subnet: F::Network,
+        assigned: Assigned,
+    ) -> Result<Option<String>, NoKey> {
+        let mac = assigned.mac.unwrap_or_else(|| mac_of(subnet.into()));
         let data = VxlanData {
             zero_checksum: F::CHECKSUM_IS_REQUIRED,
-            ..VxlanData::new(self.vni, mac.unwrap_or_else(|| mac_of(subnet.into())))
+            ..VxlanData::new(self.vni, mac)
         };
-        Some(data.encode())
+        Ok(Some(data.encode()))
     }
 
     fn peer<F: Family>(

@@ -13,8 +13,12 @@ use self::{
     device::{DeviceSpec, LINK_KIND, NAME, NAME_V6},
     options::Mode,
 };
-pub use self::{lease::WireGuardData, options::WireGuard};
-use super::{ChangedKeys, Kind, KnownDevice, Parsed, Runtime};
+pub use self::{
+    key::{KeyFile, PublicKey},
+    lease::WireGuardData,
+    options::WireGuard,
+};
+use super::{Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed, Runtime};
 use crate::{
     model::{DeviceRoute, Family, Forwarding, OwnDevice, Peer, Underlay, V4, ViaDevice},
     netlink::{Link, LinkKind, Netlink, NetlinkError, Route, Vtep},
@@ -26,6 +30,14 @@ impl WireGuard {
             NAME_V6
         } else {
             NAME
+        }
+    }
+
+    fn device_port(&self, device: &str) -> u16 {
+        if device == NAME_V6 {
+            self.port_v6
+        } else {
+            self.port
         }
     }
 }
@@ -103,6 +115,18 @@ impl Kind for WireGuard {
 
     fn is_flannels<F: Family>(route: &Route<F>) -> bool {
         route.gateway.is_none()
+    }
+
+    fn assigned_data<F: Family>(
+        &self,
+        _: F::Network,
+        assigned: Assigned,
+    ) -> Result<Option<String>, NoKey> {
+        let data = WireGuardData {
+            public_key: assigned.wireguard_key.map(PublicKey).ok_or(NoKey)?,
+            port: Some(self.device_port(self.device::<F>())),
+        };
+        Ok(Some(data.encode()))
     }
 
     fn runtime(&self) -> Option<Box<dyn Runtime>> {

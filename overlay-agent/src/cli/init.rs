@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::Write,
+    io::{Write, stderr},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::ExitCode,
 };
@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 use crate::{
+    backend::{KeyFile, PublicKey},
     config::network::{NetworkConfig, Pool},
     membership::file::Cluster,
     model::{Family, V6},
@@ -17,16 +18,19 @@ use crate::{
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The hosts: ADDRESS, NAME=ADDRESS, and with IPv6 pods NAME=ADDRESS,ADDRESS
-    #[arg(required = true, value_name = "HOST")]
+    /// The hosts: ADDRESS, NAME=ADDRESS, with IPv6 pods NAME=ADDRESS,ADDRESS, with wireguard NAME=ADDRESS,KEY
+    #[arg(required_unless_present = "public_key", value_name = "HOST")]
     pub hosts: Vec<String>,
+    /// Print the public part of this host's WireGuard key, which is made if there is none, and write no file
+    #[arg(long, conflicts_with = "hosts")]
+    pub public_key: bool,
     /// The pod network; empty: no IPv4 pods
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub network: String,
     /// The network of IPv6 pods
     #[arg(long, value_name = "CIDR")]
     pub ipv6_network: Option<String>,
-    /// How packets reach other hosts: vxlan, host-gw
+    /// How packets reach other hosts: vxlan, host-gw, wireguard
     #[arg(long, value_name = "TYPE", default_value = "vxlan")]
     pub backend: String,
 }
@@ -37,9 +41,18 @@ struct Host {
     name: Option<String>,
     ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
+    wireguard_key: Option<PublicKey>,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    if args.public_key {
+        let file = KeyFile::of_node();
+        writeln!(out, "{}", file.public_key()?)?;
+        if let Some(warning) = file.warning() {
+            writeln!(stderr(), "{warning}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     out.write_all(text(args)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -100,6 +113,9 @@ fn text(args: &Args) -> anyhow::Result<String> {
             &mut subnets6,
             words,
         )?;
+        if let Some(key) = host.wireguard_key {
+            writeln!(text, "wireguard-public-key = \"{key}\"")?;
+        }
     }
     // What is written here is read there.
     Cluster::parse(&text).map_err(|error| anyhow::anyhow!("{}", error.reason))?;
@@ -144,18 +160,27 @@ fn subnets_of<F: Family>(pool: Pool<F>) -> impl Iterator<Item = F::Network> {
 
 impl Host {
     fn parse(word: &str) -> anyhow::Result<Self> {
-        let (name, addresses) = match word.split_once('=') {
-            Some((name, addresses)) => (Some(name.to_owned()), addresses),
-            None => (None, word),
+        // A key ends with the sign that a name ends with, too.
+        let (name, said) = match word.split_once('=') {
+            Some((name, said)) if !name.contains(',') => (Some(name.to_owned()), said),
+            _ => (None, word),
         };
         let mut host = Self {
             name,
             ipv4: None,
             ipv6: None,
+            wireguard_key: None,
         };
-        for address in addresses.split(',') {
-            let address: IpAddr = address.parse().with_context(|| {
-                format!("{word}: {address:?} is no IP address; a host is ADDRESS or NAME=ADDRESS")
+        for part in said.split(',') {
+            if let Some(key) = PublicKey::parse(part) {
+                ensure!(
+                    host.wireguard_key.replace(key).is_none(),
+                    "{word}: two keys"
+                );
+                continue;
+            }
+            let address: IpAddr = part.parse().with_context(|| {
+                format!("{word}: {part:?} is no IP address; a host is ADDRESS or NAME=ADDRESS")
             })?;
             let twice = match address {
                 IpAddr::V4(address) => host.ipv4.replace(address).is_some(),
@@ -175,6 +200,7 @@ mod tests {
         Args {
             hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
             network: "10.244.0.0/16".to_owned(),
+            public_key: false,
             ipv6_network: None,
             backend: "vxlan".to_owned(),
         }
@@ -192,6 +218,20 @@ mod tests {
             ..args(&["a=192.0.2.11,2001:db8::11"])
         };
         insta::assert_snapshot!(text(&args).unwrap());
+    }
+
+    #[test]
+    fn hosts_of_a_wireguard_cluster_have_their_keys() {
+        const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+        let other = KEY.replace("hSD", "iSD");
+        let hosts = [format!("a=192.0.2.11,{KEY}"), format!("192.0.2.12,{other}")];
+        let wireguard = |hosts: &[&str]| Args {
+            backend: "wireguard".to_owned(),
+            ..args(hosts)
+        };
+        insta::assert_snapshot!(text(&wireguard(&[&hosts[0], &hosts[1]])).unwrap());
+        let error = text(&wireguard(&["a=192.0.2.11"])).unwrap_err().to_string();
+        assert!(error.contains("init --public-key"), "{error}");
     }
 
     #[test]

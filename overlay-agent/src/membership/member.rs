@@ -27,7 +27,7 @@ pub trait Membership: Send + Sync {
     fn config_place(&self) -> String;
 
     /// What is said while there is no config: where it was looked for, and what creates it.
-    fn config_missing(&self) -> String;
+    fn config_missing(&self) -> BoxFuture<'_, String>;
 
     /// What nodes say of themselves, this one in an earlier life among them, as far as it can be
     /// understood.

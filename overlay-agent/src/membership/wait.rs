@@ -45,7 +45,9 @@ pub async fn await_config<T, E: fmt::Display>(
     let parse = &parse;
     let attempt = || async move {
         let config = store.config().await.map_err(|error| error.to_string())?;
-        let config = config.ok_or_else(|| store.config_missing())?;
+        let Some(config) = config else {
+            return Err(store.config_missing().await);
+        };
         match parse(&config.text) {
             Ok(parsed) => {
                 info!(revision = config.mod_revision, "network config read");

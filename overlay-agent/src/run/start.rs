@@ -158,10 +158,11 @@ impl Daemon {
             previous: previous.ipv4_subnet,
             previous6: previous.ipv6_subnet,
         };
-        let advertised = wish.attrs.clone();
+        let wished = wish.attrs.clone();
         let Some(leases) = store.join(wish, config_text, stop.clone()).await? else {
             return Ok(None);
         };
+        let advertised = leases.assigned.clone().unwrap_or(wished);
         let lease = leases.view.borrow().own.key;
         let assigned = leases.assigned.as_ref();
         let assigned = PerFamily {

@@ -5,7 +5,11 @@ use std::{fs, net::Ipv6Addr, os::unix::fs::PermissionsExt as _, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     decode::{decode_ipv4, is_udp_to},
-    lab::{Lab, Node, agent::Launch, ipv6, scenario},
+    lab::{
+        Lab, Node,
+        agent::{Launch, binary},
+        ipv6, scenario,
+    },
     skip,
     traffic::{Endpoint, ping, udp},
     wait::wait_for,
@@ -214,6 +218,64 @@ fn a_wireguard_node_of_stock_flannel_and_ours_talk_both_ways() {
         })?;
         check_traffic(&own, &theirs, 1420)?;
         check_traffic(&theirs, &own, 1420)
+    });
+}
+
+/// What the agent's `init` prints on a node.
+fn init(lab: &Lab, node: &Node, words: &[&str]) -> Result<String> {
+    let file = format!("WIREGUARD_KEY_FILE={}", key_file(lab, node).display());
+    let agent = binary()?;
+    let agent = agent.to_str().context("the agent's path")?;
+    node.cmd("env", [&[&file, agent, "init"], words].concat())
+}
+
+/// The keys are made before there is a file, each on its own node, and only public parts leave it.
+#[test]
+fn nodes_of_a_file_talk_by_the_wireguard_keys_in_it() {
+    if let Some(reason) = lacks("wireguard") {
+        skip!("no WireGuard devices: {reason}");
+    }
+    scenario(Lab::builder().nodes(2).without_config(), |lab| {
+        let mut hosts = Vec::new();
+        for node in lab.nodes() {
+            let key = init(lab, node, &["--public-key"])?;
+            hosts.push(format!("{}={},{}", node.name, node.address, key.trim()));
+        }
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        let network = ["--network=10.5.0.0/16", "--backend=wireguard"];
+        let file = init(lab, lab.node(0), &[&network, &hosts[..]].concat())?;
+        let psk = format!(r#"Type = "wireguard", PSK = "{PSK}""#);
+        let path = lab.dir().join("peers.toml");
+        fs::write(&path, file.replace(r#"Type = "wireguard""#, &psk))?;
+        let flag = format!("--peers={}", path.display());
+        for node in lab.nodes() {
+            crate::launch(lab, node, &["--datapath=kernel", &flag])?;
+        }
+        for node in lab.nodes() {
+            node.wait_ready()?;
+        }
+        lab.add_pods(1)?;
+        wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
+        check_traffic(&pod(lab, 0), &pod(lab, 1), 1420)?;
+
+        // A key that is lost is another one, and the others cannot know it.
+        let node = lab.node(1);
+        node.stop_agent()?;
+        fs::remove_file(key_file(lab, node))?;
+        crate::launch(lab, node, &["--datapath=kernel", &flag])?;
+        wait_for("the other key to be noticed", PATIENCE, || {
+            let log = node.with_agent(|agent| Ok(agent.log()))?;
+            ensure!(
+                log.contains("others go by the file: correct it there"),
+                "{log}"
+            );
+            Ok(())
+        })?;
+        let key = init(lab, node, &["--public-key"])?;
+        let text = fs::read_to_string(&path)?;
+        let lost = hosts[1].rsplit(',').next().context("a key")?;
+        fs::write(&path, text.replace(lost, key.trim()))?;
+        wait_for("pods to talk again", PATIENCE, || lab.ping_matrix())
     });
 }
 

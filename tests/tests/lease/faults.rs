@@ -14,7 +14,7 @@ use overlay_agent::{
 };
 use overlay_tests::{
     etcd::Etcd,
-    lease_node::{CONFIG, Node, PREFIX, etcd_with_config, eventually, key},
+    lease_node::{CONFIG, Node, PREFIX, etcd_with_config, eventually, key, shell},
     tcp_proxy::{Mode, Proxy},
 };
 
@@ -349,10 +349,11 @@ async fn a_missing_config_names_key_api_and_servers() -> Result<()> {
         store.config_place(),
         format!("{PREFIX}/config with the etcd v3 API at {}", etcd.url(0))
     );
-    let hint = store.config_hint();
-    let command = hint.strip_prefix("ETCDCTL_API=3 etcdctl put ");
-    let (name, value) = command.and_then(|c| c.split_once(' ')).context("a put")?;
-    etcd.put(name, value.trim_matches('\''))?;
+    let remedy = store.config_remedy().await;
+    let command = remedy
+        .strip_prefix("create it with: ")
+        .context("a command")?;
+    shell(command)?;
     let config = store.config().await?.context("the hint works")?;
     assert!(config.text.contains("vxlan"), "{config:?}");
     Ok(())

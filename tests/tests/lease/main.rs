@@ -4,4 +4,5 @@ mod etcd;
 mod faults;
 mod helper;
 mod members;
+mod old_api;
 mod tls;

@@ -22,6 +22,10 @@ const MODE: u32 = 0o600;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 32]);
 
+/// The file with this node's key.
+#[derive(Clone, Debug)]
+pub struct KeyFile(PathBuf);
+
 /// What others know a node by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublicKey(pub [u8; 32]);
@@ -72,12 +76,7 @@ impl Secret {
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
-    /// This node's key: that of the file, which is made if there is none.
-    pub fn of_node() -> Result<Self, KeyError> {
-        let named = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
-        Self::of_file(Path::new(&named.unwrap_or_else(|| DEFAULT_FILE.into())))
-    }
-
+    /// The key of the file, which is made if there is none.
     fn of_file(path: &Path) -> Result<Self, KeyError> {
         match fs::read_to_string(path) {
             Ok(text) => {
@@ -108,6 +107,33 @@ impl Secret {
         file.as_file().sync_all()?;
         file.persist_noclobber(path)?;
         Ok(())
+    }
+}
+
+impl KeyFile {
+    pub fn of_node() -> Self {
+        let named = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
+        Self(named.unwrap_or_else(|| DEFAULT_FILE.into()).into())
+    }
+
+    pub(super) fn secret(&self) -> Result<Secret, KeyError> {
+        Secret::of_file(&self.0)
+    }
+
+    /// The public part of its key, which is made if there is none.
+    pub fn public_key(&self) -> Result<PublicKey, KeyError> {
+        self.secret().map(|key| key.public())
+    }
+
+    /// What to do so that the key outlives a reboot; `None` if it does.
+    pub fn warning(&self) -> Option<String> {
+        self.0.starts_with("/run").then(|| {
+            format!(
+                "the key is in {}, which a reboot empties; {FILE_VARIABLE}=/var/lib/overlay/wgkey, here and for the \
+                 agent, keeps it",
+                self.0.display()
+            )
+        })
     }
 }
 
@@ -193,6 +219,13 @@ mod tests {
         let taken = Secret::of_file(&flannels).unwrap();
         assert_eq!(taken.public().to_string(), PUBLIC);
         assert_eq!(mode(&flannels), 0o400);
+    }
+
+    #[test]
+    fn a_key_that_a_reboot_takes_away_is_warned_of() {
+        let warning = KeyFile(DEFAULT_FILE.into()).warning().unwrap();
+        assert!(warning.contains(DEFAULT_FILE), "{warning}");
+        assert_eq!(KeyFile("/var/lib/overlay/wgkey".into()).warning(), None);
     }
 
     #[test]

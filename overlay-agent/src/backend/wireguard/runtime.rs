@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{
     device::{NAME, NAME_V6},
-    key::{PublicKey, Secret},
+    key::{KeyFile, PublicKey, Secret},
     lease::WireGuardData,
     options::{Mode, WireGuard},
     peers::{self, Change, Peers},
@@ -40,14 +40,6 @@ impl Tunnels {
         }
     }
 
-    fn port(&self, device: &str) -> u16 {
-        if device == NAME_V6 {
-            self.options.port_v6
-        } else {
-            self.options.port
-        }
-    }
-
     /// The names of the devices of both families.
     fn devices(&self) -> PerFamily<&'static str> {
         let is_separate = self.options.mode == Mode::Separate;
@@ -64,7 +56,7 @@ impl Tunnels {
         (key, public_key): (&Secret, PublicKey),
         wanted: &Peers,
     ) -> Result<(), String> {
-        let port = self.port(name);
+        let port = self.options.device_port(name);
         let read = uapi.device(name).await;
         let device = read.map_err(|error| format!("cannot read the peers of {name}: {error}"))?;
         if device.public_key != Some(public_key) {
@@ -101,7 +93,7 @@ impl Runtime for Tunnels {
         &mut self,
         serves: PerFamily<bool>,
     ) -> BoxFuture<'_, Result<LeaseData, BackendError>> {
-        let key = match Secret::of_node() {
+        let key = match KeyFile::of_node().secret() {
             Ok(key) => key,
             Err(error) => return ready(Err(BackendError::Runtime(error.to_string()))).boxed(),
         };
@@ -110,7 +102,7 @@ impl Runtime for Tunnels {
         self.key = Some((key, public_key));
         let devices = self.devices();
         let data = |is_served: bool, device| {
-            let port = Some(self.port(device));
+            let port = Some(self.options.device_port(device));
             is_served.then(|| WireGuardData { public_key, port }.encode())
         };
         let said = LeaseData {

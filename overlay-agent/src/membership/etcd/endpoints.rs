@@ -105,6 +105,10 @@ impl Endpoints {
         })
     }
 
+    pub fn options(&self) -> &EtcdOptions {
+        &self.options
+    }
+
     /// The URLs, without secrets.
     pub fn urls(&self) -> String {
         let urls: Vec<_> = self.slots.iter().map(|slot| redact(&slot.url)).collect();

@@ -143,7 +143,7 @@ impl LeaseStore for FakeStore {
         "/test/config of the fake store".to_owned()
     }
 
-    fn config_hint(&self) -> String {
-        "put /test/config".to_owned()
+    async fn config_remedy(&self) -> String {
+        "create it with: put /test/config".to_owned()
     }
 }

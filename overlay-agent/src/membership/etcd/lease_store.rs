@@ -49,6 +49,6 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Where the config is looked for: key, API and servers, without secrets.
     fn config_place(&self) -> String;
 
-    /// A command that creates the config.
-    fn config_hint(&self) -> String;
+    /// What is to be done when there is none there.
+    fn config_remedy(&self) -> impl Future<Output = String> + Send;
 }

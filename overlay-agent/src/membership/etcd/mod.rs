@@ -16,6 +16,7 @@ mod lease_store;
 mod machine;
 #[cfg(test)]
 mod model;
+mod old_api;
 mod options;
 mod requests;
 mod store;
@@ -105,8 +106,11 @@ impl<S: LeaseStore> Membership for Etcd<S> {
         self.store.config_place()
     }
 
-    fn config_missing(&self) -> String {
-        words::config_missing(&self.store.config_place(), &self.store.config_hint())
+    fn config_missing(&self) -> BoxFuture<'_, String> {
+        Box::pin(async {
+            let remedy = self.store.config_remedy().await;
+            words::config_missing(&self.store.config_place(), &remedy)
+        })
     }
 
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {

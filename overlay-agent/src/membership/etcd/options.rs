@@ -1,6 +1,6 @@
 //! What the etcd flags mean for the client: keys, TLS material, texts without secrets.
 
-use std::{fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
 
@@ -48,6 +48,36 @@ pub(super) fn wants_tls(options: &EtcdOptions) -> bool {
     options.ca_file.is_some() || options.client_identity.is_some()
 }
 
+/// `etcdctl` of the API v3 for the servers at `urls`. A password is asked for when the command runs.
+pub(super) fn etcdctl(options: &EtcdOptions, urls: &str) -> String {
+    let mut command = format!("ETCDCTL_API=3 etcdctl --endpoints={}", quoted(urls));
+    let identity = options.client_identity.as_ref();
+    for (flag, path) in [
+        ("cacert", options.ca_file.as_ref()),
+        ("cert", identity.map(|files| &files.cert_file)),
+        ("key", identity.map(|files| &files.key_file)),
+    ] {
+        if let Some(path) = path {
+            // A String takes everything.
+            let _ = write!(command, " --{flag}={}", quoted(&path.to_string_lossy()));
+        }
+    }
+    if let Some(credentials) = &options.credentials {
+        let _ = write!(command, " --user={}", quoted(&credentials.username));
+    }
+    command
+}
+
+/// A word as a shell takes it.
+pub(super) fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// A URL without the user information some people put into it.
 pub(super) fn redact(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
@@ -75,6 +105,7 @@ fn read(path: &Path, label: &str, flag: &str) -> Result<Vec<u8>, EtcdError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::options::{ClientIdentity, Credentials, Secret};
 
     #[test]
     fn keys_are_joined_as_gos_path_join_does() {
@@ -103,6 +134,39 @@ mod tests {
         );
         assert_eq!(redact("root:hunter2@etcd:2379"), "***@etcd:2379");
         assert_eq!(redact("http://etcd:2379"), "http://etcd:2379");
+    }
+
+    #[test]
+    fn etcdctl_is_called_with_the_same_files_and_user_and_no_password() {
+        let mut options = EtcdOptions::default();
+        assert_eq!(
+            etcdctl(&options, "http://a:2379,http://b:2379"),
+            "ETCDCTL_API=3 etcdctl --endpoints=http://a:2379,http://b:2379"
+        );
+        options.ca_file = Some("/etc/my etcd/ca.pem".into());
+        options.client_identity = Some(ClientIdentity {
+            cert_file: "/c.pem".into(),
+            key_file: "/k.pem".into(),
+        });
+        options.credentials = Some(Credentials {
+            username: "flannel".to_owned(),
+            password: Secret::new("hunter2"),
+        });
+        assert_eq!(
+            etcdctl(&options, "https://[fd00::1]:2379"),
+            "ETCDCTL_API=3 etcdctl --endpoints='https://[fd00::1]:2379' --cacert='/etc/my etcd/ca.pem' \
+             --cert=/c.pem --key=/k.pem --user=flannel"
+        );
+    }
+
+    #[test]
+    fn what_a_shell_would_take_apart_is_quoted() {
+        assert_eq!(
+            quoted("/coreos.com/network/config"),
+            "/coreos.com/network/config"
+        );
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+        assert_eq!(quoted(""), "''");
     }
 
     #[test]

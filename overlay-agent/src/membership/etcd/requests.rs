@@ -13,6 +13,7 @@ use super::{
     error::EtcdError,
     keys::Keys,
     kv::Kv,
+    old_api, options,
     wire::{Ended, Event, Failed, Message, Page, Range, Wire, Write},
 };
 use crate::core::Expect;
@@ -123,8 +124,16 @@ impl Wire for Endpoints {
         .boxed()
     }
 
+    async fn old_value(&self, key: &str) -> Option<String> {
+        old_api::value(self.options(), key).await
+    }
+
     fn urls(&self) -> String {
         Endpoints::urls(self)
+    }
+
+    fn etcdctl(&self) -> String {
+        options::etcdctl(self.options(), &Endpoints::urls(self))
     }
 }
 

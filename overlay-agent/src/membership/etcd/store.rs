@@ -14,7 +14,7 @@ use super::{
     error::EtcdError,
     keys::{Keys, config_text},
     lease_store::LeaseStore,
-    watch,
+    old_api, watch,
     wire::{Range, Wire, Write},
 };
 use crate::{
@@ -219,11 +219,10 @@ impl<W: Wire> LeaseStore for EtcdStore<W> {
         )
     }
 
-    fn config_hint(&self) -> String {
-        format!(
-            r#"ETCDCTL_API=3 etcdctl put {} '{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan"}}}}'"#,
-            self.keys.config
-        )
+    async fn config_remedy(&self) -> String {
+        let key = &self.keys.config;
+        let old = self.wire.old_value(key).await;
+        old_api::remedy(&self.wire.etcdctl(), key, old.as_deref())
     }
 }
 

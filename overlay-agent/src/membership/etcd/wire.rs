@@ -117,8 +117,14 @@ pub trait Wire: Send + Sync + 'static {
         revision: i64,
     ) -> BoxStream<'static, Result<Message, EtcdError>>;
 
+    /// What the API v2 has under a key; `None` also where it does not answer.
+    fn old_value(&self, key: &str) -> impl Future<Output = Option<String>> + Send;
+
     /// The servers, without secrets.
     fn urls(&self) -> String;
+
+    /// How `etcdctl` is called for these servers, without secrets.
+    fn etcdctl(&self) -> String;
 }
 
 impl From<Failed> for EtcdError {

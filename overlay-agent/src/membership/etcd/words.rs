@@ -3,10 +3,10 @@
 use crate::model::Alarm;
 
 /// flannel's own words and where to look, while there is no network config.
-pub fn config_missing(place: &str, hint: &str) -> String {
+pub fn config_missing(place: &str, remedy: &str) -> String {
     format!(
         "flannel config not found in etcd store. Did you create your config using etcdv3 API? Looked \
-         for {place}; create it with: {hint}"
+         for {place}; {remedy}"
     )
 }
 

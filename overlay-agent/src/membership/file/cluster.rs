@@ -13,6 +13,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::{
+    backend::{Assigned, NoKey, PublicKey},
     config::network::{NetworkConfig, Pool},
     model::{Family, LeaseAttrs, LeaseKey, PeerLease, V4, V6},
 };
@@ -54,6 +55,7 @@ struct Entry {
     address6: Option<Spanned<Ipv6Addr>>,
     subnet6: Option<Spanned<Ipv6Network>>,
     vtep_mac6: Option<Spanned<String>>,
+    wireguard_public_key: Option<Spanned<String>>,
 }
 
 /// What an entry says of one family.
@@ -61,6 +63,7 @@ struct Said<'a, F: Family> {
     address: Option<&'a Spanned<F::Address>>,
     subnet: Option<&'a Spanned<F::Network>>,
     mac: Option<&'a Spanned<String>>,
+    wireguard_key: Option<PublicKey>,
     /// The keys, for messages.
     keys: [&'static str; 3],
     /// ` of NAME`, for messages.
@@ -89,6 +92,7 @@ struct Seen {
     addresses: BTreeMap<IpAddr, usize>,
     subnets: BTreeMap<IpNetwork, usize>,
     data: BTreeMap<(&'static str, String), usize>,
+    wireguard_keys: BTreeMap<PublicKey, usize>,
 }
 
 impl Cluster {
@@ -131,10 +135,12 @@ impl Reader<'_> {
         let of = entry.name.as_ref();
         let of = of.map_or(String::new(), |name| format!(" of {name}"));
         let pools = self.network.pools;
+        let wireguard_key = self.wireguard_key(entry.wireguard_public_key.as_ref(), &of)?;
         let ipv4 = Said::<V4> {
             address: entry.address.as_ref(),
             subnet: entry.subnet.as_ref(),
             mac: entry.vtep_mac.as_ref(),
+            wireguard_key,
             keys: ["address", "subnet", "vtep-mac"],
             of: &of,
             start,
@@ -144,6 +150,7 @@ impl Reader<'_> {
             address: entry.address6.as_ref(),
             subnet: entry.subnet6.as_ref(),
             mac: entry.vtep_mac6.as_ref(),
+            wireguard_key,
             keys: ["address6", "subnet6", "vtep-mac6"],
             of: &of,
             start,
@@ -167,6 +174,30 @@ impl Reader<'_> {
             key,
             attrs: attrs.into(),
         })
+    }
+
+    /// Each node has one, whatever the backend: a cluster may be about to get another.
+    fn wireguard_key(
+        &mut self,
+        said: Option<&Spanned<String>>,
+        of: &str,
+    ) -> Result<Option<PublicKey>, FileError> {
+        let Some(said) = said else {
+            return Ok(None);
+        };
+        let place = said.span().start;
+        let Some(key) = PublicKey::parse(said.get_ref()) else {
+            let reason = format!("wireguard-public-key{of} is not the base64 text of 32 bytes");
+            return Err(self.lines.error(place, reason));
+        };
+        if let Some(at) = self.seen.wireguard_keys.insert(key, place) {
+            let line = self.lines.at(at);
+            let reason = format!(
+                "wireguard-public-key{of} is that of line {line}, too; each node makes a key of its own"
+            );
+            return Err(self.lines.error(place, reason));
+        }
+        Ok(Some(key))
     }
 
     /// `None` if the network does not have the family.
@@ -251,7 +282,17 @@ impl Reader<'_> {
                 self.lines.error(place, reason)
             })?),
         };
-        let data = self.network.backend.assigned_data::<F>(subnet, mac);
+        let assigned = Assigned {
+            mac,
+            wireguard_key: said.wireguard_key.map(|key| key.0),
+        };
+        let data = self.network.backend.assigned_data::<F>(subnet, assigned);
+        let data = data.map_err(|NoKey| {
+            let reason = format!(
+                "the node{of} lacks wireguard-public-key, which `overlay-agent init --public-key` prints on that host"
+            );
+            self.lines.error(said.start, reason)
+        })?;
         let seen = data.clone().and_then(|data| {
             let key = (F::NAME, data);
             self.seen.data.insert(key, place)
@@ -394,6 +435,71 @@ subnet6 = "fd00:10:5:1::/64"
         let vxlan = Cluster::parse(&text.replace("host-gw", "vxlan")).unwrap();
         let data = vxlan.nodes[0].attrs.vxlan_v6_data().unwrap();
         assert!(data.zero_checksum, "{data:?}");
+    }
+
+    const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+
+    /// Of a wireguard cluster of both families, with a key on line 9 and one on line 15.
+    fn wireguard() -> String {
+        let other = KEY.replace("hSD", "iSD");
+        format!(
+            r#"[network]
+Network = "10.5.0.0/16"
+EnableIPv6 = true
+IPv6Network = "fd00:10:5::/48"
+Backend = {{ Type = "wireguard", ListenPort = 7000 }}
+[[node]]
+address = "192.0.2.11"
+subnet = "10.5.1.0/24"
+wireguard-public-key = "{KEY}"
+address6 = "2001:db8::11"
+subnet6 = "fd00:10:5:1::/64"
+[[node]]
+address = "192.0.2.12"
+subnet = "10.5.2.0/24"
+wireguard-public-key = "{other}"
+address6 = "2001:db8::12"
+subnet6 = "fd00:10:5:2::/64"
+"#
+        )
+    }
+
+    #[test]
+    fn a_wireguard_node_says_its_key_and_the_ports_of_the_network() {
+        let cluster = Cluster::parse(&wireguard()).unwrap();
+        let attrs = &cluster.nodes[0].attrs;
+        let data = |port| format!(r#"{{"PublicKey":"{KEY}","Port":{port}}}"#);
+        assert_eq!(attrs.backend_type, "wireguard");
+        assert_eq!(attrs.backend_data, Some(data(7000)));
+        assert_eq!(attrs.backend_v6_data, Some(data(51821)));
+        // A cluster that is to become one has the keys before.
+        let before = wireguard().replace("\"wireguard\", ListenPort = 7000", "\"vxlan\"");
+        assert_eq!(Cluster::parse(&before).unwrap().nodes.len(), 2);
+    }
+
+    #[test]
+    fn a_wireguard_key_that_cannot_be_is_named_with_its_line_and_not_shown() {
+        let other = KEY.replace("hSD", "iSD");
+        for (from, to, message) in [
+            (
+                format!("wireguard-public-key = \"{other}\"\n"),
+                "",
+                "line 12: the node lacks wireguard-public-key, which `overlay-agent init --public-key` prints \
+                 on that host",
+            ),
+            (
+                other.clone(),
+                "iSDw",
+                "line 15: wireguard-public-key is not the base64 text of 32 bytes",
+            ),
+            (
+                other.clone(),
+                KEY,
+                "line 15: wireguard-public-key is that of line 9, too; each node makes a key of its own",
+            ),
+        ] {
+            assert_eq!(error(&wireguard().replace(&from, to)), message);
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Follower {
             Some(node) if node.key == self.own => {
                 if node.attrs != self.attrs {
                     complaints.push(format!(
-                        "{path} says of this node {}, but it is {}; others go by the file",
+                        "{path} says of this node {}, but it is {}; others go by the file: correct it there",
                         node.attrs.encode(),
                         self.attrs.encode()
                     ));

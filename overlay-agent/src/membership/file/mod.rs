@@ -47,8 +47,8 @@ impl Membership for PeersFile {
         format!("[network] of {}", self.0.place())
     }
 
-    fn config_missing(&self) -> String {
-        self.0.missing()
+    fn config_missing(&self) -> BoxFuture<'_, String> {
+        Box::pin(async { self.0.missing() })
     }
 
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {

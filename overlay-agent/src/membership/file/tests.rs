@@ -107,6 +107,6 @@ async fn a_node_that_is_not_in_the_file_waits_until_it_is() {
 async fn a_file_that_is_not_there_yet_is_no_config_and_says_what_writes_it() {
     let store = PeersFile::new(Path::new("/nonexistent/peers.toml"));
     assert_eq!(store.config().await, Ok(None));
-    assert!(store.config_missing().contains("overlay-agent init"));
+    assert!(store.config_missing().await.contains("overlay-agent init"));
     assert!(store.known().await.is_err());
 }

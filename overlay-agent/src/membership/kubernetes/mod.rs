@@ -170,8 +170,8 @@ impl Membership for Kubernetes {
         self.config_file.place()
     }
 
-    fn config_missing(&self) -> String {
-        self.config_file.missing()
+    fn config_missing(&self) -> BoxFuture<'_, String> {
+        Box::pin(async { self.config_file.missing() })
     }
 
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {

@@ -325,7 +325,15 @@ impl Wire for Network {
         Watch::open(wire.as_ref().clone(), revision)
     }
 
+    async fn old_value(&self, _key: &str) -> Option<String> {
+        None
+    }
+
     fn urls(&self) -> String {
         "the model".to_owned()
+    }
+
+    fn etcdctl(&self) -> String {
+        "etcdctl".to_owned()
     }
 }
