@@ -6,6 +6,7 @@ pub mod backend;
 mod backoff;
 mod check;
 pub mod cli;
+mod clock;
 mod complaints;
 pub mod config;
 pub mod conntrack;

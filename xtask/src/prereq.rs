@@ -258,6 +258,12 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Lab,
+        Need::Command("faketime"),
+        "faketime",
+        "gives an agent a wrong clock",
+    ),
+    prereq(
+        Group::Lab,
         Need::Command("ipvsadm"),
         "ipvsadm",
         "services of kube-proxy's IPVS mode",

@@ -44,6 +44,8 @@ pub struct Facts {
     pub subnet_env: Option<SubnetFile>,
     /// Leases of two nodes with one address, as the agent knows them.
     pub duplicates: Vec<Duplicate>,
+    /// By how many seconds this node's clock is ahead of the lease store's.
+    pub clock_ahead_seconds: Option<i64>,
 }
 
 /// A family's overlay.

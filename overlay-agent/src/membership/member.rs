@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures::future::BoxFuture;
@@ -28,6 +28,11 @@ pub trait Membership: Send + Sync {
 
     /// What is said while there is no config: where it was looked for, and what creates it.
     fn config_missing(&self) -> BoxFuture<'_, String>;
+
+    /// What time it is at the store, if it says.
+    fn clock(&self) -> BoxFuture<'_, Option<SystemTime>> {
+        Box::pin(std::future::ready(None))
+    }
 
     /// What nodes say of themselves, this one in an earlier life among them, as far as it can be
     /// understood.

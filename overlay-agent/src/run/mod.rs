@@ -39,6 +39,7 @@ use self::{
     work::{Done, Work},
 };
 use crate::{
+    clock::Clock,
     config::DaemonOptions,
     datapath::PinDir,
     health::{Condition, HealthServer, Readiness},
@@ -81,6 +82,8 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     if let Some(probes) = &probes {
         metrics.register(probes.clone());
     }
+    let clock = Clock::default();
+    metrics.register(clock.clone());
     let _asked = probes.as_ref().and_then(Probes::serve);
     metrics.register(NodeMetrics::new(PinDir::new(&options.datapath.pin_dir)));
     let progress = Progress::default();
@@ -117,7 +120,15 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     });
 
     let counters = &metrics.daemon;
-    let start = Daemon::start(&options, &supervisor, &readiness, counters, probes, &stop);
+    let start = Daemon::start(
+        &options,
+        &supervisor,
+        &readiness,
+        counters,
+        probes,
+        clock,
+        &stop,
+    );
     let started = tokio::select! {
         started = start => started,
         name = stop_requested(&mut signals, &progress) => {

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     backend::{ChangedKeys, LeaseData},
     check,
+    clock::Clock,
     config::{DaemonOptions, NetworkConfig, ParsedNetworkConfig},
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
@@ -84,10 +85,15 @@ impl Daemon {
         readiness: &Readiness,
         metrics: &metrics::Daemon,
         probes: Option<Probes>,
+        clock: Clock,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
         let store = membership::open(options, metrics.store.clone())?;
+        supervisor.spawn("clock comparison", {
+            let (clock, store) = (clock.clone(), Arc::clone(&store));
+            move |stop| clock.clone().run(Arc::clone(&store), stop)
+        });
         let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
         let waiting_for = |what: &'static str| {
             move |problem: &str| {
@@ -266,7 +272,7 @@ impl Daemon {
             metrics: metrics.clone(),
             again,
             watch,
-            _told: tell(&leases),
+            _told: tell(&leases, clock),
             leases,
             rules,
             per_packet,
@@ -504,9 +510,9 @@ fn told(options: &DaemonOptions, store: &dyn Membership) -> DaemonOptions {
     options
 }
 
-/// Has `check` ask about leases. The node does as well without.
-fn tell(leases: &Member) -> Option<Served> {
-    let served = check::tell(leases.view.clone());
+/// Has `check` ask about leases and the clock. The node does as well without.
+fn tell(leases: &Member, clock: Clock) -> Option<Served> {
+    let served = check::tell(leases.view.clone(), clock);
     if let Err(error) = &served {
         warn!(%error, "`overlay-agent check` does not hear of leases with one address");
     }

@@ -301,3 +301,28 @@ fn a_kernel_that_refuses_programs_is_named() {
         expect(node, "no_programs", "warning", &[])
     });
 }
+
+#[test]
+fn a_clock_that_is_not_etcds_is_named() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        let words = [
+            "env",
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            "faketime",
+            "-f",
+            "+1h",
+        ];
+        let launch = Launch {
+            wrapper: words.map(str::to_owned).to_vec(),
+            ..Launch::new(lab.store(), &[])
+        };
+        let (wrong, right) = (lab.node(0), lab.node(1));
+        wrong.launch(&launch)?;
+        lab.start_agent(right, &[])?;
+        for node in lab.nodes() {
+            node.wait_ready()?;
+        }
+        expect(wrong, "clock", "warning", &[])?;
+        expect_nothing(right)
+    });
+}

@@ -90,7 +90,11 @@ pub async fn gather(snapshot: &Snapshot, places: &Places) -> (Facts, Vec<String>
     facts.ethtool = ethtool::ask(&executor, interfaces, &mut missing).await;
     facts.rules = rules::read(&executor, &mut missing).await;
     match told::ask() {
-        Ok(told) => facts.duplicates = told.unwrap_or_default(),
+        Ok(told) => {
+            let told = told.unwrap_or_default();
+            facts.duplicates = told.duplicates;
+            facts.clock_ahead_seconds = told.clock_ahead_seconds;
+        }
         Err(error) => missing.push(format!(
             "what the agent knows of leases is left out: {error}"
         )),

@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use crate::check::{facts::Facts, finding::Finding};
+use crate::{
+    check::{facts::Facts, finding::Finding},
+    clock::TOLERATED_SECONDS,
+};
 
 /// Two nodes with one address: cloned machines, and those of which `--iface` finds the same NAT address.
 pub fn duplicates(facts: &Facts) -> Vec<Finding> {
@@ -46,6 +49,25 @@ pub fn duplicates(facts: &Facts) -> Vec<Finding> {
         Finding::error("duplicate_public_ip", seen, ADVICE)
     }));
     findings
+}
+
+/// Leases do not suffer, since the store counts their time by itself; whatever has a date does.
+pub fn clock(facts: &Facts) -> Vec<Finding> {
+    let Some(ahead) = facts.clock_ahead_seconds else {
+        return Vec::new();
+    };
+    if ahead.abs() <= TOLERATED_SECONDS {
+        return Vec::new();
+    }
+    let (seconds, side) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
+    vec![Finding::warning(
+        "clock",
+        format!(
+            "this node's clock is {seconds} s {side} the lease store's: certificates and tokens are taken for expired, or \
+             for not yet valid, and the logs of nodes cannot be compared"
+        ),
+        "timedatectl and chronyc tracking, on this node and on those of the store",
+    )]
 }
 
 /// Whether tunnel packets of this node come from the address, or the lease that shows it is another one.

@@ -33,4 +33,5 @@ pub const ALL: &[Look] = &[
     rules::masquerade,
     rules::mixed,
     leases::duplicates,
+    leases::clock,
 ];

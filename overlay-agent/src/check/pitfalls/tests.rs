@@ -436,6 +436,18 @@ fn rules_in_both_variants_are_found() {
 }
 
 #[test]
+fn a_clock_that_is_not_the_stores_is_found_and_seconds_are_not() {
+    for (ahead, side) in [(3600, "3600 s ahead of"), (-60, "60 s behind")] {
+        let seen = finds("clock", Severity::Warning, |facts| {
+            facts.clock_ahead_seconds = Some(ahead);
+        });
+        assert!(seen.seen.contains(side), "{seen:?}");
+    }
+    let findings = found(|facts| facts.clock_ahead_seconds = Some(-3));
+    assert_eq!(findings, []);
+}
+
+#[test]
 fn leases_with_one_address_are_found_among_peers_and_by_the_agent() {
     let seen = finds("duplicate_public_ip", Severity::Error, |facts| {
         facts.overlays[0].tier.routes[1].vtep = Some([192, 168, 0, 2].into());

@@ -3,7 +3,10 @@
 //! Every write is a compare-and-swap and every request has a deadline. A timed-out write may have
 //! been applied: the next attempt then meets its own record, which the caller recognises.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, SystemTime},
+};
 
 use futures::stream::BoxStream;
 
@@ -51,4 +54,9 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// What is to be done when there is none there.
     fn config_remedy(&self) -> impl Future<Output = String> + Send;
+
+    /// What time it is at the store, if it says.
+    fn clock(&self) -> impl Future<Output = Option<SystemTime>> + Send {
+        std::future::ready(None)
+    }
 }

@@ -4,12 +4,14 @@
 //! those of the second in [`crate::core`].
 
 mod acquire;
+mod clock;
 mod decide;
 mod driver;
 mod endpoints;
 mod error;
 #[cfg(test)]
 mod fake;
+mod http;
 mod keys;
 mod kv;
 mod lease_store;
@@ -27,7 +29,10 @@ mod watch;
 mod wire;
 mod words;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
@@ -111,6 +116,10 @@ impl<S: LeaseStore> Membership for Etcd<S> {
             let remedy = self.store.config_remedy().await;
             words::config_missing(&self.store.config_place(), &remedy)
         })
+    }
+
+    fn clock(&self) -> BoxFuture<'_, Option<SystemTime>> {
+        Box::pin(self.store.clock())
     }
 
     fn known(&self) -> BoxFuture<'_, Result<Vec<LeaseAttrs>, StoreError>> {

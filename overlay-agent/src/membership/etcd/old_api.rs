@@ -1,22 +1,15 @@
 //! etcd's API v2, with which the guides of many years have people write the network config. The servers and ports
 //! are those of v3, the keys another world: what one has written the other does not see.
 
-use std::{error::Error, fmt::Write as _, path::Path, time::Duration};
+use std::fmt::Write as _;
 
+use ::http::{Response, StatusCode};
 use axum::body::{Body, to_bytes};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use futures::future::join_all;
-use http::{Request, StatusCode, header::AUTHORIZATION};
-use kube::{Client, Config};
 use serde::{Deserialize, de::IgnoredAny};
-use tokio::time::timeout;
-use tracing::debug;
 
-use super::options::{quoted, redact};
+use super::{http, options::quoted};
 use crate::config::options::EtcdOptions;
 
-/// What a server gets to answer in. All are asked at once.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// More is no network config.
 const LIMIT: usize = 64 << 10;
 
@@ -34,49 +27,10 @@ struct Node {
 /// What the servers have under a key; `None` also where they do not have the API, as etcd does not by default
 /// since 3.4.
 pub async fn value(options: &EtcdOptions, key: &str) -> Option<String> {
-    let asked = options.endpoints.iter().map(|url| async move {
-        let answer = timeout(PATIENCE, ask(options, url, key)).await;
-        answer
-            .unwrap_or_else(|late| Err(late.into()))
-            .unwrap_or_else(|error| {
-                debug!(url = redact(url), %error, "no answer by the v2 API");
-                None
-            })
-    });
-    join_all(asked).await.into_iter().flatten().next()
+    http::ask(options, &path(key), read).await
 }
 
-async fn ask(
-    options: &EtcdOptions,
-    url: &str,
-    key: &str,
-) -> Result<Option<String>, Box<dyn Error + Send + Sync>> {
-    let with_scheme = if url.contains("://") {
-        url.to_owned()
-    } else {
-        format!("http://{url}")
-    };
-    let mut config = Config::new(with_scheme.parse()?);
-    config.default_retry = false;
-    if let Some(path) = &options.ca_file {
-        config.root_cert = Some(Vec::new());
-        config.root_cert_file = Some(path.clone());
-    }
-    if let Some(files) = &options.client_identity {
-        let text = |path: &Path| path.to_str().map(str::to_owned);
-        config.auth_info.client_certificate = text(&files.cert_file);
-        config.auth_info.client_key = text(&files.key_file);
-    }
-    let mut request = Request::get(path(key));
-    if let Some(credentials) = &options.credentials {
-        let (name, password) = (&credentials.username, credentials.password.expose());
-        let login = STANDARD.encode(format!("{name}:{password}"));
-        request = request.header(AUTHORIZATION, format!("Basic {login}"));
-    }
-    let client = Client::try_from(config)?;
-    let answer = client
-        .send(request.body(kube::client::Body::empty())?)
-        .await?;
+async fn read(answer: Response<kube::client::Body>) -> Result<Option<String>, http::Failure> {
     if answer.status() != StatusCode::OK {
         return Ok(None);
     }

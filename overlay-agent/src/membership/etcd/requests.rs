@@ -1,6 +1,9 @@
 //! The requests as `etcd-client` makes them, on the endpoint in use or the next one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use etcd_client::{
     Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
@@ -9,6 +12,7 @@ use etcd_client::{
 use futures::{StreamExt, stream, stream::BoxStream};
 
 use super::{
+    clock,
     endpoints::Endpoints,
     error::EtcdError,
     keys::Keys,
@@ -126,6 +130,10 @@ impl Wire for Endpoints {
 
     async fn old_value(&self, key: &str) -> Option<String> {
         old_api::value(self.options(), key).await
+    }
+
+    async fn clock(&self) -> Option<SystemTime> {
+        clock::now(self.options()).await
     }
 
     fn urls(&self) -> String {

@@ -4,7 +4,10 @@
 //! an etcd lease of its own unless it is a reservation. No keep-alive stream: a renewal puts the
 //! key again under a fresh etcd lease, as flannel does, and the old one runs out.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::stream::BoxStream;
 use tracing::debug;
@@ -223,6 +226,10 @@ impl<W: Wire> LeaseStore for EtcdStore<W> {
         let key = &self.keys.config;
         let old = self.wire.old_value(key).await;
         old_api::remedy(&self.wire.etcdctl(), key, old.as_deref())
+    }
+
+    async fn clock(&self) -> Option<SystemTime> {
+        self.wire.clock().await
     }
 }
 

@@ -1,7 +1,11 @@
 //! The requests the lease store is made of, in etcd's terms: each is carried out by one cluster,
 //! whichever of its members answers. The model answers them from memory.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::stream::BoxStream;
 
@@ -119,6 +123,11 @@ pub trait Wire: Send + Sync + 'static {
 
     /// What the API v2 has under a key; `None` also where it does not answer.
     fn old_value(&self, key: &str) -> impl Future<Output = Option<String>> + Send;
+
+    /// The servers' clock, if one says.
+    fn clock(&self) -> impl Future<Output = Option<SystemTime>> + Send {
+        std::future::ready(None)
+    }
 
     /// The servers, without secrets.
     fn urls(&self) -> String;
