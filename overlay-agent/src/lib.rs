@@ -28,5 +28,6 @@ pub mod output;
 pub mod probe;
 pub mod run;
 pub mod subnet_env;
+mod trace;
 pub mod underlay;
 pub mod view;

@@ -10,9 +10,9 @@ mod pitfalls;
 mod told;
 
 pub use self::{
-    facts::Facts,
+    facts::{BaseChain, Facts, Overlay, Rules, Saved},
     finding::{Finding, Severity},
-    gather::{Places, gather},
+    gather::{Places, gather, overlays, rules, subnet_file},
     told::tell,
 };
 

@@ -13,6 +13,7 @@ pub mod pinned;
 pub mod routes;
 pub mod stats;
 pub mod status;
+pub mod trace;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -66,6 +67,11 @@ enum Command {
     /// Tell which nodes are reached through the overlay, and why the others are not
     #[command(after_help = "Exit codes: 0 all are, 1 some are in trouble, 2 cannot tell")]
     Peers(peers::Args),
+    /// Tell what would become of a packet on this node, step by step, and whether it is fast
+    #[command(
+        after_help = "Exit codes: 0 it passes, 1 it is stopped, or passes with trouble, 2 cannot tell"
+    )]
+    Trace(trace::Args),
     /// Show which subnet is behind which node, and the way there
     Routes(routes::Args),
     /// Show the flows that may take the fast path
@@ -127,6 +133,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Check(args) => {
             let found = check::look(&args).await;
             report(|out| check::print(&found, &args, out))
+        }
+        Command::Trace(args) => {
+            let judged = trace::look(&args).await;
+            report(|out| trace::print(&judged?, &args, out))
         }
         Command::Routes(args) => {
             let snapshot = look(&args.pinned).await;

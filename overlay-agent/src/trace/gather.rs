@@ -1,0 +1,462 @@
+//! Asks the kernel, the maps and the running agent about one packet. Nothing is changed and nothing sent.
+
+mod pods;
+mod programs;
+mod routes;
+
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnetwork::IpNetwork;
+
+use self::{pods::FoundPod, programs::Programs, routes::Asked};
+use super::{
+    facts::{End, Facts, Interface, Overlay, Peer, Translated, Translation},
+    fast::{Fast, Side},
+    packet::{Packet, Protocol},
+    rules::{self, Course, Seen},
+};
+use crate::{
+    check::{self, Rules},
+    conntrack::connection::{self, Connection},
+    datapath::PinDir,
+    filter::exec::Executor,
+    model::{Family, V4, V6},
+    netlink::{Link, LinkTable, Netlink, NetlinkError, RouteQuestion},
+    probe,
+    underlay::{self, HostSnapshot},
+    view::{self, PeerRoute, Snapshot},
+};
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub pins: PinDir,
+    pub subnet_file: PathBuf,
+}
+
+/// The host as far as the packet may meet it.
+struct Scene {
+    netlink: Netlink,
+    links: LinkTable,
+    addresses: HostSnapshot,
+    /// Of the packet's family.
+    overlay: Option<check::Overlay>,
+}
+
+/// The facts about `packet`.
+pub async fn gather(packet: Packet, places: &Places) -> Result<Facts, NetlinkError> {
+    let snapshot = Snapshot::read(&places.pins).await;
+    let mut missing = snapshot.kernel.missing.clone();
+    let scene = Scene::look(&packet, &snapshot, places, &mut missing).await?;
+    let [source, destination] = [packet.source, packet.destination].map(|ip| scene.end(ip));
+    let connection = known_connection(&packet, &mut missing).await;
+    let programs = match &snapshot.ebpf {
+        Ok(tier) => Programs::read(&places.pins, tier, &mut missing),
+        Err(_) => None,
+    };
+    let side = side(source, destination);
+    let translation = { connection.as_ref() }
+        .and_then(|connection| translated(&packet, connection))
+        .or_else(|| programs.as_ref()?.translation(&packet, side?));
+    let inside = match translation {
+        Some(Translation {
+            of: Translated::Destination,
+            to,
+            ..
+        }) => packet.to(to),
+        _ => packet,
+    };
+    let other_end = match source {
+        End::PodElsewhere => packet.source,
+        _ => inside.destination,
+    };
+    let sender = match source {
+        End::PodHere => scene.pod(packet.source).await?,
+        _ => None,
+    };
+    let receiver = match scene.end(inside.destination) {
+        End::PodHere => scene.pod(inside.destination).await?,
+        _ => None,
+    };
+    let peer = match scene.end(other_end) {
+        End::PodElsewhere => peer(&snapshot, other_end, &mut missing),
+        _ => None,
+    };
+    let underlay = match peer.as_ref().and_then(|peer| peer.vtep) {
+        Some(vtep) => Some(scene.underlay(vtep).await?),
+        None => None,
+    };
+    let incoming = match source {
+        End::Host => None,
+        End::PodHere => sender.as_ref().map(|found| found.gateway.clone()),
+        End::PodElsewhere if peer.as_ref().is_some_and(|peer| peer.is_tunnelled) => scene.device(),
+        End::PodElsewhere => underlay.as_ref().and_then(Asked::link),
+        End::Outside => {
+            let back = scene.route(&RouteQuestion::to(packet.source)).await?;
+            back.link()
+        }
+    };
+    let question = RouteQuestion {
+        destination: inside.destination,
+        source: Some(packet.source),
+        incoming: incoming.as_ref().map(|link| link.ifindex),
+        protocol: Some(packet.protocol_number()),
+        ports: match packet.protocol {
+            Protocol::Icmp => [None; 2],
+            _ => [packet.source_port, inside.destination_port],
+        },
+    };
+    let is_askable = source == End::Host || incoming.is_some();
+    let route = if is_askable {
+        Some(scene.route(&question).await?)
+    } else {
+        None
+    };
+    let listed = check::rules::read(&Executor::from_env(), &mut missing).await;
+    let way = Way {
+        incoming: incoming.as_ref(),
+        outgoing: route.as_ref().and_then(Asked::link),
+        is_local: route.as_ref().is_some_and(Asked::is_local),
+        is_established: connection.is_some_and(|connection| connection.is_answered),
+        source,
+    };
+    let fast = match side {
+        None => Fast::never(never(source, destination)),
+        Some(side) => {
+            let pod = match side {
+                Side::Egress => sender.as_ref(),
+                Side::Ingress => receiver.as_ref(),
+            };
+            let at = match side {
+                Side::Egress => pod.and_then(|pod| pod.port.as_ref()).cloned(),
+                Side::Ingress => underlay.as_ref().and_then(Asked::link),
+            };
+            fast(
+                &snapshot,
+                programs.as_ref(),
+                &packet,
+                side,
+                pod,
+                at.as_ref(),
+            )
+        }
+    };
+    Ok(Facts {
+        packet,
+        source,
+        destination: scene.end(inside.destination),
+        overlay: scene.overlay(),
+        sender: sender.map(FoundPod::told),
+        receiver: receiver.map(FoundPod::told),
+        translation,
+        connection: connection.map(|connection| connection.is_answered),
+        rules: route.as_ref().and_then(|_| way.rules(&listed, &inside)),
+        outer_rules: outer_rules(&listed, &scene, peer.as_ref(), underlay.as_ref(), source),
+        route: route.map(Asked::told),
+        underlay: underlay.map(Asked::told),
+        peer,
+        fast,
+        missing,
+    })
+}
+
+impl Scene {
+    async fn look(
+        packet: &Packet,
+        snapshot: &Snapshot,
+        places: &Places,
+        missing: &mut Vec<String>,
+    ) -> Result<Self, NetlinkError> {
+        let addresses = match underlay::snapshot(None).await {
+            Ok(host) => host,
+            Err(error) => {
+                missing.push(format!("the node's own addresses are left out: {error}"));
+                HostSnapshot::default()
+            }
+        };
+        let file = check::subnet_file(&places.subnet_file);
+        let overlays = check::overlays(snapshot, &addresses, file.as_ref());
+        let is_ipv4 = packet.source.is_ipv4();
+        let mut overlay = { overlays.into_iter() }.find(|o| o.vtep.is_ipv4() == is_ipv4);
+        if let (Some(overlay), Some(file)) = (&mut overlay, &file)
+            && overlay.subnet.is_none()
+        {
+            overlay.subnet = if is_ipv4 {
+                file.said.ipv4_subnet.map(IpNetwork::from)
+            } else {
+                file.said.ipv6_subnet.map(IpNetwork::from)
+            };
+        }
+        let netlink = Netlink::connect()?;
+        let mut links = LinkTable::default();
+        links.replace(netlink.dump_links().await?);
+        Ok(Self {
+            netlink,
+            links,
+            addresses,
+            overlay,
+        })
+    }
+
+    /// What an address is to this node.
+    fn end(&self, address: IpAddr) -> End {
+        let mut own = self.addresses.addresses.iter();
+        if own.any(|own| own.ip == address) {
+            return End::Host;
+        }
+        let Some(overlay) = &self.overlay else {
+            return End::Outside;
+        };
+        let is_in = |network: Option<IpNetwork>| network.is_some_and(|n| n.contains(address));
+        let has_route = || {
+            let mut routes = overlay.tier.routes.iter();
+            routes.any(|route| route.subnet.contains(address))
+        };
+        if is_in(overlay.subnet) {
+            End::PodHere
+        } else if is_in(overlay.network) || has_route() {
+            End::PodElsewhere
+        } else {
+            End::Outside
+        }
+    }
+
+    /// The tunnel device.
+    fn device(&self) -> Option<Link> {
+        let device = self.overlay.as_ref()?.tier.device.as_ref()?;
+        self.links.link(device.ifindex).cloned()
+    }
+
+    fn overlay(&self) -> Option<Overlay> {
+        let found = self.overlay.as_ref()?;
+        let overhead = match (found.vni, found.vtep) {
+            (None, _) => 0,
+            (Some(_), IpAddr::V4(_)) => V4::OVERHEAD,
+            (Some(_), IpAddr::V6(_)) => V6::OVERHEAD,
+        };
+        Some(Overlay {
+            vtep: found.vtep,
+            vni: found.vni,
+            port: found.port,
+            pod_mtu: found.pod_mtu,
+            overhead,
+            device: self.device().as_ref().map(interface),
+        })
+    }
+}
+
+fn interface(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mtu: link.mtu,
+        is_up: link.up,
+    }
+}
+
+/// Whose program would forward the packet; `None` if none does.
+const fn side(source: End, destination: End) -> Option<Side> {
+    match (source, destination) {
+        (End::PodHere, End::PodElsewhere | End::Outside) => Some(Side::Egress),
+        (End::PodElsewhere, End::PodHere) => Some(Side::Ingress),
+        _ => None,
+    }
+}
+
+const fn never(source: End, destination: End) -> &'static str {
+    match (source, destination) {
+        (End::PodHere, End::PodHere) => "packets between pods of one node do not leave it",
+        (End::Host, _) | (_, End::Host) => "the node's own packets are the kernel's",
+        _ => "it is not between pods of two nodes",
+    }
+}
+
+async fn known_connection(packet: &Packet, missing: &mut Vec<String>) -> Option<Connection> {
+    let number = packet.protocol_number();
+    let is_its = |connection: &Connection| {
+        let is = |[source, destination]: [_; 2]| packet.is_between(source, destination);
+        connection.protocol == number && (is(connection.original) || is(connection.reply))
+    };
+    match connection::find(is_its).await {
+        Ok(found) => found,
+        Err(error) => {
+            missing.push(format!("connections are left out: {error}"));
+            None
+        }
+    }
+}
+
+/// What netfilter makes of the packet's ends, by its connection.
+fn translated(packet: &Packet, connection: &Connection) -> Option<Translation> {
+    let Connection {
+        original, reply, ..
+    } = connection;
+    let known_by = "conntrack";
+    let [source, destination] = *original;
+    let (of, before, to) = if packet.is_between(source, destination) {
+        if reply[0] == destination {
+            (Translated::Source, source, reply[1])
+        } else {
+            (Translated::Destination, destination, reply[0])
+        }
+    } else {
+        (Translated::Source, reply[0], destination)
+    };
+    (before != to).then_some(Translation { of, to, known_by })
+}
+
+/// The node that has `address`.
+fn peer(snapshot: &Snapshot, address: IpAddr, missing: &mut Vec<String>) -> Option<Peer> {
+    let tier = match address {
+        IpAddr::V4(_) => snapshot.kernel.ipv4.as_ref(),
+        IpAddr::V6(_) => snapshot.kernel.ipv6.as_ref(),
+    };
+    let routes = tier.map(|tier| tier.routes.as_slice()).unwrap_or_default();
+    let of_kernel = { routes.iter() }
+        .filter(|route| route.subnet.contains(address))
+        .max_by_key(|route| route.subnet.prefix());
+    let tier = snapshot.ebpf.as_ref().ok();
+    let ipv4 = tier.and_then(|tier| tier.ipv4.as_ref());
+    let ipv6 = tier.and_then(|tier| tier.ipv6.as_ref());
+    let pinned = match address {
+        IpAddr::V4(address) => ipv4.and_then(|overlay| pinned(overlay, address)),
+        IpAddr::V6(address) => ipv6.and_then(|overlay| pinned(overlay, address)),
+    };
+    let (subnet, vtep) = match (pinned, of_kernel) {
+        (Some(pinned), _) => pinned,
+        (None, Some(route)) => (route.subnet, route.vtep),
+        (None, None) => return None,
+    };
+    let is_tunnelled = of_kernel.is_none_or(|route| route.mode != "direct");
+    let other = |route: &PeerRoute| route.vtep.filter(|found| Some(*found) != vtep);
+    Some(Peer {
+        subnet,
+        vtep,
+        is_tunnelled,
+        kernel_vtep: of_kernel.filter(|_| is_tunnelled).and_then(other),
+        has_kernel_route: of_kernel.is_some(),
+        trouble: trouble(subnet, missing),
+    })
+}
+
+/// What the maps have of the node with this address.
+fn pinned<F: Family>(
+    overlay: &view::Overlay<F>,
+    address: F::Address,
+) -> Option<(IpNetwork, Option<IpAddr>)> {
+    let (subnet, route) = { overlay.routes.iter() }
+        .filter(|(subnet, _)| F::contains(**subnet, address))
+        .max_by_key(|(subnet, _)| F::prefix(**subnet))?;
+    let node = overlay.nodes.get(&route.node);
+    let vtep = node.map(|node| F::Address::from(node.vtep).into());
+    Some(((*subnet).into(), vtep))
+}
+
+fn trouble(subnet: IpNetwork, missing: &mut Vec<String>) -> Option<(String, String)> {
+    let told = match probe::ask() {
+        Ok(told) => told?,
+        Err(error) => {
+            missing.push(format!("what probes say of the peer is left out: {error}"));
+            return None;
+        }
+    };
+    let mut peers = told.peers.into_iter();
+    let peer = peers.find(|peer| peer.subnet == subnet && peer.trouble)?;
+    Some((peer.state, peer.meaning))
+}
+
+/// The packet's way past the packet filter.
+struct Way<'a> {
+    incoming: Option<&'a Link>,
+    outgoing: Option<Link>,
+    is_local: bool,
+    is_established: bool,
+    source: End,
+}
+
+impl Way<'_> {
+    fn rules(&self, rules: &Rules, packet: &Packet) -> Option<rules::Passage> {
+        let course = if self.is_local {
+            Course::Received
+        } else if self.source == End::Host {
+            Course::Sent
+        } else {
+            Course::Forwarded
+        };
+        if !self.is_local && self.outgoing.is_none() {
+            return None;
+        }
+        let seen = Seen {
+            packet: *packet,
+            incoming: self.incoming.map(|link| link.name.clone()),
+            outgoing: self.outgoing.as_ref().map(|link| link.name.clone()),
+            is_established: self.is_established,
+        };
+        Some(rules::passage(rules, &seen, course))
+    }
+}
+
+/// What rules say of the tunnel packet.
+fn outer_rules(
+    rules: &Rules,
+    scene: &Scene,
+    peer: Option<&Peer>,
+    underlay: Option<&Asked>,
+    source: End,
+) -> Option<rules::Passage> {
+    let overlay = scene.overlay.as_ref()?;
+    let vtep = peer.filter(|peer| peer.is_tunnelled)?.vtep?;
+    let interface = underlay?.link()?.name;
+    let arrives = source == End::PodElsewhere;
+    let [from, to] = if arrives {
+        [vtep, overlay.vtep]
+    } else {
+        [overlay.vtep, vtep]
+    };
+    let seen = Seen {
+        packet: Packet {
+            protocol: Protocol::Udp,
+            source: from,
+            source_port: None,
+            destination: to,
+            destination_port: Some(overlay.port?),
+        },
+        incoming: arrives.then(|| interface.clone()),
+        outgoing: (!arrives).then_some(interface),
+        is_established: false,
+    };
+    let course = if arrives {
+        Course::Received
+    } else {
+        Course::Sent
+    };
+    Some(rules::passage(rules, &seen, course))
+}
+
+/// What the programs would do.
+fn fast(
+    snapshot: &Snapshot,
+    programs: Option<&Programs<'_>>,
+    packet: &Packet,
+    side: Side,
+    pod: Option<&FoundPod>,
+    at: Option<&Link>,
+) -> Fast {
+    if let Err(error) = &snapshot.ebpf {
+        return Fast::never(format!("there are no programs here: {error}"));
+    }
+    let Some(programs) = programs else {
+        return Fast::never("what the programs know could not be read");
+    };
+    if let Some(kind) = pod.and_then(FoundPod::unserved) {
+        return Fast::never(format!(
+            "the pod's interface is a {kind}, which the programs do not serve"
+        ));
+    }
+    match at {
+        None => Fast::never("the interface at which a program would see it is not known"),
+        Some(at) if !programs.are_at(at.ifindex, side) => {
+            Fast::never(format!("there is no program at {}", at.name))
+        }
+        Some(_) => programs.judge(packet, side),
+    }
+}
