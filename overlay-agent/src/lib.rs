@@ -17,6 +17,7 @@ pub mod go;
 pub mod health;
 mod inquiry;
 pub mod lifecycle;
+mod loan;
 pub mod logging;
 pub mod membership;
 pub mod metrics;

@@ -8,6 +8,7 @@ pub mod flows;
 pub mod flush;
 mod health;
 pub mod init;
+pub mod monitor;
 pub mod peers;
 pub mod pinned;
 pub mod routes;
@@ -78,6 +79,8 @@ enum Command {
     Flows(flows::Args),
     /// Show what happened to packets, by hook and reason
     Stats(stats::Args),
+    /// Show packets as the programs judge them, while it runs
+    Monitor(monitor::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
     /// Write one archive with everything that a report of a problem needs, without secrets
@@ -145,6 +148,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Peers(args) => report(|out| peers::run(&args, out)),
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
+        Command::Monitor(args) => {
+            let ended = monitor::run(&args).await;
+            report(|_| ended)
+        }
         Command::Flush(args) => report(|out| flush::run(&args, out)),
         Command::Init(args) => report(|out| init::run(&args, out)),
         Command::Cleanup(args) => {

@@ -14,6 +14,7 @@ use super::{
     convert,
     end::{TunnelEnd, follow, set_backend, sweep},
     flushes::Flushes,
+    monitor,
     past::{held_addresses, recorded},
     per_packet::PerPacket,
     reload,
@@ -257,6 +258,8 @@ impl Daemon {
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
         info!(%lease, peers = controller.desired().peers(), "node started");
+        let settler = Arc::new(Mutex::new(settler));
+        monitor::spawn(Arc::clone(&settler), supervisor);
         let mut daemon = Self {
             lease,
             advertised,
@@ -279,7 +282,7 @@ impl Daemon {
             runs,
             held,
             netlink,
-            settler: Arc::new(Mutex::new(settler)),
+            settler,
         };
         daemon.advertise();
         daemon.leases.started();

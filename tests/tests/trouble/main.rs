@@ -2,6 +2,7 @@
 
 mod bugreport;
 mod check;
+mod monitor;
 mod peers;
 mod support;
 mod trace;
