@@ -25,7 +25,7 @@ use crate::datapath::{Lent, Loan};
 
 const NAME: &str = "overlay-agent/monitor";
 /// Replacing programs takes milliseconds, and waits for what the agent has under way.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// A message is a few hundred bytes.
 const MESSAGE_BYTES: usize = 4096;
 

@@ -139,7 +139,12 @@ async fn command(args: &[String]) -> ExitCode {
         }
         Command::Trace(args) => {
             let judged = trace::look(&args).await;
-            report(|out| trace::print(&judged?, &args, out))
+            let code = report(|out| trace::print(&judged?, &args, out));
+            if args.watch {
+                let ended = trace::watch(&args).await;
+                return report(|_| ended.map(|()| code));
+            }
+            code
         }
         Command::Routes(args) => {
             let snapshot = look(&args.pinned).await;

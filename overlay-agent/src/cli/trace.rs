@@ -1,19 +1,20 @@
 //! `overlay-agent trace`: what would become of a packet on this node.
 
 use std::{
-    io::{self, Write},
+    io::{self, Write, stderr, stdout},
     net::IpAddr,
     path::PathBuf,
     process::ExitCode,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::pinned::Pinned;
 use crate::{
     config::options::DEFAULT_SUBNET_FILE,
-    output::{self, Table},
-    trace::{self, Judged, Packet, Places, Protocol, Verdict},
+    output::{self, Format, Table},
+    trace::{self, Judged, Packet, Places, Protocol, Verdict, Watch},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +36,10 @@ pub struct Args {
     /// Source port; default: of any
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub source_port: Option<u16>,
+    /// Then show which rules real packets of this kind meet, until it is ended; the agent leaves them to the kernel
+    /// meanwhile
+    #[arg(long)]
+    pub watch: bool,
     /// Subnet file of the agent
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SUBNET_FILE)]
     pub subnet_file: PathBuf,
@@ -57,6 +62,27 @@ pub fn print(judged: &Judged, args: &Args, out: &mut dyn Write) -> anyhow::Resul
         Verdict::Troubled | Verdict::Stopped => 1,
         Verdict::Unknown => 2,
     }))
+}
+
+/// Shows what packets meet as they come, until a signal ends it.
+pub async fn watch(args: &Args) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut watch = Watch::start(&args.packet()?).await?;
+    let _ = writeln!(stderr(), "watching; end it with ^C");
+    loop {
+        let met = tokio::select! {
+            met = watch.next() => met?.context("the kernel does not tell any more")?,
+            _ = interrupt.recv() => return Ok(watch.end().await?),
+            _ = terminate.recv() => return Ok(watch.end().await?),
+        };
+        let mut out = stdout().lock();
+        match args.pinned.output {
+            Format::Table => writeln!(out, "{}  {}", met.id, met.rule)?,
+            Format::Json => writeln!(out, "{}", serde_json::to_string(&met)?)?,
+        }
+        out.flush()?;
+    }
 }
 
 impl Args {

@@ -24,15 +24,27 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// From here on the node can be listened to.
 pub fn spawn(settler: Arc<Mutex<Settler>>, supervisor: &Supervisor) {
-    supervisor.spawn("monitor", move |stop| serve(Arc::clone(&settler), stop));
+    let mut first = Some(listener());
+    supervisor.spawn("monitor", move |stop| {
+        let listener = first.take().unwrap_or_else(listener);
+        let settler = Arc::clone(&settler);
+        async move { serve(listener?, &settler, stop).await }
+    });
 }
 
-async fn serve(settler: Arc<Mutex<Settler>>, stop: CancellationToken) -> io::Result<()> {
-    // After a failure of this task nobody listens any more.
-    give_back(&settler).await;
+fn listener() -> io::Result<UnixListener> {
     let listener = loan::listen()?;
     listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
+    UnixListener::from_std(listener)
+}
+
+async fn serve(
+    listener: UnixListener,
+    settler: &Mutex<Settler>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    // After a failure of this task nobody listens any more.
+    give_back(settler).await;
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted?.0,
@@ -55,7 +67,7 @@ async fn serve(settler: Arc<Mutex<Settler>>, stop: CancellationToken) -> io::Res
             if told.is_ok() {
                 listened(&listener, &mut stream, &stop).await;
             }
-            give_back(&settler).await;
+            give_back(settler).await;
         }
     }
 }
@@ -92,7 +104,8 @@ async fn listened(listener: &UnixListener, stream: &mut UnixStream, stop: &Cance
                 if let Some(mut other) = of_this_user(other) {
                     let by = by.map_or_else(String::new, |pid| format!(" (process {pid})"));
                     let reason = format!("another `overlay-agent monitor` listens already{by}");
-                    // It is told, or has gone.
+                    // What is not read of its offer would be an error there.
+                    let _ = timeout(PATIENCE, offered(&other)).await;
                     let _ = tell(&mut other, &Answer::refused(reason)).await;
                 }
             }

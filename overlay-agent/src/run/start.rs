@@ -254,12 +254,12 @@ impl Daemon {
             flushes.request();
         }
         again |= news.without_flush();
+        let settler = Arc::new(Mutex::new(settler));
+        monitor::spawn(Arc::clone(&settler), supervisor);
         // Whoever waits for the file starts containers: everything else is in place before.
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
         info!(%lease, peers = controller.desired().peers(), "node started");
-        let settler = Arc::new(Mutex::new(settler));
-        monitor::spawn(Arc::clone(&settler), supervisor);
         let mut daemon = Self {
             lease,
             advertised,

@@ -1,5 +1,7 @@
 //! Asks the kernel, the maps and the running agent about one packet. Nothing is changed and nothing sent.
 
+mod filter;
+mod peers;
 mod pods;
 mod programs;
 mod routes;
@@ -8,23 +10,27 @@ use std::{net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 
-use self::{pods::FoundPod, programs::Programs, routes::Asked};
+use self::{
+    filter::{Way, outer_rules},
+    peers::peer,
+    pods::FoundPod,
+    programs::Programs,
+    routes::Asked,
+};
 use super::{
-    facts::{End, Facts, Interface, Overlay, Peer, Translated, Translation},
+    facts::{End, Facts, Interface, Overlay, Translated, Translation},
     fast::{Fast, Side},
     packet::{Packet, Protocol},
-    rules::{self, Course, Seen},
 };
 use crate::{
-    check::{self, Rules},
+    check,
     conntrack::connection::{self, Connection},
     datapath::PinDir,
     filter::exec::Executor,
     model::{Family, V4, V6},
     netlink::{Link, LinkTable, Netlink, NetlinkError, RouteQuestion},
-    probe,
     underlay::{self, HostSnapshot},
-    view::{self, PeerRoute, Snapshot},
+    view::Snapshot,
 };
 
 /// Where to look.
@@ -178,14 +184,15 @@ impl Scene {
         let overlays = check::overlays(snapshot, &addresses, file.as_ref());
         let is_ipv4 = packet.source.is_ipv4();
         let mut overlay = { overlays.into_iter() }.find(|o| o.vtep.is_ipv4() == is_ipv4);
-        if let (Some(overlay), Some(file)) = (&mut overlay, &file)
-            && overlay.subnet.is_none()
-        {
-            overlay.subnet = if is_ipv4 {
+        if let (Some(overlay), Some(file)) = (&mut overlay, &file) {
+            let said = if is_ipv4 {
                 file.said.ipv4_subnet.map(IpNetwork::from)
             } else {
                 file.said.ipv6_subnet.map(IpNetwork::from)
             };
+            overlay.subnet = overlay.subnet.or(said);
+            // Pods of both families use what fits either.
+            overlay.pod_mtu = overlay.pod_mtu.into_iter().chain(file.mtu).min();
         }
         let netlink = Netlink::connect()?;
         let mut links = LinkTable::default();
@@ -302,134 +309,6 @@ fn translated(packet: &Packet, connection: &Connection) -> Option<Translation> {
         (Translated::Source, reply[0], destination)
     };
     (before != to).then_some(Translation { of, to, known_by })
-}
-
-/// The node that has `address`.
-fn peer(snapshot: &Snapshot, address: IpAddr, missing: &mut Vec<String>) -> Option<Peer> {
-    let tier = match address {
-        IpAddr::V4(_) => snapshot.kernel.ipv4.as_ref(),
-        IpAddr::V6(_) => snapshot.kernel.ipv6.as_ref(),
-    };
-    let routes = tier.map(|tier| tier.routes.as_slice()).unwrap_or_default();
-    let of_kernel = { routes.iter() }
-        .filter(|route| route.subnet.contains(address))
-        .max_by_key(|route| route.subnet.prefix());
-    let tier = snapshot.ebpf.as_ref().ok();
-    let ipv4 = tier.and_then(|tier| tier.ipv4.as_ref());
-    let ipv6 = tier.and_then(|tier| tier.ipv6.as_ref());
-    let pinned = match address {
-        IpAddr::V4(address) => ipv4.and_then(|overlay| pinned(overlay, address)),
-        IpAddr::V6(address) => ipv6.and_then(|overlay| pinned(overlay, address)),
-    };
-    let (subnet, vtep) = match (pinned, of_kernel) {
-        (Some(pinned), _) => pinned,
-        (None, Some(route)) => (route.subnet, route.vtep),
-        (None, None) => return None,
-    };
-    let is_tunnelled = of_kernel.is_none_or(|route| route.mode != "direct");
-    let other = |route: &PeerRoute| route.vtep.filter(|found| Some(*found) != vtep);
-    Some(Peer {
-        subnet,
-        vtep,
-        is_tunnelled,
-        kernel_vtep: of_kernel.filter(|_| is_tunnelled).and_then(other),
-        has_kernel_route: of_kernel.is_some(),
-        trouble: trouble(subnet, missing),
-    })
-}
-
-/// What the maps have of the node with this address.
-fn pinned<F: Family>(
-    overlay: &view::Overlay<F>,
-    address: F::Address,
-) -> Option<(IpNetwork, Option<IpAddr>)> {
-    let (subnet, route) = { overlay.routes.iter() }
-        .filter(|(subnet, _)| F::contains(**subnet, address))
-        .max_by_key(|(subnet, _)| F::prefix(**subnet))?;
-    let node = overlay.nodes.get(&route.node);
-    let vtep = node.map(|node| F::Address::from(node.vtep).into());
-    Some(((*subnet).into(), vtep))
-}
-
-fn trouble(subnet: IpNetwork, missing: &mut Vec<String>) -> Option<(String, String)> {
-    let told = match probe::ask() {
-        Ok(told) => told?,
-        Err(error) => {
-            missing.push(format!("what probes say of the peer is left out: {error}"));
-            return None;
-        }
-    };
-    let mut peers = told.peers.into_iter();
-    let peer = peers.find(|peer| peer.subnet == subnet && peer.trouble)?;
-    Some((peer.state, peer.meaning))
-}
-
-/// The packet's way past the packet filter.
-struct Way<'a> {
-    incoming: Option<&'a Link>,
-    outgoing: Option<Link>,
-    is_local: bool,
-    is_established: bool,
-    source: End,
-}
-
-impl Way<'_> {
-    fn rules(&self, rules: &Rules, packet: &Packet) -> Option<rules::Passage> {
-        let course = if self.is_local {
-            Course::Received
-        } else if self.source == End::Host {
-            Course::Sent
-        } else {
-            Course::Forwarded
-        };
-        if !self.is_local && self.outgoing.is_none() {
-            return None;
-        }
-        let seen = Seen {
-            packet: *packet,
-            incoming: self.incoming.map(|link| link.name.clone()),
-            outgoing: self.outgoing.as_ref().map(|link| link.name.clone()),
-            is_established: self.is_established,
-        };
-        Some(rules::passage(rules, &seen, course))
-    }
-}
-
-/// What rules say of the tunnel packet.
-fn outer_rules(
-    rules: &Rules,
-    scene: &Scene,
-    peer: Option<&Peer>,
-    underlay: Option<&Asked>,
-    source: End,
-) -> Option<rules::Passage> {
-    let overlay = scene.overlay.as_ref()?;
-    let vtep = peer.filter(|peer| peer.is_tunnelled)?.vtep?;
-    let interface = underlay?.link()?.name;
-    let arrives = source == End::PodElsewhere;
-    let [from, to] = if arrives {
-        [vtep, overlay.vtep]
-    } else {
-        [overlay.vtep, vtep]
-    };
-    let seen = Seen {
-        packet: Packet {
-            protocol: Protocol::Udp,
-            source: from,
-            source_port: None,
-            destination: to,
-            destination_port: Some(overlay.port?),
-        },
-        incoming: arrives.then(|| interface.clone()),
-        outgoing: (!arrives).then_some(interface),
-        is_established: false,
-    };
-    let course = if arrives {
-        Course::Received
-    } else {
-        Course::Sent
-    };
-    Some(rules::passage(rules, &seen, course))
 }
 
 /// What the programs would do.

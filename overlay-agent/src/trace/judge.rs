@@ -404,7 +404,9 @@ fn size(facts: &Facts, steps: &[Step]) -> Option<Step> {
         .min_by_key(|(_, mtu)| *mtu)?;
     let sent = match facts.source {
         End::PodHere => facts.sender.as_ref()?.interface.as_ref()?.mtu,
-        _ => facts.overlay.as_ref()?.pod_mtu?,
+        End::PodElsewhere => facts.overlay.as_ref()?.pod_mtu?,
+        // The kernel itself knows what fits.
+        End::Host | End::Outside => return None,
     };
     let place = narrowest.interface.as_deref().unwrap_or(narrowest.name);
     let step = if mtu < sent {

@@ -12,10 +12,12 @@ mod packet;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use self::{
     fast::Fast,
     gather::{Places, gather},
     judge::{Judged, Verdict, judge},
     packet::{Packet, Protocol},
+    watch::Watch,
 };

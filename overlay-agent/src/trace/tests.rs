@@ -348,13 +348,9 @@ fn judged(
     (fast.now, fast.outcome, fast.seconds_left)
 }
 
-fn name(outcome: Outcome) -> Option<&'static str> {
-    Some(outcome.name())
-}
-
 #[test]
 fn a_flow_with_a_permit_is_fast_with_and_without_its_source_port() {
-    let fast = (true, name(Outcome::FastTunnel), Some(10.0));
+    let fast = (true, Some(Outcome::FastTunnel.name()), Some(10.0));
     assert_eq!(judged(|_, _| {}, packet(), Side::Egress), fast);
     let any = Packet {
         source_port: None,
@@ -368,7 +364,7 @@ fn a_flow_with_a_permit_is_fast_with_and_without_its_source_port() {
         destination_port: Some(40_000),
         ..packet()
     };
-    let fast = (true, name(Outcome::FastTunnel), Some(5.0));
+    let fast = (true, Some(Outcome::FastTunnel.name()), Some(5.0));
     assert_eq!(judged(|_, _| {}, back, Side::Ingress), fast);
     let direct = judged(
         |overlay, (_, flow)| {
@@ -378,7 +374,7 @@ fn a_flow_with_a_permit_is_fast_with_and_without_its_source_port() {
         packet(),
         Side::Egress,
     );
-    assert_eq!(direct.1, name(Outcome::FastDirect));
+    assert_eq!(direct.1, Some(Outcome::FastDirect.name()));
 }
 
 #[test]
@@ -421,20 +417,20 @@ fn what_keeps_a_flow_from_being_fast_is_named_as_the_programs_count_it() {
     ];
     for (change, outcome) in cases {
         let found = judged(change, packet(), Side::Egress);
-        assert_eq!(found, (false, name(outcome), None));
+        assert_eq!(found, (false, Some(outcome.name()), None));
     }
     let elsewhere = Packet {
         destination: [192, 0, 2, 1].into(),
         ..packet()
     };
     let found = judged(|_, _| {}, elsewhere, Side::Egress);
-    assert_eq!(found.1, name(Outcome::NotOverlay));
+    assert_eq!(found.1, Some(Outcome::NotOverlay.name()));
     let unleased = Packet {
         destination: [10, 5, 9, 1].into(),
         ..packet()
     };
     let found = judged(|_, _| {}, unleased, Side::Egress);
-    assert_eq!(found.1, name(Outcome::Nexthop));
+    assert_eq!(found.1, Some(Outcome::Nexthop.name()));
 }
 
 #[test]
@@ -455,17 +451,17 @@ fn rules_that_judge_each_packet_are_named() {
         rules: "-m limit in chain FORWARD".to_owned(),
     };
     let found = fast::judge(&maps, &packet(), Side::Egress);
-    assert_eq!(found.outcome, name(Outcome::PerPacketRule));
+    assert_eq!(found.outcome, Some(Outcome::PerPacketRule.name()));
     assert!(found.reason.contains("-m limit"), "{found:?}");
     let other = Packet {
         destination_port: Some(81),
         ..packet()
     };
     let found = fast::judge(&maps, &other, Side::Egress);
-    assert_eq!(found.outcome, name(Outcome::NoPermit));
+    assert_eq!(found.outcome, Some(Outcome::NoPermit.name()));
     maps.matches = None;
     let found = fast::judge(&maps, &other, Side::Egress);
-    assert_eq!(found.outcome, name(Outcome::PerPacketRule));
+    assert_eq!(found.outcome, Some(Outcome::PerPacketRule.name()));
 }
 
 #[test]
@@ -487,5 +483,5 @@ fn a_translation_that_the_flow_table_remembers_is_found() {
     assert_eq!(found, Some((Translated::Destination, to)));
     assert_eq!(fast::translation(&maps, &packet(), Side::Ingress), None);
     let found = fast::judge(&maps, &packet(), Side::Egress);
-    assert_eq!(found.outcome, name(Outcome::FastTranslated));
+    assert_eq!(found.outcome, Some(Outcome::FastTranslated.name()));
 }

@@ -1,6 +1,6 @@
 //! `overlay-agent monitor`: it tells of packets while it runs, loses none, and leaves nothing behind.
 
-use std::{net::SocketAddr, os::fd::AsFd as _, time::Duration};
+use std::{fs, net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -224,31 +224,44 @@ fn it_ends_with_its_agent_and_the_next_one_runs_its_own_programs() {
         let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
         let own = program(node)?;
         let monitor = listen(lab, node, "stopped", &[])?;
-        let lent = program(node)?;
-        ensure!(lent != own, "the agent's own program runs");
+        ensure!(program(node)? != own, "the agent's own program runs");
         // An agent that is stopped takes them back.
         node.stop_agent()?;
-        ensure!(
-            monitor.wait_exit(PATIENCE)?.code() == Some(1),
-            "{}",
-            monitor.log()
-        );
+        ensure_ended(&monitor)?;
         ensure!(program(node)? == own, "the programs that log were left");
 
-        lab.start_agent(node, &[])?;
-        let own = program(node)?;
+        start_again(lab, node, 2)?;
         let monitor = listen(lab, node, "killed", &[])?;
+        let lent = program(node)?;
         node.kill_agent()?;
-        ensure!(
-            monitor.wait_exit(PATIENCE)?.code() == Some(1),
-            "{}",
-            monitor.log()
-        );
-        ensure!(program(node)? != own, "nobody was there to put them back");
-        lab.start_agent(node, &[])?;
-        lab.wait_attached()?;
+        ensure_ended(&monitor)?;
+        ensure!(program(node)? == lent, "who put them back?");
+        start_again(lab, node, 3)?;
         ensure!(program(node)? != lent, "an earlier program runs");
         node.wait_fast()?;
         flow.stop()?.datagrams.ensure_lossless()
     });
+}
+
+fn ensure_ended(monitor: &Daemon) -> Result<()> {
+    let status = monitor.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(1), "{status}: {}", monitor.log());
+    ensure!(
+        monitor.log().contains("the agent has ended"),
+        "{}",
+        monitor.log()
+    );
+    Ok(())
+}
+
+/// Starts the agent of a node for the `nth` time, and waits until it has said that it has.
+fn start_again(lab: &Lab, node: &Node, nth: usize) -> Result<()> {
+    lab.start_agent(node, &[])?;
+    wait_for("the agent to be started", PATIENCE, || {
+        node.check_running()?;
+        let log = fs::read_to_string(node.log_file())?;
+        let started = log.matches("node started").count();
+        ensure!(started == nth, "{started} times");
+        Ok(())
+    })
 }

@@ -4,7 +4,8 @@ use std::{fs, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Attachment, Lab, Node, scenario},
+    lab::{Attachment, Lab, Node, agent, scenario},
+    process::{Daemon, Lifetime},
     traffic::{
         flow::SteadyFlow,
         udp::{self, EchoServer},
@@ -299,5 +300,56 @@ fn a_service_is_followed_to_the_backend_that_netfilter_chose() {
         ensure!(peer.contains(&there.address.to_string()), "{peer}");
         ensure!(said["fast"]["outcome"] == "fast_translated", "{said:#}");
         server.stop()
+    });
+}
+
+#[test]
+fn the_rules_that_real_packets_meet_are_shown_and_the_table_for_it_goes_with_the_command() {
+    scenario(Lab::builder().nodes(2), |lab| {
+        lab.bring_up(1)?;
+        let [here, there] = [lab.node(0), lab.node(1)];
+        let [from, to] = [here.pods()[0].endpoint(), there.pods()[0].endpoint()];
+        let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
+        here.wait_fast()?;
+        let words = [from.address, to.address].map(|address| address.to_string());
+        let start = |name: &str| -> Result<Daemon> {
+            let binary = agent::binary()?;
+            let program = binary.to_str().context("a path in UTF-8")?;
+            let mut command = here.namespace.command(program);
+            command
+                .arg("trace")
+                .args(&words)
+                .args(["--proto=udp", "--watch"]);
+            command.arg("--pin-dir").arg(&here.pin_dir);
+            let log = lab.dir().join(format!("{name}.log"));
+            let watch = Daemon::start("trace --watch", command, &log, Lifetime::Bound)?;
+            wait_for("rules that a packet meets", PATIENCE, || {
+                watch.check_running()?;
+                let has_met = watch.log().contains("filter FLANNEL-FWD rule");
+                ensure!(has_met, "{}", watch.log_tail(20));
+                Ok(())
+            })?;
+            Ok(watch)
+        };
+        let tables = || here.cmd("nft", ["list", "tables"]);
+        let gone = || {
+            wait_for("the table to go", PATIENCE, || {
+                ensure!(!tables()?.contains("overlay-trace"), "{}", tables()?);
+                Ok(())
+            })
+        };
+        let watch = start("stopped")?;
+        ensure!(tables()?.contains("overlay-trace"), "{}", tables()?);
+        let status = watch.stop()?;
+        ensure!(status.success(), "{status}: {}", watch.log_tail(20));
+        gone()?;
+        here.wait_fast()?;
+
+        start("killed")?.kill()?;
+        gone()?;
+        // Nobody hears of that before the next change.
+        run(here, "nft add table inet other")?;
+        here.wait_fast()?;
+        flow.stop()?.datagrams.ensure_lossless()
     });
 }

@@ -17,7 +17,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use tokio::{
     io::AsyncReadExt as _,
     signal::unix::{SignalKind, signal},
@@ -39,6 +39,9 @@ const LOOKED_AT_PER_SECOND: u64 = 20_000;
 
 const NOT_BUILT: &str = "this overlay-agent was built without the programs that tell of packets, which `cargo xtask \
                          build-ebpf --log` makes";
+
+const NO_AGENT: &str = "no agent of this user runs in this network namespace, and only with one the programs can be \
+                        listened to";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -84,11 +87,7 @@ pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let object = LOGGING_OBJECT.context(NOT_BUILT)?;
     let pins = args.pinned.pins();
     let filter = Filter::new(args, &args.pinned.open()?)?;
-    let Some(stream) = loan::connect()? else {
-        bail!(
-            "no agent of this user runs in this network namespace, and only with one the programs can be listened to"
-        );
-    };
+    ensure!(pins.is_in_use()?, NO_AGENT);
     let done = CancellationToken::new();
     let events = Arc::new(Events::new(args, filter, done.clone()));
     let level = args.level();
@@ -104,7 +103,7 @@ pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     })?;
     let log = loan.take_log().context("the programs have no log")?;
-    let stream = tokio::task::block_in_place(|| lend(stream, &loan))?;
+    let stream = tokio::task::block_in_place(|| lend(&loan))?;
     let ended = listen(log, stream, done).await?;
     events.finish()?;
     ensure!(
@@ -114,8 +113,11 @@ pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn lend(stream: UnixStream, loan: &Loan) -> anyhow::Result<UnixStream> {
-    let answer = loan::lend(&stream, loan)?;
+fn lend(loan: &Loan) -> anyhow::Result<UnixStream> {
+    let stream = loan::connect()?.context(NO_AGENT)?;
+    // It is no pipe whose reader has gone.
+    let answer = loan::lend(&stream, loan)
+        .map_err(|error| anyhow!("cannot lend the agent programs: {error}"))?;
     if let Some(reason) = answer.refused {
         bail!("{reason}");
     }

@@ -177,9 +177,8 @@ impl Doubts {
         self.accepted = None;
         let end = self.chain(chains, base, true, 0);
         let by = match end {
-            End::Accepted => return None,
             End::Through if drops => format!("the policy {place}"),
-            End::Through => return None,
+            End::Accepted | End::Through => return None,
             End::Dropped(rule) => format!("the rule {rule} {place}"),
         };
         Some(match self.accepted.take() {
