@@ -7,7 +7,8 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
 };
 
-use super::{Netlink, NetlinkError, request};
+use super::{Netlink, NetlinkError, request::route_key};
+use crate::model::{Family as _, V4, V6};
 
 /// A packet, as far as routes are chosen by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ impl Netlink {
         &self,
         question: &RouteQuestion,
     ) -> Result<io::Result<RouteAnswer>, NetlinkError> {
-        let queries = vec![request::route_for(question)];
+        let queries = vec![question.message()];
         let mut answers = self.transport.query("look up a route", queries).await?;
         Ok(match answers.pop() {
             Some(Ok(Some(RouteNetlinkMessage::NewRoute(message)))) => {
@@ -63,8 +64,11 @@ impl RouteQuestion {
         }
     }
 
-    /// Completes a look-up of the route to the destination.
-    pub(super) fn complete(&self, mut message: RouteMessage) -> RouteMessage {
+    fn message(&self) -> RouteNetlinkMessage {
+        let mut message = match self.destination {
+            IpAddr::V4(address) => route_key::<V4>(V4::host(address)),
+            IpAddr::V6(address) => route_key::<V6>(V6::host(address)),
+        };
         if self.destination.is_ipv4() {
             // Without it the kernel names the main table, whichever it was.
             message.header.flags |= RouteFlags::LookupTable;
@@ -86,7 +90,7 @@ impl RouteQuestion {
             .into_iter()
             .flatten(),
         );
-        message
+        RouteNetlinkMessage::GetRoute(message)
     }
 }
 

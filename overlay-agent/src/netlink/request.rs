@@ -17,11 +17,10 @@ use rtnetlink::{
 };
 
 use super::{
-    lookup::RouteQuestion,
     object::{Address, Route},
     transport::Request,
 };
-use crate::model::{Family, V4, V6};
+use crate::model::{Family, V6};
 
 pub(super) fn dump_links() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(LinkMessage::default())
@@ -73,15 +72,6 @@ pub(super) fn dump_fdb(ifindex: u32) -> RouteNetlinkMessage {
 pub(super) fn route_to<F: Family>(address: F::Address) -> RouteNetlinkMessage {
     // A lookup takes nothing beyond its key.
     RouteNetlinkMessage::GetRoute(route_key::<F>(F::host(address)))
-}
-
-/// The kernel's route for a packet.
-pub(super) fn route_for(question: &RouteQuestion) -> RouteNetlinkMessage {
-    let message = match question.destination {
-        IpAddr::V4(address) => route_key::<V4>(V4::host(address)),
-        IpAddr::V6(address) => route_key::<V6>(V6::host(address)),
-    };
-    RouteNetlinkMessage::GetRoute(question.complete(message))
 }
 
 pub(super) fn create_link(message: LinkMessage) -> Request {
@@ -256,7 +246,7 @@ pub(super) fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
     message
 }
 
-fn route_key<F: Family>(destination: F::Network) -> RouteMessage {
+pub(super) fn route_key<F: Family>(destination: F::Network) -> RouteMessage {
     let destination: IpNetwork = destination.into();
     let mut message = RouteMessage::default();
     message.header.address_family = number::<F>();

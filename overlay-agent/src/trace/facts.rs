@@ -4,7 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::{Fast, packet::Packet, rules::Passage};
+use super::{
+    fast::Fast,
+    packet::{Packet, Translated},
+    rules::Passage,
+};
 
 /// The facts. What does not concern the packet is `None`, and so is what could not be found out.
 #[derive(Clone, Debug)]
@@ -85,12 +89,6 @@ pub struct Translation {
     pub to: SocketAddr,
     /// Who remembers it: `conntrack` or `the flow table`.
     pub known_by: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Translated {
-    Source,
-    Destination,
 }
 
 /// Another node.

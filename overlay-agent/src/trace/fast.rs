@@ -16,7 +16,7 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{facts::Translated, packet::Packet};
+use super::packet::{Packet, Protocol, Translated};
 use crate::{
     model::Family,
     view::{Overlay, left},
@@ -112,7 +112,7 @@ pub fn judge<F: Family>(maps: &Maps<'_, F>, packet: &Packet, side: Side) -> Fast
     }
     judged.into_iter().next().unwrap_or_else(|| {
         let reason = match packet.protocol {
-            super::Protocol::Tcp => {
+            Protocol::Tcp => {
                 "none of its packets has earned a permit here: the kernel carries the handshake and what comes \
                  before the acknowledgement"
             }

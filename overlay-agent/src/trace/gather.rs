@@ -5,49 +5,29 @@ mod peers;
 mod pods;
 mod programs;
 mod routes;
+mod scene;
 
-use std::{net::IpAddr, path::PathBuf};
-
-use ipnetwork::IpNetwork;
-
+pub use self::scene::Places;
 use self::{
     filter::{Way, outer_rules},
     peers::peer,
     pods::FoundPod,
     programs::Programs,
     routes::Asked,
+    scene::Scene,
 };
 use super::{
-    facts::{End, Facts, Interface, Overlay, Translated, Translation},
+    facts::{End, Facts, Translation},
     fast::{Fast, Side},
-    packet::{Packet, Protocol},
+    packet::{Packet, Protocol, Translated},
 };
 use crate::{
     check,
     conntrack::connection::{self, Connection},
-    datapath::PinDir,
     filter::exec::Executor,
-    model::{Family, V4, V6},
-    netlink::{Link, LinkTable, Netlink, NetlinkError, RouteQuestion},
-    underlay::{self, HostSnapshot},
+    netlink::{Link, NetlinkError, RouteQuestion},
     view::Snapshot,
 };
-
-/// Where to look.
-#[derive(Clone, Debug)]
-pub struct Places {
-    pub pins: PinDir,
-    pub subnet_file: PathBuf,
-}
-
-/// The host as far as the packet may meet it.
-struct Scene {
-    netlink: Netlink,
-    links: LinkTable,
-    addresses: HostSnapshot,
-    /// Of the packet's family.
-    overlay: Option<check::Overlay>,
-}
 
 /// The facts about `packet`.
 pub async fn gather(packet: Packet, places: &Places) -> Result<Facts, NetlinkError> {
@@ -164,100 +144,6 @@ pub async fn gather(packet: Packet, places: &Places) -> Result<Facts, NetlinkErr
         fast,
         missing,
     })
-}
-
-impl Scene {
-    async fn look(
-        packet: &Packet,
-        snapshot: &Snapshot,
-        places: &Places,
-        missing: &mut Vec<String>,
-    ) -> Result<Self, NetlinkError> {
-        let addresses = match underlay::snapshot(None).await {
-            Ok(host) => host,
-            Err(error) => {
-                missing.push(format!("the node's own addresses are left out: {error}"));
-                HostSnapshot::default()
-            }
-        };
-        let file = check::subnet_file(&places.subnet_file);
-        let overlays = check::overlays(snapshot, &addresses, file.as_ref());
-        let is_ipv4 = packet.source.is_ipv4();
-        let mut overlay = { overlays.into_iter() }.find(|o| o.vtep.is_ipv4() == is_ipv4);
-        if let (Some(overlay), Some(file)) = (&mut overlay, &file) {
-            let said = if is_ipv4 {
-                file.said.ipv4_subnet.map(IpNetwork::from)
-            } else {
-                file.said.ipv6_subnet.map(IpNetwork::from)
-            };
-            overlay.subnet = overlay.subnet.or(said);
-            // Pods of both families use what fits either.
-            overlay.pod_mtu = overlay.pod_mtu.into_iter().chain(file.mtu).min();
-        }
-        let netlink = Netlink::connect()?;
-        let mut links = LinkTable::default();
-        links.replace(netlink.dump_links().await?);
-        Ok(Self {
-            netlink,
-            links,
-            addresses,
-            overlay,
-        })
-    }
-
-    /// What an address is to this node.
-    fn end(&self, address: IpAddr) -> End {
-        let mut own = self.addresses.addresses.iter();
-        if own.any(|own| own.ip == address) {
-            return End::Host;
-        }
-        let Some(overlay) = &self.overlay else {
-            return End::Outside;
-        };
-        let is_in = |network: Option<IpNetwork>| network.is_some_and(|n| n.contains(address));
-        let has_route = || {
-            let mut routes = overlay.tier.routes.iter();
-            routes.any(|route| route.subnet.contains(address))
-        };
-        if is_in(overlay.subnet) {
-            End::PodHere
-        } else if is_in(overlay.network) || has_route() {
-            End::PodElsewhere
-        } else {
-            End::Outside
-        }
-    }
-
-    /// The tunnel device.
-    fn device(&self) -> Option<Link> {
-        let device = self.overlay.as_ref()?.tier.device.as_ref()?;
-        self.links.link(device.ifindex).cloned()
-    }
-
-    fn overlay(&self) -> Option<Overlay> {
-        let found = self.overlay.as_ref()?;
-        let overhead = match (found.vni, found.vtep) {
-            (None, _) => 0,
-            (Some(_), IpAddr::V4(_)) => V4::OVERHEAD,
-            (Some(_), IpAddr::V6(_)) => V6::OVERHEAD,
-        };
-        Some(Overlay {
-            vtep: found.vtep,
-            vni: found.vni,
-            port: found.port,
-            pod_mtu: found.pod_mtu,
-            overhead,
-            device: self.device().as_ref().map(interface),
-        })
-    }
-}
-
-fn interface(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mtu: link.mtu,
-        is_up: link.up,
-    }
 }
 
 /// Whose program would forward the packet; `None` if none does.

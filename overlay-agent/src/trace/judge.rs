@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{
-    Fast,
-    facts::{End, Facts, Interface, Peer, Pod, Route, Translated},
-    packet::Packet,
+    facts::{End, Facts, Interface, Peer, Pod, Route},
+    fast::Fast,
+    packet::{Packet, Translated},
     rules::Passage,
 };
 

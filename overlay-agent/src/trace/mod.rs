@@ -15,7 +15,6 @@ mod tests;
 mod watch;
 
 pub use self::{
-    fast::Fast,
     gather::{Places, gather},
     judge::{Judged, Verdict, judge},
     packet::{Packet, Protocol},

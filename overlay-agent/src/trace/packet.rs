@@ -28,6 +28,13 @@ pub struct Packet {
     pub destination_port: Option<u16>,
 }
 
+/// Which of its ends netfilter rewrites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translated {
+    Source,
+    Destination,
+}
+
 impl Packet {
     /// As the IP header has it.
     pub const fn protocol_number(&self) -> u8 {

@@ -10,10 +10,10 @@ use overlay_common::{
 };
 
 use super::{
-    facts::{End, Facts, Interface, Overlay, Peer, Pod, Route, Translated, Translation},
+    facts::{End, Facts, Interface, Overlay, Peer, Pod, Route, Translation},
     fast::{self, Fast, Maps, Side},
     judge::{Judged, State, Verdict, judge},
-    packet::{Packet, Protocol},
+    packet::{Packet, Protocol, Translated},
     rules::Passage,
 };
 use crate::{

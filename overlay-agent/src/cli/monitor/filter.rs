@@ -6,7 +6,6 @@ use anyhow::ensure;
 use ipnetwork::IpNetwork;
 use overlay_common::{node::Node, outcome::Kind};
 
-use super::Args;
 use crate::{
     datapath::{Maps, OverlayMaps, PacketEvent},
     model::{Family, each_family},
@@ -28,9 +27,14 @@ struct Peer {
 }
 
 impl Filter {
-    pub fn new(args: &Args, maps: &Maps) -> anyhow::Result<Self> {
-        let kinds = [(args.drops, Kind::Drop), (args.declines, Kind::Decline)];
-        let peer = match args.peer {
+    /// Packets of these kinds, or of any, and of this pod and this node if they are given.
+    pub fn new(
+        kinds: Vec<Kind>,
+        pod: Option<IpAddr>,
+        peer: Option<IpAddr>,
+        maps: &Maps,
+    ) -> anyhow::Result<Self> {
+        let peer = match peer {
             None => None,
             Some(address) => {
                 let of = each_family!(maps.overlays.as_ref(), maps => subnets(maps, address)?);
@@ -42,13 +46,7 @@ impl Filter {
                 Some(Peer { address, subnets })
             }
         };
-        Ok(Self {
-            kinds: { kinds.into_iter() }
-                .filter_map(|(is_wanted, kind)| is_wanted.then_some(kind))
-                .collect(),
-            pod: args.pod,
-            peer,
-        })
+        Ok(Self { kinds, pod, peer })
     }
 
     pub fn wants(&self, event: &PacketEvent) -> bool {

@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use overlay_common::outcome::Kind;
 use tokio::{
     io::AsyncReadExt as _,
     signal::unix::{SignalKind, signal},
@@ -71,6 +72,13 @@ pub struct Args {
 }
 
 impl Args {
+    /// What is shown; everything, if it is empty.
+    fn kinds(&self) -> Vec<Kind> {
+        let kinds = [(self.drops, Kind::Drop), (self.declines, Kind::Decline)];
+        let wanted = kinds.into_iter().filter(|(is_wanted, _)| *is_wanted);
+        wanted.map(|(_, kind)| kind).collect()
+    }
+
     /// What the programs have to tell of.
     const fn level(&self) -> LevelFilter {
         if self.all {
@@ -86,7 +94,7 @@ impl Args {
 pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let object = LOGGING_OBJECT.context(NOT_BUILT)?;
     let pins = args.pinned.pins();
-    let filter = Filter::new(args, &args.pinned.open()?)?;
+    let filter = Filter::new(args.kinds(), args.pod, args.peer, &args.pinned.open()?)?;
     ensure!(pins.is_in_use()?, NO_AGENT);
     let done = CancellationToken::new();
     let events = Arc::new(Events::new(args, filter, done.clone()));

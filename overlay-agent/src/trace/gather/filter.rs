@@ -1,6 +1,6 @@
 //! What the packet filter would say, of the packet and of the tunnel packet around it.
 
-use super::{Asked, Scene};
+use super::{routes::Asked, scene::Scene};
 use crate::{
     check::Rules,
     netlink::Link,

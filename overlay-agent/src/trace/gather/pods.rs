@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use overlay_common::addr::MacAddr;
 
-use super::{Scene, interface};
+use super::scene::{Scene, interface};
 use crate::{
     model::{Family, V4, V6},
     netlink::{Link, LinkKind, NetlinkError, RouteQuestion},

@@ -11,9 +11,9 @@ use crate::{
     datapath::{DatapathError, PinDir},
     model::{Family, V4},
     trace::{
-        facts::{Translated, Translation},
+        facts::Translation,
         fast::{self, Fast, Maps, Side},
-        packet::Packet,
+        packet::{Packet, Translated},
     },
     view::{EbpfTier, FlowTable, FlowTables, Overlay},
 };

@@ -5,7 +5,7 @@ use std::{io, net::IpAddr};
 use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::route::RouteType;
 
-use super::{Scene, interface};
+use super::scene::{Scene, interface};
 use crate::{
     netlink::{Link, NetlinkError, RouteAnswer, RouteQuestion},
     trace::facts::Route,

@@ -4,29 +4,17 @@
 //! verdict that hangs on such a rule is unclear, and names it.
 
 mod nft;
+mod rule;
 mod saved;
 
-use std::collections::BTreeMap;
-
-use ipnetwork::IpNetwork;
-
-use super::packet::{Packet, Protocol};
+pub use self::rule::Seen;
+use self::rule::{Chains, Holds, Target};
 use crate::check::{BaseChain, Rules};
 
 /// The kernel follows sixteen jumps.
 const MAX_DEPTH: usize = 16;
 /// Rules looked at for one packet.
 const MAX_STEPS: usize = 200_000;
-
-/// The packet where rules see it.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    pub packet: Packet,
-    pub incoming: Option<String>,
-    pub outgoing: Option<String>,
-    /// Of a connection that has been answered.
-    pub is_established: bool,
-}
 
 /// Which chains it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,33 +37,6 @@ pub enum Passage {
         by: String,
     },
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
-    Yes,
-    No,
-    Maybe,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Target {
-    Accept,
-    Drop,
-    Return,
-    Jump(String),
-    Goto(String),
-    /// Something that ends neither the chain nor the packet.
-    Work,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    text: String,
-    holds: Holds,
-    target: Target,
-}
-
-type Chains = BTreeMap<String, Vec<Rule>>;
 
 /// The verdict of all rules on the way.
 pub fn passage(rules: &Rules, seen: &Seen, course: Course) -> Passage {
@@ -227,110 +188,6 @@ impl Doubts {
             }
         }
         End::Through
-    }
-}
-
-/// Conditions of one rule, all of which have to hold.
-struct Conditions<'a> {
-    seen: &'a Seen,
-    holds: Holds,
-}
-
-impl<'a> Conditions<'a> {
-    const fn new(seen: &'a Seen) -> Self {
-        Self {
-            seen,
-            holds: Holds::Yes,
-        }
-    }
-
-    fn require(&mut self, holds: bool) {
-        if !holds {
-            self.holds = Holds::No;
-        }
-    }
-
-    /// Something that the packet alone does not tell.
-    fn doubt(&mut self) {
-        if self.holds == Holds::Yes {
-            self.holds = Holds::Maybe;
-        }
-    }
-
-    /// One of the alternatives has to hold, or none of them if negated. `None` is one that is not understood.
-    fn any_of(&mut self, alternatives: impl Iterator<Item = Option<bool>>, is_negated: bool) {
-        let mut holds = Some(false);
-        for alternative in alternatives {
-            match alternative {
-                Some(true) => {
-                    holds = Some(true);
-                    break;
-                }
-                Some(false) => {}
-                None => holds = None,
-            }
-        }
-        match holds {
-            Some(holds) => self.require(holds != is_negated),
-            None => self.doubt(),
-        }
-    }
-
-    fn address(&self, is_source: bool, text: &str) -> Option<bool> {
-        let network: IpNetwork = text.parse().ok()?;
-        Some(network.contains(if is_source {
-            self.seen.packet.source
-        } else {
-            self.seen.packet.destination
-        }))
-    }
-
-    /// A port, or a range with this between its ends.
-    fn port(&self, is_source: bool, text: &str, between: char) -> Option<bool> {
-        let port = if is_source {
-            self.seen.packet.source_port
-        } else {
-            self.seen.packet.destination_port
-        };
-        let (first, last) = text.split_once(between).unwrap_or((text, text));
-        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-        Some((first..=last).contains(&port?))
-    }
-
-    fn protocol(&self, text: &str) -> Option<bool> {
-        let number = self.seen.packet.protocol_number();
-        Some(match text {
-            "all" => true,
-            "tcp" => self.seen.packet.protocol == Protocol::Tcp,
-            "udp" => self.seen.packet.protocol == Protocol::Udp,
-            "icmp" => number == 1,
-            "ipv6-icmp" | "icmpv6" => number == 58,
-            "sctp" | "esp" | "ah" | "gre" | "dccp" | "udplite" | "igmp" | "vrrp" => false,
-            other => other.parse::<u8>().ok()? == number,
-        })
-    }
-
-    /// An interface, with this at the end of a name that stands for all that begin so.
-    fn interface(&self, is_incoming: bool, text: &str, wildcard: char) -> bool {
-        let name = if is_incoming {
-            self.seen.incoming.as_deref()
-        } else {
-            self.seen.outgoing.as_deref()
-        };
-        let name = name.unwrap_or_default();
-        match text.strip_suffix(wildcard) {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == text,
-        }
-    }
-
-    fn state(&self, text: &str) -> bool {
-        let state = if self.seen.is_established {
-            "established"
-        } else {
-            "new"
-        };
-        text.split(',').any(|one| one.eq_ignore_ascii_case(state))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rules as `nft list table` prints them.
 
-use super::{Chains, Conditions, Holds, Rule, Seen, Target};
+use super::rule::{Chains, Conditions, Holds, Rule, Seen, Target};
 
 /// The chains of a table.
 pub fn chains(text: &str, seen: &Seen) -> Chains {

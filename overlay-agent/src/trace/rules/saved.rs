@@ -1,6 +1,6 @@
 //! Rules as `iptables-save` prints them.
 
-use super::{Chains, Conditions, Holds, Rule, Seen, Target};
+use super::rule::{Chains, Conditions, Holds, Rule, Seen, Target};
 use crate::check::Saved;
 
 /// Matches that ask nothing beyond their options. Others may hold or not.

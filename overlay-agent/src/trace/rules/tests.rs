@@ -1,5 +1,8 @@
 use super::*;
-use crate::check::Saved;
+use crate::{
+    check::Saved,
+    trace::packet::{Packet, Protocol},
+};
 
 fn seen() -> Seen {
     Seen {
