@@ -197,8 +197,7 @@ impl<F: Family> Maps<'_, F> {
         };
         let remote = F::address(remote)?;
         if !config.is_remote_pod(remote.into()) {
-            let reason =
-                "the other end is no pod of another node, and no translation to one is remembered";
+            let reason = "the other end is no pod of another node, and the flow has earned no permit as a translated one";
             return Some(Fast::declined(side, Outcome::NotOverlay, reason));
         }
         let mut routes = self.overlay.routes.iter();
