@@ -11,9 +11,9 @@ mod pitfalls;
 mod told;
 
 pub use self::{
-    facts::Facts,
+    facts::{BaseChain, Facts, Overlay, Rules, Saved},
     finding::{Finding, Severity},
-    gather::{Places, gather},
+    gather::{Places, gather, overlays, rules, subnet_file},
     mesh::examine as examine_mesh,
     told::tell,
 };

@@ -8,11 +8,13 @@ pub mod flows;
 pub mod flush;
 mod health;
 pub mod init;
+pub mod monitor;
 pub mod peers;
 pub mod pinned;
 pub mod routes;
 pub mod stats;
 pub mod status;
+pub mod trace;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -66,12 +68,19 @@ enum Command {
     /// Tell which nodes are reached through the overlay, and why the others are not
     #[command(after_help = "Exit codes: 0 all are, 1 some are in trouble, 2 cannot tell")]
     Peers(peers::Args),
+    /// Tell what would become of a packet on this node, step by step, and whether it is fast
+    #[command(
+        after_help = "Exit codes: 0 it passes, 1 it is stopped, or passes with trouble, 2 cannot tell"
+    )]
+    Trace(trace::Args),
     /// Show which subnet is behind which node, and the way there
     Routes(routes::Args),
     /// Show the flows that may take the fast path
     Flows(flows::Args),
     /// Show what happened to packets, by hook and reason
     Stats(stats::Args),
+    /// Show packets as the programs judge them, while it runs
+    Monitor(monitor::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
     /// Write one archive with everything that a report of a problem needs, without secrets
@@ -128,6 +137,15 @@ async fn command(args: &[String]) -> ExitCode {
             let found = check::look(&args).await;
             report(|out| check::print(&found, &args, out))
         }
+        Command::Trace(args) => {
+            let judged = trace::look(&args).await;
+            let code = report(|out| trace::print(&judged?, &args, out));
+            if args.watch {
+                let ended = trace::watch(&args).await;
+                return report(|_| ended.map(|()| code));
+            }
+            code
+        }
         Command::Routes(args) => {
             let snapshot = look(&args.pinned).await;
             report(|out| routes::run(&args, snapshot, out))
@@ -135,6 +153,10 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Peers(args) => report(|out| peers::run(&args, out)),
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
+        Command::Monitor(args) => {
+            let ended = monitor::run(&args).await;
+            report(|_| ended)
+        }
         Command::Flush(args) => report(|out| flush::run(&args, out)),
         Command::Init(args) => report(|out| init::run(&args, out)),
         Command::Cleanup(args) => {

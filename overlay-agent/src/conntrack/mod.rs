@@ -6,6 +6,7 @@
 //! permit lasts half as long as the shortest timeout that may be in force for its protocol: from the last
 //! packet seen to the first one after the permit it is less than twice as long.
 
+pub mod connection;
 mod dump;
 mod objects;
 mod settings;

@@ -8,13 +8,13 @@ use std::{
 use super::dump::{self, attribute};
 
 /// `IPCTNL_MSG_CT_GET`.
-const CONNECTIONS: u16 = 0x0101;
+pub(super) const CONNECTIONS: u16 = 0x0101;
 /// `CTA_TUPLE_ORIG` and `CTA_TUPLE_REPLY`.
-const ORIGINAL: u16 = 1;
-const REPLY: u16 = 2;
+pub(super) const ORIGINAL: u16 = 1;
+pub(super) const REPLY: u16 = 2;
 /// Of a tuple: `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`.
 const ADDRESSES: u16 = 1;
-const TRANSPORT: u16 = 2;
+pub(super) const TRANSPORT: u16 = 2;
 /// `CTA_IP_V4_SRC` and `_DST`, `CTA_IP_V6_SRC` and `_DST`.
 const IPV4: [u16; 2] = [1, 2];
 const IPV6: [u16; 2] = [3, 4];
@@ -43,14 +43,14 @@ fn translated(connection: &[u8]) -> Option<[Ends; 2]> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Tuple<'a> {
-    ends: Ends,
-    ports: [Option<&'a [u8]>; 2],
+pub(super) struct Tuple<'a> {
+    pub(super) ends: Ends,
+    pub(super) ports: [Option<&'a [u8]>; 2],
     identifiers: [Option<&'a [u8]>; 2],
 }
 
 impl<'a> Tuple<'a> {
-    fn read(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
         let addresses = attribute(bytes, ADDRESSES)?;
         let ipv4 = |kind| {
             let octets: [u8; 4] = attribute(addresses, kind)?.try_into().ok()?;

@@ -14,9 +14,11 @@ mod counters;
 mod error;
 mod flusher;
 mod host;
+mod lent;
 mod load;
 mod maps;
 mod netlink;
+mod packet_event;
 mod packet_log;
 mod pins;
 mod programs;
@@ -45,8 +47,10 @@ pub use self::{
     error::DatapathError,
     flusher::{Flushed, Flusher, Generations},
     host::{HostFacts, PermitTimes, permit_clock},
+    lent::{Lent, Loan},
     maps::{Maps, overlay::OverlayMaps},
-    packet_log::{PACKETS, PacketLog},
+    packet_event::PacketEvent,
+    packet_log::{Message, PACKETS, PacketLog, Taker},
     pins::{DEFAULT_PIN_DIR, PinDir},
     short_way::{ShortWay, reasons as short_way_closed},
     slow::SlowFlows,
@@ -54,6 +58,7 @@ pub use self::{
 };
 use self::{
     load::FlowTables,
+    packet_log::Logging,
     programs::Programs,
     tables::{Translations, Writer, Written},
 };
@@ -85,6 +90,8 @@ pub type Serves = PerFamily<bool>;
 pub struct Datapath {
     pins: PinDir,
     programs: Programs,
+    /// What runs instead of them for the time being.
+    lent: Option<Programs>,
     maps: Maps,
     flusher: Flusher,
     written: PerFamily<Written<V4>, Written<V6>>,
@@ -114,12 +121,13 @@ impl Datapath {
             ipv4: capacity(options.serves.ipv4),
             ipv6: capacity(options.serves.ipv6),
         };
-        let programs = load::load(&pins, options.object, options.log, flows)?;
+        let programs = load::load(&pins, options.object, Logging::lines(options.log), flows)?;
         let maps = Maps::open(&pins)?;
         let flusher = Flusher::open(&pins)?;
         let mut datapath = Self {
             pins,
             programs,
+            lent: None,
             maps,
             flusher,
             written: PerFamily::default(),
@@ -209,6 +217,14 @@ impl Datapath {
         self.programs.log.take()
     }
 
+    /// With the next [`Self::sync_links`] programs that another process has loaded on these maps run instead of this
+    /// agent's own, or no longer. Returns whether that is a change.
+    pub fn borrow_programs(&mut self, lent: Option<Lent>) -> bool {
+        let is_change = lent.is_some() || self.lent.is_some();
+        self.lent = lent.map(|lent| lent.into_programs(self.programs.tcx));
+        is_change
+    }
+
     /// Reads the maps again at the next [`Self::apply`], which then repairs what someone else
     /// changed in them.
     pub fn distrust_tables(&mut self) {
@@ -270,7 +286,8 @@ impl Datapath {
     /// others, defunct ones included. Once every link runs this agent's programs, maps of other ABI
     /// versions go.
     pub fn sync_links(&mut self, wanted: &BTreeSet<Attachment>) -> LinkSummary {
-        let mut summary = attach::sync(&self.pins, &self.programs, wanted);
+        let programs = self.lent.as_ref().unwrap_or(&self.programs);
+        let mut summary = attach::sync(&self.pins, programs, wanted);
         if summary.failed.is_empty() {
             summary.left.extend(self.pins.remove_other_versions().err());
         }

@@ -23,6 +23,7 @@ mod device;
 mod ensure;
 mod error;
 mod groups;
+mod lookup;
 mod object;
 mod plan;
 mod pods;
@@ -39,6 +40,7 @@ pub use cleanup::Owned;
 pub use datagram::messages;
 pub use device::{DeviceSpec, Marks, Vtep};
 pub use error::{Collision, NetlinkError};
+pub use lookup::{RouteAnswer, RouteQuestion};
 pub use object::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, VxlanLink};
 #[cfg(test)]
 pub use plan::peer_route;

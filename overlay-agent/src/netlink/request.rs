@@ -246,7 +246,7 @@ pub(super) fn encode_route<F: Family>(route: &Route<F>) -> RouteMessage {
     message
 }
 
-fn route_key<F: Family>(destination: F::Network) -> RouteMessage {
+pub(super) fn route_key<F: Family>(destination: F::Network) -> RouteMessage {
     let destination: IpNetwork = destination.into();
     let mut message = RouteMessage::default();
     message.header.address_family = number::<F>();

@@ -11,6 +11,7 @@ mod dir_watch;
 mod end;
 mod ends;
 mod flushes;
+mod monitor;
 mod past;
 mod pending;
 mod per_packet;

@@ -19,7 +19,9 @@ use crate::{
     backend::{Backend, Runtime, Scene},
     complaints::Complaints,
     conntrack::Shortest,
+    datapath::Lent,
     health::{Condition, Readiness},
+    loan::Answer,
     metrics::{self, FlushCause},
     model::{Family, each_family},
     netlink::{Netlink, PodLink},
@@ -41,6 +43,8 @@ pub struct Settler {
     readiness: Readiness,
     /// The programs are where they belong.
     attached: bool,
+    /// Where pods were when they were last attached; `None` before.
+    pods: Option<BTreeMap<u32, PodLink>>,
     /// There was a job before: what is changed without news from the leases is a repair.
     began: bool,
     metrics: metrics::Daemon,
@@ -97,6 +101,7 @@ impl Settler {
             complaints: Complaints::default(),
             readiness,
             attached: false,
+            pods: None,
             began: false,
             metrics,
         }
@@ -150,6 +155,7 @@ impl Settler {
         }
         if dirty.pods || dirty.vtep || dirty.underlay {
             self.attached = self.attach(&job.pods);
+            self.pods = Some(std::mem::take(&mut job.pods));
             again.pods |= !self.attached;
         }
         if self.attached && self.learn_translations().await {
@@ -208,6 +214,39 @@ impl Settler {
             warn!("{problem}");
         }
         problems
+    }
+
+    /// Has programs of another process run instead of the agent's own.
+    pub fn borrow_programs(&mut self, lent: Lent) -> Answer {
+        if self.pods.is_none() {
+            return Answer::refused("the node is being started");
+        }
+        if !self.tier1.borrow_programs(Some(lent)) {
+            return Answer::refused(
+                "this node has no programs: packets take the kernel tier alone",
+            );
+        }
+        let is_complete = self.attach_again();
+        let problem = "not all of them could be put in place: see the agent's log";
+        Answer {
+            refused: None,
+            problem: (!is_complete).then(|| problem.to_owned()),
+        }
+    }
+
+    /// Has the agent's own programs run again; `None` if they did, else whether all do.
+    pub fn own_programs(&mut self) -> Option<bool> {
+        let others_ran = self.tier1.borrow_programs(None);
+        others_ran.then(|| self.attach_again())
+    }
+
+    fn attach_again(&mut self) -> bool {
+        let Some(pods) = self.pods.take() else {
+            return true;
+        };
+        self.attached = self.attach(&pods);
+        self.pods = Some(pods);
+        self.attached
     }
 
     /// Ends what runs of the backend.

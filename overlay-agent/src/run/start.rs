@@ -14,6 +14,7 @@ use super::{
     convert,
     end::{TunnelEnd, follow, set_backend, sweep},
     flushes::Flushes,
+    monitor,
     past::{held_addresses, recorded},
     per_packet::PerPacket,
     reload,
@@ -260,6 +261,8 @@ impl Daemon {
             flushes.request();
         }
         again |= news.without_flush();
+        let settler = Arc::new(Mutex::new(settler));
+        monitor::spawn(Arc::clone(&settler), supervisor);
         // Whoever waits for the file starts containers: everything else is in place before.
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
@@ -286,7 +289,7 @@ impl Daemon {
             runs,
             held,
             netlink,
-            settler: Arc::new(Mutex::new(settler)),
+            settler,
         };
         daemon.advertise();
         daemon.leases.started();

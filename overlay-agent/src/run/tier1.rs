@@ -21,7 +21,7 @@ use crate::{
     config::{DatapathOptions, DatapathTier, Xdp},
     conntrack::translated,
     datapath::{
-        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, PermitTimes,
+        self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, Lent, PermitTimes,
         PinDir, Serves, ShortWay, SlowFlows, XdpMode,
     },
     lifecycle::{Supervisor, privileges},
@@ -260,6 +260,15 @@ impl Tier1 {
         match self {
             Self::Active { datapath, .. } => datapath.flusher().map(Some),
             Self::Absent { .. } => Ok(None),
+        }
+    }
+
+    /// From the next attaching on programs of another process run instead of the agent's own, or no longer. Returns
+    /// whether that is a change.
+    pub fn borrow_programs(&mut self, lent: Option<Lent>) -> bool {
+        match self {
+            Self::Active { datapath, .. } => datapath.borrow_programs(lent),
+            Self::Absent { .. } => false,
         }
     }
 

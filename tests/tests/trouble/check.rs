@@ -10,7 +10,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::support::{Judged, judge};
+use crate::support::{Judged, judge, run};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
@@ -49,13 +49,6 @@ fn expect(node: &Node, name: &str, severity: &str, more: &[&str]) -> Result<()> 
 #[track_caller]
 fn expect_nothing(node: &Node) -> Result<()> {
     expect(node, "", "", &[])
-}
-
-/// Runs a line of words on the node.
-fn run(node: &Node, line: &str) -> Result<()> {
-    let mut words = line.split(' ');
-    let program = words.next().context("a program")?;
-    node.cmd(program, words).map(drop)
 }
 
 #[test]

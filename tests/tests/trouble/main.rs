@@ -3,5 +3,7 @@
 mod alerts;
 mod bugreport;
 mod check;
+mod monitor;
 mod peers;
 mod support;
+mod trace;

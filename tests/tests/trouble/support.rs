@@ -24,3 +24,10 @@ pub fn judge(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value)> {
     })?;
     Ok((output.status.code(), said))
 }
+
+/// Runs a line of words on the node.
+pub fn run(node: &Node, line: &str) -> Result<()> {
+    let mut words = line.split(' ');
+    let program = words.next().context("a program")?;
+    node.cmd(program, words).map(drop)
+}

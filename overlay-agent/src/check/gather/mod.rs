@@ -2,7 +2,7 @@
 
 mod ethtool;
 mod files;
-mod rules;
+pub mod rules;
 mod sockets;
 
 use std::{
@@ -106,7 +106,12 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-fn overlays(snapshot: &Snapshot, host: &HostSnapshot, file: Option<&SubnetFile>) -> Vec<Overlay> {
+/// The families' overlays: what the maps say, or where there are none the kernel and the subnet file.
+pub fn overlays(
+    snapshot: &Snapshot,
+    host: &HostSnapshot,
+    file: Option<&SubnetFile>,
+) -> Vec<Overlay> {
     let KernelTier { ipv4, ipv6, .. } = &snapshot.kernel;
     let tier = snapshot.ebpf.as_ref().ok();
     let said = file.map(|file| &file.said);
@@ -261,7 +266,7 @@ fn conntrack() -> Option<(u64, u64)> {
     Some((number("nf_conntrack_count")?, number("nf_conntrack_max")?))
 }
 
-fn subnet_file(path: &Path) -> Option<SubnetFile> {
+pub fn subnet_file(path: &Path) -> Option<SubnetFile> {
     let text = atomic::read(path).ok()??;
     let mtu = Dotenv::parse(&text)
         .get("FLANNEL_MTU")

@@ -22,7 +22,7 @@ use self::{
 use super::{
     attach::{tc, tcx},
     error::DatapathError,
-    packet_log::{self, PacketLog},
+    packet_log::{self, Logging, PacketLog},
     pins::PinDir,
     programs::{LoadedProgram, Programs, program_name},
 };
@@ -30,12 +30,12 @@ use super::{
 /// How often a program is loaded whose verification is interrupted; libbpf tries five times.
 const LOAD_ATTEMPTS: u32 = 10;
 
-/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing. `log` is
-/// what packets are logged from; anything but `OFF` needs an object that can.
+/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing.
+/// Any `logging` but at level `OFF` needs an object that can.
 pub fn load(
     pins: &PinDir,
     object: &[u8],
-    log: LevelFilter,
+    logging: Logging,
     flows: FlowTables,
 ) -> Result<Programs, DatapathError> {
     check_pinned_maps(pins, flows)?;
@@ -47,14 +47,15 @@ pub fn load(
     for spec in maps::TABLE {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
-    let log_level = packet_log::level(log);
-    if log != LevelFilter::OFF {
+    let Logging { level, reader } = logging;
+    let log_level = packet_log::level(level);
+    if level != LevelFilter::OFF {
         loader.override_global(aya_log::LEVEL, &log_level, true);
     }
     let mut ebpf = loader.load(object).map_err(object_error)?;
-    let log = match log {
+    let log = match level {
         LevelFilter::OFF => None,
-        _ => Some(PacketLog::of(&mut ebpf)?),
+        _ => Some(PacketLog::of(&mut ebpf, reader)?),
     };
     let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
     let tcx = tcx::is_there(&ingress);
