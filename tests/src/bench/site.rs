@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     lab::{
-        Lab, Node,
+        Attachment, Lab, Node,
         subnet_env::SubnetEnv,
         underlay::{NODE_INTERFACE, UNDERLAY_MTU},
     },
@@ -58,7 +58,13 @@ impl Site {
             floor: None,
         };
         site.start_overlay()?;
-        site.lab.add_pods(1)?;
+        if variant.bridgeless {
+            for node in site.lab.nodes() {
+                node.add_pod("a", Attachment::PointToPoint)?;
+            }
+        } else {
+            site.lab.add_pods(1)?;
+        }
         if variant.crowded {
             for node in site.lab.nodes() {
                 crowd::add_pods(&site.lab, node)?;

@@ -37,6 +37,8 @@ pub struct Variant {
     pub from_host: bool,
     /// The client asks a service, as kube-proxy's iptables rules on its node make one.
     pub service: bool,
+    /// Pods are routed to, as those that the CNI plugin makes itself.
+    pub bridgeless: bool,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -49,6 +51,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         altered: false,
         from_host: false,
         service: false,
+        bridgeless: false,
     }
 }
 
@@ -70,6 +73,10 @@ pub const NODE: &Variant = &Variant {
 };
 pub const FLOOR: &Variant = &variant("floor", Overlay::Floor, false);
 pub const STRICT: &Variant = &agent("overlay strict", "strict");
+pub const BRIDGELESS: &Variant = &Variant {
+    bridgeless: true,
+    ..agent("overlay strict, no bridge", "strict")
+};
 pub const TRUSTED: &Variant = &agent("overlay trusted", "trusted");
 pub const DIRECT: &Variant = &variant(
     "overlay direct",
@@ -122,7 +129,7 @@ pub const OFF_SERVICE: &Variant = &Variant {
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 19] = [
+pub const ALL: [&Variant; 20] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -130,6 +137,7 @@ pub const ALL: [&Variant; 19] = [
     NODE,
     FLOOR,
     STRICT,
+    BRIDGELESS,
     TRUSTED,
     DIRECT,
     OFF,
