@@ -73,7 +73,7 @@ fn talk_fast_and_go(device: &str) {
         ping::all(&beside, one.subnet_env()?.gateway.ip(), 5)?;
         ping::all(&from, one.address, 5)?;
         ping::all(&one.endpoint(), from.address, 5)?;
-        ping::all(&from, lab.outside().address, 5)?;
+        ping::once(&from, lab.outside().address)?;
         ask_a_service(one, &from, &to)?;
 
         lab.start_agent(one, &["--ip-masq"])?;
@@ -151,9 +151,9 @@ fn pods_of_both_families_talk_fast() {
             let address = address.and_then(|text| text.strip_suffix("/128"));
             let address: Ipv6Addr = address.with_context(|| result.to_string())?.parse()?;
             let namespace = container.namespace.clone();
-            let own6 = Endpoint { namespace, address };
+            let pod6 = Endpoint { namespace, address };
             container.call("CHECK", &with_result(container, &result))?;
-            pods.push((endpoint, own6));
+            pods.push((endpoint, pod6));
         }
         let [(from, from6), (_, beside6), (to, to6)] = &pods[..] else {
             bail!("three pods");
@@ -183,10 +183,10 @@ fn a_pod_cannot_send_from_the_address_of_another() {
         let (_, forger) = containers[0].add()?;
         let (_, victim) = containers[1].add()?;
         let (_, target) = containers[2].add()?;
-        let forged = format!("{}/32", victim.address);
+        let stolen = format!("{}/32", victim.address);
         forger
             .namespace
-            .run("ip", ["address", "add", &forged, "dev", "eth0"])?;
+            .run("ip", ["address", "add", &stolen, "dev", "eth0"])?;
         let receiver = udp::bind(&target)?;
         receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
         let to = receiver.local_addr()?;
@@ -228,7 +228,7 @@ fn the_plugin_masquerades_where_the_agent_does_not_and_forgets_pods_that_are_gon
         first.call("STATUS", &first.network())?;
         let (_, from) = first.add()?;
         // What it cannot reach but by masquerading.
-        ping::all(&from, lab.outside().address, 3)?;
+        ping::once(&from, lab.outside().address)?;
         let rules = || node.cmd("nft", ["-a", "list", "table", "inet", "overlay-cni"]);
         let before = rules()?;
         ensure!(before.contains("masquerade"), "{before}");
@@ -241,7 +241,7 @@ fn the_plugin_masquerades_where_the_agent_does_not_and_forgets_pods_that_are_gon
         ensure!(!node.has_interface(on_host(&result)?), "{result}");
         let kept = second.kept(&pod);
         ensure!(!kept.exists(), "{} stays", kept.display());
-        ping::all(&from, lab.outside().address, 3)?;
+        ping::once(&from, lab.outside().address)?;
         first.call("DEL", &first.network())?;
         ensure!(!has_table(node), "the rules outlive the last pod");
         Ok(())
