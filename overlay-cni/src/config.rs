@@ -9,6 +9,11 @@ use crate::{error::Error, subnet::Subnet};
 
 type Object = Map<String, Value>;
 
+/// What a plugin that gives addresses reads.
+const IPAM_KEYS: [&str; 4] = ["cniVersion", "name", "ipam", "runtimeConfig"];
+
+const INTERFACE: &str = "interface";
+
 /// What the runtime gives on standard input.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,6 +160,30 @@ impl Delegate {
         self
     }
 
+    pub fn with_interface(mut self, name: &str) -> Self {
+        self.config.insert(INTERFACE.to_owned(), json!(name));
+        self
+    }
+
+    /// The pod's, of what was kept of a pod that this program has made.
+    pub fn interface(&self) -> &str {
+        let name = self.config.get(INTERFACE).and_then(Value::as_str);
+        name.unwrap_or_default()
+    }
+
+    /// The plugin that gives addresses, and the part that is for it.
+    pub fn addresses_of(&self) -> Result<Self, Error> {
+        let ipam = self.config.get("ipam").and_then(Value::as_object);
+        let plugin = kind(&mut ipam.cloned().unwrap_or_default(), "", "ipam")?;
+        let mut config = self.config.clone();
+        config.retain(|key, _| IPAM_KEYS.contains(&key.as_str()));
+        Ok(Self { plugin, config })
+    }
+
+    pub fn value(&self) -> Value {
+        self.config.clone().into()
+    }
+
     pub fn with_attachments(mut self, attachments: &[Attachment]) -> Self {
         let list: Vec<Value> = attachments
             .iter()
@@ -170,7 +199,7 @@ impl Delegate {
     }
 
     pub fn json(&self) -> Vec<u8> {
-        Value::Object(self.config.clone()).to_string().into_bytes()
+        self.value().to_string().into_bytes()
     }
 }
 
@@ -252,6 +281,25 @@ mod tests {
             let error = delegate(&settings).expect_err("it cannot be").to_string();
             assert!(error.contains(part), "{settings}: {error}");
         }
+    }
+
+    #[test]
+    fn the_plugin_that_gives_addresses_reads_its_part_alone() {
+        let input = json!({
+            "cniVersion": "1.0.0", "name": "cbr0",
+            "delegate": { "type": "overlay", "device": "netkit" },
+            "ipam": { "dataDir": "/x" },
+        });
+        let network = Network::parse(input.to_string().as_bytes()).expect("a network");
+        let made = network.delegate(&subnet()).expect("a configuration");
+        let made = made.with_interface("eth0");
+        let addresses = made.addresses_of().expect("a plugin");
+        assert_eq!(addresses.plugin, "host-local");
+        assert_eq!(addresses.value()["ipam"]["dataDir"], "/x");
+        assert_eq!(addresses.value()["name"], "cbr0");
+        assert_eq!(addresses.value().get("device"), None);
+        let kept = Delegate::kept(&made.json()).expect("a configuration");
+        assert_eq!(kept.interface(), "eth0");
     }
 
     #[test]

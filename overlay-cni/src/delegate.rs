@@ -14,6 +14,15 @@ use crate::{config::Delegate, error::Error};
 
 /// Runs it with this process's variables, and `verb` as the command; returns its result.
 pub fn call(delegate: &Delegate, verb: &str) -> Result<Vec<u8>, Error> {
+    call_for(delegate, verb, &[])
+}
+
+/// The same with other values of some variables.
+pub fn call_for(
+    delegate: &Delegate,
+    verb: &str,
+    variables: &[(&str, &str)],
+) -> Result<Vec<u8>, Error> {
     let name = &delegate.plugin;
     let failed = |reason: String| Error::Delegate {
         name: name.clone(),
@@ -27,6 +36,7 @@ pub fn call(delegate: &Delegate, verb: &str) -> Result<Vec<u8>, Error> {
     })?;
     let mut child = Command::new(program)
         .env("CNI_COMMAND", verb)
+        .envs(variables.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -31,6 +31,15 @@ pub enum Error {
         code: Option<u64>,
         reason: String,
     },
+    #[error(
+        "pods of type \"overlay\" are made from version 0.3.0 of the specification on, and cniVersion is {version:?}"
+    )]
+    Version { version: String },
+    #[error("{what}: {source}")]
+    Kernel { what: String, source: io::Error },
+    /// The pod is not as it was made; an answer to `CHECK`.
+    #[error("{reason}")]
+    Check { reason: String },
     /// The node cannot take pods now; an answer to `STATUS`.
     #[error("{reason}")]
     Unavailable { reason: String },
@@ -40,13 +49,16 @@ impl Error {
     /// Numbers below 100 are the specification's.
     fn code(&self) -> u64 {
         match self {
+            Self::Version { .. } => 1,
             Self::Environment { .. } => 4,
-            Self::Input { .. } | Self::Io { .. } => 5,
+            Self::Input { .. } | Self::Io { .. } | Self::Kernel { .. } => 5,
             Self::Decode { .. } => 6,
             Self::Config { .. } | Self::NoPlugin { .. } => 7,
             // Try again later.
             Self::NotReady { .. } | Self::SubnetFile { .. } => 11,
             Self::Unavailable { .. } => 50,
+            // The plugin's own begin here.
+            Self::Check { .. } => 100,
             Self::Delegate { code, .. } => code.unwrap_or(999),
         }
     }

@@ -1,5 +1,6 @@
 //! CNI plugin with the input and the results of flannel's: what the agent wrote to `subnet.env` becomes
-//! the configuration of another plugin, `bridge` with `host-local` unless the network says otherwise.
+//! the configuration of another plugin, `bridge` with `host-local` unless the network says otherwise. With
+//! `"type": "overlay"` there is no other: it makes the pods itself.
 //!
 //! The protocol is that of the CNI specification 1.1: a verb and a container in variables, the network's
 //! configuration on standard input, a result or an error as JSON on standard output.
@@ -8,6 +9,7 @@ mod config;
 mod delegate;
 mod error;
 mod install;
+mod pods;
 mod request;
 mod scratch;
 mod subnet;

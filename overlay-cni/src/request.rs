@@ -1,5 +1,7 @@
 //! What the runtime asks for.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::{config::Network, error::Error};
@@ -30,6 +32,10 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Call {
     pub container: String,
+    /// The pod's.
+    pub interface: String,
+    /// The pod's network namespace, which may be gone when the pod is deleted.
+    pub sandbox: Option<PathBuf>,
     pub network: Network,
 }
 
@@ -67,7 +73,13 @@ impl Request {
                 reason: format!("CNI_IFNAME={interface} is no name of an interface"),
             });
         }
-        let call = |network| Call { container, network };
+        let sandbox = env("CNI_NETNS").filter(|path| !path.is_empty());
+        let call = |network| Call {
+            container,
+            interface,
+            sandbox: sandbox.map(PathBuf::from),
+            network,
+        };
         match verb.as_str() {
             "DEL" => Ok(Self::Del(call(Network::parse(input)?))),
             "ADD" | "CHECK" => {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    fingerprint,
+    debug_info, fingerprint,
     linker::{self, Linker},
     object_check,
     prereq::{Group, Installer},
@@ -119,8 +119,12 @@ fn build_flavour(
         .join(TARGET)
         .join("release")
         .join(BINARY);
-    let contents = object_check::check(&built, flavour)?;
-    install_object(&built, &object)?;
+    let content = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let content = debug_info::remove(&content)
+        .with_context(|| format!("{} is not acceptable", built.display()))?;
+    let contents = object_check::check(&content, flavour)
+        .with_context(|| format!("{} is not acceptable", built.display()))?;
+    install_object(&content, &object)?;
     let stamp_file = stamp_file(&object);
     fs::write(&stamp_file, stamp)
         .with_context(|| format!("cannot write {}", stamp_file.display()))?;
@@ -239,6 +243,7 @@ fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Resul
         toolchain.identity.clone(),
         linker.identity.clone(),
         flags.join("\n"),
+        "without debug information".to_owned(),
     ];
     let hash = fingerprint::of(&sources, &settings)?;
     Ok(format!("{hash}\n\n{}\n", settings.join("\n")))
@@ -246,8 +251,7 @@ fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Resul
 
 /// Replaces the object in one step, and only if it differs: the agent embeds it, so a touched
 /// file would recompile the agent.
-fn install_object(built: &Path, object: &Path) -> Result<()> {
-    let content = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+fn install_object(content: &[u8], object: &Path) -> Result<()> {
     if fs::read(object).is_ok_and(|present| present == content) {
         return Ok(());
     }
@@ -275,16 +279,14 @@ mod tests {
     #[test]
     fn an_unchanged_object_is_not_touched() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (built, object) = (dir.path().join("built"), dir.path().join("bpf/overlay.o"));
-        fs::write(&built, "one").expect("a writable directory");
-        install_object(&built, &object).expect("the first copy");
+        let object = dir.path().join("bpf/overlay.o");
+        install_object(b"one", &object).expect("the first copy");
         let first = fs::metadata(&object).and_then(|meta| meta.modified());
-        install_object(&built, &object).expect("an equal copy");
+        install_object(b"one", &object).expect("an equal copy");
         let second = fs::metadata(&object).and_then(|meta| meta.modified());
         assert_eq!(first.expect("a time"), second.expect("a time"));
 
-        fs::write(&built, "two").expect("a writable directory");
-        install_object(&built, &object).expect("another copy");
+        install_object(b"two", &object).expect("another copy");
         assert_eq!(fs::read(&object).expect("readable"), b"two");
     }
 }

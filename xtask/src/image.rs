@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     prereq::Group,
     process::{self, command},
-    release::{self, Args},
+    release::{self, Install},
 };
 
 /// What the agent runs, and what these and it need.
@@ -17,7 +17,7 @@ const PACKAGES: &str = "libc6,libgcc-s1,iptables,nftables,ca-certificates";
 /// The release whose C library is the oldest that the agent runs with.
 const DEBIAN: &str = "bookworm";
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Install) -> Result<()> {
     let (workspace, mut installer) = release::start(args, &[Group::HostBuild, Group::Image])?;
     let package = release::build(&workspace, &mut installer)?;
     let dir = workspace.root().join("target/image");

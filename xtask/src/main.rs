@@ -1,10 +1,12 @@
 //! Developer commands. Each subcommand is one module; this file parses and dispatches.
 
+mod arch;
 mod bench;
 mod budget;
 mod build_ebpf;
 mod call_chain;
 mod chaos;
+mod debug_info;
 mod demo;
 mod deny;
 mod fingerprint;
@@ -26,6 +28,7 @@ mod stats;
 mod test;
 mod tool;
 mod toolchain;
+mod verify;
 mod workspace;
 
 use std::process::ExitCode;
@@ -59,9 +62,9 @@ enum Command {
     /// Build the agent to be installed, without debug information, which gets a file of its own
     Release(release::Args),
     /// Make Debian and RPM packages of the release
-    Package(release::Args),
+    Package(package::Args),
     /// Make a container image of the release
-    Image(release::Args),
+    Image(release::Install),
 }
 
 fn main() -> ExitCode {

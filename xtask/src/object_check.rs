@@ -1,7 +1,5 @@
 //! Checks a built object: what bpftool, libbpf and a person with `bpftool map dump` need of it.
 
-use std::{fs, path::Path};
-
 use anyhow::{Context, Result, bail};
 use aya_obj::{Map, Object, generated::bpf_map_type};
 
@@ -19,11 +17,9 @@ pub struct Contents {
 
 /// Reads an object and refuses it if it has a legacy map, a map without BTF types, or no BTF. Only the
 /// flavour that logs has the map of the log, and must have it.
-pub fn check(path: &Path, flavour: Flavour) -> Result<Contents> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let object =
-        Object::parse(&bytes).with_context(|| format!("{} is not a BPF object", path.display()))?;
-    inspect(&object, flavour).with_context(|| format!("{} is not acceptable", path.display()))
+pub fn check(bytes: &[u8], flavour: Flavour) -> Result<Contents> {
+    let object = Object::parse(bytes).context("it is not a BPF object")?;
+    inspect(&object, flavour)
 }
 
 fn inspect(object: &Object, flavour: Flavour) -> Result<Contents> {

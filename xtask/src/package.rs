@@ -8,10 +8,14 @@ use anyhow::{Context as _, Result};
 use crate::{
     prereq::Group,
     process::{self, command},
-    release::{self, Args, PROGRAM},
+    release::{self, PROGRAM},
     tool::Tool,
+    verify,
     workspace::Workspace,
 };
+
+/// What has changed, for whoever publishes the release.
+const NOTES: &str = "NOTES.md";
 
 const DEB: Tool = Tool {
     name: "cargo-deb",
@@ -26,8 +30,18 @@ const SBOM: Tool = Tool {
     version: "0.5.9",
 };
 
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    install: release::Install,
+    /// Build the programs once more elsewhere, and fail unless they are the same
+    #[arg(long)]
+    verify: bool,
+}
+
 pub fn run(args: &Args) -> Result<()> {
-    let (workspace, mut installer) = release::start(args, &[Group::HostBuild, Group::Packages])?;
+    let groups = [Group::HostBuild, Group::Packages];
+    let (workspace, mut installer) = release::start(&args.install, &groups)?;
     let dir = release::build(&workspace, &mut installer)?;
     let epoch = workspace.commit_time()?;
     // Texts only: as tests build it, which may have done so already.
@@ -47,6 +61,13 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let date = workspace.commit("%cD")?;
     write(&dir, "changelog", &changelog(&date))?;
+    let changes = workspace.root().join("CHANGELOG.md");
+    let changes = fs::read_to_string(&changes)
+        .with_context(|| format!("cannot read {}", changes.display()))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let notes = notes(&changes, version)
+        .with_context(|| format!("CHANGELOG.md has neither {version} nor Unreleased"))?;
+    write(&dir, NOTES, notes)?;
     let subcommand = |tool: &Tool, name: &str| -> Result<_> {
         let mut cargo = command(tool.ensure(&workspace)?);
         cargo
@@ -74,7 +95,11 @@ pub fn run(args: &Args) -> Result<()> {
         "overlay-agent/Cargo.toml",
     ]))?;
     take_list(&workspace, &dir)?;
-    lint(&dir)
+    lint(&dir)?;
+    if args.verify {
+        verify::run(&workspace, &dir)?;
+    }
+    Ok(())
 }
 
 /// The tool writes one list into each crate of the workspace. Ours is the agent's.
@@ -106,6 +131,17 @@ fn changelog(date: &str) -> String {
     )
 }
 
+/// The section of a version in the changelog, without its title; before it has one, what is not released yet.
+fn notes<'a>(changes: &'a str, version: &str) -> Option<&'a str> {
+    let section = |title: &str| {
+        let (_, rest) = changes.split_once(&format!("\n## [{title}]"))?;
+        let (_, text) = rest.split_once('\n')?;
+        let end = text.find("\n## ").map_or(text.len(), |end| end + 1);
+        Some(text[..end].trim_start_matches('\n'))
+    };
+    section(version).or_else(|| section("Unreleased"))
+}
+
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -129,4 +165,20 @@ fn lint(dir: &Path) -> Result<()> {
             .args(["--fail-on", "error,warning", "--allow-root"])
             .args(packages),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHANGES: &str = "# Changelog\n\n## [Unreleased]\n\n- later\n\n## [0.2.0] - 2026-01-02\n\n\
+        ### Added\n\n- new\n\n## [0.1.0] - 2026-01-01\n\n- first\n";
+
+    #[test]
+    fn the_notes_of_a_release_are_its_section_of_the_changelog() {
+        assert_eq!(notes(CHANGES, "0.2.0"), Some("### Added\n\n- new\n\n"));
+        assert_eq!(notes(CHANGES, "0.1.0"), Some("- first\n"));
+        assert_eq!(notes(CHANGES, "0.3.0"), Some("- later\n\n"));
+        assert_eq!(notes("# Changelog\n", "0.1.0"), None);
+    }
 }

@@ -27,6 +27,8 @@ pub enum Group {
     Fuzz,
     /// `cargo xtask test --kubernetes`.
     Kubernetes,
+    /// `cargo xtask test --arch`.
+    OtherArch,
     /// `cargo xtask package`.
     Packages,
     /// `cargo xtask image`.
@@ -96,9 +98,33 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Packages,
+        Need::Command("rpm"),
+        "rpm",
+        "installs the RPM package in a test",
+    ),
+    prereq(
+        Group::Packages,
         Need::Command("git"),
         "git",
         "says of when the sources are",
+    ),
+    prereq(
+        Group::OtherArch,
+        Need::Command("aarch64-linux-gnu-gcc"),
+        "gcc-aarch64-linux-gnu",
+        "compiles C parts of dependencies, and links",
+    ),
+    prereq(
+        Group::OtherArch,
+        Need::File("/usr/aarch64-linux-gnu/include/stdio.h"),
+        "libc6-dev-arm64-cross",
+        "C parts of dependencies",
+    ),
+    prereq(
+        Group::OtherArch,
+        Need::Command("qemu-aarch64-static"),
+        "qemu-user-static",
+        "runs programs of the architecture",
     ),
     prereq(
         Group::CrossCheck,

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    arch::Arch,
     build_ebpf,
     prereq::{Group, Installer},
     process::{self, command},
@@ -22,18 +23,30 @@ pub const PLUGIN: &str = "overlay-cni";
 
 #[derive(clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    install: Install,
+    /// For machines of another architecture
+    #[arg(long)]
+    arch: Option<Arch>,
+}
+
+#[derive(clap::Args)]
+pub struct Install {
     /// Install missing system packages, as root
     #[arg(long)]
     install: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (workspace, mut installer) = start(args, &[Group::HostBuild])?;
-    build(&workspace, &mut installer).map(drop)
+    let (workspace, mut installer) = start(&args.install, &[Group::HostBuild])?;
+    match args.arch {
+        Some(arch) => build_for(&workspace, &mut installer, arch),
+        None => build(&workspace, &mut installer).map(drop),
+    }
 }
 
 /// What the commands begin with that build on the release.
-pub fn start(args: &Args, groups: &[Group]) -> Result<(Workspace, Installer)> {
+pub fn start(args: &Install, groups: &[Group]) -> Result<(Workspace, Installer)> {
     let mut installer = Installer::new(args.install);
     installer.ensure(groups)?;
     Ok((Workspace::locate(), installer))
@@ -45,17 +58,41 @@ pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf
     process::run(cargo(workspace).args(["--package", PROGRAM, "--package", PLUGIN]))?;
     let built = workspace.root().join("target").join(PROFILE);
     let dir = workspace.root().join("target/package");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    for program in [PROGRAM, PLUGIN] {
-        strip(&built.join(program), &dir, program)?;
-    }
+    strip_both(&built, &dir, "")?;
     Ok(dir)
 }
 
+/// Builds the programs for another architecture. The BPF object is the same: the programs in it know nothing of
+/// the machine but the order of its bytes.
+fn build_for(workspace: &Workspace, installer: &mut Installer, arch: Arch) -> Result<()> {
+    arch.ensure(installer, &[Group::OtherArch])?;
+    build_ebpf::build_both(workspace, installer)?;
+    let target = ["--target", arch.triple(), "--package", PROGRAM];
+    process::run(
+        cargo(workspace)
+            .envs(arch.variables())
+            .args(target)
+            .args(["--package", PLUGIN]),
+    )?;
+    let root = workspace.root();
+    let built = root.join("target").join(arch.triple()).join(PROFILE);
+    let dir = root.join("target/package").join(arch.name());
+    strip_both(&built, &dir, arch.prefix())
+}
+
+fn strip_both(built: &Path, dir: &Path, prefix: &str) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for program in [PROGRAM, PLUGIN] {
+        strip(&built.join(program), dir, program, prefix)?;
+    }
+    Ok(())
+}
+
 /// Parts a program in what is installed and its debug information, and says how large they are.
-fn strip(built: &Path, dir: &Path, program: &str) -> Result<()> {
+/// `prefix`: of the name of the tool.
+fn strip(built: &Path, dir: &Path, program: &str, prefix: &str) -> Result<()> {
     let objcopy = || {
-        let mut objcopy = command("objcopy");
+        let mut objcopy = command(format!("{prefix}objcopy"));
         objcopy.current_dir(dir);
         objcopy
     };

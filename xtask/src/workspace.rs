@@ -108,4 +108,9 @@ impl Workspace {
     pub fn kube_apiserver(&self) -> PathBuf {
         self.root.join("target/kubernetes/kube-apiserver")
     }
+
+    /// The part of a container runtime that tests call the CNI plugin by.
+    pub fn cnitool(&self) -> PathBuf {
+        self.root.join("target/kubernetes/cnitool")
+    }
 }

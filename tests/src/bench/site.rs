@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     lab::{
-        Lab, Node, Pod,
+        Attachment, Lab, Node, Pod,
         subnet_env::SubnetEnv,
         underlay::{NODE_INTERFACE, UNDERLAY_MTU},
     },
@@ -71,7 +71,13 @@ impl Site {
             ipv6: Vec::new(),
         };
         site.start_overlay()?;
-        site.lab.add_pods(1)?;
+        if variant.bridgeless {
+            for node in site.lab.nodes() {
+                node.add_pod("a", Attachment::PointToPoint)?;
+            }
+        } else {
+            site.lab.add_pods(1)?;
+        }
         if variant.ipv6 {
             for node in site.lab.nodes() {
                 let pod = first_pod(node)?;

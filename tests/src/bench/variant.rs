@@ -39,6 +39,8 @@ pub struct Variant {
     pub service: bool,
     /// Pods talk by IPv6, of a network that has both families.
     pub ipv6: bool,
+    /// Pods are routed to, as those that the CNI plugin makes itself.
+    pub bridgeless: bool,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -52,6 +54,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         from_host: false,
         service: false,
         ipv6: false,
+        bridgeless: false,
     }
 }
 
@@ -73,6 +76,10 @@ pub const NODE: &Variant = &Variant {
 };
 pub const FLOOR: &Variant = &variant("floor", Overlay::Floor, false);
 pub const STRICT: &Variant = &agent("overlay strict", "strict");
+pub const BRIDGELESS: &Variant = &Variant {
+    bridgeless: true,
+    ..agent("overlay strict, no bridge", "strict")
+};
 pub const TRUSTED: &Variant = &agent("overlay trusted", "trusted");
 pub const DIRECT: &Variant = &variant(
     "overlay direct",
@@ -148,7 +155,7 @@ pub const STRICT_SERVICE_IPV6: &Variant = &Variant {
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 23] = [
+pub const ALL: [&Variant; 24] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -156,6 +163,7 @@ pub const ALL: [&Variant; 23] = [
     NODE,
     FLOOR,
     STRICT,
+    BRIDGELESS,
     TRUSTED,
     DIRECT,
     OFF,

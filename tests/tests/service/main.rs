@@ -1,5 +1,5 @@
 //! The daemon as a service: signals, what the service manager, health checks and Prometheus are told, the
-//! capabilities it needs, the unit file and the package under a real systemd, and the container image.
+//! capabilities it needs, the unit file and the Debian package under a real systemd, and the container image.
 
 mod booted;
 mod capabilities;
@@ -8,6 +8,7 @@ mod image;
 mod metrics;
 mod notify;
 mod package;
+mod rpm;
 mod signals;
 mod support;
 mod systemd;

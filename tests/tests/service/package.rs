@@ -23,15 +23,15 @@ use crate::{
 const NAME: &str = "overlay-agent";
 const SETTINGS: &str = "/etc/default/overlay-agent";
 
-/// What `cargo xtask package` made.
-fn built() -> Result<Option<PathBuf>> {
+/// What `cargo xtask package` made of a kind.
+pub fn built(kind: &str) -> Result<Option<PathBuf>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/package");
     let Ok(entries) = fs::read_dir(dir) else {
         return Ok(None);
     };
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "deb") {
+        if path.extension().is_some_and(|end| end == kind) {
             return Ok(Some(path));
         }
     }
@@ -78,7 +78,7 @@ fn is_there(systemd: &Systemd, path: &str) -> bool {
 
 #[test]
 fn the_package_is_installed_upgraded_removed_and_purged() {
-    let package = match built() {
+    let package = match built("deb") {
         Ok(Some(package)) => package,
         Ok(None) => skip!("no package has been made; `cargo xtask package` makes one"),
         Err(error) => panic!("{error:#}"),

@@ -1,6 +1,6 @@
-//! The API server that the tests of the Kubernetes store talk to: Debian 12's, built once and kept.
+//! Programs of Kubernetes and its runtimes that tests talk to: of Debian 12, built once and kept.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -10,11 +10,16 @@ use crate::{
     workspace::Workspace,
 };
 
-const BUILD: &str = include_str!("build.sh");
+const API_SERVER: &str = concat!(include_str!("fetch.sh"), include_str!("build.sh"));
+const CNITOOL: &str = concat!(include_str!("fetch.sh"), include_str!("cnitool.sh"));
 
-/// Builds the API server unless it is there.
-pub fn ensure_server(workspace: &Workspace) -> Result<()> {
-    let program = workspace.kube_apiserver();
+/// Builds the API server and cnitool unless they are there.
+pub fn ensure_programs(workspace: &Workspace) -> Result<()> {
+    ensure(&workspace.kube_apiserver(), API_SERVER)?;
+    ensure(&workspace.cnitool(), CNITOOL)
+}
+
+fn ensure(program: &Path, script: &str) -> Result<()> {
     if program.exists() {
         return Ok(());
     }
@@ -24,11 +29,14 @@ pub fn ensure_server(workspace: &Workspace) -> Result<()> {
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(&work)?;
-    println!("Building kube-apiserver from Debian's source package, which takes minutes");
-    let script = work.join("build.sh");
-    fs::write(&script, BUILD)?;
+    println!(
+        "Building {} from Debian's source package",
+        program.display()
+    );
+    let file = work.join("build.sh");
+    fs::write(&file, script)?;
     let mut build = command("bash");
-    build.arg(&script).args([&work, &program]);
+    build.arg(&file).arg(&work).arg(program);
     process::run(build.arg(kernel::mirror()?))?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold, from a bare machine, in one run.
 
 mod lab;
+mod other_arch;
 mod pace;
 pub mod programs;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use self::programs::Program;
 use crate::{
+    arch::Arch,
     build_ebpf,
     kernel::{self, Extent, Run, Version},
     kubernetes,
@@ -32,9 +34,13 @@ pub struct Args {
     /// Run tests on this Debian kernel in a virtual machine, and nothing else; may be repeated
     #[arg(long, value_name = "VERSION")]
     kernel: Vec<Version>,
-    /// Run the tests of the Kubernetes store, and nothing else; the first time, build the API server they need
+    /// Run the tests of the Kubernetes store and of the CNI plugin, and nothing else; the first time, build the API
+    /// server and the cnitool they need
     #[arg(long, conflicts_with = "kernel")]
     kubernetes: bool,
+    /// Build the programs for another architecture and run their unit tests under qemu, and nothing else
+    #[arg(long, conflicts_with_all = ["kernel", "kubernetes"])]
+    arch: Option<Arch>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -47,10 +53,16 @@ pub fn run(args: &Args) -> Result<()> {
     let filter = args.filter.as_deref();
     let only_kernels = !args.kernel.is_empty();
     prepare(&workspace, &mut installer, &mut report)?;
+    if let Some(arch) = args.arch {
+        report.phase(arch.name(), || {
+            other_arch::run(&workspace, &mut installer, arch, filter)
+        });
+        return report.finish(filter.is_some());
+    }
     if args.kubernetes {
-        report.required("kube-apiserver", || {
+        report.required("kube-apiserver, cnitool", || {
             installer.ensure(&[Group::Kubernetes])?;
-            kubernetes::ensure_server(&workspace)
+            kubernetes::ensure_programs(&workspace)
         })?;
     }
     if filter.is_none() && !only_kernels && !args.kubernetes {
@@ -59,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let programs = report.required("test programs", || {
-        programs::build(&workspace, &["--workspace", "--all-targets"])
+        programs::build(&workspace, &["--workspace", "--all-targets"], &[])
     })?;
     if only_kernels {
         let kernels = (args.kernel.as_slice(), Extent::Lab);
@@ -74,7 +86,8 @@ pub fn run(args: &Args) -> Result<()> {
         return report.finish(filter.is_some());
     }
     if args.kubernetes {
-        let of_kubernetes = |program: &&Program| program.name == "kubernetes";
+        let of_kubernetes =
+            |program: &&Program| matches!(program.name.as_str(), "cni" | "kubernetes");
         let lab: Vec<_> = programs.iter().filter(of_kubernetes).collect();
         report.phase("lab tests", || {
             lab::run(

@@ -46,10 +46,15 @@ impl Program {
 }
 
 /// Builds the test programs of what `arguments` name to cargo.
-pub fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Program>> {
+pub fn build(
+    workspace: &Workspace,
+    arguments: &[&str],
+    variables: &[(String, String)],
+) -> Result<Vec<Program>> {
     let mut command = process::cargo();
     command
         .current_dir(workspace.root())
+        .envs(variables.iter().cloned())
         .args(["test", "--no-run"])
         .args(["--message-format", "json-render-diagnostics"])
         .args(arguments);
