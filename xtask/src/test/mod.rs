@@ -52,6 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
             installer.ensure(&[Group::Kubernetes])?;
             kubernetes::ensure_server(&workspace)
         })?;
+        report.required("helm", || kubernetes::ensure_helm(&workspace))?;
     }
     if filter.is_none() && !only_kernels && !args.kubernetes {
         for (name, check) in lint::checks(&workspace) {
