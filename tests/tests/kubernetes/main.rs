@@ -5,6 +5,7 @@ mod chart;
 mod cluster;
 mod credentials;
 mod stock;
+mod ways;
 
 use anyhow::Result;
 use overlay_tests::{
