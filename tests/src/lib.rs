@@ -23,6 +23,7 @@ pub mod lab;
 pub mod lease_node;
 pub mod netkit;
 pub mod netns;
+pub mod page;
 pub mod pki;
 pub mod private_netns;
 pub mod process;

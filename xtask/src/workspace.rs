@@ -104,13 +104,9 @@ impl Workspace {
         self.root.join("target/kernels")
     }
 
-    /// The API server that tests of the Kubernetes store talk to.
-    pub fn kube_apiserver(&self) -> PathBuf {
-        self.root.join("target/kubernetes/kube-apiserver")
-    }
-
-    /// The part of a container runtime that tests call the CNI plugin by.
-    pub fn cnitool(&self) -> PathBuf {
-        self.root.join("target/kubernetes/cnitool")
+    /// Where the API server is that tests of the Kubernetes store talk to, what renders the chart, and the part of a
+    /// container runtime that tests call the CNI plugin by.
+    pub fn kubernetes(&self) -> PathBuf {
+        self.root.join("target/kubernetes")
     }
 }

@@ -1,6 +1,8 @@
 //! A real kube-apiserver for a lab: on its router, with the lab's etcd behind it and flannel's rights in front.
 //! Nodes are objects that nobody but the test and the agents write.
 
+mod account;
+
 use std::{
     env, fs,
     net::{IpAddr, Ipv4Addr},
@@ -10,8 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+pub use self::account::Account;
 use crate::{
     lab::{DEFAULT_CONFIG, Lab, Node, agent::Launch, underlay::router_address},
     netns::{Namespace, checked},
@@ -21,6 +25,7 @@ use crate::{
 };
 
 const PORT: u16 = 6443;
+const ISSUER: &str = "https://kubernetes.default.svc";
 const START_DEADLINE: Duration = Duration::from_mins(1);
 const ADMIN: &str = "admin-token";
 /// The namespace, the role and the rest of what `deploy` installs.
@@ -31,8 +36,17 @@ pub const MANIFEST: &str = concat!(
 
 /// The program, if it was built.
 pub fn program() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kubernetes/kube-apiserver");
-    path.exists().then_some(path)
+    built("kube-apiserver")
+}
+
+/// helm, if it was fetched.
+pub fn helm() -> Option<PathBuf> {
+    built("helm")
+}
+
+fn built(name: &str) -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kubernetes");
+    Some(dir.join(name)).filter(|path| path.exists())
 }
 
 /// A running API server.
@@ -97,7 +111,17 @@ impl ApiServer {
         let agents = config(json!({ "tokenFile": self.dir.join("token") }));
         fs::write(self.kubeconfig(), agents.to_string())?;
         let admin = config(json!({ "token": ADMIN }));
-        Ok(fs::write(self.dir.join("admin.json"), admin.to_string())?)
+        Ok(fs::write(self.admin_config(), admin.to_string())?)
+    }
+
+    /// The folder with the server's files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What an administrator's kubectl reads.
+    pub fn admin_config(&self) -> PathBuf {
+        self.dir.join("admin.json")
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -130,8 +154,8 @@ impl ApiServer {
             .arg(file("service-account-key-file", &accounts.cert))
             .arg(file("service-account-signing-key-file", &accounts.key))
             .arg(file("token-auth-file", &self.dir.join("tokens.csv")))
+            .arg(format!("--service-account-issuer={ISSUER}"))
             .args([
-                "--service-account-issuer=https://kubernetes.default.svc",
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--feature-gates=IPv6DualStack=true",
                 "--authorization-mode=RBAC",
@@ -158,11 +182,27 @@ impl ApiServer {
         self.process.take().map_or(Ok(()), |process| process.kill())
     }
 
+    /// Stops the server without a word: its connections stay, and nothing is answered.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        self.process
+            .as_ref()
+            .context("no API server runs")?
+            .signal(signal)
+    }
+
     /// Runs `kubectl` as the administrator.
     pub fn kubectl(&self, words: &[&str]) -> Result<String> {
         let mut command: Command = self.router.command("kubectl");
         command.env("HOME", &self.dir);
-        command.arg("--kubeconfig").arg(self.dir.join("admin.json"));
+        command.arg("--kubeconfig").arg(self.admin_config());
         checked(command.arg("--request-timeout=20s").args(words))
     }
 
@@ -225,15 +265,24 @@ impl ApiServer {
 
     fn launch(&self, lab: &Lab, node: &Node, environment: &[(&str, &str)]) -> Result<()> {
         let kubeconfig = format!("--kubeconfig-file={}", self.kubeconfig().display());
-        let net_config = format!("--net-config-path={}", self.net_config().display());
-        let mut launch = Launch::new(
-            lab.store(),
-            &["--kube-subnet-mgr", &kubeconfig, &net_config],
-        );
         let variables = environment
             .iter()
             .map(|(name, value)| format!("{name}={value}"));
-        launch.wrapper = ["env".to_owned()].into_iter().chain(variables).collect();
+        let wrapper = ["env".to_owned()].into_iter().chain(variables).collect();
+        self.launch_by(lab, node, wrapper, &[&kubeconfig])
+    }
+
+    fn launch_by(
+        &self,
+        lab: &Lab,
+        node: &Node,
+        wrapper: Vec<String>,
+        flags: &[&str],
+    ) -> Result<()> {
+        let net_config = format!("--net-config-path={}", self.net_config().display());
+        let flags = [&["--kube-subnet-mgr", &net_config], flags].concat();
+        let mut launch = Launch::new(lab.store(), &flags);
+        launch.wrapper = wrapper;
         node.launch(&launch)
     }
 }

@@ -16,21 +16,21 @@ use crate::with_api_server;
 /// For whatever a working daemon does at once, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Also for a pause between attempts.
-const LONG: Duration = Duration::from_mins(1);
+pub const LONG: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(1);
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const ACCOUNT: &str = "--as=system:serviceaccount:kube-flannel:flannel";
 
-fn wait_said(node: &Node, text: &str) -> Result<()> {
+pub fn wait_said(node: &Node, text: &str) -> Result<()> {
     let name = &node.name;
-    wait_for(&format!("{name} to say {text:?}"), PATIENCE, || {
+    wait_for(&format!("{name} to say {text:?}"), LONG, || {
         let log = fs::read_to_string(node.log_file())?;
         ensure!(log.contains(text), "{log}");
         Ok(())
     })
 }
 
-fn wait_route(node: &Node, subnet: &str, is_wanted: bool) -> Result<()> {
+pub fn wait_route(node: &Node, subnet: &str, is_wanted: bool) -> Result<()> {
     let what = format!("{} to have a route to {subnet}: {is_wanted}", node.name);
     wait_for(&what, LONG, || {
         let routes = node.cmd("ip", ["route", "show"])?;
@@ -54,7 +54,7 @@ fn check_annotations(server: &ApiServer, node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn wait_annotations(server: &ApiServer, node: &Node) -> Result<()> {
+pub fn wait_annotations(server: &ApiServer, node: &Node) -> Result<()> {
     let what = format!("the annotations of {}", node.name);
     wait_for(&what, LONG, || check_annotations(server, node))
 }

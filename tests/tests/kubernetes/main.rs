@@ -1,8 +1,11 @@
 //! Clusters whose leases are the Nodes of a real kube-apiserver. They need one that was built:
 //! `cargo xtask test --kubernetes` does that.
 
+mod chart;
 mod cluster;
+mod credentials;
 mod stock;
+mod ways;
 
 use anyhow::Result;
 use overlay_tests::{

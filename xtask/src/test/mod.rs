@@ -64,6 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
             installer.ensure(&[Group::Kubernetes])?;
             kubernetes::ensure_programs(&workspace)
         })?;
+        report.required("helm", || kubernetes::ensure_helm(&workspace))?;
     }
     if filter.is_none() && !only_kernels && !args.kubernetes {
         for (name, check) in lint::checks(&workspace) {

@@ -9,6 +9,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
+use tracing::info;
 
 use super::api::{ApiError, Change, Listing, NodeApi};
 use crate::backoff::Backoff;
@@ -83,7 +84,11 @@ impl<A: NodeApi> Feed<A> {
                 Ok(End::Closed) => return,
                 Ok(End::Resume) => began.elapsed() < SHORT,
                 // The list that follows is no failure; that the place is lost at once again would be one.
-                Err(ApiError::Gone(_)) => {
+                Err(ApiError::Gone(reason)) => {
+                    info!(
+                        reason,
+                        "the API server no longer knows what came last; the Nodes are listed again"
+                    );
                     self.version = None;
                     began.elapsed() < SHORT
                 }
