@@ -27,6 +27,8 @@ pub enum Group {
     Fuzz,
     /// `cargo xtask test --kubernetes`.
     Kubernetes,
+    /// `cargo xtask test --browser`.
+    Browser,
     /// `cargo xtask package`.
     Packages,
     /// `cargo xtask image`.
@@ -315,6 +317,18 @@ pub const ALL: &[Prereq] = &[
         Need::Command("kubectl"),
         "kubernetes-client",
         "shows and edits the Nodes of the lab",
+    ),
+    prereq(
+        Group::Browser,
+        Need::Command("chromium"),
+        "chromium",
+        "shows the page of `overlay-agent ui`",
+    ),
+    prereq(
+        Group::Browser,
+        Need::File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
+        "fonts-dejavu-core",
+        "the letters of that page",
     ),
     prereq(
         Group::Kernels,

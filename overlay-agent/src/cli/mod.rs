@@ -6,6 +6,7 @@ pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+mod glance;
 mod health;
 pub mod init;
 pub mod peers;
@@ -13,6 +14,8 @@ pub mod pinned;
 pub mod routes;
 pub mod stats;
 pub mod status;
+pub mod top;
+pub mod ui;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -72,6 +75,10 @@ enum Command {
     Flows(flows::Args),
     /// Show what happened to packets, by hook and reason
     Stats(stats::Args),
+    /// Serve a page that shows this node at a glance
+    Ui(ui::Args),
+    /// Show this node at a glance in the terminal, anew each second
+    Top(top::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
     /// Write one archive with everything that a report of a problem needs, without secrets
@@ -135,6 +142,8 @@ async fn command(args: &[String]) -> ExitCode {
         Command::Peers(args) => report(|out| peers::run(&args, out)),
         Command::Flows(args) => report(|out| flows::run(&args, out)),
         Command::Stats(args) => report(|out| stats::run(&args, out)),
+        Command::Top(args) => finish(top::run(&args).await),
+        Command::Ui(args) => finish(ui::run(&args).await),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
         Command::Init(args) => report(|out| init::run(&args, out)),
         Command::Cleanup(args) => {
@@ -203,6 +212,11 @@ fn report(command: impl FnOnce(&mut dyn Write) -> anyhow::Result<ExitCode>) -> E
             ExitCode::FAILURE
         }
     }
+}
+
+/// How a command ends that prints as it goes.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    report(|_| result.map(|()| ExitCode::SUCCESS))
 }
 
 fn usage_error(message: &str) -> ExitCode {

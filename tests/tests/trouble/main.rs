@@ -4,3 +4,4 @@ mod bugreport;
 mod check;
 mod peers;
 mod support;
+mod ui;

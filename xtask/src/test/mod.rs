@@ -35,6 +35,10 @@ pub struct Args {
     /// Run the tests of the Kubernetes store, and nothing else; the first time, build the API server they need
     #[arg(long, conflicts_with = "kernel")]
     kubernetes: bool,
+    /// Run the tests of the page of `overlay-agent ui` in headless Chromium, and nothing else; the first time,
+    /// install it
+    #[arg(long, conflicts_with_all = ["kernel", "kubernetes"])]
+    browser: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -53,7 +57,16 @@ pub fn run(args: &Args) -> Result<()> {
             kubernetes::ensure_server(&workspace)
         })?;
     }
-    if filter.is_none() && !only_kernels && !args.kubernetes {
+    if args.browser {
+        report.required("Chromium", || installer.ensure(&[Group::Browser]))?;
+    }
+    // A stage is one test program.
+    let stage = match (args.kubernetes, args.browser) {
+        (true, _) => Some("kubernetes"),
+        (_, true) => Some("browser"),
+        _ => None,
+    };
+    if filter.is_none() && !only_kernels && stage.is_none() {
         for (name, check) in lint::checks(&workspace) {
             report.phase(name, || check.run(&workspace));
         }
@@ -73,9 +86,9 @@ pub fn run(args: &Args) -> Result<()> {
         );
         return report.finish(filter.is_some());
     }
-    if args.kubernetes {
-        let of_kubernetes = |program: &&Program| program.name == "kubernetes";
-        let lab: Vec<_> = programs.iter().filter(of_kubernetes).collect();
+    if let Some(stage) = stage {
+        let of_stage = |program: &&Program| program.name == stage;
+        let lab: Vec<_> = programs.iter().filter(of_stage).collect();
         report.phase("lab tests", || {
             lab::run(
                 &lab,
