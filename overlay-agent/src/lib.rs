@@ -16,6 +16,7 @@ pub mod docker_opts;
 pub mod filter;
 pub mod go;
 pub mod health;
+pub mod history;
 mod inquiry;
 pub mod lifecycle;
 mod loan;

@@ -38,4 +38,5 @@ pub mod tcp_proxy;
 pub mod tcx;
 pub mod traffic;
 pub mod tun;
+pub mod ui;
 pub mod wait;

@@ -29,6 +29,8 @@ pub enum Group {
     Kubernetes,
     /// `cargo xtask test --arch`.
     OtherArch,
+    /// `cargo xtask test --browser`.
+    Browser,
     /// `cargo xtask package`.
     Packages,
     /// `cargo xtask image`.
@@ -359,6 +361,18 @@ pub const ALL: &[Prereq] = &[
         Need::Command("unzip"),
         "unzip",
         "unpacks helm",
+    ),
+    prereq(
+        Group::Browser,
+        Need::Command("chromium"),
+        "chromium",
+        "shows the page of `overlay-agent ui`",
+    ),
+    prereq(
+        Group::Browser,
+        Need::File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
+        "fonts-dejavu-core",
+        "the letters of that page",
     ),
     prereq(
         Group::Kernels,

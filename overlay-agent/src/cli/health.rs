@@ -13,6 +13,15 @@ pub enum Health {
 }
 
 impl Health {
+    /// Of something that may have problems.
+    pub const fn of(problems: &[String]) -> Self {
+        if problems.is_empty() {
+            Self::Healthy
+        } else {
+            Self::Degraded
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",

@@ -6,6 +6,7 @@ pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod flush;
+mod glance;
 mod health;
 pub mod init;
 pub mod monitor;
@@ -15,6 +16,8 @@ pub mod routes;
 pub mod stats;
 pub mod status;
 pub mod trace;
+pub mod top;
+pub mod ui;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -81,6 +84,10 @@ enum Command {
     Stats(stats::Args),
     /// Show packets as the programs judge them, while it runs
     Monitor(monitor::Args),
+    /// Serve a page that shows this node at a glance
+    Ui(ui::Args),
+    /// Show this node at a glance in the terminal, anew each second
+    Top(top::Args),
     /// Make every flow earn its fast path again
     Flush(flush::Args),
     /// Write one archive with everything that a report of a problem needs, without secrets
@@ -157,6 +164,8 @@ async fn command(args: &[String]) -> ExitCode {
             let ended = monitor::run(&args).await;
             report(|_| ended)
         }
+        Command::Top(args) => finish(top::run(&args).await),
+        Command::Ui(args) => finish(ui::run(&args).await),
         Command::Flush(args) => report(|out| flush::run(&args, out)),
         Command::Init(args) => report(|out| init::run(&args, out)),
         Command::Cleanup(args) => {
@@ -225,6 +234,11 @@ fn report(command: impl FnOnce(&mut dyn Write) -> anyhow::Result<ExitCode>) -> E
             ExitCode::FAILURE
         }
     }
+}
+
+/// How a command ends that prints as it goes.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    report(|_| result.map(|()| ExitCode::SUCCESS))
 }
 
 fn usage_error(message: &str) -> ExitCode {

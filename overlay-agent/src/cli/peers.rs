@@ -26,12 +26,12 @@ pub struct Args {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Report {
-    health: Health,
+pub struct Report {
+    pub health: Health,
     /// Why nothing is known; `None` (JSON `null`) if something is.
-    reason: Option<String>,
-    interval_seconds: Option<f64>,
-    peers: Vec<ToldPeer>,
+    pub reason: Option<String>,
+    pub interval_seconds: Option<f64>,
+    pub peers: Vec<ToldPeer>,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -44,7 +44,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 }
 
 impl Report {
-    fn of(told: Option<Told>) -> Self {
+    pub fn of(told: Option<Told>) -> Self {
         let Some(told) = told else {
             return Self {
                 health: Health::Unknown,

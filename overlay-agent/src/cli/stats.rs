@@ -86,17 +86,11 @@ impl Report {
             .filter(|(.., counter)| all || counter.packets > 0)
             .collect();
         shown.sort_by_key(|(hook, outcome, _)| (outcome.kind(), *hook, *outcome));
-        let row = |&&(hook, outcome, counter): &&(Hook, Outcome, Counter)| Row {
-            kind: outcome.kind().name(),
-            hook: hook.name(),
-            outcome: outcome.name(),
-            description: outcome.describe(),
-            packets: counter.packets,
-            bytes: counter.bytes,
-        };
+        let rows =
+            { shown.iter() }.map(|(hook, outcome, counter)| Row::of(*hook, *outcome, *counter));
         Self {
             fast_path: FastPath::new(counters),
-            counters: shown.iter().map(row).collect(),
+            counters: rows.collect(),
             forwarder: None,
         }
     }
@@ -108,6 +102,19 @@ impl Report {
         Self {
             forwarder: counts,
             ..self
+        }
+    }
+}
+
+impl Row {
+    pub const fn of(hook: Hook, outcome: Outcome, counter: Counter) -> Self {
+        Self {
+            kind: outcome.kind().name(),
+            hook: hook.name(),
+            outcome: outcome.name(),
+            description: outcome.describe(),
+            packets: counter.packets,
+            bytes: counter.bytes,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What the counters say about the fast path as a whole.
 
 use overlay_common::outcome::{Counter, Hook, Kind, Outcome};
+use serde::{Deserialize, Serialize};
 
 /// Pod packets between nodes that a hook saw, by who carried them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FastShare {
     /// Carried by the programs.
     pub fast: u64,
@@ -29,6 +30,20 @@ impl FastShare {
                 Kind::Short | Kind::Decline | Kind::Permit | Kind::Drop => sum,
             },
         )
+    }
+
+    /// What came since `before`. Counters that are less than they were have begun anew.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let came = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        Self {
+            fast: came(self.fast, before.fast),
+            kernel: came(self.kernel, before.kernel),
+        }
+    }
+
+    pub const fn total(self) -> u64 {
+        self.fast.saturating_add(self.kernel)
     }
 
     /// Hundredths of a percent, rounded down; `None` without packets.

@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::events::{EventKind, Events};
+
 /// One label and its value.
 type One = [(&'static str, &'static str); 1];
 type Two = [(&'static str, &'static str); 2];
@@ -27,6 +29,7 @@ pub struct Daemon {
     reconciliation_seconds: Times,
     kernel_changes: Family<[(&'static str, &'static str); 3], Counter>,
     flushes: Family<One, Counter>,
+    pub events: Events,
 }
 
 /// Counters of what is asked of the lease store.
@@ -101,6 +104,23 @@ impl FlushCause {
             Self::Sleep => "sleep",
         }
     }
+
+    /// For people.
+    const fn describe(self) -> &'static str {
+        match self {
+            Self::Rules => "Packet filter rules changed.",
+            Self::Interface => "An interface or an address changed or went.",
+            Self::Gateway => "A gateway of pods has another MAC address, or went.",
+            Self::Route => "A route changed.",
+            Self::Neighbour => "A neighbour changed.",
+            Self::PolicyRule => "A policy routing rule changed.",
+            Self::Ipsec => "IPsec's policies or states changed.",
+            Self::Lost => "The kernel's notifications were lost or interrupted.",
+            Self::Repair => "What somebody had changed of the kernel path was put right.",
+            Self::Reload => "The operator asked for a reload.",
+            Self::Sleep => "The machine slept.",
+        }
+    }
 }
 
 const fn result(done: bool) -> &'static str {
@@ -144,6 +164,11 @@ impl Daemon {
     /// The kernel's objects of a family were changed. A repair, if no lease asked for it.
     pub fn changed(&self, family: &'static str, repair: bool, added: usize, removed: usize) {
         let reason = if repair { "repair" } else { "lease" };
+        if repair && added + removed > 0 {
+            let why = "No lease asked for it: somebody else had changed them.";
+            let what = format!("{family} objects of the kernel: {added} added, {removed} removed");
+            self.events.happened(EventKind::Repair, why, what);
+        }
         for (change, count) in [("added", added), ("removed", removed)] {
             if let (Ok(count), true) = (u64::try_from(count), count > 0) {
                 let labels = [("family", family), ("change", change), ("reason", reason)];
@@ -155,6 +180,8 @@ impl Daemon {
     /// Flows have to earn their permits again.
     pub fn flushed(&self, cause: FlushCause) {
         self.flushes.get_or_create(&[("cause", cause.name())]).inc();
+        let why = cause.describe();
+        self.events.happened(EventKind::Flush, why, String::new());
     }
 }
 

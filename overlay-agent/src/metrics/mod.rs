@@ -2,6 +2,7 @@
 //! scrape. Whoever has something to tell registers a [`Source`].
 
 mod daemon;
+mod events;
 mod process;
 mod source;
 
@@ -14,6 +15,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::{
     daemon::{Daemon, FlushCause, Store},
+    events::{Event, EventKind, Events, unix_time},
     source::{Sheet, Source},
 };
 use self::{process::Process, source::Scraped};

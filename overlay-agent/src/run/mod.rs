@@ -44,6 +44,7 @@ use crate::{
     config::DaemonOptions,
     datapath::PinDir,
     health::{Condition, HealthServer, Readiness},
+    history::History,
     lifecycle::{Progress, ServiceManager, SignalRequest, Signals, SleepWatch, Supervisor},
     metrics::{FlushCause, Metrics},
     model::{Family, OwnState},
@@ -87,6 +88,12 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
     metrics.register(clock.clone());
     let _asked = probes.as_ref().and_then(Probes::serve);
     metrics.register(NodeMetrics::new(PinDir::new(&options.datapath.pin_dir)));
+    let history = History::new(
+        PinDir::new(&options.datapath.pin_dir),
+        metrics.daemon.events.clone(),
+    );
+    let _remembered = history.serve();
+    supervisor.spawn("history", move |stop| history.clone().run(stop));
     let progress = Progress::default();
     let manager = ServiceManager::new(progress.clone());
     let sleep = SleepWatch::start();

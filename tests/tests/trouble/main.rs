@@ -7,3 +7,4 @@ mod monitor;
 mod peers;
 mod support;
 mod trace;
+mod ui;

@@ -41,6 +41,10 @@ pub struct Args {
     /// Build the programs for another architecture and run their unit tests under qemu, and nothing else
     #[arg(long, conflicts_with_all = ["kernel", "kubernetes"])]
     arch: Option<Arch>,
+    /// Run the tests of the page of `overlay-agent ui` in headless Chromium, and nothing else; the first time,
+    /// install it
+    #[arg(long, conflicts_with_all = ["kernel", "kubernetes"])]
+    browser: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -66,7 +70,16 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
         report.required("helm", || kubernetes::ensure_helm(&workspace))?;
     }
-    if filter.is_none() && !only_kernels && !args.kubernetes {
+    if args.browser {
+        report.required("Chromium", || installer.ensure(&[Group::Browser]))?;
+    }
+    // A stage is a few test programs.
+    let stage: &[&str] = match (args.kubernetes, args.browser) {
+        (true, _) => &["cni", "kubernetes"],
+        (_, true) => &["browser"],
+        _ => &[],
+    };
+    if filter.is_none() && !only_kernels && stage.is_empty() {
         for (name, check) in lint::checks(&workspace) {
             report.phase(name, || check.run(&workspace));
         }
@@ -86,10 +99,9 @@ pub fn run(args: &Args) -> Result<()> {
         );
         return report.finish(filter.is_some());
     }
-    if args.kubernetes {
-        let of_kubernetes =
-            |program: &&Program| matches!(program.name.as_str(), "cni" | "kubernetes");
-        let lab: Vec<_> = programs.iter().filter(of_kubernetes).collect();
+    if !stage.is_empty() {
+        let of_stage = |program: &&Program| stage.contains(&program.name.as_str());
+        let lab: Vec<_> = programs.iter().filter(of_stage).collect();
         report.phase("lab tests", || {
             lab::run(
                 &lab,

@@ -26,11 +26,11 @@ use self::{
 use super::{health::Health, pinned::Pinned};
 use crate::{
     backend::udp,
-    datapath::{Absence, DatapathError},
+    datapath::{Absence, DatapathError, PinDir},
     names::interface_name,
     netlink::Unserved,
     output::{self, Table},
-    view::{FlowTables, Host, KernelTier, Snapshot, Tier},
+    view::{EbpfTier, FlowTables, Host, KernelTier, Snapshot, Tier},
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -95,6 +95,37 @@ pub fn run(
     Ok(report.health.exit_code())
 }
 
+/// The judgement alone, without what there is to show of the node, such as its flows.
+pub fn judge(
+    pins: &PinDir,
+    ebpf: &Result<EbpfTier, DatapathError>,
+    kernel: KernelTier,
+    host: &Host,
+) -> anyhow::Result<(Health, Vec<String>)> {
+    let empty = Report::unknown(PathBuf::new());
+    let mut report = match ebpf {
+        Ok(tier) => {
+            let underlay = host.bare_underlay(tier);
+            let problems = problems(tier, underlay.as_deref(), interface_name);
+            Report {
+                health: Health::of(&problems),
+                problems,
+                ..empty
+            }
+        }
+        Err(DatapathError::KernelTier { absence }) => {
+            Report::without_programs(PathBuf::new(), absence, pins.is_in_use()?)
+        }
+        Err(error) => Report {
+            problems: vec![error.to_string()],
+            ..empty
+        },
+    };
+    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?));
+    report.add_kernel(kernel);
+    Ok((report.health, report.problems))
+}
+
 /// A node on which an agent runs or ran without programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct WithoutPrograms {
@@ -110,13 +141,10 @@ impl Report {
         sources: &Sources,
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
-        let problems = problems(sources, &interface_name);
+        let underlay = sources.bare_underlay.as_deref();
+        let problems = problems(&sources.tier, underlay, &interface_name);
         Self {
-            health: if problems.is_empty() {
-                Health::Healthy
-            } else {
-                Health::Degraded
-            },
+            health: Health::of(&problems),
             problems,
             datapath: Some(PinnedState::new(sources, interface_name)),
             ..Self::unknown(pin_dir)
@@ -150,11 +178,7 @@ impl Report {
             ));
         }
         Self {
-            health: if problems.is_empty() {
-                Health::Healthy
-            } else {
-                Health::Degraded
-            },
+            health: Health::of(&problems),
             problems,
             kernel_tier: Some(WithoutPrograms {
                 agent_running,

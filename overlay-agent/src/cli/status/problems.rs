@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use overlay_common::{maps::MAX_NODES, outcome::Hook};
 
-use super::sources::Sources;
 use crate::{
     model::Family,
     names::interface_label,
@@ -14,12 +13,11 @@ use crate::{
 pub const NO_AGENT: &str =
     "no agent is running: packets are forwarded as before, but nobody follows changes";
 
-pub fn problems(sources: &Sources, interface_name: impl Fn(u32) -> Option<String>) -> Vec<String> {
-    let Sources {
-        tier,
-        bare_underlay,
-        ..
-    } = sources;
+pub fn problems(
+    tier: &EbpfTier,
+    bare_underlay: Option<&str>,
+    interface_name: impl Fn(u32) -> Option<String>,
+) -> Vec<String> {
     let mut problems = Vec::new();
     if !tier.agent_running {
         problems.push(NO_AGENT.into());
