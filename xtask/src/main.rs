@@ -17,6 +17,7 @@ mod linker;
 mod lint;
 mod object_check;
 mod package;
+mod plot;
 mod prereq;
 mod process;
 mod ready;
