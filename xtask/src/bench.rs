@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
+    plot,
     prereq::Group,
     process,
     ready::{self, Profile},
@@ -29,6 +30,10 @@ enum What {
 
 /// What a packet costs.
 #[derive(clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 struct Packets {
     /// Interleaved rounds
     #[arg(long, default_value_t = 7)]
@@ -51,6 +56,12 @@ struct Packets {
     /// Where to write all samples
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the charts of docs/performance of what was measured
+    #[arg(long)]
+    plot: bool,
+    /// Measure nothing: draw the charts of what an earlier run wrote with --json
+    #[arg(long, value_name = "FILE")]
+    plot_from: Option<PathBuf>,
 }
 
 /// What leases cost. Everything else is handed on to `overlay-scale`.
@@ -82,7 +93,15 @@ fn prepare(groups: &[Group]) -> Result<Workspace> {
     ready::lab("the benchmark", groups, Profile::Release)
 }
 
+/// Where charts go.
+fn charts(workspace: &Workspace) -> PathBuf {
+    workspace.root().join("docs/performance")
+}
+
 fn run_packets(args: &Packets) -> Result<()> {
+    if let Some(from) = &args.plot_from {
+        return plot::draw(from, &charts(&Workspace::locate()));
+    }
     let cross_check = [Group::CrossCheck];
     let workspace = prepare(if args.cross_check { &cross_check } else { &[] })?;
     let program = workspace.root().join("target/release/overlay-bench");
@@ -103,10 +122,16 @@ fn run_packets(args: &Packets) -> Result<()> {
     for text in &args.only {
         bench.args(["--only", text]);
     }
-    if let Some(path) = &args.json {
+    let samples = workspace.root().join("target/bench.json");
+    let json = args.json.clone().or(args.plot.then_some(samples));
+    if let Some(path) = &json {
         bench.arg("--json").arg(path);
     }
-    process::run(&mut bench)
+    process::run(&mut bench)?;
+    match json {
+        Some(path) if args.plot => plot::draw(&path, &charts(&workspace)),
+        _ => Ok(()),
+    }
 }
 
 /// What the working tree is, as `git describe` names it; `-dirty` when it has other changes.

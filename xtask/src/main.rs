@@ -19,6 +19,7 @@ mod linker;
 mod lint;
 mod object_check;
 mod package;
+mod plot;
 mod prereq;
 mod process;
 mod ready;

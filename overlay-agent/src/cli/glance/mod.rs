@@ -77,8 +77,11 @@ pub struct Glancer {
 /// The counters as they were.
 struct Before {
     at: Instant,
-    counters: Vec<(Hook, Outcome, Counter)>,
+    counters: Vec<Counted>,
 }
+
+/// A counter, and what of.
+type Counted = (Hook, Outcome, Counter);
 
 impl Glancer {
     pub fn new(pins: PinDir) -> Self {
@@ -147,8 +150,8 @@ impl Glancer {
 
 /// What the counters say, with those of before and the time since then.
 fn compare(
-    before: Option<(&[(Hook, Outcome, Counter)], Duration)>,
-    now: &[(Hook, Outcome, Counter)],
+    before: Option<(&[Counted], Duration)>,
+    now: &[Counted],
 ) -> (Option<Carried>, Vec<PacketRow>) {
     let carried = before.map(|(before, time)| {
         let rates = |hook| {

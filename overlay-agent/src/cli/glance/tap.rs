@@ -89,7 +89,6 @@ impl Tap {
     /// Takes `CAP_NET_RAW`.
     #[expect(
         clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
         reason = "the constants and the size fit the fields the kernel has for them"
     )]
     fn open(ifindex: u32) -> io::Result<Self> {

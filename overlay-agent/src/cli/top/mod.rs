@@ -124,11 +124,10 @@ async fn show(terminal: &mut DefaultTerminal, pins: PinDir) -> anyhow::Result<()
         terminal.draw(|frame| draw::draw(&view, frame))?;
         tokio::select! {
             event = keys.recv() => match event.context("the terminal is gone")? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
-                    if view.press(key) {
-                        return Ok(());
-                    }
+                Event::Key(key) if key.kind == KeyEventKind::Press && view.press(key) => {
+                    return Ok(());
                 }
+                // Among them a change of the size.
                 _ => {}
             },
             glance = glances.recv() => view.take(glance.context("nobody looks at the node")?),

@@ -90,11 +90,10 @@ impl View {
         let reason = match self.tab {
             Tab::Peers => glance.peers.reason.clone(),
             Tab::Flows => glance.flows.reason.clone(),
-            Tab::Packets => None,
             Tab::Events if glance.history.is_none() => {
                 Some("no agent runs that remembers any".to_owned())
             }
-            Tab::Events => None,
+            Tab::Packets | Tab::Events => None,
         };
         reason.unwrap_or_else(|| "none".to_owned())
     }
