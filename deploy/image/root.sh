@@ -12,7 +12,13 @@ find usr/share/ca-certificates -name '*.crt' | sort | xargs cat >etc/ssl/certs/c
 rm -rf usr/share usr/lib/ssl usr/lib/*/gconv usr/lib/*/libcrypto.so* usr/lib/*/libssl.so* \
     usr/lib/*/engines-3 usr/lib/*/ossl-modules usr/bin/openssl usr/bin/c_rehash usr/bin/debconf* \
     usr/sbin/dpkg-* usr/sbin/update-ca-certificates etc/debconf.conf etc/ca-certificates etc/hostname \
-    etc/resolv.conf etc/apt/sources.list* var/lib/dpkg var/cache etc/dpkg
+    etc/resolv.conf etc/apt/sources.list* etc/fstab var/lib/dpkg var/cache etc/dpkg
+
+# What of the C library is for debuggers, profilers, vector arithmetic and NIS.
+for name in libmvec libthread_db libc_malloc_debug libmemusage libpcprofile libnsl libnss_hesiod \
+    libnss_compat libBrokenLocale; do
+    rm -f lib/*/$name.so*
+done
 
 # What Debian's alternatives would have linked: the kind of iptables that new hosts have.
 for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do

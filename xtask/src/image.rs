@@ -23,7 +23,13 @@ pub fn run(args: &Install) -> Result<()> {
     let dir = workspace.root().join("target/image");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for program in [release::PROGRAM, release::PLUGIN] {
-        copy(&package.join(program), &dir.join(program))?;
+        // Without the names of functions, a sixth of it: they are in the file of debug information, too.
+        process::run(
+            command("objcopy")
+                .arg("--strip-all")
+                .arg(package.join(program))
+                .arg(dir.join(program)),
+        )?;
     }
     copy(
         &workspace.root().join("deploy/image/Containerfile"),

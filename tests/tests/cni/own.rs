@@ -151,9 +151,9 @@ fn pods_of_both_families_talk_fast() {
             let address = address.and_then(|text| text.strip_suffix("/128"));
             let address: Ipv6Addr = address.with_context(|| result.to_string())?.parse()?;
             let namespace = container.namespace.clone();
-            let pod6 = Endpoint { namespace, address };
+            let over_ipv6 = Endpoint { namespace, address };
             container.call("CHECK", &with_result(container, &result))?;
-            pods.push((endpoint, pod6));
+            pods.push((endpoint, over_ipv6));
         }
         let [(from, from6), (_, beside6), (to, to6)] = &pods[..] else {
             bail!("three pods");

@@ -26,6 +26,9 @@ fn built() -> Option<PathBuf> {
         .flatten()
 }
 
+/// What the image may have unpacked, in bytes.
+const LIMIT: u64 = 40_000_000;
+
 /// A container of the image, which goes with this.
 struct Container {
     storage: Vec<String>,
@@ -77,6 +80,19 @@ impl Drop for Container {
             eprintln!("{error:#}");
         }
     }
+}
+
+#[test]
+fn the_image_has_less_than_40_mb() {
+    let Some(dir) = built() else {
+        skip!("no image has been made; `cargo xtask image` makes one");
+    };
+    let size = |name: &str| {
+        let file = fs::metadata(dir.join(name));
+        file.expect("a part of the image").len()
+    };
+    let sizes = ["root.tar", "overlay-agent", "overlay-cni"].map(size);
+    assert!(sizes.iter().sum::<u64>() < LIMIT, "{sizes:?}");
 }
 
 #[test]
