@@ -50,6 +50,8 @@ pub fn glance() -> Glance {
         peers: peers::Report::of(Some(probe::Told {
             idle: None,
             interval_seconds: 5.0,
+            port: 8473,
+            own: Vec::new(),
             peers: vec![peer(2, "healthy", false), peer(3, "blocked", true)],
         })),
         carried: Some(Carried {
