@@ -101,6 +101,16 @@ impl Said {
             .filter(|text| !text.is_empty() || name == BACKEND_TYPE)
     }
 
+    /// Takes over what was said of the backend before and is not said any more. An agent that has nothing to say
+    /// writes that: what is not there, somebody has taken away.
+    pub fn complete(&mut self, before: &Self) {
+        for name in [BACKEND_TYPE, BACKEND_DATA, BACKEND_V6_DATA] {
+            if let (None, Some(text)) = (self.0.get(name), before.0.get(name)) {
+                self.0.insert(name, text.clone());
+            }
+        }
+    }
+
     /// Whether an agent of this cluster runs on the node.
     pub fn is_managed(&self) -> bool {
         self.get(MANAGED).is_some_and(|text| text == "true")

@@ -71,6 +71,8 @@ pub struct Follower<A> {
     not_before: Instant,
     rng: StdRng,
     complaints: Complaints,
+    /// Why nothing is heard, since it is so: each cause is logged once.
+    causes: BTreeSet<String>,
 }
 
 /// A write that is under way.
@@ -121,6 +123,7 @@ impl<A: NodeApi> Follower<A> {
             not_before: Instant::now(),
             rng: StdRng::from_rng(&mut rand::rng()),
             complaints: Complaints::default(),
+            causes: BTreeSet::new(),
         };
         tokio::spawn(async move {
             let both = async { tokio::join!(feed.run(), follower.run(heard, inbox)) };
@@ -178,6 +181,7 @@ impl<A: NodeApi> Follower<A> {
             }
             Heard::Changed(Change::Reached(version)) => (version, Vec::new()),
             Heard::Watching => {
+                self.causes.clear();
                 self.view.send_if_modified(|view| {
                     let changed = !view.store.connected;
                     view.store.connected = true;
@@ -189,10 +193,12 @@ impl<A: NodeApi> Follower<A> {
                 return;
             }
             Heard::Lost(problem) => {
+                if self.causes.insert(problem.clone()) {
+                    warn!(
+                        "no changes from the API server, trying on; everything stays as it was: {problem}"
+                    );
+                }
                 self.view.send_if_modified(|view| {
-                    if view.store.connected {
-                        warn!("no changes from the API server, trying on; everything stays as it was: {problem}");
-                    }
                     let changed =
                         view.store.connected || view.store.last_error.as_ref() != Some(&problem);
                     view.store.connected = false;

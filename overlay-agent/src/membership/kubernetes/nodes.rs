@@ -8,7 +8,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::node::Node;
+use super::{annotations::Said, node::Node};
 use crate::model::{LeaseKey, PeerLease, PerFamily};
 
 /// A subnet whose peer changed: its lease now, or `None`.
@@ -34,6 +34,7 @@ pub struct Nodes {
 struct Known {
     uid: String,
     lease: Option<PeerLease>,
+    said: Said,
     problem: Option<String>,
 }
 
@@ -116,7 +117,7 @@ impl Nodes {
 
     /// A Node came or changed. One that says less than it did is as it was, as in flannel: its agent will
     /// say it again, and packets arrive meanwhile.
-    pub fn put(&mut self, node: Node) -> Vec<Change> {
+    pub fn put(&mut self, mut node: Node) -> Vec<Change> {
         if node.name == self.name {
             let is_old = |known: &Node| known.uid == node.uid && is_before(&node, known);
             if !self.own_node.as_ref().is_some_and(is_old) {
@@ -129,6 +130,9 @@ impl Nodes {
         let is_another = |known: &Known| known.uid != node.uid;
         if self.known.get(&name).is_some_and(is_another) {
             changes.extend(self.forget(&name));
+        }
+        if let Some(known) = self.known.get(&name) {
+            node.said.complete(&known.said);
         }
         let (lease, problem) = match node.lease(self.serves) {
             Ok(lease) => (lease, None),
@@ -168,6 +172,7 @@ impl Nodes {
         let known = Known {
             uid: node.uid,
             lease,
+            said: node.said,
             problem,
         };
         self.known.insert(name, known);

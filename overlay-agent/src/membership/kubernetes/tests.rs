@@ -125,6 +125,20 @@ async fn nodes_with_annotations_and_a_pod_cidr_are_peers_until_they_are_deleted(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_loses_a_word_about_its_backend_is_the_peer_it_was() {
+    let mut run = Run::start(|api| api.flannel("c", "10.244.3.0/24", "192.0.2.4")).await;
+    run.until_peers(&["10.244.1.0/24", "10.244.3.0/24"]).await;
+    let subnet = "10.244.3.0/24".parse().unwrap();
+    let before = run.member.view.borrow().peers.get(&subnet).cloned();
+    assert!(before.is_some());
+    run.api.strip("c", "backend-data");
+    run.api.strip("c", "backend-type");
+    run.api.flannel("d", "10.244.4.0/24", "192.0.2.5");
+    let view = run.until(|view| view.peers.len() == 3).await;
+    assert_eq!(view.peers.get(&subnet), before.as_ref());
+}
+
+#[tokio::test(start_paused = true)]
 async fn nodes_that_claim_what_is_this_nodes_own_are_no_peers() {
     let mut run = Run::start(|api| {
         api.flannel("same-subnet", "10.244.0.0/25", "192.0.2.8");
