@@ -78,6 +78,18 @@ impl Fast {
             ..Self::never(reason)
         }
     }
+
+    /// A permit is withheld where the kernel's packet leaves, or is delivered.
+    fn withheld(side: Side, outcome: Outcome, reason: impl Into<String>) -> Self {
+        let hook = match side {
+            Side::Egress => Hook::Confirm,
+            Side::Ingress => Hook::Deliver,
+        };
+        Self {
+            hook: Some(hook.name()),
+            ..Self::declined(side, outcome, reason)
+        }
+    }
 }
 
 impl Side {
@@ -189,7 +201,7 @@ impl<F: Family> Maps<'_, F> {
         if config.permit_ns(packet.protocol_number()) == 0 {
             let reason =
                 "no permit is granted for its protocol: conntrack forgets such flows too soon";
-            return Some(Fast::declined(side, Outcome::NoPermit, reason));
+            return Some(Fast::withheld(side, Outcome::NoPermit, reason));
         }
         let remote = match side {
             Side::Egress => packet.destination,
@@ -203,7 +215,7 @@ impl<F: Family> Maps<'_, F> {
         let mut routes = self.overlay.routes.iter();
         let Some((_, route)) = routes.find(|(subnet, _)| F::contains(**subnet, remote)) else {
             let reason = "no node leases the subnet of the other end";
-            return Some(Fast::declined(side, Outcome::Nexthop, reason));
+            return Some(Fast::withheld(side, Outcome::Nexthop, reason));
         };
         let is_direct = { self.overlay.nodes.get(&route.node) }
             .is_some_and(|node| node.flags & NODE_DIRECT != 0);
@@ -213,7 +225,7 @@ impl<F: Family> Maps<'_, F> {
             && !self.overlay.takes_tunnel_packets(route.node)
         {
             let reason = "the lease of the peer does not say that it takes UDP checksum 0";
-            return Some(Fast::declined(side, Outcome::PeerChecksum, reason));
+            return Some(Fast::withheld(side, Outcome::PeerChecksum, reason));
         }
         None
     }
@@ -239,7 +251,7 @@ impl<F: Family> Maps<'_, F> {
                 "the packet filter judges each of its packets: {}",
                 self.rules
             );
-            Fast::declined(side, Outcome::PerPacketRule, reason)
+            Fast::withheld(side, Outcome::PerPacketRule, reason)
         })
     }
 

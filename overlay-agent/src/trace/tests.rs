@@ -453,6 +453,7 @@ fn rules_that_judge_each_packet_are_named() {
     let found = fast::judge(&maps, &packet(), Side::Egress);
     assert_eq!(found.outcome, Some(Outcome::PerPacketRule.name()));
     assert!(found.reason.contains("-m limit"), "{found:?}");
+    assert_eq!(found.hook, Some("confirm"));
     let other = Packet {
         destination_port: Some(81),
         ..packet()
