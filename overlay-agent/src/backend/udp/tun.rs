@@ -32,7 +32,7 @@ impl Tun {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            *to = libc::c_char::from_ne_bytes([from]);
         }
         request.ifr_ifru.ifru_flags = FLAGS;
         // SAFETY: the kernel reads and writes a whole `ifreq` there, and keeps no pointer to it.
