@@ -15,8 +15,8 @@ pub mod pinned;
 pub mod routes;
 pub mod stats;
 pub mod status;
-pub mod trace;
 pub mod top;
+pub mod trace;
 pub mod ui;
 
 use std::{

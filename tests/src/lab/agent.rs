@@ -136,6 +136,19 @@ pub fn operator_json(node: &Node, words: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{words:?} printed: {text}"))
 }
 
+/// What an operator command says with `-o json`, whatever it finds, and the code it exits with.
+pub fn judge(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value)> {
+    let mut command: Command = node.namespace.command(path_text(&binary()?)?);
+    command.args(words).arg("--pin-dir").arg(&node.pin_dir);
+    let output = command.args(["-o", "json"]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let said = serde_json::from_str(&text).with_context(|| {
+        let error = String::from_utf8_lossy(&output.stderr);
+        format!("{words:?} on {} printed: {text}{error}", node.name)
+    })?;
+    Ok((output.status.code(), said))
+}
+
 fn path_text(path: &Path) -> Result<&str> {
     path.to_str()
         .with_context(|| format!("{} is not UTF-8", path.display()))

@@ -4,6 +4,8 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 # Emulated, everything takes about ten times as long.
 export OVERLAY_TEST_TIME_SCALE=10
+# Settings of the whole machine may be spoilt.
+export OVERLAY_TEST_OWN_MACHINE=1
 
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts

@@ -125,6 +125,12 @@ const SELECTIONS: &[Selection] = &[
         seconds: 900,
     },
     Selection {
+        file: "kernel_trouble",
+        only: None,
+        extent: Extent::Lab,
+        seconds: 900,
+    },
+    Selection {
         file: "service_flows",
         only: Some("ipvs"),
         extent: Extent::Lab,
