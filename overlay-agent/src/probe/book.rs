@@ -13,8 +13,6 @@ use tokio::time::Instant;
 use super::{
     budget::Budget,
     packet::{Identity, Kind, Packet},
-    survey::Report,
-    verdict::Verdict,
 };
 
 /// An answer that takes longer is none.
@@ -172,19 +170,6 @@ impl Book {
             large: Count::default(),
             can_echo: true,
         }
-    }
-
-    /// How the peers of one family are.
-    pub fn report(&self, is_ipv4: bool, now: Instant) -> Report {
-        let interval = self.interval();
-        let of_family = self
-            .peers
-            .iter()
-            .filter(|(address, _)| address.is_ipv4() == is_ipv4);
-        Report::of(of_family.map(|(_, peer)| {
-            let verdict = Verdict::of(peer, interval, self.can_echo, now);
-            (peer.target.subnet, verdict)
-        }))
     }
 
     /// Time between two rounds of one peer.

@@ -16,8 +16,8 @@ use tokio::{
 
 use super::{
     checksum,
+    own::{LARGEST, Own},
     packet::{Kind, LEN, Packet},
-    run::Own,
     survey::Report,
     told::Told,
     verdict::Verdict,
@@ -30,7 +30,6 @@ const SIZES: [Option<usize>; 2] = [None, Some(512)];
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(2);
-const BUFFER: usize = 16 * 1024;
 
 /// Who reaches whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -96,7 +95,7 @@ async fn ask_all(
     checksum::accept_none(&socket)?;
     let cookie = rand::random();
     let mut reports = BTreeMap::new();
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; LARGEST];
     for (round, size) in (0..).zip(SIZES) {
         let question = Packet {
             kind: Kind::Survey,

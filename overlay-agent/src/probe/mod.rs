@@ -11,6 +11,7 @@ mod checksum;
 mod echo;
 mod mesh;
 mod metrics;
+mod own;
 mod packet;
 mod run;
 mod survey;
@@ -21,8 +22,9 @@ mod verdict;
 
 pub use self::{
     mesh::{Mesh, MeshNode, Pair, survey},
+    own::Own,
     packet::Packet,
-    run::{Own, Probes},
+    run::Probes,
     told::{Told, ToldPeer, ask},
     verdict::Verdict,
 };

@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
 use tokio::{
     net::UdpSocket,
     sync::watch,
@@ -20,11 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    book::{Ask, Book, Question, Target},
+    book::{Ask, Book, Target},
     checksum,
     echo::Echo,
     metrics,
-    packet::{Identity, Kind, LEN, Packet},
+    own::{LARGEST, Own},
+    packet::{Kind, LEN, Packet},
+    survey::Report,
     told::{self, Told},
 };
 use crate::{
@@ -39,19 +39,6 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
 /// ICMP sockets get everybody's packets: they are closed when nobody was asked for so long.
 const ECHO_IDLE: Duration = Duration::from_secs(30);
-/// Larger questions are answered in part.
-const BUFFER: usize = 16 * 1024;
-
-/// This node's own end of the overlay in one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Own {
-    /// Of the backend's device.
-    pub address: IpAddr,
-    pub subnet: IpNetwork,
-    pub public_ip: IpAddr,
-    /// Largest packet of pods.
-    pub mtu: u32,
-}
 
 /// What is known of the peers. Clones share it.
 #[derive(Clone)]
@@ -192,7 +179,7 @@ impl Probes {
         leases: &mut watch::Receiver<LeaseView>,
         backend: &Backend,
     ) -> io::Error {
-        let mut buffers = [vec![0; BUFFER], vec![0; BUFFER]];
+        let mut buffers = [vec![0; LARGEST], vec![0; LARGEST]];
         let mut want_at = Some(Instant::now());
         loop {
             let due = self.book().due();
@@ -304,7 +291,7 @@ impl Probes {
         };
         if packet.kind == Kind::Survey {
             let mut answer = answer(Kind::Report).encode(LEN);
-            let report = self.book().report(from.is_ipv4(), now);
+            let report = Report::of_book(&self.book(), from.is_ipv4(), now);
             answer.extend(report.encode(bytes.len().saturating_sub(LEN)));
             let _ = end.socket.try_send_to(&answer, from);
         } else {
@@ -330,32 +317,6 @@ impl End {
         } else {
             let _ = self.socket.try_send_to(&bytes, to);
         }
-    }
-}
-
-impl Own {
-    pub fn identity(&self) -> Identity {
-        Identity {
-            subnet: self.subnet,
-            public_ip: self.public_ip,
-        }
-    }
-
-    fn question(&self, question: Question) -> Packet {
-        Packet {
-            kind: Kind::Question,
-            is_plain: false,
-            number: question.number,
-            cookie: question.cookie,
-            node: self.identity(),
-        }
-    }
-
-    /// Bytes of UDP payload in the largest packet.
-    pub fn room(&self) -> usize {
-        let headers = if self.address.is_ipv4() { 28 } else { 48 };
-        let room = self.mtu.saturating_sub(headers);
-        usize::try_from(room).unwrap_or(LEN).min(BUFFER)
     }
 }
 

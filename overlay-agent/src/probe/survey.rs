@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use tokio::time::Instant;
 
-use super::verdict::Verdict;
+use super::{book::Book, verdict::Verdict};
 
 /// How the peers of a node are, in one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,17 @@ impl Report {
             }
         }
         report
+    }
+
+    /// Of the peers of one family.
+    pub fn of_book(book: &Book, is_ipv4: bool, now: Instant) -> Self {
+        let interval = book.interval();
+        let peers = book.peers.iter();
+        let of_family = peers.filter(|(address, _)| address.is_ipv4() == is_ipv4);
+        Self::of(of_family.map(|(_, peer)| {
+            let verdict = Verdict::of(peer, interval, book.can_echo, now);
+            (peer.target.subnet, verdict)
+        }))
     }
 
     /// In at most `room` bytes; nothing if there is no room for anything.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     book::{Book, Peer},
-    run::Own,
+    own::Own,
     verdict::Verdict,
 };
 use crate::inquiry::{Served, Subject};
