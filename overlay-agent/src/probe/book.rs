@@ -112,6 +112,8 @@ pub struct Book {
     queue: BTreeSet<(Instant, IpAddr)>,
     waiting: VecDeque<(Instant, IpAddr)>,
     questions: Budget,
+    /// There is no budget for questions before.
+    broke_until: Instant,
     answers: Budget,
     number: u32,
     pub small: Count,
@@ -164,6 +166,7 @@ impl Book {
             queue: BTreeSet::new(),
             waiting: VecDeque::new(),
             questions: Budget::new(now),
+            broke_until: now,
             answers: Budget::new(now),
             number: 0,
             small: Count::default(),
@@ -204,7 +207,8 @@ impl Book {
 
     /// When there is something to do.
     pub fn due(&self) -> Option<Instant> {
-        let first = self.queue.first().map(|(due, _)| *due);
+        let first = self.queue.first();
+        let first = first.map(|(due, _)| self.broke_until.max(*due));
         let waited = self.waiting.front().map(|(until, _)| *until);
         first.into_iter().chain(waited).min()
     }
@@ -214,17 +218,15 @@ impl Book {
         self.expire(now, rng);
         let mut asks = Vec::new();
         while let Some((due, address)) = self.queue.first().copied() {
-            if due > now || !self.questions.take(now) {
+            if due > now || self.broke_until > now {
+                break;
+            }
+            if !self.questions.take(now) {
+                self.broke_until = self.questions.next();
                 break;
             }
             self.queue.pop_first();
             self.round(address, now, rng, &mut asks);
-        }
-        // What the budget does not allow now is not asked in the same moment again and again.
-        if let Some((due, address)) = self.queue.first().copied()
-            && due <= now
-        {
-            self.set_due(address, now + SHARE / 2);
         }
         asks
     }

@@ -1,5 +1,7 @@
 //! How many packets may be sent.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 /// In any second at most [`BURST`] + [`PER_SECOND`] packets.
@@ -20,6 +22,11 @@ impl Budget {
         }
     }
 
+    /// When the next packet may be sent, if none may be sent now.
+    pub fn next(&self) -> Instant {
+        self.at + Duration::from_secs_f64((1.0 - self.left).max(0.0) / PER_SECOND)
+    }
+
     /// Whether a packet may be sent now; it counts.
     pub fn take(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
@@ -35,8 +42,6 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -320,3 +320,18 @@ fn peers_that_go_and_come_leave_nothing_behind() {
         "{told:?}"
     );
 }
+
+#[test]
+fn what_has_to_wait_for_the_budget_wakes_nobody_meanwhile() {
+    let mut sim = Sim::new(&targets(1000));
+    sim.run(Duration::from_mins(2), World::default());
+    let end = sim.now + Duration::from_secs(10);
+    let mut looks = 0;
+    while let Some(due) = sim.book.due().filter(|due| *due < end) {
+        sim.now = due.max(sim.now);
+        sim.book.asks(sim.now, &mut sim.rng);
+        looks += 1;
+    }
+    // Once for each packet, and once for each that was not answered.
+    assert!(looks <= 600, "{looks} looks in 10 s");
+}
