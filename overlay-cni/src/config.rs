@@ -207,19 +207,9 @@ impl Delegate {
 mod tests {
     use super::*;
 
-    fn subnet() -> Subnet {
-        let parsed = |word: &str| word.parse().expect("a network");
-        Subnet {
-            networks: vec![parsed("10.5.0.0/16"), parsed("fd00::/48")],
-            subnets: vec![parsed("10.5.34.0/24"), parsed("fd00:0:0:34::/64")],
-            mtu: 1450,
-            ip_masq: true,
-        }
-    }
-
     fn delegate(input: &Value) -> Result<Value, Error> {
         let network = Network::parse(input.to_string().as_bytes())?;
-        let delegate = network.delegate(&subnet())?;
+        let delegate = network.delegate(&Subnet::sample())?;
         Ok(serde_json::from_slice(&delegate.json()).expect("JSON"))
     }
 
@@ -291,7 +281,9 @@ mod tests {
             "ipam": { "dataDir": "/x" },
         });
         let network = Network::parse(input.to_string().as_bytes()).expect("a network");
-        let made = network.delegate(&subnet()).expect("a configuration");
+        let made = network
+            .delegate(&Subnet::sample())
+            .expect("a configuration");
         let made = made.with_interface("eth0");
         let addresses = made.addresses_of().expect("a plugin");
         assert_eq!(addresses.plugin, "host-local");
@@ -305,7 +297,9 @@ mod tests {
     #[test]
     fn what_was_kept_is_used_again_unless_it_is_damaged() {
         let network = Network::parse(br#"{"name":"cbr0"}"#).expect("a network");
-        let made = network.delegate(&subnet()).expect("a configuration");
+        let made = network
+            .delegate(&Subnet::sample())
+            .expect("a configuration");
         assert_eq!(Delegate::kept(&made.json()), Some(made));
         assert_eq!(Delegate::kept(b"{\"type\":"), None);
         assert_eq!(Delegate::kept(b"{}"), None);

@@ -35,6 +35,18 @@ impl Subnet {
         }
     }
 
+    /// Of a node with both families, for tests.
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        let parsed = |word: &str| word.parse().expect("a network");
+        Self {
+            networks: vec![parsed("10.5.0.0/16"), parsed("fd00::/48")],
+            subnets: vec![parsed("10.5.34.0/24"), parsed("fd00:0:0:34::/64")],
+            mtu: 1450,
+            ip_masq: true,
+        }
+    }
+
     /// The reason of an error says which line is wrong, or what is missing.
     fn parse(text: &str) -> Result<Self, String> {
         let (mut networks, mut networks6) = (Vec::new(), Vec::new());

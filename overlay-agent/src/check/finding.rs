@@ -1,5 +1,7 @@
 //! What an examination says.
 
+use std::fmt::Display;
+
 use serde::Serialize;
 
 /// How bad it is.
@@ -24,6 +26,16 @@ pub struct Finding {
     pub seen: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// The first few of them.
+pub fn first_few<T: Display>(items: &[T], most: usize) -> String {
+    let shown: Vec<String> = items.iter().take(most).map(T::to_string).collect();
+    let shown = shown.join(", ");
+    match items.len().saturating_sub(most) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 impl Severity {

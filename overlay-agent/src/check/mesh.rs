@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 
-use super::finding::Finding;
+use super::finding::{Finding, first_few};
 use crate::probe::{Mesh, Verdict};
 
 /// Names that are shown of a set.
@@ -15,7 +15,7 @@ pub fn examine(mesh: &Mesh) -> Vec<Finding> {
     let mut by_target: BTreeMap<(IpNetwork, Verdict), Vec<IpNetwork>> = BTreeMap::new();
     for pair in &mesh.troubles {
         by_target
-            .entry((pair.to, pair.verdict))
+            .entry((pair.to, pair.state))
             .or_default()
             .push(pair.from);
     }
@@ -28,7 +28,11 @@ pub fn examine(mesh: &Mesh) -> Vec<Finding> {
             };
             Finding::error(
                 "mesh",
-                format!("{node} is {} for {}", verdict.name(), some_of(&from)),
+                format!(
+                    "{node} is {} for {}",
+                    verdict.name(),
+                    first_few(&from, SHOWN)
+                ),
                 verdict.describe(),
             )
         })
@@ -37,26 +41,12 @@ pub fn examine(mesh: &Mesh) -> Vec<Finding> {
     if !silent.is_empty() {
         findings.push(Finding::note(
             "mesh",
-            format!("{} did not tell whom they reach", some_of(&silent)),
+            format!("{} did not tell whom they reach", first_few(&silent, SHOWN)),
             "nodes with stock flanneld, or with an agent that does not ask its peers or is stopped, cannot; for others \
              see `overlay-agent peers`",
         ));
     }
     findings
-}
-
-/// The first few of them.
-fn some_of(subnets: &[IpNetwork]) -> String {
-    let shown: Vec<String> = subnets
-        .iter()
-        .take(SHOWN)
-        .map(IpNetwork::to_string)
-        .collect();
-    let shown = shown.join(", ");
-    match subnets.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }
 
 #[cfg(test)]
@@ -83,8 +73,7 @@ mod tests {
         Pair {
             from: subnet(from),
             to: subnet(to),
-            state: verdict.name(),
-            verdict,
+            state: verdict,
         }
     }
 

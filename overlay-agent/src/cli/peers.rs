@@ -118,10 +118,20 @@ impl output::Report for Report {
     }
 }
 
+/// Peers as tests show them.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::output::Format;
+pub mod sample {
+    use crate::probe::{Told, ToldPeer};
+
+    pub fn told() -> Told {
+        Told {
+            idle: None,
+            interval_seconds: 5.0,
+            port: 8473,
+            own: Vec::new(),
+            peers: vec![peer(2, "healthy", false), peer(3, "blocked", true)],
+        }
+    }
 
     fn peer(last: u8, state: &str, trouble: bool) -> ToldPeer {
         ToldPeer {
@@ -140,15 +150,15 @@ mod tests {
             answered_by: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Format;
 
     fn text(format: Format) -> String {
-        let report = Report::of(Some(Told {
-            idle: None,
-            interval_seconds: 5.0,
-            port: 8473,
-            own: Vec::new(),
-            peers: vec![peer(2, "healthy", false), peer(3, "blocked", true)],
-        }));
+        let report = Report::of(Some(sample::told()));
         assert_eq!(report.health, Health::Degraded);
         let mut out = Vec::new();
         output::print(&report, format, &mut out).unwrap();

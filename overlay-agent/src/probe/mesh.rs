@@ -57,9 +57,7 @@ pub struct MeshNode {
 pub struct Pair {
     pub from: IpNetwork,
     pub to: IpNetwork,
-    pub state: &'static str,
-    #[serde(skip)]
-    pub verdict: Verdict,
+    pub state: Verdict,
 }
 
 /// Asks all peers that the agent of this node knows.
@@ -154,8 +152,7 @@ impl Mesh {
             .extend(report.troubles.iter().map(|(to, verdict)| Pair {
                 from: subnet,
                 to: *to,
-                state: verdict.name(),
-                verdict: *verdict,
+                state: *verdict,
             }));
     }
 

@@ -2,29 +2,37 @@
 
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::book::{MISSES, Peer};
 
-/// How a peer is.
+/// How a peer is. Nodes tell each other by number, so that a number stays what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Verdict {
-    Unknown,
-    Healthy,
-    NoAgent,
-    Lossy,
-    PathMtu,
-    OneWay,
-    Blocked,
-    Unreachable,
-    Silent,
-    OtherNode,
-    Duplicate,
-    Checksum,
+    Unknown = 0,
+    Healthy = 1,
+    NoAgent = 2,
+    Lossy = 3,
+    PathMtu = 4,
+    OneWay = 5,
+    Blocked = 6,
+    Unreachable = 7,
+    Silent = 8,
+    OtherNode = 9,
+    Duplicate = 10,
+    Checksum = 11,
 }
 
 /// A peer loses too much from this share of this many questions on.
 const LOSSY: (usize, usize) = (5, 10);
+
+impl Serialize for Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
 
 impl Verdict {
     pub const ALL: [Self; 12] = [
@@ -42,22 +50,8 @@ impl Verdict {
         Self::Checksum,
     ];
 
-    /// As nodes tell each other; a number stays what it is.
     pub const fn number(self) -> u8 {
-        match self {
-            Self::Unknown => 0,
-            Self::Healthy => 1,
-            Self::NoAgent => 2,
-            Self::Lossy => 3,
-            Self::PathMtu => 4,
-            Self::OneWay => 5,
-            Self::Blocked => 6,
-            Self::Unreachable => 7,
-            Self::Silent => 8,
-            Self::OtherNode => 9,
-            Self::Duplicate => 10,
-            Self::Checksum => 11,
-        }
+        self as u8
     }
 
     pub fn of_number(number: u8) -> Option<Self> {

@@ -158,19 +158,9 @@ fn failed(source: io::Error) -> Error {
 mod tests {
     use super::*;
 
-    fn subnet() -> Subnet {
-        let parsed = |word: &str| word.parse().expect("a network");
-        Subnet {
-            networks: vec![parsed("10.5.0.0/16"), parsed("fd00::/48")],
-            subnets: vec![parsed("10.5.34.0/24"), parsed("fd00:0:0:34::/64")],
-            mtu: 1450,
-            ip_masq: false,
-        }
-    }
-
     #[test]
     fn pods_are_masqueraded_towards_the_outside_alone_and_only_if_wanted() {
-        let rules = |ip_masq| super::rules(&subnet(), ip_masq);
+        let rules = |ip_masq| super::rules(&Subnet::sample(), ip_masq);
         assert!(!rules(false).contains("masquerade"), "{}", rules(false));
         let with = rules(true);
         let at = |line: &str| with.find(line).unwrap_or_else(|| panic!("{line}: {with}"));
@@ -185,9 +175,9 @@ mod tests {
 
     #[test]
     fn a_listing_counts_line_by_line() {
-        let wanted = rules(&subnet(), true);
+        let wanted = rules(&Subnet::sample(), true);
         assert!(has_all(&wanted.replace("\t}\n", "\t}\n\n"), &wanted));
-        assert!(!has_all(&rules(&subnet(), false), &wanted));
+        assert!(!has_all(&rules(&Subnet::sample(), false), &wanted));
         assert!(!has_all("", &wanted));
     }
 }

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     check::{
         facts::{Facts, Overlay, Version},
-        finding::Finding,
+        finding::{Finding, first_few},
     },
     model::{Family as _, V4, V6},
 };
@@ -22,6 +22,8 @@ const UNFIXED: [(Version, Version); 4] = [
 ];
 /// Drivers whose cards spoil checksums inside tunnels that have another UDP port than they know.
 const SPOILERS: [&str; 3] = ["vmxnet3", "i40e", "be2net"];
+/// Interfaces that are named.
+const SHOWN: usize = 5;
 /// UDP ports of vxlan that every card knows.
 const KNOWN_PORT: u16 = 4789;
 
@@ -180,7 +182,7 @@ pub fn pod_mtu(facts: &Facts) -> Vec<Finding> {
         format!(
             "{} for pods may be larger than the {limit} bytes that other nodes take: what is larger is cut up \
              or refused, and hangs where the refusal gets lost",
-            interfaces(&larger)
+            first_few(&larger, SHOWN)
         ),
         format!(
             "have whoever makes them read FLANNEL_MTU of the subnet file: --mtu={limit} for Docker"
@@ -236,15 +238,4 @@ fn overhead(overlay: &Overlay) -> u32 {
 fn underlays(facts: &Facts) -> BTreeSet<&str> {
     let underlays = facts.overlays.iter().filter_map(|o| o.underlay.as_ref());
     underlays.map(|underlay| underlay.name.as_str()).collect()
-}
-
-/// The first few of them.
-fn interfaces(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let shown = names.len().min(SHOWN);
-    let text = names[..shown].join(", ");
-    match names.len() - shown {
-        0 => text,
-        more => format!("{text} and {more} more"),
-    }
 }

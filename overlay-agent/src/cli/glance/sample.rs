@@ -8,26 +8,7 @@ use crate::{
     datapath::FastShare,
     history::{Sample, Told},
     metrics::{Event, EventKind},
-    probe::{self, ToldPeer},
 };
-
-fn peer(last: u8, state: &str, trouble: bool) -> ToldPeer {
-    ToldPeer {
-        subnet: format!("10.1.{last}.0/24").parse().unwrap(),
-        address: [10, 1, last, 0].into(),
-        public_ip: [192, 168, 0, last].into(),
-        state: state.to_owned(),
-        trouble,
-        meaning: "What it means.".to_owned(),
-        answered_seconds_ago: (!trouble).then_some(3.2),
-        asked_seconds_ago: (!trouble).then_some(1.5),
-        rtt_p50_ms: (!trouble).then_some(0.25),
-        rtt_p99_ms: (!trouble).then_some(1.5),
-        loss_percent: Some(if trouble { 100.0 } else { 0.0 }),
-        questions: 32,
-        answered_by: None,
-    }
-}
 
 pub fn glance() -> Glance {
     let rates = |fast_per_second, kernel_per_second, fast_percent| Rates {
@@ -47,13 +28,7 @@ pub fn glance() -> Glance {
         subnets: vec!["10.1.1.0/24".parse().unwrap()],
         health: Health::Degraded,
         problems: vec!["egress on vetha is detached: its packets take the kernel path".to_owned()],
-        peers: peers::Report::of(Some(probe::Told {
-            idle: None,
-            interval_seconds: 5.0,
-            port: 8473,
-            own: Vec::new(),
-            peers: vec![peer(2, "healthy", false), peer(3, "blocked", true)],
-        })),
+        peers: peers::Report::of(Some(peers::sample::told())),
         carried: Some(Carried {
             from_pods: rates(9_900.0, 100.0, Some(99.0)),
             to_pods: rates(0.0, 0.0, None),

@@ -25,6 +25,7 @@ pub use self::{
     keep::keep,
     reach::Reach,
     report::{Report, ReportedRule, everything, ignored},
+    save::words,
 };
 
 /// What of the node a rule set is seen from.

@@ -147,8 +147,8 @@ fn base(table: &str, chain: &str) -> Option<Base> {
     })
 }
 
-/// Splits at blanks, but not within double quotes.
-fn words(line: &str) -> Vec<String> {
+/// Splits a line of `iptables-save` at blanks, but not within double quotes.
+pub fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quoted = false;

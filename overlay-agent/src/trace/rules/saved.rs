@@ -1,7 +1,7 @@
 //! Rules as `iptables-save` prints them.
 
 use super::rule::{Chains, Conditions, Holds, Rule, Seen, Target};
-use crate::check::Saved;
+use crate::{check::Saved, filter::per_packet::words};
 
 /// Matches that ask nothing beyond their options. Others may hold or not.
 const PLAIN: [&str; 7] = [
@@ -108,25 +108,4 @@ fn target(name: &str, is_goto: bool) -> Target {
         name if is_goto => Target::Goto(name.to_owned()),
         name => Target::Jump(name.to_owned()),
     }
-}
-
-/// Splits at blanks, but not within double quotes.
-fn words(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut is_quoted = false;
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '"' => {
-                is_quoted = !is_quoted;
-                word.get_or_insert_default();
-            }
-            '\\' if is_quoted => word.get_or_insert_default().extend(characters.next()),
-            ' ' if !is_quoted => words.extend(word.take()),
-            other => word.get_or_insert_default().push(other),
-        }
-    }
-    words.extend(word);
-    words
 }
