@@ -16,7 +16,7 @@ pub fn get(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<(u16
         stream.set_read_timeout(Some(scaled(PATIENCE)))?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n"
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

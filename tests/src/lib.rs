@@ -28,6 +28,7 @@ pub mod pki;
 pub mod private_netns;
 pub mod process;
 pub mod prog;
+pub mod prometheus;
 pub mod requirements;
 pub mod rules;
 pub mod scale;

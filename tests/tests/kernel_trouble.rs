@@ -29,7 +29,7 @@ fn a_table_of_connections_that_is_nearly_full_is_named() {
         lab.bring_up(1)?;
         let node = lab.node(0);
         let before = fs::read_to_string(MAX)?;
-        let file = format!("--subnet-file={}", node.subnet_file.display());
+        let file = node.subnet_file_flag();
         let found = || -> Result<Vec<String>> {
             let (_, said) = judge(node, &["check", &file])?;
             let findings = said["findings"].as_array().into_iter().flatten();

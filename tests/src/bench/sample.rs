@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_common::{encap::ENCAP_LEN, outcome::Hook};
+use overlay_common::{encap::ENCAP_LEN, encap6::ENCAP6_LEN, outcome::Hook};
 use serde_json::{Value, json};
 
 use super::{
@@ -27,6 +27,7 @@ use crate::{lab::counters::Counters, netns::checked, traffic::Endpoint};
 const ETHERNET_HEADER: u64 = 14;
 /// Ethernet, IPv4, UDP and payload of the measured datagrams.
 const DATAGRAM_FRAME: u64 = ETHERNET_HEADER + 20 + 8 + 64;
+const DATAGRAM_FRAME_IPV6: u64 = ETHERNET_HEADER + 40 + 8 + 64;
 /// The fast path carries at least this share, where it is to carry the flow.
 const FAST_LEAST: f64 = 0.99;
 /// And at most this share where it is not.
@@ -215,14 +216,17 @@ fn fast_share(counters: &Counters) -> f64 {
 /// Frames on the wire have the size that the variant gives them. Without this, packets that some
 /// other route carries look like a fast overlay.
 fn check_frames(variant: &Variant, sent: Sent) -> Result<()> {
-    // An IPv6 header has 20 bytes more, and there are two with a tunnel.
-    let longer = if variant.ipv6 { 20 } else { 0 };
+    let (datagram, encapsulation) = if variant.ipv6 {
+        (DATAGRAM_FRAME_IPV6, ENCAP6_LEN)
+    } else {
+        (DATAGRAM_FRAME, ENCAP_LEN)
+    };
     let headers = if variant.encapsulates() {
-        u64::from(ENCAP_LEN) + longer
+        encapsulation
     } else {
         0
     };
-    let expected = DATAGRAM_FRAME + longer + headers;
+    let expected = datagram + u64::from(headers);
     let average = share(sent.bytes, sent.frames);
     let near = |size: u64| (average - share(size, 1)).abs() < 1.0;
     ensure!(

@@ -93,7 +93,7 @@ impl Launch {
             .arg(format!("--etcd-endpoints={}", self.endpoints))
             .arg(format!("--etcd-prefix={}", self.prefix))
             .args(self.interface.iter().map(|name| format!("--iface={name}")))
-            .arg(format!("--subnet-file={}", node.subnet_file.display()))
+            .arg(node.subnet_file_flag())
             .arg(format!("--pin-dir={}", node.pin_dir.display()))
             // Tests that count or capture packets want none but their own.
             .arg("--peer-probe-port=0")
@@ -115,18 +115,22 @@ impl Launch {
     }
 }
 
-/// Runs an operator command, such as `status`, against the node's pins.
-pub fn operator(node: &Node, words: &[&str]) -> Result<String> {
+/// An operator command, such as `status`, against the node's pins.
+fn command(node: &Node, words: &[&str]) -> Result<Command> {
     let mut command: Command = node.namespace.command(path_text(&binary()?)?);
     command.args(words).arg("--pin-dir").arg(&node.pin_dir);
-    checked(&mut command)
+    Ok(command)
+}
+
+/// Runs an operator command.
+pub fn operator(node: &Node, words: &[&str]) -> Result<String> {
+    checked(&mut command(node, words)?)
 }
 
 /// What `status` says, whatever it finds, and the code it exits with.
 pub fn status(node: &Node) -> Result<(Option<i32>, String)> {
-    let mut command: Command = node.namespace.command(path_text(&binary()?)?);
-    command.args(["status", "--pin-dir"]).arg(&node.pin_dir);
-    let output = command.output().context("start overlay-agent status")?;
+    let output = command(node, &["status"])?.output();
+    let output = output.context("start overlay-agent status")?;
     Ok((output.status.code(), String::from_utf8(output.stdout)?))
 }
 
@@ -138,9 +142,7 @@ pub fn operator_json(node: &Node, words: &[&str]) -> Result<Value> {
 
 /// What an operator command says with `-o json`, whatever it finds, and the code it exits with.
 pub fn judge(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value)> {
-    let mut command: Command = node.namespace.command(path_text(&binary()?)?);
-    command.args(words).arg("--pin-dir").arg(&node.pin_dir);
-    let output = command.args(["-o", "json"]).output()?;
+    let output = command(node, words)?.args(["-o", "json"]).output()?;
     let text = String::from_utf8(output.stdout)?;
     let said = serde_json::from_str(&text).with_context(|| {
         let error = String::from_utf8_lossy(&output.stderr);

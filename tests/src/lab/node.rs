@@ -242,6 +242,16 @@ impl Node {
         agent::status(self)
     }
 
+    /// Names the node's subnet file to an agent, or to a command.
+    pub fn subnet_file_flag(&self) -> String {
+        format!("--subnet-file={}", self.subnet_file.display())
+    }
+
+    /// The first pod, which has to be there.
+    pub fn first_pod(&self) -> Endpoint {
+        self.pods()[0].endpoint()
+    }
+
     pub fn subnet_env(&self) -> Result<SubnetEnv> {
         SubnetEnv::read(&self.subnet_file)
     }

@@ -57,7 +57,7 @@ impl Program {
                     .arg(format!("--etcd-endpoints={}", store.endpoints()))
                     .arg(format!("--etcd-prefix={PREFIX}"))
                     .arg(format!("--iface={NODE_INTERFACE}"))
-                    .arg(format!("--subnet-file={}", node.subnet_file.display()));
+                    .arg(node.subnet_file_flag());
                 Daemon::start("flanneld", command, &log, Lifetime::Bound)
             }
         }

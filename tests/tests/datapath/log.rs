@@ -50,10 +50,6 @@ fn wait_for_line(node: &Node, values: &[(&str, &str)]) -> Result<()> {
     })
 }
 
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
-
 /// Has datagrams go from the first node to the second that its programs leave to the kernel, and one
 /// that they drop, and waits for the lines about them.
 fn check_lines<A: Address>(
@@ -122,7 +118,13 @@ fn a_declined_and_a_dropped_packet_are_logged_by_name_and_without_the_flag_nothi
         let quiet_from = log_size(quiet)?;
 
         let addresses = [node, quiet].map(|node| node.address);
-        check_lines(node, &pod(node), &pod(quiet), addresses, "udp")?;
+        check_lines(
+            node,
+            &node.first_pod(),
+            &quiet.first_pod(),
+            addresses,
+            "udp",
+        )?;
         let addresses = [node, quiet].map(Node::address6);
         let [from, to] = [node, quiet].map(|node| node.add_ipv6(&node.pods()[0]));
         // What follows the IPv6 header: a fragment header.
@@ -148,7 +150,11 @@ fn restarts_that_switch_the_log_on_and_off_lose_no_packet() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let [node, peer] = [lab.node(0), lab.node(1)];
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
+        let flow = SteadyFlow::start(
+            &node.first_pod(),
+            &peer.first_pod(),
+            Duration::from_millis(2),
+        )?;
         node.wait_fast()?;
         let adopted = node.attached("flannel.1")?;
 

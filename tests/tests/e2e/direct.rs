@@ -13,10 +13,6 @@ const DIRECT: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Dire
 const TUNNEL: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const VXLAN_PORT: u16 = 8472;
 
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
-
 /// How many packets between two pods crossed a wire, directly and in the tunnel.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ways {
@@ -51,7 +47,7 @@ fn on_link_peers_are_reached_directly_and_routed_ones_through_the_tunnel() {
             let [n1, n2, n3] = lab.nodes() else {
                 anyhow::bail!("not three nodes")
             };
-            let near = observe(n1, &pod(n1), &pod(n2))?;
+            let near = observe(n1, &n1.first_pod(), &n2.first_pod())?;
             ensure!(
                 near == Ways {
                     direct: 40,
@@ -59,7 +55,7 @@ fn on_link_peers_are_reached_directly_and_routed_ones_through_the_tunnel() {
                 },
                 "n1 and n2: {near:?}"
             );
-            let far = observe(n1, &pod(n1), &pod(n3))?;
+            let far = observe(n1, &n1.first_pod(), &n3.first_pod())?;
             ensure!(
                 far == Ways {
                     direct: 0,
@@ -89,7 +85,7 @@ fn direct_traffic_is_unchanged_over_wires_without_offloads() {
     let builder = Lab::builder().nodes(2).config(DIRECT).wire(Wire::Segmented);
     scenario(builder, |lab| {
         lab.bring_up(1)?;
-        let (from, to) = (pod(lab.node(0)), pod(lab.node(1)));
+        let (from, to) = (lab.node(0).first_pod(), lab.node(1).first_pod());
         tcp::transfer(&from, &to, tcp::Spec::bulk(32 << 20))?;
         tcp::transfer(&from, &to, tcp::Spec::small_writes(100_000, 100))?;
         udp::echo_each(&from, &to, &[8, 100, 1422, 3000], 20)?.ensure_lossless()?;
@@ -106,7 +102,7 @@ fn each_sends_its_own_way(our_config: &str, their_config: &str) {
             .start_stock(lab.store(), their_config, "10.5.200.0/24")?;
         lab.add_pods(1)?;
         lab.wait_converged()?;
-        let (ours, theirs) = (pod(lab.node(0)), pod(lab.node(1)));
+        let (ours, theirs) = (lab.node(0).first_pod(), lab.node(1).first_pod());
         let ways = observe(lab.node(0), &ours, &theirs)?;
         ensure!(
             ways == Ways {

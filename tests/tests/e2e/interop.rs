@@ -102,10 +102,6 @@ impl Stock for Ipv6Addr {
     }
 }
 
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
-
 /// n1 runs the agent; n2, and n3 behind the router, are stand-ins.
 fn stock_nodes_and_ours_exchange_pings_tcp_and_udp_both_ways<A: Stock>() {
     let builder = Lab::builder().nodes(2).routed_nodes(1).config(A::CONFIG);
@@ -246,11 +242,11 @@ fn a_changed_vtep_mac_of_a_stock_node_is_followed() {
         stock.cmd("ip", ["link", "delete", "flannel.1"])?;
         lab.start_stock(stock, "10.5.200.0/24")?;
         lab.wait_converged()?;
-        let ours = pod(lab.node(0));
+        let ours = lab.node(0).first_pod();
         overlay_tests::wait::wait_for(
             "pods to talk through the new device",
             std::time::Duration::from_secs(5),
-            || ping::all(&ours, pod(stock).address, 3).map(drop),
+            || ping::all(&ours, stock.first_pod().address, 3).map(drop),
         )
     });
 }

@@ -6,7 +6,7 @@ use std::{fs, thread, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_tests::{
     lab::{Lab, Node, agent::Launch, scenario, underlay::NODE_INTERFACE},
-    traffic::{Endpoint, flow::SteadyFlow, tcp},
+    traffic::{flow::SteadyFlow, tcp},
     wait::wait_for,
 };
 
@@ -17,10 +17,6 @@ const INTERVAL: Duration = Duration::from_millis(1);
 const GHOST: &str = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
 const GHOST_KEY: &str = "10.5.199.0-24";
 const GHOST_SUBNET: &str = "10.5.199.0/24";
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 /// Everything that names the ghost on a node; empty when it is not known there.
 fn traces_of_ghost(node: &Node) -> Result<Vec<String>> {
@@ -79,7 +75,7 @@ fn a_restart_with_another_flow_table_size_replaces_the_table_and_loses_no_packet
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        let flow = SteadyFlow::start(&node.first_pod(), &peer.first_pod(), INTERVAL)?;
         node.wait_fast()?;
         wait_flow_table(node, 131_072)?;
         for size in [8_192, 1_048_576] {
@@ -99,10 +95,10 @@ fn an_upgrade_to_other_map_layouts_under_traffic_loses_no_packet() {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let transfer = thread::spawn({
-            let (from, to) = (pod(node), pod(peer));
+            let (from, to) = (node.first_pod(), peer.first_pod());
             move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
         });
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        let flow = SteadyFlow::start(&node.first_pod(), &peer.first_pod(), INTERVAL)?;
         for (upgraded, version) in [(node, 1), (peer, 2)] {
             upgraded.wait_fast()?;
             upgraded.kill_agent()?;
@@ -131,10 +127,10 @@ fn killing_and_restarting_the_agent_under_traffic_loses_no_packet() {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let transfer = thread::spawn({
-            let (from, to) = (pod(node), pod(peer));
+            let (from, to) = (node.first_pod(), peer.first_pod());
             move || tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 30))
         });
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        let flow = SteadyFlow::start(&node.first_pod(), &peer.first_pod(), INTERVAL)?;
         node.wait_fast()?;
         let adopted = (node.attached(NODE_INTERFACE)?, node.attached("flannel.1")?);
 
@@ -210,7 +206,7 @@ fn with_the_programs_detached_the_cluster_is_a_plain_flannel_network() {
             fs::remove_dir_all(&node.pin_dir)?;
         }
         lab.ping_matrix()?;
-        let (from, to) = (pod(lab.node(0)), pod(lab.node(2)));
+        let (from, to) = (lab.node(0).first_pod(), lab.node(2).first_pod());
         tcp::transfer(&from, &to, tcp::Spec::bulk(8 << 20)).map(drop)
     });
 }
@@ -231,7 +227,7 @@ fn the_kernel_tier_alone_carries_everything() {
                 node.name
             );
         }
-        let (from, to) = (pod(lab.node(0)), pod(lab.node(1)));
+        let (from, to) = (lab.node(0).first_pod(), lab.node(1).first_pod());
         tcp::transfer(&from, &to, tcp::Spec::bulk(8 << 20)).map(drop)
     });
 }
@@ -328,7 +324,7 @@ fn leases_that_change_while_etcd_is_unreachable_are_learned_afterwards() {
 fn forwarding_goes_on_while_etcd_is_down() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
-        let flow = SteadyFlow::start(&pod(lab.node(0)), &pod(lab.node(1)), INTERVAL)?;
+        let flow = SteadyFlow::start(&lab.node(0).first_pod(), &lab.node(1).first_pod(), INTERVAL)?;
         lab.node(0).wait_fast()?;
         lab.store_mut().server().kill(0)?;
         thread::sleep(Duration::from_secs(3));

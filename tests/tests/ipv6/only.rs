@@ -140,10 +140,7 @@ fn cleanup_finds_the_vni_of_a_node_alone_in_its_maps() {
         let routes = node.cmd("ip", ["-6", "route", "show", "proto", "241"])?;
         ensure!(routes.is_empty(), "{routes}");
         node.stop_agent()?;
-        node.operator(&[
-            "cleanup",
-            &format!("--subnet-file={}", node.subnet_file.display()),
-        ])?;
+        node.operator(&["cleanup", &node.subnet_file_flag()])?;
         ensure!(!node.has_interface("flannel-v6.7"), "the device stays");
         Ok(())
     });

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use overlay_common::outcome::{Hook, Outcome};
 use overlay_tests::{
     lab::{Lab, Node, scenario},
-    traffic::{Endpoint, flow::SteadyFlow, tcp, udp},
+    traffic::{flow::SteadyFlow, tcp, udp},
     wait::wait_for,
 };
 
@@ -19,10 +19,6 @@ const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// As the guides write it.
 const DIRECT: &str = r#"{"network":"10.5.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true}}"#;
 const OTHER_VNI: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 /// The route to the peer, without the parts that are the same in all backends.
 fn expected_route(config: &str, peer: &Node) -> Result<String> {
@@ -102,11 +98,19 @@ fn wait_backend(lab: &Lab, config: &str) -> Result<()> {
 fn check_traffic(lab: &Lab) -> Result<()> {
     let (node, peer) = (lab.node(0), lab.node(1));
     wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
-    tcp::transfer(&pod(node), &pod(peer), tcp::Spec::bulk(4 << 20))?;
-    tcp::transfer(&pod(peer), &pod(node), tcp::Spec::small_writes(20_000, 100))?;
+    tcp::transfer(
+        &node.first_pod(),
+        &peer.first_pod(),
+        tcp::Spec::bulk(4 << 20),
+    )?;
+    tcp::transfer(
+        &peer.first_pod(),
+        &node.first_pod(),
+        tcp::Spec::small_writes(20_000, 100),
+    )?;
     wait_for("fast packets both ways", PATIENCE, || {
         let before = node.counters()?;
-        udp::echo_each(&pod(node), &pod(peer), &[100], 20)?;
+        udp::echo_each(&node.first_pod(), &peer.first_pod(), &[100], 20)?;
         let counted = node.counters()?.since(&before);
         for hook in [Hook::Egress, Hook::Ingress] {
             ensure!(counted.fast(hook) >= 10, "counted\n{counted}");
@@ -194,7 +198,7 @@ fn a_reload_switches_direct_routing_under_traffic_without_loss() {
     scenario(Lab::builder().nodes(2).config(VXLAN), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?;
+        let flow = SteadyFlow::start(&node.first_pod(), &peer.first_pod(), INTERVAL)?;
         let sent = |outcome| -> Result<u64> { Ok(node.counters()?.packets(Hook::Egress, outcome)) };
         for (config, outcome) in [(DIRECT, Outcome::FastDirect), (VXLAN, Outcome::FastTunnel)] {
             lab.store().set_config(config)?;

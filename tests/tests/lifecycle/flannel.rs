@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::{Result, ensure};
 use overlay_tests::{
     lab::{Lab, Node, scenario},
-    traffic::{Endpoint, connection::SteadyConnection, flow::SteadyFlow},
+    traffic::{connection::SteadyConnection, flow::SteadyFlow},
     wait::wait_for,
 };
 
@@ -15,10 +15,6 @@ const INTERVAL: Duration = Duration::from_millis(2);
 const DEVICE: &str = "flannel.1";
 const SUBNETS: [&str; 2] = ["10.5.1.0/24", "10.5.2.0/24"];
 const KEYS: [&str; 2] = ["10.5.1.0-24", "10.5.2.0-24"];
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 /// Two stand-ins for flannel nodes, with a pod each.
 fn flannel_cluster(test: impl FnOnce(&mut Lab) -> Result<()>) {
@@ -79,12 +75,12 @@ fn a_flannel_node_is_taken_over_and_handed_back_under_traffic_without_loss() {
         let (node, peer) = (lab.node(0), lab.node(1));
         let before = identity(lab, node)?;
         let flows = [
-            SteadyFlow::start(&pod(node), &pod(peer), INTERVAL)?,
-            SteadyFlow::start(&pod(peer), &pod(node), INTERVAL)?,
+            SteadyFlow::start(&node.first_pod(), &peer.first_pod(), INTERVAL)?,
+            SteadyFlow::start(&peer.first_pod(), &node.first_pod(), INTERVAL)?,
         ];
         let connections = [
-            SteadyConnection::open(&pod(node), &pod(peer), INTERVAL)?,
-            SteadyConnection::open(&pod(peer), &pod(node), INTERVAL)?,
+            SteadyConnection::open(&node.first_pod(), &peer.first_pod(), INTERVAL)?,
+            SteadyConnection::open(&peer.first_pod(), &node.first_pod(), INTERVAL)?,
         ];
 
         // Over to the agent, first one node, then the other.

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use overlay_tests::{
     http,
     lab::{Lab, Node, agent::Launch, scenario},
-    traffic::{Endpoint, flow::SteadyFlow},
+    traffic::flow::SteadyFlow,
     wait::wait_for,
 };
 
@@ -19,10 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Far from the 30 s after which the daemon looks at everything: what is back by now was noticed when
 /// it happened.
 const SOON: Duration = Duration::from_secs(5);
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 fn readyz(node: &Node) -> Result<(u16, String)> {
     http::get(&node.namespace, ([127, 0, 0, 1], 2401).into(), "/readyz")
@@ -42,7 +38,11 @@ fn forwarding_goes_on_after_every_stop_signal_without_loss() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
+        let flow = SteadyFlow::start(
+            &node.first_pod(),
+            &peer.first_pod(),
+            Duration::from_millis(2),
+        )?;
         node.wait_fast()?;
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
             node.signal_agent(signal)?;

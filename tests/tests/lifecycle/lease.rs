@@ -8,7 +8,7 @@ use overlay_common::outcome::Hook;
 use overlay_tests::{
     http,
     lab::{Lab, Node, scenario},
-    traffic::{Endpoint, flow::SteadyFlow, udp::Report},
+    traffic::{flow::SteadyFlow, udp::Report},
     wait::wait_for,
 };
 
@@ -17,10 +17,6 @@ const INTERVAL: Duration = Duration::from_millis(2);
 const HEALTH: [&str; 1] = ["--healthz-port=2401"];
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const GHOST: &str = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 /// Keys and values of all leases.
 fn leases(lab: &Lab) -> Result<Vec<(String, String)>> {
@@ -69,7 +65,7 @@ fn under_traffic(noticed: Noticed, test: impl FnOnce(&mut Lab) -> Result<()>) {
         lab.add_pods(1)?;
         lab.wait_converged()?;
         lab.nodes().iter().try_for_each(wait_ready)?;
-        let flow = SteadyFlow::start(&pod(lab.node(0)), &pod(lab.node(1)), INTERVAL)?;
+        let flow = SteadyFlow::start(&lab.node(0).first_pod(), &lab.node(1).first_pod(), INTERVAL)?;
         wait_for("fast packets", PATIENCE, || {
             let counted = lab.node(0).counters()?;
             ensure!(counted.fast(Hook::Egress) > 100, "counted\n{counted}");

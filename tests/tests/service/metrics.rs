@@ -1,14 +1,13 @@
 //! `/metrics` of a running node: read by a real Prometheus, as documented, and enough for the alert rules and the
 //! dashboard that ship with the project.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, process::Command};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     document::{document, rows},
-    http,
     lab::{Lab, Node, scenario},
-    process::{Daemon, Lifetime},
+    prometheus::Prometheus,
     traffic::ping,
     wait::wait_for,
 };
@@ -45,51 +44,6 @@ fn documented() -> Result<BTreeSet<String>> {
         .into_iter()
         .map(|cells| cells[0].trim().trim_matches('`').to_owned());
     Ok(names.collect())
-}
-
-/// A Prometheus in the node's namespace that reads this node every second.
-fn prometheus(lab: &Lab, node: &Node) -> Result<Daemon> {
-    let dir = lab.dir().join("prometheus");
-    fs::create_dir_all(&dir)?;
-    let config = dir.join("prometheus.yml");
-    let rules = deploy("prometheus/alerts.yml").canonicalize()?;
-    let text = format!(
-        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
-         rule_files: ['{}']\n\
-         scrape_configs:\n\
-         - job_name: overlay-agent\n  \
-           static_configs: [{{targets: ['127.0.0.1:2401']}}]\n",
-        rules.display()
-    );
-    fs::write(&config, text)?;
-    let mut command = node.namespace.command("prometheus");
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            dir.join("data").display()
-        ))
-        .args(["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]);
-    Daemon::start(
-        "prometheus",
-        command,
-        &lab.dir().join("prometheus.log"),
-        Lifetime::Bound,
-    )
-}
-
-/// What Prometheus makes of an expression.
-fn query(node: &Node, expression: &str) -> Result<Vec<Value>> {
-    let encoded = expression.bytes().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "%{byte:02X}");
-        text
-    });
-    let path = format!("/api/v1/query?query={encoded}");
-    let (status, body) = http::get(&node.namespace, ([127, 0, 0, 1], 9090).into(), &path)?;
-    ensure!(status == 200, "{expression}: {status} {body}");
-    let answer: Value = serde_json::from_str(&body).with_context(|| body.clone())?;
-    let result = answer["data"]["result"].as_array().context("no result")?;
-    Ok(result.clone())
 }
 
 /// The expressions of the dashboard, as Grafana would send them.
@@ -153,25 +107,27 @@ fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
         let documented = documented()?;
         assert_eq!(names(&text), documented, "docs/metrics.md");
 
-        let server = prometheus(lab, node)?;
+        let rules = deploy("prometheus/alerts.yml").canonicalize()?;
+        let address = Ipv4Addr::LOCALHOST;
+        let agents = [(address, 2401).into()];
+        let dir = lab.dir().join("prometheus");
+        let server = Prometheus::start(&node.namespace, address, &agents, &rules, &dir)?;
         wait_for("Prometheus to have read the node", PATIENCE, || {
             server.check_running()?;
-            let ready = query(node, "overlay_ready")?;
+            let ready = server.query("overlay_ready")?;
             ensure!(
                 ready.first().is_some_and(|value| value["value"][1] == "1"),
                 "{ready:?}"
             );
             Ok(())
         })?;
-        let fast = query(
-            node,
-            "overlay_pod_packets_total{direction=\"from_pods\",path=\"fast\"} > 0",
-        )?;
+        let fast =
+            server.query("overlay_pod_packets_total{direction=\"from_pods\",path=\"fast\"} > 0")?;
         ensure!(!fast.is_empty(), "no packet was fast: {text}");
 
         let dashboard = fs::read_to_string(deploy("grafana/overlay-agent.json"))?;
         for expression in expressions(&serde_json::from_str(&dashboard)?)? {
-            query(node, &expression)?;
+            server.query(&expression)?;
             for name in mentioned(&expression) {
                 ensure!(
                     documented.contains(name),
@@ -189,7 +145,7 @@ fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
                 "{name} of the alert rules is no metric"
             );
         }
-        let alerts = query(node, "ALERTS")?;
+        let alerts = server.query("ALERTS")?;
         ensure!(alerts.is_empty(), "{alerts:#?}");
         Ok(())
     });

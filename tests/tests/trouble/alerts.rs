@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -12,9 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    http,
     lab::{Lab, Node, scenario, underlay::router_address},
-    process::{Daemon, Lifetime},
+    prometheus::Prometheus,
     skip,
     wait::{scaled, wait_for},
 };
@@ -33,77 +31,46 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const WATCH: &str = "OVERLAY_WATCH_MINUTES";
 /// How often it is looked at.
 const ROUND: Duration = Duration::from_secs(3);
-const PORT: u16 = 9090;
 
-/// Asks the nodes each second. Minutes that an alert has to last are seconds here.
-struct Prometheus<'a> {
-    lab: &'a Lab,
-    daemon: Daemon,
+/// What a Prometheus makes of the lab's agents. Minutes that an alert has to last are seconds here.
+struct Watched {
+    server: Prometheus,
 }
 
-impl<'a> Prometheus<'a> {
-    fn start(lab: &'a Lab) -> Result<Self> {
-        let dir = lab.dir();
+impl Watched {
+    fn start(lab: &Lab) -> Result<Self> {
         let rules = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../deploy/prometheus/alerts.yml"
         );
-        fs::write(
-            dir.join("alerts.yml"),
-            in_seconds(&fs::read_to_string(rules)?),
-        )?;
+        let hurried = lab.dir().join("alerts.yml");
+        fs::write(&hurried, in_seconds(&fs::read_to_string(rules)?))?;
         let nodes = lab.nodes().iter();
-        let targets: Vec<String> = nodes
-            .map(|node| format!("\"{}:2401\"", node.address))
-            .collect();
-        let config = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}
-rule_files: [alerts.yml]
-scrape_configs:
-  - job_name: overlay-agent
-    static_configs:
-      - targets: [{}]
-",
-            targets.join(", ")
-        );
-        let file = dir.join("prometheus.yml");
-        fs::write(&file, config)?;
-        let mut command: Command = lab.underlay().router().command("prometheus");
-        command
-            .arg(argument("--config.file", &file))
-            .arg(argument("--storage.tsdb.path", &dir.join("prometheus")))
-            .arg(format!("--web.listen-address={}:{PORT}", router_address(0)));
-        let log = dir.join("prometheus.log");
-        let daemon = Daemon::start("prometheus", command, &log, Lifetime::Bound)?;
-        let this = Self { lab, daemon };
+        let agents: Vec<_> = nodes.map(|node| (node.address, 2401).into()).collect();
+        let (router, dir) = (lab.underlay().router(), lab.dir().join("prometheus"));
+        let server = Prometheus::start(router, router_address(0), &agents, &hurried, &dir)?;
         wait_for("Prometheus to see every node", PATIENCE, || {
-            this.daemon.check_running()?;
-            let up = this.ask("/api/v1/query?query=sum(up)")?;
+            server.check_running()?;
+            let up = server.query("sum(up)")?;
             let wanted = lab.nodes().len().to_string();
-            ensure!(up["data"]["result"][0]["value"][1] == wanted, "{up:#}");
+            ensure!(
+                up.first().is_some_and(|up| up["value"][1] == wanted),
+                "{up:#?}"
+            );
             Ok(())
         })?;
-        Ok(this)
-    }
-
-    fn ask(&self, path: &str) -> Result<Value> {
-        let server = (router_address(0), PORT).into();
-        let (status, body) = http::get(self.lab.underlay().router(), server, path)?;
-        // The body may come in chunks, whose sizes are on lines of their own.
-        let json: String = body.lines().filter(|line| line.starts_with('{')).collect();
-        serde_json::from_str(&json).with_context(|| format!("{status} {body}"))
+        Ok(Self { server })
     }
 
     /// The alerts that fire: name and node.
     fn alerts(&self) -> Result<BTreeSet<(String, String)>> {
-        let said = self.ask("/api/v1/alerts")?;
-        let alerts = said["data"]["alerts"].as_array().context("alerts")?;
-        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
+        let firing = self.server.query("ALERTS{alertstate=\"firing\"}")?;
         let text = |alert: &Value, key: &str| {
-            let label = alert["labels"][key].as_str().unwrap_or_default();
+            let label = alert["metric"][key].as_str().unwrap_or_default();
             label.to_owned()
         };
         Ok(firing
+            .iter()
             .map(|alert| (text(alert, "alertname"), text(alert, "instance")))
             .collect())
     }
@@ -122,10 +89,6 @@ scrape_configs:
             },
         )
     }
-}
-
-fn argument(name: &str, path: &Path) -> String {
-    format!("{name}={}", path.display())
 }
 
 fn in_seconds(rules: &str) -> String {
@@ -166,7 +129,7 @@ fn a_healthy_cluster_raises_no_alarm() {
                 Ok(())
             })?;
         }
-        let prometheus = Prometheus::start(lab)?;
+        let prometheus = Watched::start(lab)?;
         let end = Instant::now() + scaled(Duration::from_mins(1).mul_f64(minutes));
         let mut rounds: u32 = 0;
         let began = Instant::now();
@@ -177,7 +140,7 @@ fn a_healthy_cluster_raises_no_alarm() {
             let alerts = prometheus.alerts()?;
             ensure!(alerts.is_empty(), "{alerts:?}");
             for node in lab.nodes() {
-                let file = format!("--subnet-file={}", node.subnet_file.display());
+                let file = node.subnet_file_flag();
                 for words in [
                     vec!["status"],
                     vec!["peers"],
@@ -203,7 +166,7 @@ fn what_goes_wrong_raises_an_alert_that_names_the_node() {
         lab.start_agents(&FLAGS)?;
         lab.wait_converged()?;
         let (one, other) = (lab.node(0), lab.node(1));
-        let prometheus = Prometheus::start(lab)?;
+        let prometheus = Watched::start(lab)?;
         let rule = |action: &str| {
             let rule = format!("{action} INPUT -p udp --dport 8472 -j DROP");
             other.cmd("iptables", rule.split(' ')).map(drop)

@@ -17,7 +17,7 @@ const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"
 
 /// What `check` says, with the node's own subnet file.
 fn check(node: &Node, more: &[&str]) -> Result<Judged> {
-    let file = format!("--subnet-file={}", node.subnet_file.display());
+    let file = node.subnet_file_flag();
     let words = [&["check", &file], more].concat();
     let (code, said) = judge(node, &words)?;
     let findings = said["findings"].as_array().context("findings")?;

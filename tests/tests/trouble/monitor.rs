@@ -12,7 +12,7 @@ use overlay_tests::{
     lab::{Lab, Node, agent, scenario},
     process::{Daemon, Lifetime},
     skip,
-    traffic::{Endpoint, flow::SteadyFlow, udp},
+    traffic::{flow::SteadyFlow, udp},
     wait::wait_for,
 };
 use serde_json::Value;
@@ -77,10 +77,6 @@ fn wait_for_program(node: &Node, wanted: u32) -> Result<()> {
     })
 }
 
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
-
 #[test]
 fn without_the_programs_that_tell_it_says_so() {
     if LOGGING_OBJECT.is_some() {
@@ -104,13 +100,17 @@ fn drops_are_named_and_no_packet_is_lost_by_listening_or_by_its_end() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let [node, peer] = [lab.node(0), lab.node(1)];
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
+        let flow = SteadyFlow::start(
+            &node.first_pod(),
+            &peer.first_pod(),
+            Duration::from_millis(2),
+        )?;
         node.wait_fast()?;
         let own = program(node)?;
 
         let monitor = listen(lab, node, "drops", &["--drops"])?;
         ensure!(program(node)? != own, "the agent's own program runs");
-        let socket = udp::bind(&pod(node))?;
+        let socket = udp::bind(&node.first_pod())?;
         let vtep = SocketAddr::new(peer.address.into(), 8472);
         socket.send_to(&[0; 60], vtep)?;
         wait_for_packet(
@@ -170,7 +170,7 @@ fn declines_are_shown_of_the_pod_or_the_peer_that_is_asked_for_only() {
             for from in [&one, &other] {
                 for to in [first, second] {
                     // Too large for one packet.
-                    udp::echo_each(from, &pod(to), &[4_000], 3)?.ensure_lossless()?;
+                    udp::echo_each(from, &to.first_pod(), &[4_000], 3)?.ensure_lossless()?;
                 }
             }
             Ok(())
@@ -200,13 +200,13 @@ fn declines_are_shown_of_the_pod_or_the_peer_that_is_asked_for_only() {
         let address = first.address.to_string();
         let monitor = listen(lab, node, "peer", &["--declines", "--peer", &address])?;
         exchange()?;
-        let its_pod = pod(first).address.to_string();
+        let its_pod = first.first_pod().address.to_string();
         wait_for_packet(
             &monitor,
             &[&fragment[..], &[("destination", &its_pod)]].concat(),
         )?;
         monitor.stop()?;
-        let others = pod(second).address.to_string();
+        let others = second.first_pod().address.to_string();
         ensure!(!packets(&monitor).is_empty(), "{}", monitor.log());
         ensure!(!monitor.log().contains(&others), "{}", monitor.log());
         Ok(())
@@ -221,7 +221,11 @@ fn it_ends_with_its_agent_and_the_next_one_runs_its_own_programs() {
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let [node, peer] = [lab.node(0), lab.node(1)];
-        let flow = SteadyFlow::start(&pod(node), &pod(peer), Duration::from_millis(2))?;
+        let flow = SteadyFlow::start(
+            &node.first_pod(),
+            &peer.first_pod(),
+            Duration::from_millis(2),
+        )?;
         let own = program(node)?;
         let monitor = listen(lab, node, "stopped", &[])?;
         ensure!(program(node)? != own, "the agent's own program runs");

@@ -166,7 +166,7 @@ fn what_spoils_checksums_is_named_on_either_side_and_by_every_node_that_is_asked
 
 /// What `check --mesh` says, asked on `node`.
 fn mesh(node: &Node) -> Result<(Option<i32>, Value)> {
-    let file = format!("--subnet-file={}", node.subnet_file.display());
+    let file = node.subnet_file_flag();
     judge(node, &["check", "--mesh", &file])
 }
 

@@ -26,7 +26,7 @@ fn trace(
     destination: impl Into<IpAddr>,
     more: &[&str],
 ) -> Result<(Option<i32>, Value)> {
-    let file = format!("--subnet-file={}", node.subnet_file.display());
+    let file = node.subnet_file_flag();
     let (source, destination) = (source.into().to_string(), destination.into().to_string());
     let words = [&["trace", &source, &destination, &file], more].concat();
     judge(node, &words)

@@ -12,7 +12,6 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     lab::{Lab, Node},
-    traffic::Endpoint,
     wait::wait_for,
 };
 
@@ -21,10 +20,6 @@ const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
 const PORT: u16 = 8285;
 const DEVICE: &str = "flannel0";
 const DEADLINE: Duration = Duration::from_secs(15);
-
-fn pod(node: &Node) -> Endpoint {
-    node.pods()[0].endpoint()
-}
 
 /// What the forwarder of a node has counted.
 fn counted(node: &Node) -> Result<BTreeMap<String, u64>> {

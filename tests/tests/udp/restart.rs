@@ -9,7 +9,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use super::{CONFIG, DEADLINE, DEVICE, counted, ifindex, pod, wait_pings};
+use super::{CONFIG, DEADLINE, DEVICE, counted, ifindex, wait_pings};
 
 const INTERVAL: Duration = Duration::from_millis(2);
 
@@ -23,7 +23,7 @@ fn connections_survive(end: fn(&Node) -> Result<()>) {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let (index, route) = (ifindex(node)?, network_route(node)?);
-        let connection = SteadyConnection::open(&pod(node), &pod(peer), INTERVAL)?;
+        let connection = SteadyConnection::open(&node.first_pod(), &peer.first_pod(), INTERVAL)?;
         for _ in 0..2 {
             let before = counted(peer)?["received"];
             wait_for("exchanges", DEADLINE, || {
@@ -69,8 +69,8 @@ fn without_the_agent_pod_packets_do_not_leave_by_the_default_route() {
         let (node, peer) = (lab.node(0), lab.node(1));
         node.kill_agent()?;
         let wire = node.capture_wire()?;
-        ensure!(ping::once(&pod(node), pod(peer).address).is_err());
-        let target = pod(peer).address.octets();
+        ensure!(ping::once(&node.first_pod(), peer.first_pod().address).is_err());
+        let target = peer.first_pod().address.octets();
         let frames = wire.stop()?;
         let leaked = frames
             .iter()

@@ -9,7 +9,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use super::{CONFIG, DEVICE, counted, pod, wait_pings};
+use super::{CONFIG, DEVICE, counted, wait_pings};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -63,8 +63,12 @@ fn backends_are_switched_by_a_restart_and_nothing_stale_stays() {
             })?;
             ensure!(gateways()? == before, "{config}");
             wait_pings(lab)?;
-            tcp::transfer(&pod(node), &pod(peer), tcp::Spec::bulk(1 << 20))
-                .with_context(|| config.to_owned())?;
+            tcp::transfer(
+                &node.first_pod(),
+                &peer.first_pod(),
+                tcp::Spec::bulk(1 << 20),
+            )
+            .with_context(|| config.to_owned())?;
         }
         Ok(())
     });

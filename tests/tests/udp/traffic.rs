@@ -11,7 +11,7 @@ use overlay_tests::{
     traffic::{ping, tcp, udp},
 };
 
-use super::{CONFIG, DEVICE, PORT, counted, pod};
+use super::{CONFIG, DEVICE, PORT, counted};
 
 /// Around everything that is special: the largest that fits is 1472 less IP and UDP headers.
 const SIZES: [usize; 9] = [8, 9, 64, 100, 512, 1200, 1443, 1444, 4000];
@@ -20,7 +20,7 @@ fn exchange_everything(lab: &Lab) -> Result<()> {
     lab.bring_up(1)?;
     for from in lab.nodes() {
         for to in lab.nodes().iter().filter(|to| to.name != from.name) {
-            let (from, to) = (pod(from), pod(to));
+            let (from, to) = (from.first_pod(), to.first_pod());
             ping::all(&from, to.address, 10)?;
             tcp::transfer(&from, &to, tcp::Spec::bulk(4 << 20))?;
             tcp::transfer(&from, &to, tcp::Spec::small_writes(50_000, 100))?;
@@ -60,7 +60,7 @@ fn the_programs_or_their_absence_make_no_difference() {
         lab.start_agents(&["--datapath=kernel"])?;
         lab.add_pods(1)?;
         super::wait_pings(lab)?;
-        let (from, to) = (pod(lab.node(0)), pod(lab.node(1)));
+        let (from, to) = (lab.node(0).first_pod(), lab.node(1).first_pod());
         tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 20))?;
         let status = lab.node(0).operator(&["status"])?;
         ensure!(status.contains("there is no fast path"), "{status}");
@@ -143,10 +143,11 @@ fn a_datagram_carries_the_packet_itself_from_port_to_port() {
     scenario(builder.wire(Wire::Segmented), |lab| {
         lab.bring_up(1)?;
         let (near, far) = (lab.node(0), lab.node(1));
-        ping::all(&pod(near), pod(far).address, 1)?;
+        ping::all(&near.first_pod(), far.first_pod().address, 1)?;
         let wire = near.capture_wire()?;
-        udp::echo_each(&pod(near), &pod(far), &[8, 100, 1444], 20)?.ensure_lossless()?;
-        udp::send_segmented(&pod(near), &pod(far), 700, 20, 1)?.ensure_lossless()?;
+        udp::echo_each(&near.first_pod(), &far.first_pod(), &[8, 100, 1444], 20)?
+            .ensure_lossless()?;
+        udp::send_segmented(&near.first_pod(), &far.first_pod(), 700, 20, 1)?.ensure_lossless()?;
         let frames = wire.stop()?;
         let mut compared = [0, 0];
         for frame in frames.iter().filter(|f| is_udp_to(&f.bytes, PORT)) {
@@ -180,7 +181,7 @@ fn a_subnet_that_no_node_has_is_unreachable_at_once() {
         let node = lab.node(0);
         let before = counted(node)?;
         let nobody = Ipv4Addr::new(10, 5, 250, 1);
-        for from in [pod(node), node.endpoint()] {
+        for from in [node.first_pod(), node.endpoint()] {
             let connected = from
                 .namespace
                 .enter(|| TcpStream::connect_timeout(&(nobody, 80).into(), super::DEADLINE));
