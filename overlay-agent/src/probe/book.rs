@@ -19,7 +19,9 @@ use super::{
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// A peer is asked once in this time, or in [`SHARE`] for each peer, if that is longer.
 const INTERVAL: Duration = Duration::from_secs(5);
-const SHARE: Duration = Duration::from_millis(100);
+const SHARE: Duration = Duration::from_millis(200);
+/// What is due within so small a part of the interval is done together: to wake costs more than to send.
+const GATHER: u32 = 400;
 /// So many questions without an answer mean something. The first of them follow each other quickly.
 pub const MISSES: u32 = 3;
 /// Questions that are remembered of each peer.
@@ -181,6 +183,11 @@ impl Book {
         INTERVAL.max(SHARE.saturating_mul(peers))
     }
 
+    /// For how long what is due may wait for more.
+    pub fn gather(&self) -> Duration {
+        self.interval() / GATHER
+    }
+
     /// Takes over who the peers are. What is known of those that stay as they were is kept.
     pub fn want(&mut self, targets: &BTreeMap<IpAddr, Target>, now: Instant, rng: &mut impl Rng) {
         self.peers
@@ -213,20 +220,20 @@ impl Book {
         first.into_iter().chain(waited).min()
     }
 
-    /// What is to be sent now.
+    /// What is to be sent now to the peer whose turn it is; nothing when there is none.
     pub fn asks(&mut self, now: Instant, rng: &mut impl Rng) -> Vec<Ask> {
         self.expire(now, rng);
         let mut asks = Vec::new();
-        while let Some((due, address)) = self.queue.first().copied() {
-            if due > now || self.broke_until > now {
-                break;
-            }
-            if !self.questions.take(now) {
-                self.broke_until = self.questions.next();
-                break;
-            }
+        let first = self.queue.first().copied();
+        let Some((_, address)) = first.filter(|(due, _)| *due <= now && self.broke_until <= now)
+        else {
+            return asks;
+        };
+        if self.questions.take(now) {
             self.queue.pop_first();
             self.round(address, now, rng, &mut asks);
+        } else {
+            self.broke_until = self.questions.next();
         }
         asks
     }
@@ -250,10 +257,10 @@ impl Book {
             to: address,
             packet: question(&mut peer.small),
         });
-        let unanswered = peer.small.answered.is_none() || peer.small.misses > 0;
+        let unanswered = peer.small.misses > 0;
         let is_large_due =
             peer.rounds.is_multiple_of(LARGE_EVERY) || (1..MISSES).contains(&peer.large.misses);
-        if !unanswered && is_large_due && self.questions.take(now) {
+        if peer.small.works() && !unanswered && is_large_due && self.questions.take(now) {
             asks.push(Ask::Large {
                 to: address,
                 packet: question(&mut peer.large),
@@ -305,7 +312,8 @@ impl Book {
             if large {
                 self.large.lost += 1;
             }
-            let is_new = |missed: bool, leg: &Leg| missed && leg.misses < MISSES;
+            // What else is tried begins with the second question.
+            let is_new = |missed: bool, leg: &Leg| missed && leg.misses <= MISSES;
             if is_new(small, &peer.small) || is_new(large, &peer.large) {
                 let pause = PATIENCE.mul_f64(rng.random_range(0.25..0.75));
                 self.set_due(address, now + pause);

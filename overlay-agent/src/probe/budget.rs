@@ -11,8 +11,8 @@ pub struct Budget {
     at: Instant,
 }
 
-const PER_SECOND: f64 = 20.0;
-const BURST: f64 = 5.0;
+const PER_SECOND: f64 = 15.0;
+const BURST: f64 = 10.0;
 
 impl Budget {
     pub fn new(now: Instant) -> Self {
@@ -55,7 +55,7 @@ mod tests {
                 sent.push(now);
             }
         }
-        assert!(sent.len() >= 95, "{}", sent.len());
+        assert!(sent.len() >= 80, "{}", sent.len());
         for first in &sent {
             let within = sent
                 .iter()

@@ -181,8 +181,9 @@ impl Probes {
     ) -> io::Error {
         let mut buffers = [vec![0; LARGEST], vec![0; LARGEST]];
         let mut want_at = Some(Instant::now());
+        let mut asked = None;
         loop {
-            let due = self.book().due();
+            let due = self.next(asked);
             let due = due.into_iter().chain(want_at).min();
             let [first, second] = &mut buffers;
             tokio::select! {
@@ -193,10 +194,8 @@ impl Probes {
                         let targets = targets(&leases.borrow_and_update(), backend, ends);
                         self.book().want(&targets, now, &mut rand::rng());
                     }
-                    let asks = self.book().asks(now, &mut rand::rng());
-                    for ask in asks {
-                        self.send(ask, ends, now).await;
-                    }
+                    self.ask(ends).await;
+                    asked = Some(now);
                 }
                 changed = leases.changed() => match changed {
                     Ok(()) => want_at = want_at.or(Some(Instant::now() + SETTLE)),
@@ -216,6 +215,27 @@ impl Probes {
                 Ok((from, number)) = echoed(ends.get(1)) => {
                     self.book().receive_echo(from, number, Instant::now());
                 }
+            }
+        }
+    }
+
+    /// When there is something to do again, after questions at a time.
+    fn next(&self, asked: Option<Instant>) -> Option<Instant> {
+        let book = self.book();
+        let due = book.due()?;
+        Some(asked.map_or(due, |asked| due.max(asked + book.gather())))
+    }
+
+    /// Sends all that is due.
+    async fn ask(&self, ends: &mut [End]) {
+        loop {
+            let now = Instant::now();
+            let asks = self.book().asks(now, &mut rand::rng());
+            if asks.is_empty() {
+                return;
+            }
+            for ask in asks {
+                self.send(ask, ends, now).await;
             }
         }
     }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     complaints::Complaints,
-    config::{DatapathOptions, DatapathTier, Xdp},
+    config::{DatapathOptions, DatapathTier, Fastpath, Xdp},
     conntrack::translated,
     datapath::{
         self, Absence, Attachment, Datapath, DatapathError, Flusher, HostFacts, Lent, PermitTimes,
@@ -41,6 +41,7 @@ const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 pub enum Tier1 {
     Active {
         datapath: Box<Datapath>,
+        fastpath: Fastpath,
         xdp: Xdp,
         /// Subnets of peers that found no room in the maps, by family.
         left_to_kernel: BTreeMap<&'static str, usize>,
@@ -91,6 +92,7 @@ impl Tier1 {
                 }
                 Ok(Self::Active {
                     datapath: Box::new(datapath),
+                    fastpath: options.fastpath,
                     xdp: options.xdp,
                     left_to_kernel: BTreeMap::new(),
                     complaints: Complaints::default(),
@@ -176,6 +178,7 @@ impl Tier1 {
     pub fn attach(&mut self, sides: &Sides, pods: &BTreeMap<u32, PodLink>) -> Placed {
         let Self::Active {
             datapath,
+            fastpath,
             xdp,
             complaints,
             ..
@@ -188,7 +191,7 @@ impl Tier1 {
             .map(|pod| (pod.gateway_ifindex, pod.gateway_mac))
             .collect();
         let written = datapath.set_gateways(&gateways);
-        let summary = datapath.sync_links(&attachments(sides, pods, *xdp));
+        let summary = datapath.sync_links(&attachments(sides, pods, *fastpath, *xdp));
         if summary.created + summary.adopted + summary.removed > 0 {
             info!(
                 created = summary.created,
@@ -344,33 +347,58 @@ fn device<F: Family>(side: &Side<F>) -> Option<datapath::LocalVtep> {
     })
 }
 
-/// Where each program belongs. Those that both families need are the same.
-fn attachments(sides: &Sides, pods: &BTreeMap<u32, PodLink>, xdp: Xdp) -> BTreeSet<Attachment> {
+/// Where each program belongs. Those that both families need are the same. Without a fast path there is nothing to learn,
+/// and only those are attached that keep tunnel packets from whoever is no node.
+fn attachments(
+    sides: &Sides,
+    pods: &BTreeMap<u32, PodLink>,
+    fastpath: Fastpath,
+    xdp: Xdp,
+) -> BTreeSet<Attachment> {
     let mut wanted = BTreeSet::new();
+    let mut learns = false;
     each_family!(sides.present(), side => {
-        wanted.extend(side.into_iter().flat_map(|side| underlay_attachments(side, xdp)));
+        if let Some(side) = side {
+            learns |= is_fast(side, fastpath);
+            wanted.extend(underlay_attachments(side, fastpath, xdp));
+        }
     });
     for pod in pods.values() {
         wanted.insert(at(Hook::Egress, pod.ifindex, &pod.name));
-        wanted.insert(at(Hook::Deliver, pod.ifindex, &pod.name));
+        if learns {
+            wanted.insert(at(Hook::Deliver, pod.ifindex, &pod.name));
+        }
     }
     wanted
 }
 
+fn is_fast<F: Family>(side: &Side<F>, fastpath: Fastpath) -> bool {
+    fastpath.of(&side.desired.local) != Fastpath::Off
+}
+
 /// What one family wants on the underlay and its vxlan device.
-fn underlay_attachments<F: Family>(side: &Side<F>, xdp: Xdp) -> Vec<Attachment> {
+fn underlay_attachments<F: Family>(
+    side: &Side<F>,
+    fastpath: Fastpath,
+    xdp: Xdp,
+) -> Vec<Attachment> {
     let underlay = &side.desired.local.underlay;
     if !side.desired.local.forwarding.is_any() {
         return Vec::new();
     }
+    let learns = is_fast(side, fastpath);
     let mut wanted = Vec::new();
     if underlay.ethernet {
         wanted.push(at(Hook::Ingress, underlay.ifindex, &underlay.name));
-        wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+        if learns {
+            wanted.push(at(Hook::Confirm, underlay.ifindex, &underlay.name));
+        }
     }
     if let Some(vtep) = side.vtep.as_ref().filter(|_| has_tunnel(side)) {
-        wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
-        wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
+        if learns {
+            wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
+            wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
+        }
         if let Some(mode) = guard_mode(xdp, underlay.hardware).filter(|_| underlay.ethernet) {
             wanted.push(Attachment {
                 xdp: mode,

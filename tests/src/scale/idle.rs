@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::start::{Program, Site};
@@ -18,7 +18,11 @@ const SCRAPE: Duration = Duration::from_secs(15);
 pub struct Idle {
     pub time: Duration,
     pub alone: f64,
+    /// The peers do not exist: each is asked in all ways that there are.
+    pub unanswered: f64,
+    /// Each peer answers, and asks as often as it is asked.
     pub probing: f64,
+    /// The same while Prometheus reads the metrics.
     pub scraped: f64,
 }
 
@@ -27,20 +31,25 @@ impl Idle {
         json!({
             "seconds": self.time.as_secs_f64(),
             "alone": self.alone,
+            "unanswered": self.unanswered,
             "probing": self.probing,
             "probing_and_scraped": self.scraped,
         })
     }
 }
 
-/// The peers do not exist: each is asked in all ways that there are, which is more than one that answers costs.
 pub fn run(leases: u32, time: Duration) -> Result<Idle> {
     let (site, _) = Site::start(&Program::Agent, leases)?;
     let alone = load(&site, time, || Ok(()))?;
     drop(site);
     let flags = ["--peer-probe-port=8473", "--healthz-port=2401"];
     let (site, _) = Site::start_with(&Program::Agent, leases, &flags)?;
+    let unanswered = load(&site, time, || Ok(()))?;
+    drop(site);
+    let (site, _) = Site::start_answered(leases, &flags)?;
+    let before = site.answered();
     let probing = load(&site, time, || Ok(()))?;
+    ensure!(site.answered() > before, "no peer was asked");
     let server = ([127, 0, 0, 1], HEALTH_PORT).into();
     let scraped = load(&site, time, || {
         http::get(&site.node().namespace, server, "/metrics").map(drop)
@@ -48,6 +57,7 @@ pub fn run(leases: u32, time: Duration) -> Result<Idle> {
     Ok(Idle {
         time,
         alone,
+        unanswered,
         probing,
         scraped,
     })

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod cost;
 pub mod event;
 pub mod idle;
+mod mirror;
 pub mod report;
 pub mod restart;
 pub mod routes;

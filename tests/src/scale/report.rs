@@ -160,7 +160,8 @@ pub fn render(all: &[Scale]) -> String {
         &[
             "seconds",
             "alone",
-            "asking its peers",
+            "asking peers that are not there",
+            "asking peers that answer",
             "and read by Prometheus",
         ],
         all,
@@ -170,6 +171,7 @@ pub fn render(all: &[Scale]) -> String {
             Some(vec![
                 format!("{:.0}", idle.time.as_secs_f64()),
                 percent(idle.alone),
+                percent(idle.unanswered),
                 percent(idle.probing),
                 percent(idle.scraped),
             ])

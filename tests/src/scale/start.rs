@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     cluster::{CONFIG, Ghost, Writer},
     cost::Cost,
+    mirror::Mirror,
     routes::RouteLog,
 };
 use crate::{
@@ -67,6 +68,7 @@ impl Program {
 /// A node among so many others, on which the program runs. It is gone before the lab is.
 pub struct Site {
     pub daemon: Daemon,
+    mirror: Option<Mirror>,
     pub routes: RouteLog,
     pub writer: Writer,
     pub size: u32,
@@ -105,7 +107,24 @@ impl Site {
 
     /// With flags for the agent.
     pub fn start_with(program: &Program, size: u32, flags: &[&str]) -> Result<(Self, Start)> {
+        Self::start_in(
+            Lab::builder().nodes(1).config(CONFIG).build()?,
+            program,
+            size,
+            flags,
+        )
+    }
+
+    /// The agent, among nodes that answer its probes.
+    pub fn start_answered(size: u32, flags: &[&str]) -> Result<(Self, Start)> {
         let lab = Lab::builder().nodes(1).config(CONFIG).build()?;
+        let mirror = Mirror::start(&lab)?;
+        let (mut site, start) = Self::start_in(lab, &Program::Agent, size, flags)?;
+        site.mirror = Some(mirror);
+        Ok((site, start))
+    }
+
+    fn start_in(lab: Lab, program: &Program, size: u32, flags: &[&str]) -> Result<(Self, Start)> {
         let writer = Writer::connect(&lab)?;
         writer.put_all((0..size).map(Ghost::new))?;
         let node = lab.node(0);
@@ -129,6 +148,7 @@ impl Site {
         };
         let running = Self {
             daemon,
+            mirror: None,
             routes,
             writer,
             size,
@@ -140,6 +160,11 @@ impl Site {
 
     pub fn node(&self) -> &Node {
         self.lab.node(0)
+    }
+
+    /// Probes that invented nodes have answered.
+    pub fn answered(&self) -> u64 {
+        self.mirror.as_ref().map_or(0, Mirror::answered)
     }
 
     pub fn cost(&self) -> Result<Cost> {

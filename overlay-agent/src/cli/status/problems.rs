@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use overlay_common::{maps::MAX_NODES, outcome::Hook};
+use overlay_common::{config::FASTPATH_OFF, maps::MAX_NODES, outcome::Hook};
 
 use crate::{
     model::Family,
@@ -46,13 +46,22 @@ pub fn problems(
     if at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
-    for underlay in at(tier, Hook::Ingress).difference(&at(tier, Hook::Confirm)) {
-        problems.push(no_permits(Hook::Confirm, &label(*underlay)));
-    }
     let devices = [
-        ipv4.as_ref().map(|overlay| overlay.config.vtep_ifindex),
-        ipv6.as_ref().map(|overlay| overlay.config.vtep_ifindex),
+        ipv4.as_ref().and_then(learning_device),
+        ipv6.as_ref().and_then(learning_device),
     ];
+    // Where nothing is fast nothing is learned.
+    if devices.iter().any(Option::is_some) {
+        for underlay in at(tier, Hook::Ingress).difference(&at(tier, Hook::Confirm)) {
+            problems.push(no_permits(Hook::Confirm, &label(*underlay)));
+        }
+        for ifindex in at(tier, Hook::Egress).symmetric_difference(&at(tier, Hook::Deliver)) {
+            problems.push(format!(
+                "{} has only one of the two pod programs: one direction stays on the kernel path",
+                label(*ifindex)
+            ));
+        }
+    }
     for device in devices.into_iter().flatten().filter(|&device| device != 0) {
         for hook in [Hook::Confirm, Hook::Arrive] {
             if !at(tier, hook).contains(&device) {
@@ -60,15 +69,15 @@ pub fn problems(
             }
         }
     }
-    for ifindex in at(tier, Hook::Egress).symmetric_difference(&at(tier, Hook::Deliver)) {
-        problems.push(format!(
-            "{} has only one of the two pod programs: one direction stays on the kernel path",
-            label(*ifindex)
-        ));
-    }
     problems.extend(ipv4.iter().flat_map(without_node));
     problems.extend(ipv6.iter().flat_map(without_node));
     problems
+}
+
+/// The tunnel device of a family with a fast path, 0 if it has none.
+fn learning_device<F: Family>(overlay: &Overlay<F>) -> Option<u32> {
+    let config = &overlay.config;
+    (config.fastpath != FASTPATH_OFF).then_some(config.vtep_ifindex)
 }
 
 fn no_permits(hook: Hook, interface: &str) -> String {

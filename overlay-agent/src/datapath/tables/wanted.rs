@@ -25,6 +25,16 @@ impl Fastpath {
         }
     }
 
+    /// What there is of it on this node. On an underlay without Ethernet headers nothing could arrive, and one direction
+    /// alone would not be fast.
+    pub fn of<F: Family>(self, local: &LocalNode<F>) -> Self {
+        if local.forwarding.may_be_fast && local.underlay.ethernet {
+            self
+        } else {
+            Self::Off
+        }
+    }
+
     /// The name of what a `Config::fastpath` value stands for.
     pub const fn name_of_config(value: u32) -> &'static str {
         match value {
@@ -114,13 +124,7 @@ fn config<F: Family>(
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Config<F> {
-    // On an underlay without Ethernet headers nothing could arrive, and one direction alone would not be
-    // fast.
-    let fastpath = if local.forwarding.may_be_fast && local.underlay.ethernet {
-        fastpath
-    } else {
-        Fastpath::Off
-    };
+    let fastpath = fastpath.of(local);
     let tunnel = local.forwarding.tunnel;
     let [_, vni @ ..] = tunnel.map_or(0, |tunnel| tunnel.vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
