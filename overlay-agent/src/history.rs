@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    datapath::{FastShare, Maps, PinDir},
+    datapath::{FastShare, PinDir, Stats},
     inquiry::{Served, Subject},
     metrics::{Event, Events, unix_time},
 };
@@ -108,7 +108,7 @@ impl History {
             }
             let pins = self.pins.clone();
             // Without maps there is nothing to count.
-            let read = move || Maps::open(&pins).and_then(|maps| maps.counters()).ok();
+            let read = move || Stats::open(&pins).and_then(|stats| stats.read()).ok();
             let counters = spawn_blocking(read).await.ok().flatten();
             let totals = counters.map(|counters| Totals::of(&counters));
             self.ring().take(totals, unix_time());

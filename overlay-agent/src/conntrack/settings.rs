@@ -1,6 +1,6 @@
 //! The timeouts that hold where no object says otherwise: sysctls of the network namespace.
 
-use std::{fs, io, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
 use tracing::debug;
 
@@ -26,25 +26,46 @@ const SETTINGS: [(Protocol, &str); 12] = [
     (Protocol::Sctp, "nf_conntrack_sctp_timeout_heartbeat_acked"),
 ];
 
-/// Reads them. There are none where conntrack is not in use.
-pub fn read() -> Vec<Timeout> {
-    let settings = SETTINGS.iter();
-    settings
-        .filter_map(|&(protocol, name)| {
-            let text = match fs::read_to_string(Path::new(DIRECTORY).join(name)) {
-                Ok(text) => text,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::NotFound {
-                        debug!(name, %error, "cannot read a timeout of conntrack");
+/// Long enough for any number.
+const LONGEST: usize = 32;
+
+/// The files, kept open: they are read often.
+#[derive(Debug, Default)]
+pub struct Sysctls([Option<File>; SETTINGS.len()]);
+
+impl Sysctls {
+    /// Reads them. There are none where conntrack is not in use.
+    pub fn read(&mut self) -> Vec<Timeout> {
+        let settings = SETTINGS.iter().zip(&mut self.0);
+        settings
+            .filter_map(|(&(protocol, name), file)| {
+                let seconds = match seconds(name, file) {
+                    Ok(seconds) => seconds?,
+                    Err(error) => {
+                        *file = None;
+                        if error.kind() != io::ErrorKind::NotFound {
+                            debug!(name, %error, "cannot read a timeout of conntrack");
+                        }
+                        return None;
                     }
-                    return None;
-                }
-            };
-            Some(Timeout {
-                protocol,
-                seconds: text.trim().parse().ok()?,
-                origin: format!("net.netfilter.{name}"),
+                };
+                Some(Timeout {
+                    protocol,
+                    seconds,
+                    origin: format!("net.netfilter.{name}"),
+                })
             })
-        })
-        .collect()
+            .collect()
+    }
+}
+
+fn seconds(name: &str, file: &mut Option<File>) -> io::Result<Option<u32>> {
+    let file = match file {
+        Some(file) => file,
+        None => file.insert(File::open(Path::new(DIRECTORY).join(name))?),
+    };
+    let mut text = [0; LONGEST];
+    let len = file.read_at(&mut text, 0)?;
+    let text = text.get(..len).and_then(|text| str::from_utf8(text).ok());
+    Ok(text.and_then(|text| text.trim().parse().ok()))
 }

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::{
     Shortest, Timeout,
     objects::{self, NFCT, NFTABLES, Source},
-    settings,
+    settings::Sysctls,
 };
 use crate::{filter::RulesetVersion, lifecycle::Supervisor};
 
@@ -83,7 +83,7 @@ impl TimeoutWatch {
             ],
         };
         let timeouts = watch.shortest.subscribe();
-        watch.refresh().await;
+        watch.refresh(&mut Sysctls::default()).await;
         supervisor.spawn("conntrack timeouts", move |stop| {
             watch.clone().run(ruleset.clone(), stop)
         });
@@ -95,6 +95,7 @@ impl TimeoutWatch {
         mut ruleset: watch::Receiver<RulesetVersion>,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
+        let mut sysctls = Sysctls::default();
         let mut settings = interval(SETTINGS_PERIOD);
         let mut objects = interval(OBJECTS_PERIOD);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -104,25 +105,25 @@ impl TimeoutWatch {
                 () = stop.cancelled() => return Ok(()),
                 Ok(()) = ruleset.changed() => {
                     ruleset.mark_unchanged();
-                    self.refresh().await;
+                    self.refresh(&mut sysctls).await;
                 }
-                _ = objects.tick() => self.refresh().await,
-                _ = settings.tick() => self.publish(),
+                _ = objects.tick() => self.refresh(&mut sysctls).await,
+                _ = settings.tick() => self.publish(&mut sysctls),
             }
         }
     }
 
-    async fn refresh(&mut self) {
+    async fn refresh(&mut self, sysctls: &mut Sysctls) {
         for listed in &mut self.objects {
             listed.refresh().await;
         }
-        self.publish();
+        self.publish(sysctls);
     }
 
-    fn publish(&self) {
+    fn publish(&self, sysctls: &mut Sysctls) {
         let objects = self.objects.iter();
         let objects = objects.flat_map(|listed| listed.timeouts.iter().cloned());
-        let found: Shortest = settings::read().into_iter().chain(objects).collect();
+        let found: Shortest = sysctls.read().into_iter().chain(objects).collect();
         self.shortest.send_if_modified(|shortest| {
             if found.permits() != shortest.permits() {
                 let remarks = found.remarks();

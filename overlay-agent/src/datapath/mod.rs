@@ -48,7 +48,7 @@ pub use self::{
     flusher::{Flushed, Flusher, Generations},
     host::{HostFacts, PermitTimes, permit_clock},
     lent::{Lent, Loan},
-    maps::{Maps, overlay::OverlayMaps},
+    maps::{Maps, overlay::OverlayMaps, stats::Stats},
     packet_event::PacketEvent,
     packet_log::{Message, PACKETS, PacketLog, Taker},
     pins::{DEFAULT_PIN_DIR, PinDir},

@@ -1,7 +1,7 @@
 //! Closes the short way while others have something of tc that does not see what goes it: a packet that is
 //! not fast gets to all that it would have met.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use overlay_common::{
     outcome::Hook,
@@ -14,6 +14,7 @@ use super::{
     error::DatapathError,
     maps::{config::ConfigMap, config_lock::ConfigLock},
     pins::PinDir,
+    sys::{self, Place},
 };
 use crate::model::{Family, PerFamily, V4, V6, each_family};
 
@@ -24,6 +25,17 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub struct ShortWay {
     pins: PinDir,
     configs: PerFamily<ConfigMap<V4>, ConfigMap<V6>>,
+    seen: Option<Sight>,
+}
+
+/// What is cheap to see of what others have, and changes with all of it that nobody announces.
+#[derive(PartialEq, Eq)]
+struct Sight {
+    /// When our own programs were last attached or detached.
+    attached: SystemTime,
+    /// The tcx programs at the places that were looked at.
+    programs: Vec<(u32, Place, Vec<u32>)>,
+    closed: PerFamily<u32, u32>,
 }
 
 impl ShortWay {
@@ -34,12 +46,27 @@ impl ShortWay {
                 ipv4: ConfigMap::open(pins)?,
                 ipv6: ConfigMap::open(pins)?,
             },
+            seen: None,
         })
+    }
+
+    /// Whether everything is as at the last look, but for what is announced: queueing disciplines and filters.
+    pub fn is_as_seen(&self) -> bool {
+        let Some(seen) = &self.seen else {
+            return false;
+        };
+        let places = seen
+            .programs
+            .iter()
+            .map(|&(ifindex, place, _)| (ifindex, place));
+        matches!(self.sight(places.collect()), Ok(now) if now == *seen)
     }
 
     /// Looks for what others have, and closes or opens the way accordingly; where that cannot be known, it
     /// is closed. Returns what it is closed for in any family, bits of [`closed`].
     pub fn look(&mut self) -> Result<u32, DatapathError> {
+        self.seen = None;
+        let before = self.places().and_then(|places| self.sight(places));
         let found = self.find();
         let now = match &found {
             Ok(found) => *found,
@@ -48,13 +75,52 @@ impl ShortWay {
                 ipv6: closed::UNKNOWN,
             },
         };
-        let before = each_family!(self.configs.as_ref(), config => config.read()?.closed);
-        if before != now {
+        if self.closed()? != now {
             let lock = ConfigLock::acquire(&self.pins, PATIENCE)?;
             let configs = self.configs.as_mut().zip(now);
             each_family!(configs, (config, now) => config.close(now, &lock)?);
         }
+        if found.is_ok() {
+            self.seen = before.ok().map(|sight| Sight {
+                closed: now,
+                ..sight
+            });
+        }
         found.map(|now| now.ipv4 | now.ipv6)
+    }
+
+    fn closed(&self) -> Result<PerFamily<u32, u32>, DatapathError> {
+        Ok(each_family!(self.configs.as_ref(), config => config.read()?.closed))
+    }
+
+    fn sight(&self, places: Vec<(u32, Place)>) -> Result<Sight, DatapathError> {
+        let programs = places.into_iter().map(|(ifindex, place)| {
+            // A kernel without tcx has none.
+            (
+                ifindex,
+                place,
+                sys::programs(ifindex, place).unwrap_or_default(),
+            )
+        });
+        Ok(Sight {
+            attached: self.pins.attached_at()?,
+            programs: programs.collect(),
+            closed: self.closed()?,
+        })
+    }
+
+    /// Where there may be tcx programs behind ours.
+    fn places(&self) -> Result<Vec<(u32, Place)>, DatapathError> {
+        let underlays = attach::interfaces(&self.pins, Hook::Ingress)?;
+        let mut places: Vec<_> = underlays
+            .into_iter()
+            .map(|ifindex| (ifindex, Place::TcxIngress))
+            .collect();
+        each_family!(self.configs.as_ref(), config => {
+            places.push((config.read()?.vtep_ifindex, Place::TcxEgress));
+        });
+        places.retain(|&(ifindex, _)| ifindex != 0);
+        Ok(places)
     }
 
     fn find(&self) -> Result<PerFamily<u32>, DatapathError> {

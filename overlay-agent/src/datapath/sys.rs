@@ -238,6 +238,44 @@ pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)
     }
 }
 
+/// The first `count` entries of a per-CPU array: of each the values of all CPUs, of which there are `cpus`.
+/// Kernels before Linux 5.13 cannot do that.
+///
+/// `V` must have the value size of the map, a multiple of eight; the caller has checked it.
+pub fn per_cpu_values<V: Pod>(
+    map: BorrowedFd<'_>,
+    count: usize,
+    cpus: usize,
+) -> io::Result<Vec<V>> {
+    const {
+        assert!(size_of::<V>().is_multiple_of(8), "the kernel pads to words");
+    };
+    let mut keys = vec![0_u32; count];
+    let mut values = vec![V::zeroed(); count.saturating_mul(cpus)];
+    let mut position = 0_u32;
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: (&raw mut position) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(count).map_err(io::Error::other)?,
+        map_fd: fd_number(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `keys` has room for `count` keys, `values` for a value of each of them and of each possible CPU,
+    // `position` for a key; all outlive the call, none is referred to elsewhere, and `Pod` makes any bytes the kernel
+    // writes a value.
+    match unsafe { bpf(Command::MapLookupBatch as i32, &mut attr) } {
+        Ok(_) => {}
+        // The end of the map.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    values.truncate((attr.count as usize).saturating_mul(cpus));
+    Ok(values)
+}
+
 /// `BPF_OBJ_PIN`, `BPF_OBJ_GET`.
 #[repr(C)]
 struct ObjAttr {

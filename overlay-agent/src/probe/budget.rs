@@ -13,6 +13,8 @@ pub struct Budget {
 
 const PER_SECOND: f64 = 15.0;
 const BURST: f64 = 10.0;
+/// What is computed may be a little less than it should be; then it is asked again after this time.
+const LEAST: Duration = Duration::from_millis(1);
 
 impl Budget {
     pub fn new(now: Instant) -> Self {
@@ -24,7 +26,8 @@ impl Budget {
 
     /// When the next packet may be sent, if none may be sent now.
     pub fn next(&self) -> Instant {
-        self.at + Duration::from_secs_f64((1.0 - self.left).max(0.0) / PER_SECOND)
+        let missing = (1.0 - self.left).max(0.0);
+        self.at + Duration::from_secs_f64(missing / PER_SECOND).max(LEAST)
     }
 
     /// Whether a packet may be sent now; it counts.

@@ -70,6 +70,7 @@ fn targets(count: u32) -> BTreeMap<IpAddr, Target> {
 struct Sim {
     book: Book,
     now: Instant,
+    step: Duration,
     rng: StdRng,
     /// When each packet was sent.
     sent: Vec<Instant>,
@@ -85,6 +86,7 @@ impl Sim {
         Self {
             book,
             now,
+            step: STEP,
             rng,
             sent: Vec::new(),
             smalls: 0,
@@ -115,7 +117,7 @@ impl Sim {
                     self.answer(ask, world);
                 }
             }
-            self.now += STEP;
+            self.now += self.step;
         }
     }
 
@@ -298,6 +300,7 @@ fn strangers_get_no_answer_and_peers_few() {
 fn no_second_has_more_than_50_packets_however_many_peers_there_are_and_all_are_asked() {
     for (world, minutes) in [(WELL, 5), (World::default(), 20)] {
         let mut sim = Sim::new(&targets(1000));
+        sim.step = Duration::from_millis(100);
         sim.run(Duration::from_mins(minutes), world);
         let mut first = 0;
         for (at, sent) in sim.sent.iter().enumerate() {

@@ -6,7 +6,7 @@ use overlay_common::short::closed;
 use tokio::{
     sync::Mutex,
     task::block_in_place,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -22,6 +22,8 @@ use crate::{
 
 /// Nobody announces tcx programs.
 const PERIOD: Duration = Duration::from_millis(500);
+/// At the latest after this long all is looked at, whatever is announced or seen.
+const AT_LAST: Duration = Duration::from_secs(10);
 /// Changes seldom come alone.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -51,12 +53,19 @@ async fn keep(way: &mut ShortWay, stop: CancellationToken) -> Result<(), Netlink
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complaints = Complaints::default();
     let mut told = 0;
+    let mut looked_at: Option<Instant> = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = tc.changed() => changed?,
-            _ = period.tick() => {}
+            _ = period.tick() => {
+                let is_recent = looked_at.is_some_and(|at| at.elapsed() < AT_LAST);
+                if is_recent && way.is_as_seen() {
+                    continue;
+                }
+            }
         }
+        looked_at = Some(Instant::now());
         let looked = block_in_place(|| way.look());
         let problem = looked.as_ref().err().map(ToString::to_string);
         for problem in complaints.news(problem.as_slice()) {

@@ -51,16 +51,10 @@ pub fn problems(
         ipv6.as_ref().and_then(learning_device),
     ];
     // Where nothing is fast nothing is learned.
-    if devices.iter().any(Option::is_some) {
-        for underlay in at(tier, Hook::Ingress).difference(&at(tier, Hook::Confirm)) {
-            problems.push(no_permits(Hook::Confirm, &label(*underlay)));
-        }
-        for ifindex in at(tier, Hook::Egress).symmetric_difference(&at(tier, Hook::Deliver)) {
-            problems.push(format!(
-                "{} has only one of the two pod programs: one direction stays on the kernel path",
-                label(*ifindex)
-            ));
-        }
+    let learns = devices.iter().any(Option::is_some);
+    let (underlays, confirmed) = (at(tier, Hook::Ingress), at(tier, Hook::Confirm));
+    for underlay in underlays.difference(&confirmed).filter(|_| learns) {
+        problems.push(no_permits(Hook::Confirm, &label(*underlay)));
     }
     for device in devices.into_iter().flatten().filter(|&device| device != 0) {
         for hook in [Hook::Confirm, Hook::Arrive] {
@@ -68,6 +62,13 @@ pub fn problems(
                 problems.push(no_permits(hook, &label(device)));
             }
         }
+    }
+    let (from_pods, to_pods) = (at(tier, Hook::Egress), at(tier, Hook::Deliver));
+    for ifindex in from_pods.symmetric_difference(&to_pods).filter(|_| learns) {
+        problems.push(format!(
+            "{} has only one of the two pod programs: one direction stays on the kernel path",
+            label(*ifindex)
+        ));
     }
     problems.extend(ipv4.iter().flat_map(without_node));
     problems.extend(ipv6.iter().flat_map(without_node));

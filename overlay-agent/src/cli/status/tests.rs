@@ -6,7 +6,7 @@ use std::{
 
 use overlay_common::{
     addr::MacAddr,
-    config::{Config, FASTPATH_STRICT},
+    config::{Config, FASTPATH_OFF, FASTPATH_STRICT},
     flow::{Flow, FlowKey},
     maps::MAX_NODES,
     node::{NODE_VALID, NODE_ZERO_CHECKSUM, Node},
@@ -367,6 +367,16 @@ fn an_underlay_without_the_program_that_grants_permits_is_a_defect() {
         report(&sources).problems,
         ["no confirm program on eth0: no permits are granted"]
     );
+}
+
+#[test]
+fn without_a_fast_path_nothing_is_missed_that_learns() {
+    let mut sources = healthy(Some(ipv4()), None);
+    sources.tier.ipv4.as_mut().unwrap().config.fastpath = FASTPATH_OFF;
+    let learns = |hook| matches!(hook, Hook::Confirm | Hook::Arrive | Hook::Deliver);
+    sources.tier.links.retain(|link| !learns(link.hook));
+    let report = report(&sources);
+    assert_eq!(report.health, Health::Healthy, "{:?}", report.problems);
 }
 
 #[test]

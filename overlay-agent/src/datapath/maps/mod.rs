@@ -6,15 +6,16 @@ pub mod contents;
 pub mod fit;
 mod handle;
 pub mod overlay;
+pub mod stats;
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData};
 use overlay_common::{
     addr::MacAddr,
     maps,
     node::Gateway,
-    outcome::{COUNTERS, Counter, Hook, OUTCOMES_PER_HOOK, Outcome, slot},
+    outcome::{Counter, Hook, Outcome},
     pair,
     slow::Slow,
 };
@@ -22,6 +23,7 @@ use overlay_common::{
 use self::{
     handle::{gone_is_fine, map_error, open, typed},
     overlay::OverlayMaps,
+    stats::Stats,
 };
 use super::{error::DatapathError, pins::PinDir};
 use crate::model::{PerFamily, V4, V6};
@@ -32,7 +34,7 @@ pub struct Maps {
     gateways: HashMap<MapData, u32, Gateway>,
     slow: Array<MapData, Slow>,
     translated: Array<MapData, u32>,
-    stats: PerCpuArray<MapData, Counter>,
+    stats: Stats,
 }
 
 impl Maps {
@@ -42,7 +44,6 @@ impl Maps {
         let (gateways, ..) = open(pins, maps::GATEWAYS)?;
         let (slow, ..) = open(pins, maps::SLOW)?;
         let (translated, ..) = open(pins, maps::TRANSLATED)?;
-        let (stats, ..) = open(pins, maps::STATS)?;
         Ok(Self {
             overlays: PerFamily {
                 ipv4: OverlayMaps::open(pins)?,
@@ -51,28 +52,13 @@ impl Maps {
             gateways: typed(gateways, maps::GATEWAYS)?,
             slow: typed(slow, maps::SLOW)?,
             translated: typed(translated, maps::TRANSLATED)?,
-            stats: typed(stats, maps::STATS)?,
+            stats: Stats::open(pins)?,
         })
     }
 
     /// The counters of every outcome at every hook, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<(Hook, Outcome, Counter)>, DatapathError> {
-        const { assert!(COUNTERS >= (OUTCOMES_PER_HOOK as usize) * Hook::ALL.len()) };
-        let mut counters = Vec::with_capacity(Hook::ALL.len() * Outcome::ALL.len());
-        for &hook in Hook::ALL {
-            for &outcome in Outcome::ALL {
-                let per_cpu = self
-                    .stats
-                    .get(&slot(hook, outcome), 0)
-                    .map_err(map_error("read", maps::STATS))?;
-                let sum = per_cpu.iter().fold(Counter::default(), |sum, cpu| Counter {
-                    packets: sum.packets.wrapping_add(cpu.packets),
-                    bytes: sum.bytes.wrapping_add(cpu.bytes),
-                });
-                counters.push((hook, outcome, sum));
-            }
-        }
-        Ok(counters)
+        self.stats.read()
     }
 
     /// What is left to the kernel because the packet filter judges it packet by packet.

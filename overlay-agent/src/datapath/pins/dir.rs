@@ -5,7 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread::sleep,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use overlay_common::{ABI_VERSION, outcome::Hook};
@@ -63,6 +63,13 @@ impl PinDir {
     /// The mark of an interface whose clsact qdisc is ours.
     pub fn qdisc(&self, ifindex: u32) -> PathBuf {
         self.links().join(format!("{ifindex}{CLSACT}"))
+    }
+
+    /// When a program was last attached or detached.
+    pub fn attached_at(&self) -> Result<SystemTime, DatapathError> {
+        let links = self.links();
+        let modified = fs::metadata(&links).and_then(|links| links.modified());
+        modified.map_err(pin_error("look at", &links))
     }
 
     /// The pinned links, in the order of their interface indexes. Files of other names are not
