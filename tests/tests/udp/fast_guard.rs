@@ -49,13 +49,18 @@ fn a_packet_of_a_fast_flow_that_its_node_did_not_send_is_refused() {
             62,
             &udp::fill(0, 200),
         )?;
-        let stranger = bind(&lab.outside(), PORT)?;
+        let mut stranger = lab.outside();
+        stranger.address = Ipv4Addr::new(172, 30, 0, 77);
+        let address = format!("{}/24", stranger.address);
+        stranger
+            .namespace
+            .run("ip", ["addr", "add", &address, "dev", "seg0"])?;
+        let stranger = bind(&stranger, PORT)?;
         let (before, forwarder) = (node.counters()?, counted(node)?);
         stranger.send_to(&forged, (node.address, PORT))?;
         wait_counted(node, &forwarder, "unknown_sender", 1)?;
         let now = node.counters()?.since(&before);
         ensure!(now.packets(Hook::Ingress, Outcome::WrongPeer) == 1, "{now}");
-        drop(stranger);
 
         // Another node, which speaks for a pod that is not its own; and from a port that is not a node's.
         let stock = StockPeer::join(lab, node)?;
@@ -92,8 +97,8 @@ fn pods_reach_no_forwarder(options: &[&str]) {
               add chain ip keeps post { type nat hook postrouting priority 90; }\n\
               add rule ip keeps post oifname eth0 ip saddr 10.5.0.0/16 masquerade\n"],
         )?;
+        let socket = bind(&attacker, PORT)?;
         for target in [node, peer] {
-            let socket = bind(&attacker, PORT)?;
             let to = if target.name == node.name {
                 pods[1].address
             } else {

@@ -87,9 +87,9 @@ fn pods_inject_nothing_into_their_own_node_nor_into_others() {
         let (node, peer) = (lab.node(0), lab.node(1));
         let pods = node.pods();
         let (attacker, victim) = (pods[0].endpoint(), peer.pods()[0].endpoint());
+        // As the other pod of its node, and from the port that nodes have.
+        let socket = bind(&attacker, PORT)?;
         for target in [node, peer] {
-            // As the other pod of its node, and from the port that nodes have.
-            let socket = bind(&attacker, PORT)?;
             let to = if target.name == node.name {
                 pods[1].address
             } else {
