@@ -141,8 +141,9 @@ impl EncapHeader {
     #[must_use]
     pub fn finish_datagram(mut self, inner_len: u16) -> [u8; DATAGRAM_LEN as usize] {
         let total_len = inner_len.wrapping_add(DATAGRAM_LEN as u16).to_be_bytes();
+        let check = outer_ipv4_check(self.ipv4_sum(), total_len, 0);
         self.ipv4.total_len = total_len;
-        self.ipv4.check = outer_ipv4_check(self.ipv4_sum(), total_len, 0).to_ne_bytes();
+        self.ipv4.check = check.to_ne_bytes();
         self.udp.len = inner_len
             .wrapping_add(DATAGRAM_LEN as u16 - 20)
             .to_be_bytes();
