@@ -32,16 +32,17 @@ pub struct Config<F: WireFamily = V4> {
     /// All zero if the node does not serve the family.
     pub subnet_mask: F::Be,
     pub vtep_mac: MacAddr,
-    /// UDP destination port of vxlan, network order.
+    /// UDP destination port of tunnel packets, network order; of the udp backend's also the source port.
     pub vxlan_port: [u8; 2],
     pub vni: [u8; 3],
-    #[doc(hidden)]
-    pub _pad: u8,
+    /// One of the `TUNNEL_*` values.
+    pub tunnel: u8,
     /// First UDP source port used for encapsulation (`net.ipv4.ip_local_port_range`), host order.
     pub source_port_min: u16,
     /// How many ports there are from `source_port_min` on, less one: the kernel's `max - min`.
     pub source_port_span: u16,
-    /// Interface index of `flannel.<VNI>`, `flannel-v6.<VNI>`; 0 where there is none (host-gw).
+    /// Interface index of `flannel.<VNI>`, `flannel-v6.<VNI>`, or the udp backend's `flannel0`; 0 where there is
+    /// none (host-gw).
     pub vtep_ifindex: u32,
     /// MTU of the pod network, bytes: larger packets are left to the kernel.
     pub pod_mtu: u32,
@@ -122,3 +123,8 @@ pub const FASTPATH_TRUSTED: u32 = 2;
 /// As strict, while it is not known yet what has been translated before: pairs of pods are remembered as in
 /// trusted mode, and not used.
 pub const FASTPATH_LEARNING: u32 = FASTPATH_TRUSTED | FASTPATH_STRICT;
+
+/// Tunnel packets are vxlan's, if there are any.
+pub const TUNNEL_VXLAN: u8 = 0;
+/// Tunnel packets are the udp backend's.
+pub const TUNNEL_UDP: u8 = 1;

@@ -9,6 +9,8 @@
 //!   without DF would be a reassembly hazard.
 //! * DSCP 0, ECN from the inner header: what `flannel.<VNI>` does with `tos 0`.
 
+use core::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
@@ -31,6 +33,9 @@ pub struct EncapHeader {
 
 /// Bytes that vxlan over IPv4 adds to a packet: 20 + 8 + 8 + 14.
 pub const ENCAP_LEN: u32 = size_of::<EncapHeader>() as u32;
+
+/// Bytes that flannel's udp backend adds to a packet, 20 + 8: the first of an [`EncapHeader`].
+pub const DATAGRAM_LEN: u32 = offset_of!(EncapHeader, vxlan) as u32;
 
 /// Don't-fragment flag, fragment offset 0.
 const DF: [u8; 2] = [0x40, 0x00];
@@ -84,6 +89,21 @@ impl EncapHeader {
         }
     }
 
+    /// The template of the udp backend's headers, of which the first [`DATAGRAM_LEN`] bytes count; per packet
+    /// are filled in: lengths and IP checksum. As in datagrams of a socket, the TOS is 0, ECN and all.
+    pub fn datagram(params: &EncapParams) -> Self {
+        let port = params.port.to_be_bytes();
+        let vxlan = Self::template(params);
+        Self {
+            ipv4: vxlan.ipv4,
+            udp: UdpHeader {
+                src_port: port,
+                ..vxlan.udp
+            },
+            ..Self::default()
+        }
+    }
+
     /// The same bytes as words in native order, to be stored one by one: a copy of the whole is
     /// byte by byte in BPF.
     #[inline(always)]
@@ -115,6 +135,21 @@ impl EncapHeader {
         self.udp.src_port = source_port.to_be_bytes();
         self.udp.len = inner_len.wrapping_add(ENCAP_LEN as u16 - 20).to_be_bytes();
         self
+    }
+
+    /// The finished headers of the udp backend for one packet, as [`Self::finish`].
+    #[must_use]
+    pub fn finish_datagram(mut self, inner_len: u16) -> [u8; DATAGRAM_LEN as usize] {
+        let total_len = inner_len.wrapping_add(DATAGRAM_LEN as u16).to_be_bytes();
+        let check = outer_ipv4_check(self.ipv4_sum(), total_len, 0);
+        self.ipv4.total_len = total_len;
+        self.ipv4.check = check.to_ne_bytes();
+        self.udp.len = inner_len
+            .wrapping_add(DATAGRAM_LEN as u16 - 20)
+            .to_be_bytes();
+        let mut bytes = [0; DATAGRAM_LEN as usize];
+        bytes.copy_from_slice(&bytemuck::bytes_of(&self)[..DATAGRAM_LEN as usize]);
+        bytes
     }
 }
 
@@ -179,6 +214,31 @@ mod tests {
             let (eth, rest) = etherparse::Ethernet2Header::from_slice(rest).unwrap();
             prop_assert_eq!((eth.source, eth.destination), (inner_src, inner_dst));
             prop_assert_eq!(eth.ether_type, etherparse::EtherType::IPV4);
+            prop_assert!(rest.is_empty());
+        }
+
+        #[test]
+        fn etherparse_reads_back_the_headers_of_a_datagram(
+            local: [u8; 4], remote: [u8; 4], port in 1u16.., ttl: u8, inner_len in 20u16..=65507,
+        ) {
+            let bytes = EncapHeader::datagram(&EncapParams {
+                local: Ipv4Be { octets: local },
+                remote: Ipv4Be { octets: remote },
+                vni: 0, port, ttl,
+                inner_src: MacAddr::ZERO,
+                inner_dst: MacAddr::ZERO,
+            })
+            .finish_datagram(inner_len);
+
+            let (ip, rest) = etherparse::Ipv4Header::from_slice(&bytes).unwrap();
+            prop_assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+            prop_assert_eq!((ip.source, ip.destination), (local, remote));
+            prop_assert_eq!((ip.total_len, ip.time_to_live), (inner_len + 28, ttl));
+            prop_assert!(ip.dont_fragment && !ip.more_fragments);
+            prop_assert_eq!((ip.identification, ip.dscp.value(), ip.ecn.value()), (0, 0, 0));
+            let (udp, rest) = etherparse::UdpHeader::from_slice(rest).unwrap();
+            prop_assert_eq!((udp.source_port, udp.destination_port), (port, port));
+            prop_assert_eq!((udp.length, udp.checksum), (inner_len + 8, 0));
             prop_assert!(rest.is_empty());
         }
     }

@@ -32,6 +32,9 @@ pub trait WireFamily:
     /// The tunnel headers to one node.
     fn encap(params: &EncapParams<Self::Be>) -> Self::Encap;
 
+    /// The headers of the udp backend to one node; none of a family that it does not carry.
+    fn datagram(params: &EncapParams<Self::Be>) -> Self::Encap;
+
     /// What [`Node::ipv4_sum`](crate::node::Node::ipv4_sum) wants to know of them.
     fn encap_sum(encap: &Self::Encap) -> u32;
 }
@@ -60,6 +63,10 @@ impl WireFamily for V4 {
         EncapHeader::template(params)
     }
 
+    fn datagram(params: &EncapParams<Ipv4Be>) -> EncapHeader {
+        EncapHeader::datagram(params)
+    }
+
     fn encap_sum(encap: &EncapHeader) -> u32 {
         encap.ipv4_sum()
     }
@@ -79,6 +86,10 @@ impl WireFamily for V6 {
 
     fn encap(params: &EncapParams<Ipv6Be>) -> EncapHeader6 {
         EncapHeader6::template(params)
+    }
+
+    fn datagram(_: &EncapParams<Ipv6Be>) -> EncapHeader6 {
+        EncapHeader6::default()
     }
 
     /// IPv6 headers have no checksum.

@@ -182,7 +182,8 @@ outcomes! {
     AdjustRoom = 30, Decline, "adjust_room";
     /// Not for the pod network: the node's own traffic, or traffic to the outside.
     NotOverlay = 31, Decline, "not_overlay";
-    /// Tunnel packet from an address that is no peer.
+    /// Tunnel packet from an address that is no peer, or, with the udp backend, from another port than
+    /// nodes have.
     UnknownPeer = 32, Decline, "unknown_peer";
     /// Tunnel packet with another VNI, reserved bits, or a wrong inner destination MAC.
     VxlanHeader = 33, Decline, "vxlan_header";
@@ -234,7 +235,7 @@ outcomes! {
     /// The pod's MAC address was seen on another interface since the permit was granted.
     PodMoved = 54, Decline, "pod_moved";
     /// Let pass unchanged to the tunnel device: its direction gets the permit if the tunnel packet
-    /// leaves the underlay in clear.
+    /// leaves the underlay in clear; with the udp backend, with the next packet.
     Leaving = 55, Decline, "leaving";
     /// The packet filter judges each packet of the flow: `status` names the rule.
     PerPacketRule = 56, Decline, "per_packet_rule";
@@ -248,7 +249,8 @@ outcomes! {
     /// The tunnel headers were written, or removed, past the kernel's tunnel device, as its own were
     /// let pass to or from the node a moment ago. The kernel filters and routes the inner packet.
     ShortWay = 60, Short, "short_way";
-    /// The kernel's tunnel packet left the underlay in clear: the node has got the short way.
+    /// The kernel's tunnel packet left the underlay in clear: the node has got the short way. The
+    /// forwarder's did, with the udp backend: flows to the node earn their permits.
     WayOpened = 61, Permit, "way_opened";
 }
 

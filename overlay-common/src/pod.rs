@@ -70,7 +70,7 @@ no_padding!(Config {
     vtep_mac,
     vxlan_port,
     vni,
-    _pad,
+    tunnel,
     source_port_min,
     source_port_span,
     vtep_ifindex,

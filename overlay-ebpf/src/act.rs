@@ -9,6 +9,7 @@ use overlay_common::{
 
 use crate::{
     Handled,
+    encap::Encap,
     flow_packet::{FlowPacket, Local},
     flows::{FlowEnd, Way},
     helpers::{Skb, redirect, redirect_peer},
@@ -35,7 +36,7 @@ pub struct Departure<'a, F: Ip> {
 /// Sends the packet, to the end `to` instead of its own if there is one, and if the node may still be
 /// sent to in this way: its flags may have changed since the permit was granted.
 #[inline(always)]
-pub fn send<F: Ip>(
+pub fn send<F: Ip, E: Encap<F>>(
     skb: &Skb,
     flow: &FlowPacket<F>,
     to: Option<FlowEnd<F>>,
@@ -44,7 +45,7 @@ pub fn send<F: Ip>(
 ) -> Result<Handled, Outcome> {
     match departure.way.mode {
         MODE_TUNNEL if departure.node.takes_tunnel_packets() => {
-            encapsulate(skb, flow, to, departure, frame_len)
+            encapsulate::<F, E>(skb, flow, to, departure, frame_len)
         }
         MODE_DIRECT if departure.node.flags & NODE_DIRECT != 0 => {
             route(skb, flow, to, departure.way)
@@ -55,20 +56,19 @@ pub fn send<F: Ip>(
 }
 
 #[inline(always)]
-fn encapsulate<F: Ip>(
+fn encapsulate<F: Ip, E: Encap<F>>(
     skb: &Skb,
     flow: &FlowPacket<F>,
     to: Option<FlowEnd<F>>,
     departure: &Departure<'_, F>,
     frame_len: u32,
 ) -> Result<Handled, Outcome> {
-    let outer_len = frame_len - ETH_LEN as u32 + F::ENCAP_LEN;
+    let outer_len = frame_len - ETH_LEN as u32 + E::LEN;
     if outer_len > LEN_MAX {
         return Err(Outcome::Mtu);
     }
-    skb.grow_for_encap(F::ENCAP_LEN, F::ENCAP_FLAG)
-        .map_err(|()| Outcome::AdjustRoom)?;
-    match write_encap(skb, flow, to, departure, outer_len) {
+    E::make_room(skb).map_err(|()| Outcome::AdjustRoom)?;
+    match write_encap::<F, E>(skb, flow, to, departure, outer_len) {
         Some(()) => Ok(depart(
             skb,
             counted(Outcome::FastTunnel, &to),
@@ -78,9 +78,9 @@ fn encapsulate<F: Ip>(
     }
 }
 
-/// Writes everything before the inner packet, and the inner hop.
+/// Writes everything before the inner packet, and the inner hops.
 #[inline(always)]
-fn write_encap<F: Ip>(
+fn write_encap<F: Ip, E: Encap<F>>(
     skb: &Skb,
     flow: &FlowPacket<F>,
     to: Option<FlowEnd<F>>,
@@ -92,10 +92,10 @@ fn write_encap<F: Ip>(
         node,
         source_port,
     } = *departure;
-    let inner = ETH_LEN + F::ENCAP_LEN as usize;
-    write_inner(skb, inner, flow, to)?;
+    let inner = ETH_LEN + E::LEN as usize;
+    write_inner(skb, inner, flow, E::HOPS, to)?;
     let packet = skb.packet();
-    F::write_encap(packet, flow.tos, node, outer_len, source_port)?;
+    E::write(packet, flow.tos, node, outer_len, source_port)?;
     write_pair(packet, way.next_hop, way.source)
 }
 
@@ -119,7 +119,7 @@ fn write_route<F: Ip>(
     to: Option<FlowEnd<F>>,
     way: &Way,
 ) -> Option<()> {
-    write_inner(skb, ETH_LEN, flow, to)?;
+    write_inner(skb, ETH_LEN, flow, 1, to)?;
     write_pair(skb.packet(), way.next_hop, way.source)
 }
 
@@ -130,9 +130,10 @@ fn write_inner<F: Ip>(
     skb: &Skb,
     offset: usize,
     flow: &FlowPacket<F>,
+    hops: u8,
     to: Option<FlowEnd<F>>,
 ) -> Option<()> {
-    F::write_hop(skb.packet(), offset, flow)?;
+    F::write_hops(skb.packet(), offset, flow, hops)?;
     match to {
         Some(to) => rewrite(skb, offset, flow, Local::Source, to),
         None => Some(()),
@@ -168,9 +169,11 @@ pub struct Delivery<F: Ip> {
     pub src: Mac,
     /// The end it is from, where that is not its own.
     pub from: Option<FlowEnd<F>>,
+    /// How many hops this node is for the packet.
+    pub hops: u8,
 }
 
-/// Takes the packet, bare of any encapsulation, one hop further: into the pod. `tos` is what it arrives
+/// Takes the packet, bare of any encapsulation, into the pod. `tos` is what it arrives
 /// with.
 #[inline(always)]
 pub fn deliver<F: Ip>(
@@ -193,7 +196,7 @@ pub fn deliver<F: Ip>(
 fn write_delivery<F: Ip>(skb: &Skb, flow: &FlowPacket<F>, tos: u8, to: &Delivery<F>) -> Option<()> {
     let packet = skb.packet();
     write_pair(packet, to.dst, to.src)?;
-    F::write_hop(packet, ETH_LEN, flow)?;
+    F::write_hops(packet, ETH_LEN, flow, to.hops)?;
     if tos != flow.tos {
         F::write_tos(packet, flow, tos)?;
     }

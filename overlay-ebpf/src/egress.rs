@@ -13,6 +13,7 @@ use overlay_common::{
 use crate::{
     Handled,
     act::{self, Departure},
+    encap::Encap,
     flow_packet::{Control, FlowPacket, Local},
     flows::FlowEntry,
     helpers::{Skb, now},
@@ -27,8 +28,8 @@ use crate::{
 };
 
 #[inline(always)]
-pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
-    let result = classify::<F>(skb);
+pub fn run<F: Ip, E: Encap<F>>(skb: &Skb) -> Result<Handled, Outcome> {
+    let result = classify::<F, E>(skb);
     // What the fast path takes was learned when its permit was granted.
     if !matches!(result, Ok(_) | Err(Outcome::Disabled))
         && let Some(source) = Mac::read(skb.packet(), offset_of!(EthHeader, src))
@@ -39,7 +40,7 @@ pub fn run<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
 }
 
 #[inline(always)]
-fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
+fn classify<F: Ip, E: Encap<F>>(skb: &Skb) -> Result<Handled, Outcome> {
     let config = F::config().ok_or(Outcome::Disabled)?;
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     let frame_dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
@@ -70,7 +71,7 @@ fn classify<F: Ip>(skb: &Skb) -> Result<Handled, Outcome> {
     let macs = [frame_dst, Mac::from_low_bits(source_and_type)];
     let entry = FlowEntry::find(flow.key());
     let result = match entry {
-        Some(entry) => forward(skb, config, macs, &flow, entry),
+        Some(entry) => forward::<F, E>(skb, config, macs, &flow, entry),
         None if to_pod => Err(Outcome::NoPermit),
         None => Err(Outcome::NotOverlay),
     };
@@ -122,7 +123,7 @@ fn guard_tagged<F: Ip>(
 }
 
 #[inline(always)]
-fn forward<F: Ip>(
+fn forward<F: Ip, E: Encap<F>>(
     skb: &Skb,
     config: &Config<F>,
     [frame_dst, frame_src]: [Mac; 2],
@@ -146,7 +147,7 @@ fn forward<F: Ip>(
     if frame_dst != gateway || !frame_src.is_station() {
         return Err(Outcome::NotGateway);
     }
-    if flow.ttl <= 1 {
+    if flow.ttl <= E::HOPS {
         return Err(Outcome::Ttl);
     }
     if flow.header_bits(1) != way.header {
@@ -170,5 +171,5 @@ fn forward<F: Ip>(
         node,
         source_port,
     };
-    act::send(skb, flow, to, &departure, frame_len)
+    act::send::<F, E>(skb, flow, to, &departure, frame_len)
 }

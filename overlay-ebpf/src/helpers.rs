@@ -206,27 +206,33 @@ impl Skb {
     }
 
     /// Makes room for `len` bytes of vxlan encapsulation behind the Ethernet header; `ip_flag` tells what
-    /// the outer header is.
-    ///
-    /// `FIXED_GSO` keeps the segment size: pods' packets already leave room for the headers, and
-    /// without the flag UDP segmentation offload would be refused. The encapsulation flags set the
-    /// inner offsets that segmentation and checksum offload need; `L2_ETH` marks the inner
-    /// protocol as Ethernet, as vxlan is.
+    /// the outer header is. `L2_ETH` marks the inner protocol as Ethernet, as vxlan is.
     #[inline(always)]
     pub fn grow_for_encap(&self, len: u32, ip_flag: u32) -> Result<(), ()> {
-        let flags = u64::from(
-            BPF_F_ADJ_ROOM_FIXED_GSO
-                | ip_flag
-                | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
-                | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        ) | bpf_f_adj_room_encap_l2(14);
+        let inner = u64::from(BPF_F_ADJ_ROOM_ENCAP_L2_ETH) | bpf_f_adj_room_encap_l2(14);
+        self.grow(len, u64::from(ip_flag) | inner)
+    }
+
+    /// Makes room for `len` bytes of outer IP and UDP headers behind the Ethernet header, which an IP packet
+    /// follows; `ip_flag` tells what the outer header is.
+    #[inline(always)]
+    pub fn grow_for_datagram(&self, len: u32, ip_flag: u32) -> Result<(), ()> {
+        self.grow(len, ip_flag.into())
+    }
+
+    /// `FIXED_GSO` keeps the segment size: pods' packets already leave room for the headers, and
+    /// without the flag UDP segmentation offload would be refused. The encapsulation flags set the
+    /// inner offsets that segmentation and checksum offload need.
+    #[inline(always)]
+    fn grow(&self, len: u32, encap: u64) -> Result<(), ()> {
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) | encap;
         let by = len as i32;
         // SAFETY: `raw` is this program's context; callers take packet pointers again afterwards.
         let result = unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) };
         if result == 0 { Ok(()) } else { Err(()) }
     }
 
-    /// Removes `len` bytes of vxlan encapsulation behind the Ethernet header.
+    /// Removes `len` bytes of encapsulation behind the Ethernet header.
     ///
     /// `FIXED_GSO` again keeps the segment size; shrinking would otherwise enlarge it past what a
     /// short GRO packet holds. `NO_CSUM_RESET` keeps the receive checksum state, which with a zero

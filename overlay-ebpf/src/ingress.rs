@@ -7,6 +7,8 @@ use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use overlay_common::{
     config::{Config, FASTPATH_OFF},
     ecn,
+    encap::DATAGRAM_LEN,
+    family::V4,
     flow::REWRITE_NONE,
     node::{MODE_DIRECT, MODE_TUNNEL},
     outcome::Outcome,
@@ -16,12 +18,14 @@ use overlay_common::{
 use crate::{
     Conclusion, Handled,
     act::{self, Delivery},
+    datagram::Datagram,
+    encap::{Datagrams, Encap},
     flow_packet::{Control, FlowPacket, Local},
     flows::FlowEntry,
     helpers::{Skb, now},
     injection,
     ip::{Header as _, Ip},
-    maps,
+    maps::{self, Tables as _},
     nexthop::NexthopEntry,
     observe::enter,
     packet::ETH_LEN,
@@ -44,6 +48,17 @@ pub fn run<F: Ip>(skb: &Skb) -> Conclusion {
         } => short::concluded(short::enter::<F>(*skb), outcome),
         handled => handled,
     }
+}
+
+/// As [`run`], where tunnel packets are the udp backend's.
+#[inline(always)]
+pub fn run_datagrams(skb: &Skb) -> Conclusion {
+    let outcome = if is_from_tunnel::<V4>(skb) {
+        at_socket(*skb)
+    } else {
+        at_host::<V4>(*skb)
+    };
+    concluded(outcome)
 }
 
 /// The verdict that goes with an outcome: helpers that redirect return but the one.
@@ -69,6 +84,14 @@ fn at_tunnel<F: Ip>(skb: Skb) -> Outcome {
     let result = F::config()
         .ok_or(Outcome::Disabled)
         .and_then(|config| from_tunnel::<F>(&skb, config));
+    told(result)
+}
+
+#[inline(never)]
+fn at_socket(skb: Skb) -> Outcome {
+    let result = V4::config()
+        .ok_or(Outcome::Disabled)
+        .and_then(|config| from_forwarder(&skb, config));
     told(result)
 }
 
@@ -163,14 +186,15 @@ fn heed_too_big<F: Ip>(skb: &Skb) {
     }
 }
 
-/// Looks up the ingress permit of `flow`, a packet that came `by` tunnel or directly.
+/// Looks up the ingress permit of `flow`, a packet that came `by` tunnel or directly, and for which this node is so
+/// many hops.
 #[inline(always)]
 fn permit<F: Ip>(
     skb: &Skb,
     config: &Config<F>,
     flow: &FlowPacket<F>,
     offset: usize,
-    by: u8,
+    (by, hops): (u8, u8),
     outer_source: Option<F::Be>,
 ) -> Result<Delivery<F>, Outcome> {
     let entry = FlowEntry::find(flow.key()).ok_or(Outcome::NoPermit)?;
@@ -200,10 +224,10 @@ fn permit<F: Ip>(
     {
         return Err(Outcome::WrongPeer);
     }
-    if flow.ttl <= 1 {
+    if flow.ttl <= hops {
         return Err(Outcome::Ttl);
     }
-    if flow.header_bits(1) != header {
+    if flow.header_bits(hops) != header {
         return Err(Outcome::OtherHeader);
     }
     let frame_len = skb.len();
@@ -218,6 +242,7 @@ fn permit<F: Ip>(
         dst,
         src,
         from,
+        hops,
     })
 }
 
@@ -228,7 +253,8 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     let tunnel = Tunnel::read(packet, config, config.vtep_mac)?;
     let flow = FlowPacket::parse(packet, inner, Local::Destination, config)?;
     let source = tunnel.source;
-    let delivery = match permit(skb, config, &flow, inner, MODE_TUNNEL, Some(source)) {
+    let by = (MODE_TUNNEL, 1);
+    let delivery = match permit(skb, config, &flow, inner, by, Some(source)) {
         Ok(delivery) => delivery,
         Err(Outcome::NoPermit) if !F::is_peer(source) => return Err(Outcome::UnknownPeer),
         Err(outcome) => return Err(outcome),
@@ -255,11 +281,49 @@ fn from_tunnel<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome>
     ))
 }
 
+/// A datagram to this node's forwarder, which judges all that is not fast. What it asks of a sender, a node's address
+/// and the backend's port, is asked here; the inner source is of the node's subnet, whose permit it is.
+#[inline(always)]
+fn from_forwarder(skb: &Skb, config: &Config) -> Result<Handled, Outcome> {
+    const HOPS: u8 = <Datagrams as Encap<V4>>::HOPS;
+    let inner = ETH_LEN + DATAGRAM_LEN as usize;
+    let packet = skb.packet_with(inner as u32 + V4::FLOW_LEN);
+    let datagram = Datagram::read(packet, config)?;
+    if u16::to_ne_bytes(datagram.source_port) != config.vxlan_port {
+        return Err(Outcome::UnknownPeer);
+    }
+    let flow = FlowPacket::parse(packet, inner, Local::Destination, config)?;
+    let source = datagram.source;
+    let by = (MODE_TUNNEL, HOPS);
+    let delivery = match permit(skb, config, &flow, inner, by, Some(source)) {
+        Ok(delivery) => delivery,
+        Err(Outcome::NoPermit) if !V4::is_peer(source) => return Err(Outcome::UnknownPeer),
+        Err(outcome) => return Err(outcome),
+    };
+    let outer_len = skb.len() - ETH_LEN as u32;
+    if datagram.len != outer_len || datagram.udp_len != outer_len - V4::LEN as u32 {
+        return Err(Outcome::Length);
+    }
+    if flow.protocol == IPPROTO_UDP && skb.gso_size() != 0 {
+        return Err(Outcome::UdpGso);
+    }
+    // What a card says of checksums is of the datagram's: none looks for a packet in it.
+    skb.shrink_for_decap(DATAGRAM_LEN, true)
+        .map_err(|()| Outcome::AdjustRoom)?;
+    Ok(act::deliver(
+        skb,
+        &flow,
+        flow.tos,
+        &delivery,
+        Outcome::FastTunnel,
+    ))
+}
+
 #[inline(always)]
 fn from_direct<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<Handled, Outcome> {
     let packet = skb.packet();
     let flow = FlowPacket::parse(packet, ETH_LEN, Local::Destination, config)?;
-    match permit(skb, config, &flow, ETH_LEN, MODE_DIRECT, None) {
+    match permit(skb, config, &flow, ETH_LEN, (MODE_DIRECT, 1), None) {
         Ok(delivery) => Ok(act::deliver(
             skb,
             &flow,

@@ -41,10 +41,10 @@ pub trait Ip: Tables {
     /// has been asked to hold. A frame of which nobody can tell counts as one.
     fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Self::Be>;
 
-    /// Writes the IP header at `offset` as it is one hop further. The caller has seen more than one
-    /// hop left.
+    /// Writes the IP header at `offset` as it is so many hops further. The caller has seen more hops
+    /// left.
     #[must_use]
-    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()>;
+    fn write_hops(packet: Packet, offset: usize, flow: &FlowPacket<Self>, hops: u8) -> Option<()>;
 
     /// Replaces the address of the remote end, `old` so far, in the IP header at `offset`, whose own checksum
     /// is right.
@@ -66,12 +66,12 @@ pub trait Ip: Tables {
         replaced: (Self::Be, Self::Be),
     ) -> Option<()>;
 
-    /// Replaces the ECN field of the header behind the Ethernet header, which [`Self::write_hop`] has
+    /// Replaces the ECN field of the header behind the Ethernet header, which [`Self::write_hops`] has
     /// written.
     #[must_use]
     fn write_tos(packet: Packet, flow: &FlowPacket<Self>, tos: u8) -> Option<()>;
 
-    /// Tells the packet's checksum state, if it covers the IP header, what [`Self::write_hop`] and
+    /// Tells the packet's checksum state, if it covers the IP header, what [`Self::write_hops`] and
     /// [`Self::write_tos`] have changed. An IPv4 header's own checksum makes up for every change.
     fn heed_checksum(skb: &Skb, flow: &FlowPacket<Self>, tos: u8);
 

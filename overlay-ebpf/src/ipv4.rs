@@ -100,11 +100,11 @@ impl Ip for V4 {
 
     /// The arithmetic of the kernel's `ip_decrease_ttl`.
     #[inline(always)]
-    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()> {
-        let check = u32::from(flow.check) + 0x0100;
+    fn write_hops(packet: Packet, offset: usize, flow: &FlowPacket<Self>, hops: u8) -> Option<()> {
+        let check = u32::from(flow.check) + (u32::from(hops) << 8);
         let check = check + u32::from(check >= 0xffff);
         packet.write(offset + 10, (check as u16).to_be_bytes())?;
-        packet.write(offset + 8, flow.ttl - 1)
+        packet.write(offset + 8, flow.ttl - hops)
     }
 
     #[inline(always)]

@@ -134,8 +134,8 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn write_hop(packet: Packet, offset: usize, flow: &FlowPacket<Self>) -> Option<()> {
-        packet.write(offset + offset_of!(Ipv6Header, hop_limit), flow.ttl - 1)
+    fn write_hops(packet: Packet, offset: usize, flow: &FlowPacket<Self>, hops: u8) -> Option<()> {
+        packet.write(offset + offset_of!(Ipv6Header, hop_limit), flow.ttl - hops)
     }
 
     #[inline(always)]

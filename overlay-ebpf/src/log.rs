@@ -29,6 +29,8 @@ mod flavour {
     };
     use bytemuck::bytes_of;
     use overlay_common::{
+        config::TUNNEL_UDP,
+        encap::DATAGRAM_LEN,
         family::{V4, V6},
         outcome::{Hook, Kind, Outcome},
         record::{FAMILY_IPV4, FAMILY_IPV6, Record},
@@ -38,6 +40,7 @@ mod flavour {
     use crate::{
         helpers::Skb,
         ip::{Fields, Header as _, Ip},
+        maps::Tables as _,
         packet::{ETH_LEN, Packet},
     };
 
@@ -105,13 +108,18 @@ mod flavour {
     fn describe(packet: Packet, record: &mut Record) -> Option<()> {
         const IPV4: u16 = u16::from_ne_bytes(ETHERTYPE_IPV4);
         const IPV6: u16 = u16::from_ne_bytes(ETHERTYPE_IPV6);
+        if is_bare(record.ifindex) {
+            describe_ip::<V4>(packet, 0, record)?;
+            record.family = FAMILY_IPV4;
+            return Some(());
+        }
         match packet.read(12)? {
             IPV4 => {
-                describe_ip::<V4>(packet, record)?;
+                describe_ip::<V4>(packet, ETH_LEN, record)?;
                 record.family = FAMILY_IPV4;
             }
             IPV6 => {
-                describe_ip::<V6>(packet, record)?;
+                describe_ip::<V6>(packet, ETH_LEN, record)?;
                 record.family = FAMILY_IPV6;
             }
             _ => {}
@@ -119,17 +127,31 @@ mod flavour {
         Some(())
     }
 
+    /// Whether the device has no Ethernet headers.
     #[inline(always)]
-    fn describe_ip<F: Ip>(packet: Packet, record: &mut Record) -> Option<()> {
-        let outer = Headers::<F>::read(packet, ETH_LEN)?;
+    fn is_bare(ifindex: u32) -> bool {
+        V4::config()
+            .is_some_and(|config| config.tunnel == TUNNEL_UDP && config.vtep_ifindex == ifindex)
+    }
+
+    #[inline(always)]
+    fn describe_ip<F: Ip>(packet: Packet, at: usize, record: &mut Record) -> Option<()> {
+        let outer = Headers::<F>::read(packet, at)?;
         outer.describe(record);
         let config = F::config()?;
-        let inner_at = ETH_LEN + F::ENCAP_LEN as usize;
-        if outer.ip.protocol == IPPROTO_UDP
-            && outer.dst_port == config.vxlan_port
-            && packet.read(inner_at - 2) == Some(F::ETHERTYPE)
-            && let Some(inner) = Headers::<F>::read(packet, inner_at)
-        {
+        if outer.ip.protocol != IPPROTO_UDP || outer.dst_port != config.vxlan_port {
+            return Some(());
+        }
+        let inner = if config.tunnel == TUNNEL_UDP {
+            Headers::<F>::read(packet, at + DATAGRAM_LEN as usize)
+        } else {
+            let inner_at = at + F::ENCAP_LEN as usize;
+            let is_inner = packet.read(inner_at - 2) == Some(F::ETHERTYPE);
+            is_inner
+                .then(|| Headers::<F>::read(packet, inner_at))
+                .flatten()
+        };
+        if let Some(inner) = inner {
             let Fields { src, dst, .. } = outer.ip;
             put::<F>(if src == config.vtep { dst } else { src }, &mut record.peer);
             inner.describe(record);

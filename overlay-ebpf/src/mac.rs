@@ -13,6 +13,9 @@ const LOW_48: u64 = 0x0000_ffff_ffff_ffff;
 pub struct Mac(u64);
 
 impl Mac {
+    /// Where there is no address.
+    pub const NONE: Self = Self(0);
+
     #[inline(always)]
     pub const fn from_low_bits(word: u64) -> Self {
         Self(word & LOW_48)
@@ -47,6 +50,12 @@ impl Mac {
     pub fn read(packet: Packet, offset: usize) -> Option<Self> {
         packet.read(offset).map(Self::from_low_bits)
     }
+}
+
+/// Destination and source of the Ethernet header at the start of the packet.
+#[inline(always)]
+pub fn read_pair(packet: Packet) -> Option<(Mac, Mac)> {
+    Some((Mac::read(packet, 0)?, Mac::read(packet, 6)?))
 }
 
 /// Writes destination and source of the Ethernet header at the start of the packet.

@@ -9,15 +9,21 @@
 //! | `overlay_arrive` | tcx ingress, `flannel.<VNI>` | [`arrive`] |
 //! | `overlay_deliver` | tcx egress, host side of every pod veth | [`deliver`] |
 //! | `overlay_guard`, `overlay_guard_1` | XDP, underlay | [`mod@guard`] |
+//!
+//! Nodes with the udp backend have `overlay_egress_udp`, `overlay_confirm_udp`, `overlay_ingress_udp` and
+//! `overlay_arrive_udp` in place of those of the same names, with `flannel0` for `flannel.<VNI>` ([`carried`]).
 #![no_std]
 #![no_main]
 
 mod act;
 mod arrive;
+mod carried;
 mod confirm;
+mod datagram;
 mod deliver;
 mod earn;
 mod egress;
+mod encap;
 mod entered;
 mod fib;
 mod flow_packet;
@@ -40,6 +46,7 @@ mod pairs;
 mod parse;
 mod short;
 mod slow;
+mod ways;
 mod words;
 
 use aya_ebpf::{
@@ -56,7 +63,10 @@ use overlay_common::{
     wire::ETHERTYPE_IPV6,
 };
 
-use crate::helpers::Skb;
+use crate::{
+    encap::{Datagrams, Vxlan},
+    helpers::Skb,
+};
 
 /// What `__sk_buff::protocol` says of IPv6 packets.
 const IPV6: u32 = u16::from_ne_bytes(ETHERTYPE_IPV6) as u32;
@@ -133,7 +143,10 @@ fn conclude(hook: Hook, skb: Skb, bytes: u32, conclusion: impl Into<Conclusion>)
 /// functions in a row of calls use. Those of a program whose work is in functions of its own already are
 /// no further step in the row.
 macro_rules! program {
-    ($program:ident, $ipv4:ident, $ipv6:ident, $inline:ident, $hook:ident, $($run:ident)::+) => {
+    (
+        $program:ident, $ipv4:ident, $ipv6:ident, $inline:ident, $hook:ident,
+        $($run:ident)::+ $(, $kind:ty)?
+    ) => {
         #[classifier]
         pub fn $program(ctx: TcContext) -> i32 {
             let skb = Skb::new(&ctx);
@@ -147,13 +160,13 @@ macro_rules! program {
         #[inline($inline)]
         fn $ipv4(skb: Skb) -> i32 {
             let bytes = skb.len();
-            conclude(Hook::$hook, skb, bytes, $($run)::+::<V4>(&skb))
+            conclude(Hook::$hook, skb, bytes, $($run)::+::<V4 $(, $kind)?>(&skb))
         }
 
         #[inline($inline)]
         fn $ipv6(skb: Skb) -> i32 {
             let bytes = skb.len();
-            conclude(Hook::$hook, skb, bytes, $($run)::+::<V6>(&skb))
+            conclude(Hook::$hook, skb, bytes, $($run)::+::<V6 $(, $kind)?>(&skb))
         }
     };
 }
@@ -164,7 +177,8 @@ program!(
     egress_ipv6,
     never,
     Egress,
-    egress::run
+    egress::run,
+    Vxlan
 );
 program!(
     overlay_confirm,
@@ -198,6 +212,26 @@ program!(
     Deliver,
     deliver::run
 );
+
+/// A TC program of the udp backend, which carries IPv4 alone.
+macro_rules! udp_program {
+    ($program:ident, $hook:ident, $run:expr) => {
+        #[classifier]
+        pub fn $program(ctx: TcContext) -> i32 {
+            let skb = Skb::new(&ctx);
+            let bytes = skb.len();
+            if skb.protocol() == IPV6 {
+                return conclude(Hook::$hook, skb, bytes, Outcome::Unserved);
+            }
+            conclude(Hook::$hook, skb, bytes, $run(&skb))
+        }
+    };
+}
+
+udp_program!(overlay_egress_udp, Egress, egress::run::<V4, Datagrams>);
+udp_program!(overlay_confirm_udp, Confirm, carried::confirm);
+udp_program!(overlay_ingress_udp, Ingress, ingress::run_datagrams);
+udp_program!(overlay_arrive_udp, Arrive, carried::arrive);
 
 #[xdp(frags)]
 pub fn overlay_guard(ctx: XdpContext) -> u32 {

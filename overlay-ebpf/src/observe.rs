@@ -17,7 +17,7 @@ use crate::{
     ip::Ip,
     mac::Mac,
     maps,
-    packet::ETH_LEN,
+    packet::{ETH_LEN, Packet},
     pairs,
     parse::why_off,
     slow,
@@ -26,7 +26,7 @@ use crate::{
 /// A packet from or to a pod of this node, on the kernel path.
 pub struct Observed<F: Ip> {
     pub config: &'static Config<F>,
-    /// The addresses of its Ethernet header.
+    /// The addresses of its Ethernet header, if it has one.
     pub dst: Mac,
     pub src: Mac,
     pub flow: FlowPacket<F>,
@@ -35,10 +35,7 @@ pub struct Observed<F: Ip> {
 
 #[inline(always)]
 pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
-    let config = F::config().ok_or(Outcome::Disabled)?;
-    if config.fastpath == FASTPATH_OFF {
-        return Err(why_off(config));
-    }
+    let config = watching::<F>()?;
     let packet = skb.packet_with(ETH_LEN as u32 + F::FLOW_LEN);
     let dst = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
     let src = Mac::read(packet, 6).ok_or(Outcome::Truncated)?;
@@ -46,7 +43,35 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
     }
-    let flow = FlowPacket::parse(packet, ETH_LEN, local, config)?;
+    of_pod(config, packet, ETH_LEN, [dst, src], local)
+}
+
+/// The same at a device without Ethernet headers.
+#[inline(always)]
+pub fn observe_bare<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
+    let config = watching::<F>()?;
+    let packet = skb.packet_with(F::FLOW_LEN);
+    of_pod(config, packet, 0, [Mac::NONE; 2], local)
+}
+
+#[inline(always)]
+fn watching<F: Ip>() -> Result<&'static Config<F>, Outcome> {
+    let config = F::config().ok_or(Outcome::Disabled)?;
+    if config.fastpath == FASTPATH_OFF {
+        return Err(why_off(config));
+    }
+    Ok(config)
+}
+
+#[inline(always)]
+fn of_pod<F: Ip>(
+    config: &'static Config<F>,
+    packet: Packet,
+    offset: usize,
+    [dst, src]: [Mac; 2],
+    local: Local,
+) -> Result<Observed<F>, Outcome> {
+    let flow = FlowPacket::parse(packet, offset, local, config)?;
     if !config.is_local_pod(flow.words.local()) {
         return Err(Outcome::NotOverlay);
     }
@@ -59,10 +84,18 @@ pub fn observe<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
     })
 }
 
-/// The same where a packet leaves the host.
+/// As [`observe`], where a packet leaves the host.
 #[inline(always)]
 pub fn observe_leaving<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
-    observe(skb, local).inspect_err(|outcome| pairs::note_unread::<F>(skb, local, *outcome))
+    let observed = observe(skb, local);
+    observed.inspect_err(|outcome| pairs::note_unread::<F, ETH_LEN>(skb, local, *outcome))
+}
+
+/// As [`observe_bare`], where a packet leaves the host.
+#[inline(always)]
+pub fn observe_leaving_bare<F: Ip>(skb: &Skb, local: Local) -> Result<Observed<F>, Outcome> {
+    let observed = observe_bare(skb, local);
+    observed.inspect_err(|outcome| pairs::note_unread::<F, 0>(skb, local, *outcome))
 }
 
 impl<F: Ip> Observed<F> {

@@ -10,7 +10,6 @@ use crate::{
     helpers::Skb,
     ip::{Header as _, Ip},
     maps,
-    packet::ETH_LEN,
 };
 
 /// Of a packet that netfilter translates. One that was taken for a packet of the pair may open or close a
@@ -44,19 +43,20 @@ pub fn note_unproven<F: Ip>(skb: &Skb, config: &Config<F>, flow: &FlowPacket<F>)
     }
 }
 
-/// Of a packet whose ports cannot be read: others of its flow may be whole and without options.
+/// Of a packet, with its IP header at `AT`, whose ports cannot be read: others of its flow may be whole and
+/// without options.
 #[inline(always)]
-pub fn note_unread<F: Ip>(skb: &Skb, local: Local, outcome: Outcome) {
+pub fn note_unread<F: Ip, const AT: usize>(skb: &Skb, local: Local, outcome: Outcome) {
     if matches!(outcome, Outcome::Fragment | Outcome::IpOptions) {
-        note_addresses::<F>(*skb, local == Local::Source);
+        note_addresses::<F, AT>(*skb, local == Local::Source);
     }
 }
 
 /// A function of its own: what it needs of the stack, the paths to it share.
 #[inline(never)]
-fn note_addresses<F: Ip>(skb: Skb, is_source: bool) -> u32 {
+fn note_addresses<F: Ip, const AT: usize>(skb: Skb, is_source: bool) -> u32 {
     if let Some(config) = F::config()
-        && let Some(header) = skb.packet().read::<F::Header>(ETH_LEN)
+        && let Some(header) = skb.packet().read::<F::Header>(AT)
     {
         let ip = header.fields();
         let (local, remote) = if is_source {

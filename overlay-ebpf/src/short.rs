@@ -14,7 +14,7 @@ use overlay_common::{
     maps::MAX_NODES,
     node::Node,
     outcome::Outcome,
-    short::{CHECKED, SHORT_PERMIT_NS, ShortImage, closed, step, word},
+    short::closed,
     slow::{EGRESS, INGRESS},
     stamp::source_port,
     wire::{IPPROTO_TCP, IPPROTO_UDP},
@@ -24,19 +24,17 @@ use crate::{
     Conclusion, Handled,
     act::{LEN_MAX, send_by},
     fib::{self, Lookup},
-    helpers::{Mark, Skb, now, redirect_in},
+    helpers::{Mark, Skb, redirect_in},
     ip::{Fields, Header as _, Ip},
     leaving::{Leaving, Opening},
-    mac::{Mac, write_pair},
+    mac::{Mac, read_pair, write_pair},
     maps,
     nexthop::NexthopEntry,
-    packet::{ETH_LEN, Packet},
+    packet::ETH_LEN,
     parse::Tunnel,
     slow,
-    words::Words,
+    ways::{Entry, Terms, Way},
 };
-
-const SHORT_WORDS: usize = size_of::<ShortImage>() / 8;
 
 /// How many source ports the kernel is asked the route of: tunnel packets to a node have many, and the way
 /// is to be that of all.
@@ -44,115 +42,6 @@ const ASKED: u32 = 4;
 
 /// Bits of a node's index.
 const INDEX_BITS: u32 = MAX_NODES.trailing_zeros();
-
-/// The entry of a node.
-#[derive(Clone, Copy)]
-struct Entry(Words<SHORT_WORDS>);
-
-/// How tunnel packets to a node leave the underlay.
-struct Way {
-    ifindex: u32,
-    next_hop: Mac,
-    source: Mac,
-    /// Largest inner packet, bytes.
-    mtu: u32,
-    mark: u32,
-    priority: u32,
-}
-
-/// What a way is earned for.
-struct Terms {
-    generation: u32,
-    /// The node's address, by its tag.
-    vtep: u32,
-    path_changes: u32,
-    /// Mark and priority of the inner packet at the tunnel device.
-    inner_mark: u32,
-    inner_priority: u32,
-}
-
-impl Entry {
-    /// Whether packets from the node may go the short way now.
-    #[inline(always)]
-    fn is_open_inwards(self, vtep: u32, generation: u32) -> bool {
-        let until = self.0.get::<{ word::INGRESS_UNTIL }>();
-        let owner = self.0.get::<{ word::INGRESS_OWNER }>();
-        now() < until && owner ^ until == pair(vtep, generation)
-    }
-
-    #[inline(always)]
-    fn open_inwards(self, vtep: u32, generation: u32) {
-        let until = now() + SHORT_PERMIT_NS;
-        self.0.set::<{ word::INGRESS_UNTIL }>(until);
-        self.0
-            .set::<{ word::INGRESS_OWNER }>(pair(vtep, generation) ^ until);
-    }
-
-    #[inline(always)]
-    fn find<F: Ip>(index: u32) -> Option<Self> {
-        F::short(index).map(|value| Self(Words::of(value)))
-    }
-
-    /// The way outwards that counts now.
-    #[inline(always)]
-    fn way(self, terms: &Terms) -> Option<Way> {
-        let words = self.0;
-        let until = words.get::<{ word::EGRESS_UNTIL }>();
-        let generation = words.get::<{ word::GENERATION_IFINDEX }>();
-        let next_hop = words.get::<{ word::NEXT_HOP_MTU }>();
-        let source = words.get::<{ word::UNDERLAY_MAC }>();
-        let vtep = words.get::<{ word::VTEP_CHANGES }>();
-        let inner = words.get::<{ word::INNER }>();
-        let outer = words.get::<{ word::OUTER }>();
-        let check = checksum([until, generation, next_hop, source, vtep, inner, outer]);
-        let counts = now() < until
-            && generation as u32 == terms.generation
-            && vtep == pair(terms.vtep, terms.path_changes)
-            && inner == pair(terms.inner_mark, terms.inner_priority)
-            && check == words.get::<{ word::CHECK }>();
-        counts.then_some(Way {
-            ifindex: (generation >> 32) as u32,
-            next_hop: Mac::from_low_bits(next_hop),
-            source: Mac::from_low_bits(source),
-            mtu: (next_hop >> 48) as u32,
-            mark: outer as u32,
-            priority: (outer >> 32) as u32,
-        })
-    }
-
-    #[inline(always)]
-    fn open(self, terms: &Terms, way: &Way) {
-        let words = self.0;
-        let until = now() + SHORT_PERMIT_NS;
-        let generation = pair(terms.generation, way.ifindex);
-        let next_hop = way.next_hop.bits() | u64::from(way.mtu) << 48;
-        let source = way.source.bits();
-        let vtep = pair(terms.vtep, terms.path_changes);
-        let inner = pair(terms.inner_mark, terms.inner_priority);
-        let outer = pair(way.mark, way.priority);
-        let check = checksum([until, generation, next_hop, source, vtep, inner, outer]);
-        words.set::<{ word::EGRESS_UNTIL }>(until);
-        words.set::<{ word::GENERATION_IFINDEX }>(generation);
-        words.set::<{ word::NEXT_HOP_MTU }>(next_hop);
-        words.set::<{ word::UNDERLAY_MAC }>(source);
-        words.set::<{ word::VTEP_CHANGES }>(vtep);
-        words.set::<{ word::INNER }>(inner);
-        words.set::<{ word::OUTER }>(outer);
-        words.set::<{ word::CHECK }>(check);
-    }
-}
-
-/// What `checksum` of the map's type computes, from registers.
-#[inline(always)]
-fn checksum(words: [u64; CHECKED]) -> u64 {
-    let [a, b, c, d, e, f, g] = words;
-    step(step(step(step(step(step(step(1, a), b), c), d), e), f), g)
-}
-
-#[inline(always)]
-const fn pair(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
-}
 
 /// A packet at the tunnel device, on its way to another node.
 struct Outward<F: Ip> {
@@ -318,7 +207,7 @@ fn opened<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     if u16::from_be(tunnel.source_port) != source_port(hash, first, span) {
         return Err(Outcome::OtherPath);
     }
-    let (next_hop, source) = addresses(packet).ok_or(Outcome::OtherPath)?;
+    let (next_hop, source) = read_pair(packet).ok_or(Outcome::OtherPath)?;
     let mut mtu = config.pod_mtu;
     let mut asked = 0;
     while asked < ASKED {
@@ -341,11 +230,6 @@ fn opened<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let entry = Entry::find::<F>(index).ok_or(Outcome::Nexthop)?;
     entry.open(&terms, &way);
     Ok(Outcome::WayOpened)
-}
-
-#[inline(always)]
-fn addresses(packet: Packet) -> Option<(Mac, Mac)> {
-    Some((Mac::read(packet, 0)?, Mac::read(packet, 6)?))
 }
 
 /// How large an inner packet may be if tunnel packets to the node with this source port take the way that

@@ -23,6 +23,9 @@ pub trait Runtime: Send {
     /// not as it should be; then it is called again soon. It is cut off when the job of the settler is.
     fn keep<'a>(&'a mut self, scene: &'a Scene) -> BoxFuture<'a, Vec<String>>;
 
+    /// Whether the programs carry what they can, as far as is known before [`Self::keep`] is called.
+    fn heed_programs(&mut self, _are_fast: bool) {}
+
     /// The agent was told to stop. Forwarding goes on without it.
     fn end(&mut self) -> BoxFuture<'_, ()> {
         ready(()).boxed()

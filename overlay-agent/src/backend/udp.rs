@@ -1,6 +1,6 @@
 //! flannel's first backend: pod packets in UDP datagrams, carried by a process between a TUN device and a
-//! socket. Whatever the kernel can, a node with it can be; the price is that every packet crosses from the
-//! kernel to the agent and back. What packets go through is in [`table`] and [`packet`], without I/O.
+//! socket. Whatever the kernel can, a node with it can be; the price is that every packet that the programs do not
+//! carry crosses from the kernel to the agent and back. What packets go through is in [`table`] and [`packet`], without I/O.
 
 mod carrier;
 mod counters;
@@ -27,7 +27,9 @@ use super::{
 };
 use crate::{
     go::json::Object,
-    model::{DeviceRoute, Family, Forwarding, OwnDevice, PerFamily, Underlay, V4},
+    model::{
+        DeviceRoute, Family, Forwarding, OwnDevice, PerFamily, Tunnel, TunnelKind, Underlay, V4,
+    },
     netlink::{Link, Netlink, NetlinkError, Route, Vtep},
 };
 
@@ -75,6 +77,11 @@ impl Kind for Udp {
     fn forwarding<F: Family>(&self) -> Forwarding {
         Forwarding {
             device: true,
+            tunnel: Some(Tunnel {
+                kind: TunnelKind::Udp,
+                port: self.port,
+            }),
+            may_be_fast: true,
             overhead: OVERHEAD,
             ..Forwarding::NONE
         }
@@ -142,6 +149,10 @@ impl Runtime for Carrier {
             .map_or(Ok(()), |ipv4| self.keep(ipv4));
         let problem = kept.err().map(|error| error.to_string());
         ready(problem.into_iter().collect()).boxed()
+    }
+
+    fn heed_programs(&mut self, are_fast: bool) {
+        self.keep_apart(are_fast);
     }
 }
 

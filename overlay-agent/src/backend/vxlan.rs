@@ -15,8 +15,8 @@ pub use self::{device::VtepSpec, lease::VxlanData};
 use super::{Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed};
 use crate::{
     model::{
-        DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Tunnel, Underlay, ViaDevice,
-        VxlanEnd,
+        DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Tunnel, TunnelKind, Underlay,
+        ViaDevice, VxlanEnd,
     },
     netlink::{Link, LinkKind, Netlink, NetlinkError, Route, Vtep, VxlanLink},
 };
@@ -138,7 +138,7 @@ impl Kind for Vxlan {
         Forwarding {
             device: true,
             tunnel: Some(Tunnel {
-                vni: self.vni,
+                kind: TunnelKind::Vxlan { vni: self.vni },
                 port: self.port.unwrap_or(Tunnel::DEFAULT_PORT),
             }),
             direct: Direct::routing(self.direct_routing),

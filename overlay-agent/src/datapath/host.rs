@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::error::DatapathError;
-use crate::model::{Family, V4};
+use super::{error::DatapathError, offload};
+use crate::model::{Family, Underlay, V4};
 
 /// For both families.
 const IP_LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -45,23 +45,28 @@ pub struct HostFacts<F: Family = V4> {
     pub route_mtus: BTreeMap<F::Address, u32>,
     /// How long permits last, which conntrack's timeouts decide.
     pub permits: PermitTimes,
+    /// Whether all that leaves by the underlay has its checksums when another host, or another namespace, receives
+    /// it: network cards compute them, but a veth hands them on as they are.
+    pub sums: bool,
 }
 
 impl<F: Family> HostFacts<F> {
     /// Reads the settings of the network namespace of the calling thread; the routes and the timeouts of
     /// conntrack are others' to read.
     pub fn read(
-        underlay: &str,
+        underlay: &Underlay<F>,
         route_mtus: BTreeMap<F::Address, u32>,
         permits: PermitTimes,
     ) -> Result<Self, DatapathError> {
         Ok(Self {
-            ttl: read(&F::ttl_setting(underlay), "a TTL", |text| {
+            ttl: read(&F::ttl_setting(&underlay.name), "a TTL", |text| {
                 text.trim().parse().ok()
             })?,
             local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
             route_mtus,
             permits,
+            sums: underlay.hardware
+                || offload::computes_checksums(&underlay.name).is_ok_and(|computes| !computes),
         })
     }
 }

@@ -43,11 +43,12 @@ impl Loan {
             ipv4: maps.overlays.ipv4.max_flows(),
             ipv6: maps.overlays.ipv6.max_flows(),
         };
+        let tunnel = maps.overlays.ipv4.config()?.tunnel;
         let logging = Logging {
             level,
             reader: Reader::Taker(take),
         };
-        let programs = load::load(pins, object, logging, flows)?;
+        let programs = load::load(pins, object, logging, flows, tunnel)?;
         Ok(Self { programs })
     }
 

@@ -18,6 +18,7 @@ mod lent;
 mod load;
 mod maps;
 mod netlink;
+mod offload;
 mod packet_event;
 mod packet_log;
 mod pins;
@@ -36,7 +37,7 @@ use std::{
     path::PathBuf,
 };
 
-use overlay_common::addr::MacAddr;
+use overlay_common::{addr::MacAddr, config::FASTPATH_OFF};
 use tracing::level_filters::LevelFilter;
 
 pub use self::{
@@ -49,6 +50,7 @@ pub use self::{
     host::{HostFacts, PermitTimes, permit_clock},
     lent::{Lent, Loan},
     maps::{Maps, overlay::OverlayMaps, stats::Stats},
+    offload::{computes_checksums, unsummed},
     packet_event::PacketEvent,
     packet_log::{Message, PACKETS, PacketLog, Taker},
     pins::{DEFAULT_PIN_DIR, PinDir},
@@ -81,6 +83,8 @@ pub struct Options<'a> {
     pub fastpath: Fastpath,
     /// Keeps the flows of packets with this mark off the fast path.
     pub slow_mark: Option<SlowMark>,
+    /// Which tunnel's programs are loaded: one of the `TUNNEL_*` values.
+    pub tunnel: u8,
 }
 
 /// The families a node has pods of.
@@ -121,7 +125,8 @@ impl Datapath {
             ipv4: capacity(options.serves.ipv4),
             ipv6: capacity(options.serves.ipv6),
         };
-        let programs = load::load(&pins, options.object, Logging::lines(options.log), flows)?;
+        let logging = Logging::lines(options.log);
+        let programs = load::load(&pins, options.object, logging, flows, options.tunnel)?;
         let maps = Maps::open(&pins)?;
         let flusher = Flusher::open(&pins)?;
         let mut datapath = Self {
@@ -138,7 +143,8 @@ impl Datapath {
         };
         each_family!(datapath.writers(), mut writer => writer.adopt_config()?);
         each_family!(datapath.writers().zip(options.serves), (mut writer, serves) => {
-            if !serves {
+            // The programs of another tunnel run on, and would send what is meant for these.
+            if !serves || writer.has_other_tunnel(options.tunnel)? {
                 writer.clear()?;
             }
         });
@@ -166,6 +172,12 @@ impl Datapath {
     ) -> Result<Summary<F>, DatapathError> {
         let mut writer = F::pick::<WriterOf<'_>>(self.writers());
         writer.follow(desired, changed, vtep, facts)
+    }
+
+    /// Whether the programs carry what they can of IPv4 packets.
+    pub fn is_fast(&self) -> bool {
+        let config = self.maps.overlays.ipv4.config();
+        config.is_ok_and(|config| config.fastpath != FASTPATH_OFF)
     }
 
     /// Whether trusted mode waits for [`Self::note_translated`] in a family: the programs note what is translated from

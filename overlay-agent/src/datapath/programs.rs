@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use overlay_common::outcome::Hook;
+use overlay_common::{config::TUNNEL_UDP, outcome::Hook};
 
 use super::packet_log::PacketLog;
 
@@ -23,7 +23,18 @@ pub struct Programs {
     pub log: Option<PacketLog>,
 }
 
-/// The name of the program for `hook` in the object.
+/// The name of the program for `hook` in the object, of nodes with this tunnel.
+pub fn name_for(hook: Hook, tunnel: u8) -> String {
+    let name = program_name(hook);
+    match hook {
+        Hook::Egress | Hook::Confirm | Hook::Ingress | Hook::Arrive if tunnel == TUNNEL_UDP => {
+            format!("{name}_udp")
+        }
+        _ => name,
+    }
+}
+
+/// What the program for `hook` is called, whatever the tunnel.
 pub fn program_name(hook: Hook) -> String {
     format!("overlay_{}", hook.name())
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use overlay_common::{
+    config::{Config, TUNNEL_UDP},
     outcome::Hook,
     short::closed,
     slow::{EGRESS, INGRESS},
@@ -16,7 +17,7 @@ use super::{
     pins::PinDir,
     sys::{self, Place},
 };
-use crate::model::{Family, PerFamily, V4, V6, each_family};
+use crate::model::{PerFamily, V4, V6, each_family};
 
 /// Whoever writes the configuration is done within microseconds, unless he was stopped.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -133,16 +134,17 @@ impl ShortWay {
         }
         let inwards = bits(inwards, closed::FILTER_IN, closed::PROGRAM_IN);
         Ok(each_family!(self.configs.as_ref(), config => {
-            inwards | self.outwards(config, &qdiscs)?
+            let Config { tunnel, vtep_ifindex, .. } = config.read()?;
+            // What only the forwarder can carry goes no other way.
+            if tunnel == TUNNEL_UDP {
+                0
+            } else {
+                inwards | self.outwards(vtep_ifindex, &qdiscs)?
+            }
         }))
     }
 
-    fn outwards<F: Family>(
-        &self,
-        config: &ConfigMap<F>,
-        qdiscs: &Qdiscs,
-    ) -> Result<u32, DatapathError> {
-        let device = config.read()?.vtep_ifindex;
+    fn outwards(&self, device: u32, qdiscs: &Qdiscs) -> Result<u32, DatapathError> {
         if device == 0 {
             return Ok(0);
         }

@@ -1,6 +1,8 @@
 //! How pod packets reach other nodes, as far as the tiers have to know: what a backend makes of its
 //! options, without its name.
 
+use overlay_common::config::{TUNNEL_UDP, TUNNEL_VXLAN};
+
 /// How pod packets of a family reach other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarding {
@@ -19,12 +21,21 @@ pub struct Forwarding {
     pub overhead: u32,
 }
 
-/// The vxlan tunnel.
+/// A tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    pub vni: u32,
+    pub kind: TunnelKind,
     /// UDP port tunnel packets are sent to.
     pub port: u16,
+}
+
+/// What is in the datagrams of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// A frame, behind a vxlan header. The kernel makes them, too.
+    Vxlan { vni: u32 },
+    /// A packet. A process makes them, too, and sends from the port it sends to.
+    Udp,
 }
 
 /// Peers that are reached without a tunnel.
@@ -67,7 +78,25 @@ impl Forwarding {
     }
 }
 
+impl TunnelKind {
+    /// 0 where there is none.
+    pub const fn vni(self) -> u32 {
+        match self {
+            Self::Vxlan { vni } => vni,
+            Self::Udp => 0,
+        }
+    }
+
+    /// As in the configuration of the programs.
+    pub const fn of_config(self) -> u8 {
+        match self {
+            Self::Vxlan { .. } => TUNNEL_VXLAN,
+            Self::Udp => TUNNEL_UDP,
+        }
+    }
+}
+
 impl Tunnel {
-    /// UDP port when the config leaves it open: the Linux default, not IANA's 4789.
+    /// UDP port of vxlan when the config leaves it open: the Linux default, not IANA's 4789.
     pub const DEFAULT_PORT: u16 = 8472;
 }

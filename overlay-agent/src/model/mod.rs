@@ -27,7 +27,7 @@ pub use self::{
     attrs::{LeaseAttrs, ValueError},
     device::{DeviceRoute, OwnDevice, ViaDevice, VxlanEnd},
     family::{ByFamily, Family, V4, V6},
-    forwarding::{Direct, Forwarding, Tunnel},
+    forwarding::{Direct, Forwarding, Tunnel, TunnelKind},
     key::LeaseKey,
     leases::{LeaseTable, PeerLease},
     per_family::PerFamily,

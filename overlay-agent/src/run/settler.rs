@@ -209,6 +209,7 @@ impl Settler {
         let Some((runtime, scene)) = self.runtime.as_mut().zip(scene) else {
             return Vec::new();
         };
+        runtime.heed_programs(self.tier1.is_fast());
         let problems = runtime.keep(scene).await;
         for problem in self.complaints.news(&problems) {
             warn!("{problem}");

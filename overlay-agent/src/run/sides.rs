@@ -1,5 +1,7 @@
 //! The two families of a running node.
 
+use overlay_common::config::TUNNEL_VXLAN;
+
 use super::{
     devices::{Device, Devices},
     side::{Order, Side},
@@ -18,6 +20,15 @@ pub type Orders = PerFamily<Option<Order<V4>>, Option<Order<V6>>>;
 impl Sides {
     pub fn serves(&self) -> Serves {
         each_family!(self.present(), side => side.is_some())
+    }
+
+    /// Whose packets the programs are to know: one of the `TUNNEL_*` values.
+    pub fn tunnel(&self) -> u8 {
+        let tunnels = each_family!(self.present(), side => {
+            side.and_then(|side| side.desired.local.forwarding.tunnel)
+        });
+        let tunnel = tunnels.ipv4.or(tunnels.ipv6);
+        tunnel.map_or(TUNNEL_VXLAN, |tunnel| tunnel.kind.of_config())
     }
 
     pub fn desired(&self) -> DesiredNode {

@@ -25,7 +25,7 @@ use crate::{
         PinDir, Serves, ShortWay, SlowFlows, XdpMode,
     },
     lifecycle::{Supervisor, privileges},
-    model::{Family, each_family},
+    model::{Family, TunnelKind, each_family},
     netlink::PodLink,
     object::{LOGGING_OBJECT, OBJECT},
 };
@@ -47,6 +47,8 @@ pub enum Tier1 {
         left_to_kernel: BTreeMap<&'static str, usize>,
         /// What was last complained about, so that each problem is logged once.
         complaints: Complaints,
+        /// As that, about the underlay.
+        unsummed: Complaints,
     },
     Absent {
         /// Held while this agent owns the pin directory, if there can be one.
@@ -69,6 +71,7 @@ impl Tier1 {
     pub fn open(
         options: &DatapathOptions,
         serves: Serves,
+        tunnel: u8,
         supervisor: &Supervisor,
     ) -> Result<Self, DatapathError> {
         if options.tier == DatapathTier::Kernel {
@@ -77,7 +80,7 @@ impl Tier1 {
         }
         let opened = privileges::loading({
             let options = options.clone();
-            move || load(&options, serves)
+            move || load(&options, serves, tunnel)
         });
         if let Err(DatapathError::Verifier { program, log, .. }) = &opened {
             debug!(program, "the verifier's log:\n{log}");
@@ -96,6 +99,7 @@ impl Tier1 {
                     xdp: options.xdp,
                     left_to_kernel: BTreeMap::new(),
                     complaints: Complaints::default(),
+                    unsummed: Complaints::default(),
                 })
             }
             Err(error) if options.tier == DatapathTier::Ebpf || needs_operator(&error) => {
@@ -133,12 +137,20 @@ impl Tier1 {
         side: &Side<F>,
         permits: PermitTimes,
     ) -> Result<(), DatapathError> {
-        let Self::Active { datapath, .. } = self else {
+        let Self::Active {
+            datapath, unsummed, ..
+        } = self
+        else {
             return Ok(());
         };
-        let underlay = &side.desired.local.underlay.name;
+        let underlay = &side.desired.local.underlay;
         let facts = HostFacts::read(underlay, side.route_mtus.clone(), permits)?;
         let (desired, device) = (&side.desired, device(side));
+        let slow = (has_tunnel(side) && !has_vxlan(side) && !facts.sums)
+            .then(|| datapath::unsummed(&underlay.name));
+        for why in unsummed.news(slow.as_slice()) {
+            info!("nothing is fast: {why}");
+        }
         let summary = match look {
             Look::Whole => datapath.apply(desired, device, &facts)?,
             Look::Peers => {
@@ -258,6 +270,14 @@ impl Tier1 {
         }
     }
 
+    /// Whether the programs carry what they can of IPv4 packets.
+    pub fn is_fast(&self) -> bool {
+        match self {
+            Self::Active { datapath, .. } => datapath.is_fast(),
+            Self::Absent { .. } => false,
+        }
+    }
+
     /// A handle for flushes, which does not wait for what is done here.
     pub fn flusher(&self) -> Result<Option<Flusher>, DatapathError> {
         match self {
@@ -285,7 +305,7 @@ impl Tier1 {
 
 /// Loads the programs, those that log if the options ask for them. That is an aid: a node that cannot
 /// have it has the others.
-fn load(options: &DatapathOptions, serves: Serves) -> Result<Datapath, DatapathError> {
+fn load(options: &DatapathOptions, serves: Serves, tunnel: u8) -> Result<Datapath, DatapathError> {
     let quiet = datapath::Options {
         pin_dir: options.pin_dir.clone(),
         object: OBJECT,
@@ -294,6 +314,7 @@ fn load(options: &DatapathOptions, serves: Serves) -> Result<Datapath, DatapathE
         serves,
         fastpath: options.fastpath,
         slow_mark: options.slow_mark,
+        tunnel,
     };
     if options.log == LevelFilter::OFF {
         return Datapath::open(&quiet);
@@ -338,7 +359,13 @@ fn has_tunnel<F: Family>(side: &Side<F>) -> bool {
     side.desired.local.forwarding.tunnel.is_some()
 }
 
-/// The vxlan device as the maps name it.
+/// Whether they are vxlan's, which the guard knows.
+fn has_vxlan<F: Family>(side: &Side<F>) -> bool {
+    let tunnel = side.desired.local.forwarding.tunnel;
+    tunnel.is_some_and(|tunnel| tunnel.kind != TunnelKind::Udp)
+}
+
+/// The tunnel's device as the maps name it.
 fn device<F: Family>(side: &Side<F>) -> Option<datapath::LocalVtep> {
     let vtep = side.last_vtep().filter(|_| has_tunnel(side));
     vtep.map(|vtep| datapath::LocalVtep {
@@ -376,7 +403,7 @@ fn is_fast<F: Family>(side: &Side<F>, fastpath: Fastpath) -> bool {
     fastpath.of(&side.desired.local) != Fastpath::Off
 }
 
-/// What one family wants on the underlay and its vxlan device.
+/// What one family wants on the underlay and its tunnel's device.
 fn underlay_attachments<F: Family>(
     side: &Side<F>,
     fastpath: Fastpath,
@@ -399,7 +426,9 @@ fn underlay_attachments<F: Family>(
             wanted.push(at(Hook::Confirm, vtep.ifindex, &vtep.name));
             wanted.push(at(Hook::Arrive, vtep.ifindex, &vtep.name));
         }
-        if let Some(mode) = guard_mode(xdp, underlay.hardware).filter(|_| underlay.ethernet) {
+        let mode = guard_mode(xdp, underlay.hardware);
+        let is_guarded = underlay.ethernet && has_vxlan(side);
+        if let Some(mode) = mode.filter(|_| is_guarded) {
             wanted.push(Attachment {
                 xdp: mode,
                 ..at(Hook::Guard, underlay.ifindex, &underlay.name)

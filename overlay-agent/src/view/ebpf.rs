@@ -102,7 +102,7 @@ impl<F: Family> Overlay<F> {
         }))
     }
 
-    fn vtep(&self) -> IpAddr {
+    pub fn vtep(&self) -> IpAddr {
         F::Address::from(self.config.vtep).into()
     }
 

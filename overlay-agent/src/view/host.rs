@@ -1,9 +1,14 @@
 //! The host's interfaces, as far as they concern the tiers.
 
+use std::net::IpAddr;
+
+use overlay_common::config::FASTPATH_OFF;
+
 use super::ebpf::EbpfTier;
 use crate::{
+    datapath::{computes_checksums, unsummed},
     netlink::{LinkTable, Netlink, Unserved, unserved},
-    underlay::{self, HostSnapshot},
+    underlay::{self, HostSnapshot, UnderlayLink},
 };
 
 /// The interfaces of the network namespace.
@@ -43,12 +48,32 @@ impl Host {
 
     /// The underlay interface, if it has no Ethernet headers.
     pub fn bare_underlay(&self, tier: &EbpfTier) -> Option<String> {
-        tier.vteps().find_map(|vtep| {
-            let mut addresses = self.addresses.addresses.iter();
-            let owner = addresses.find(|owned| owned.ip == vtep)?;
-            let mut links = self.addresses.links.iter();
-            let link = links.find(|link| link.ifindex == owner.ifindex)?;
-            (!link.ethernet).then(|| link.name.clone())
-        })
+        let mut links = tier.vteps().filter_map(|vtep| self.underlay(vtep));
+        let bare = links.find(|link| !link.ethernet)?;
+        Some(bare.name.clone())
+    }
+
+    fn underlay(&self, vtep: IpAddr) -> Option<&UnderlayLink> {
+        let mut addresses = self.addresses.addresses.iter();
+        let owner = addresses.find(|owned| owned.ip == vtep)?;
+        let mut links = self.addresses.links.iter();
+        links.find(|link| link.ifindex == owner.ifindex)
+    }
+
+    /// Why the udp backend's forwarder carries all packets; `None` if the programs carry what they can.
+    pub fn forwards_alone(&self, tier: Option<&EbpfTier>) -> Option<String> {
+        let Some(overlay) = tier.and_then(|tier| tier.ipv4.as_ref()) else {
+            return Some("there are no programs".to_owned());
+        };
+        if overlay.config.fastpath != FASTPATH_OFF {
+            return None;
+        }
+        let link = self.underlay(overlay.vtep());
+        let link =
+            link.filter(|link| !link.hardware && computes_checksums(&link.name).unwrap_or(true));
+        Some(link.map_or_else(
+            || "the fast path is off".to_owned(),
+            |link| unsummed(&link.name),
+        ))
     }
 }

@@ -94,13 +94,13 @@ fn layouts() -> BTreeMap<String, Layout> {
         PodPort { ifindex }
         Config<V4> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
-            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
+            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, tunnel,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
             sctp_permit_ns, closed, _pad3,
         }
         Config<V6> {
             stamp_key, tcp_permit_ns, udp_permit_ns, icmp_permit_ns, generation, fastpath, vtep,
-            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, _pad,
+            network, network_mask, subnet, subnet_mask, vtep_mac, vxlan_port, vni, tunnel,
             source_port_min, source_port_span, vtep_ifindex, pod_mtu, slow_mark, slow_mask, _pad2,
             sctp_permit_ns, closed, _pad3,
         }

@@ -80,13 +80,16 @@ fn what_a_node_may_not_send_is_dropped_and_counted() {
 #[test]
 fn pods_inject_nothing_into_their_own_node_nor_into_others() {
     scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
-        lab.bring_up(2)?;
+        // Where programs are, pods do not get so far.
+        lab.start_agents(&["--datapath=kernel"])?;
+        lab.add_pods(2)?;
+        super::wait_pings(lab)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let pods = node.pods();
         let (attacker, victim) = (pods[0].endpoint(), peer.pods()[0].endpoint());
+        // As the other pod of its node, and from the port that nodes have.
+        let socket = bind(&attacker, PORT)?;
         for target in [node, peer] {
-            // As the other pod of its node, and from the port that nodes have.
-            let socket = bind(&attacker, PORT)?;
             let to = if target.name == node.name {
                 pods[1].address
             } else {
@@ -106,9 +109,9 @@ fn pods_inject_nothing_into_their_own_node_nor_into_others() {
 #[test]
 fn a_pod_that_is_masqueraded_has_its_nodes_address_and_not_its_port() {
     scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
-        lab.start_agents(&["--ip-masq"])?;
+        lab.start_agents(&["--ip-masq", "--datapath=kernel"])?;
         lab.add_pods(2)?;
-        lab.wait_converged()?;
+        super::wait_pings(lab)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let pods = node.pods();
         let (attacker, victim) = (pods[0].endpoint(), peer.pods()[0].endpoint());

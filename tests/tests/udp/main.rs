@@ -1,5 +1,7 @@
 //! The udp backend: pod packets in UDP datagrams between TUN devices, as a stock flannel node has them.
 
+mod fast;
+mod fast_guard;
 mod guard;
 mod host;
 mod peer;

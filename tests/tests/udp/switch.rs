@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Lab, Node, scenario},
+    lab::{Node, scenario},
     traffic::tcp,
     wait::wait_for,
 };
 
-use super::{CONFIG, DEVICE, counted, wait_pings};
+use super::{CONFIG, DEVICE, counted, fast::cabled, wait_pings};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -45,7 +45,7 @@ fn check(node: &Node, peer: &Node, config: &str) -> Result<()> {
 
 #[test]
 fn backends_are_switched_by_a_restart_and_nothing_stale_stays() {
-    scenario(Lab::builder().nodes(2).config(CONFIG), |lab| {
+    scenario(cabled(2), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let gateways =
@@ -69,6 +69,8 @@ fn backends_are_switched_by_a_restart_and_nothing_stale_stays() {
                 tcp::Spec::bulk(1 << 20),
             )
             .with_context(|| config.to_owned())?;
+            let [from, to] = [node, peer].map(Node::first_pod);
+            { node.wait_fast_echoes(&from, peer, &to) }.with_context(|| config.to_owned())?;
         }
         Ok(())
     });

@@ -56,12 +56,15 @@ pub struct Carrier {
     is_unserved: bool,
     /// Datagrams from unknown senders that were reported.
     strangers: u64,
+    /// The programs look at datagrams one by one, before the socket gets them.
+    is_apart: bool,
 }
 
 #[derive(Debug)]
 struct Running {
     forwarder: Forwarder,
     address: Ipv4Addr,
+    socket: Socket,
 }
 
 impl Carrier {
@@ -73,6 +76,7 @@ impl Carrier {
             served: None,
             is_unserved: false,
             strangers: 0,
+            is_apart: false,
         }
     }
 
@@ -102,11 +106,28 @@ impl Carrier {
                 source,
             },
         })?;
+        socket.merge(!self.is_apart);
         let counters = Arc::clone(&self.counters);
+        let handle = socket.try_clone().map_err(UdpError::Start)?;
         let forwarder = Forwarder::start(tun, socket, table, counters).map_err(UdpError::Start)?;
         info!(device = NAME, address = %end, "forwarding in user space");
-        self.running = Some(Running { forwarder, address });
+        self.running = Some(Running {
+            forwarder,
+            address,
+            socket: handle,
+        });
         Ok(())
+    }
+
+    /// Has the kernel put no datagrams together that the programs could carry, or does again.
+    pub fn keep_apart(&mut self, is_apart: bool) {
+        if self.is_apart == is_apart {
+            return;
+        }
+        self.is_apart = is_apart;
+        if let Some(running) = &self.running {
+            running.socket.merge(!is_apart);
+        }
     }
 
     /// Has the counters be asked for. Packets are forwarded all the same.

@@ -50,8 +50,18 @@ impl Socket {
         )?;
         // More is better, and less will do.
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        let _ = setsockopt(&fd, sockopt::UdpGroSegment, &true);
         Ok(Self(fd))
+    }
+
+    /// Another handle on the socket.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Whether datagrams are to be received as one that a node has sent one behind the other, where the kernel can.
+    pub fn merge(&self, is_wanted: bool) {
+        // It costs less, and is the same.
+        let _ = setsockopt(&self.0, sockopt::UdpGroSegment, &is_wanted);
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use overlay_common::config::FASTPATH_OFF;
+use overlay_common::config::{FASTPATH_OFF, TUNNEL_UDP};
 
 use super::{
     facts::{Facts, Overlay, SubnetFile, Underlay, Version},
@@ -171,6 +171,7 @@ fn overlay<F: Family>(
     };
     let vtep: IpAddr = F::Address::from(config.vtep).into();
     let has_tunnel = config.vtep_ifindex != 0;
+    let has_frames = config.tunnel != TUNNEL_UDP;
     // What the device should have, whether or not it is there.
     let [high, middle, low] = config.vni;
     let port = u16::from_be_bytes(config.vxlan_port);
@@ -180,8 +181,8 @@ fn overlay<F: Family>(
         network: network(config.network, config.network_mask),
         vtep,
         underlay: underlay_of(vtep, host),
-        vtep_mac: has_tunnel.then(|| config.vtep_mac.to_string()),
-        vni: port.map(|_| u32::from_be_bytes([0, high, middle, low])),
+        vtep_mac: (has_tunnel && has_frames).then(|| config.vtep_mac.to_string()),
+        vni: { port.filter(|_| has_frames) }.map(|_| u32::from_be_bytes([0, high, middle, low])),
         port,
         pod_mtu: Some(config.pod_mtu),
         tier,

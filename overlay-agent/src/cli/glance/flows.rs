@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use overlay_common::outcome::Hook;
+use overlay_common::{config::TUNNEL_UDP, outcome::Hook};
 use serde::Serialize;
 
 use super::{
@@ -95,6 +95,8 @@ impl Scene {
             place: Place {
                 subnets: tier.subnets(),
                 ports: ports.filter(|port| *port != 0).collect(),
+                datagrams: { tier.ipv4.as_ref() }
+                    .is_some_and(|overlay| overlay.config.tunnel == TUNNEL_UDP),
             },
         }
     }

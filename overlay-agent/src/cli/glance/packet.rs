@@ -20,6 +20,8 @@ pub struct Place {
     pub subnets: Subnets,
     /// UDP ports of the tunnels.
     pub ports: Vec<u16>,
+    /// Whether there is an IP packet in the tunnels' datagrams, and no frame.
+    pub datagrams: bool,
 }
 
 /// A flow, seen from this node.
@@ -54,11 +56,12 @@ struct Packet<'a> {
 /// What is in a frame of this length, of which the beginning is at hand.
 pub fn read(head: &[u8], len: usize, place: &Place) -> Option<Sighting> {
     let outer = Packet::behind_ethernet(head)?;
-    let inner = outer.tunnelled(&place.ports);
-    let (packet, headers) = match inner.and_then(Packet::behind_ethernet) {
+    let inner = outer.tunnelled(place);
+    let (packet, headers) = match inner.and_then(|inner| Packet::inner(inner, place)) {
         Some(packet) => {
             let inner_len = inner.map_or(0, <[u8]>::len);
-            (packet, head.len() - inner_len + ETHERNET)
+            let frame = if place.datagrams { 0 } else { ETHERNET };
+            (packet, head.len() - inner_len + frame)
         }
         None => (outer, ETHERNET),
     };
@@ -142,14 +145,23 @@ impl<'a> Packet<'a> {
         })
     }
 
-    /// The frame in a tunnel packet.
-    fn tunnelled(&self, ports: &[u16]) -> Option<&'a [u8]> {
+    /// What is in a tunnel packet.
+    fn tunnelled(&self, place: &Place) -> Option<&'a [u8]> {
         let [.., high, low] = *self.payload.first_chunk::<4>()?;
-        let is_tunnel = ports.contains(&u16::from_be_bytes([high, low]));
+        let is_tunnel = place.ports.contains(&u16::from_be_bytes([high, low]));
         if self.protocol != PROTOCOL_UDP || !is_tunnel {
             return None;
         }
-        self.payload.get(UDP + VXLAN..)
+        let headers = if place.datagrams { UDP } else { UDP + VXLAN };
+        self.payload.get(headers..)
+    }
+
+    fn inner(inner: &'a [u8], place: &Place) -> Option<Self> {
+        if place.datagrams {
+            Self::ipv4(inner).filter(|_| inner.first().is_some_and(|first| first >> 4 == 4))
+        } else {
+            Self::behind_ethernet(inner)
+        }
     }
 
     /// Source and destination port, or what stands for them.
@@ -181,6 +193,7 @@ mod tests {
                 ipv6: "fd00:1::/64".parse().ok(),
             },
             ports: vec![8472],
+            datagrams: false,
         }
     }
 
@@ -215,6 +228,21 @@ mod tests {
             remote: FAR.into(),
             remote_port,
         }
+    }
+
+    #[test]
+    fn the_udp_backends_datagrams_have_packets_in_them() {
+        let place = Place {
+            ports: vec![8285],
+            datagrams: true,
+            ..place()
+        };
+        let inner = &ipv4(TCP, POD, FAR, &[0x30, 0x39, 0, 80, 1, 2, 3])[ETHERNET..];
+        let udp = [&[0x20, 0x5d, 0x20, 0x5d, 0, 0, 0, 0], inner].concat();
+        let datagram = ipv4(PROTOCOL_UDP, [192, 0, 2, 1], [192, 0, 2, 2], &udp);
+        let seen = read(&datagram, datagram.len(), &place).unwrap();
+        assert_eq!((seen.flow.local_port, seen.flow.remote_port), (12_345, 80));
+        assert_eq!((seen.from_pod, seen.bytes), (true, inner.len()));
     }
 
     #[test]

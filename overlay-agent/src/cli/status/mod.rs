@@ -68,6 +68,7 @@ pub fn run(
     let pin_dir = args.pinned.pin_dir.clone();
     let pins = args.pinned.pins();
     let Snapshot { ebpf, kernel } = snapshot;
+    let alone_because = host.forwards_alone(ebpf.as_ref().ok());
     let sources = ebpf.and_then(|tier| {
         Ok(Sources {
             bare_underlay: host.bare_underlay(&tier),
@@ -89,7 +90,7 @@ pub fn run(
             ..Report::unknown(pin_dir)
         },
     };
-    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?));
+    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?, alone_because));
     report.add_kernel(kernel);
     output::print(&report, args.pinned.output, out)?;
     Ok(report.health.exit_code())
@@ -121,7 +122,8 @@ pub fn judge(
             ..empty
         },
     };
-    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?));
+    let alone_because = host.forwards_alone(ebpf.as_ref().ok());
+    report.add_forwarder(Forwarder::of(&kernel, udp::counted()?, alone_because));
     report.add_kernel(kernel);
     Ok((report.health, report.problems))
 }

@@ -10,7 +10,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use overlay_common::{
-    config::{Config, FASTPATH_OFF},
+    config::{Config, FASTPATH_OFF, TUNNEL_UDP},
     node::NODE_ZERO_CHECKSUM,
     outcome::{Counter, Hook, Kind, Outcome},
 };
@@ -122,11 +122,12 @@ struct Ipv6State {
 struct LocalNode {
     /// The address tunnel packets are sent from.
     vtep: IpAddr,
-    vtep_mac: String,
-    /// `None` without a vxlan device.
+    /// `None` (JSON `null`) with the udp backend, as `vni` is.
+    vtep_mac: Option<String>,
+    /// `None` without a device of the tunnel's.
     vtep_ifindex: Option<u32>,
     vtep_ifname: Option<String>,
-    vni: u32,
+    vni: Option<u32>,
     port: u16,
     network: Option<IpNetwork>,
     subnet: Option<IpNetwork>,
@@ -280,7 +281,9 @@ impl OverlayState {
         interface_name: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let config = &overlay.config;
-        let has_short_way = config.fastpath != FASTPATH_OFF && config.vtep_ifindex != 0;
+        let has_short_way = config.fastpath != FASTPATH_OFF
+            && config.vtep_ifindex != 0
+            && config.tunnel != TUNNEL_UDP;
         let short_way_closed = if has_short_way {
             short_way_closed(config.closed, outer_rules)
         } else {
@@ -325,12 +328,19 @@ impl OverlayState {
             "permit",
             format!("{}, generation {}", self.permit_seconds, self.generation),
         );
-        line(
-            "vtep",
-            format!("{} ({}) on {device}", node.vtep, node.vtep_mac),
-        );
-        if other.is_none_or(|other| (other.node.vni, other.node.port) != (node.vni, node.port)) {
-            line("vni, port", format!("{}, {}", node.vni, node.port));
+        match (&node.vtep_mac, node.vni) {
+            (Some(mac), Some(vni)) => {
+                line("vtep", format!("{} ({mac}) on {device}", node.vtep));
+                let is_same =
+                    |other: &Self| (other.node.vni, other.node.port) == (node.vni, node.port);
+                if !other.is_some_and(is_same) {
+                    line("vni, port", format!("{vni}, {}", node.port));
+                }
+            }
+            _ => {
+                line("tunnel", format!("{} by {device}", node.vtep));
+                line("udp port", node.port.to_string());
+            }
         }
         line("network", network(node.network));
         line("subnet", network(node.subnet));
@@ -380,13 +390,14 @@ impl LocalNode {
                 .then(|| IpNetwork::with_netmask(address(first), address(mask)).ok())
                 .flatten()
         };
+        let has_frames = config.tunnel != TUNNEL_UDP;
         let vtep_ifindex = Some(config.vtep_ifindex).filter(|&ifindex| ifindex != 0);
         Self {
             vtep: address(config.vtep),
-            vtep_mac: config.vtep_mac.to_string(),
+            vtep_mac: has_frames.then(|| config.vtep_mac.to_string()),
             vtep_ifindex,
             vtep_ifname: vtep_ifindex.and_then(interface_name),
-            vni: u32::from_be_bytes([0, a, b, c]),
+            vni: has_frames.then(|| u32::from_be_bytes([0, a, b, c])),
             port: u16::from_be_bytes(config.vxlan_port),
             network: network(config.network, config.network_mask),
             subnet: network(config.subnet, config.subnet_mask),

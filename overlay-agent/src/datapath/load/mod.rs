@@ -24,19 +24,21 @@ use super::{
     error::DatapathError,
     packet_log::{self, Logging, PacketLog},
     pins::PinDir,
-    programs::{LoadedProgram, Programs, program_name},
+    programs::{LoadedProgram, Programs, name_for},
 };
 
 /// How often a program is loaded whose verification is interrupted; libbpf tries five times.
 const LOAD_ATTEMPTS: u32 = 10;
 
-/// Loads the object on the maps pinned in `pins`, creating and pinning those that are missing.
+/// Loads the programs for a tunnel, one of the `TUNNEL_*` values, on the maps pinned in `pins`, creating and pinning
+/// those that are missing.
 /// Any `logging` but at level `OFF` needs an object that can.
 pub fn load(
     pins: &PinDir,
     object: &[u8],
     logging: Logging,
     flows: FlowTables,
+    tunnel: u8,
 ) -> Result<Programs, DatapathError> {
     check_pinned_maps(pins, flows)?;
     // It reads and parses the type information of the kernel, 34 MiB of memory, which no program here
@@ -57,7 +59,7 @@ pub fn load(
         LevelFilter::OFF => None,
         _ => Some(PacketLog::of(&mut ebpf, reader)?),
     };
-    let ingress = load_program(&mut ebpf, &program_name(Hook::Ingress))?;
+    let ingress = load_program(&mut ebpf, &name_for(Hook::Ingress, tunnel))?;
     let tcx = tcx::is_there(&ingress);
     if !tcx {
         tc::probe(&ingress).map_err(|source| DatapathError::NoHook { source })?;
@@ -65,7 +67,7 @@ pub fn load(
     }
     let mut by_hook = BTreeMap::from([(Hook::Ingress, ingress)]);
     for &hook in Hook::ALL.iter().filter(|&&hook| hook != Hook::Ingress) {
-        let result = match load_program(&mut ebpf, &program_name(hook)) {
+        let result = match load_program(&mut ebpf, &name_for(hook, tunnel)) {
             Err(_) if hook == Hook::Guard => load_program(&mut ebpf, GUARD_WITHOUT_FRAGMENTS),
             other => other,
         };

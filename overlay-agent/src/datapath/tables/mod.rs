@@ -180,7 +180,13 @@ impl<F: Family> Writer<'_, F> {
         self.carry_out(change, &wanted, tables)
     }
 
-    /// Removes what there is, of a run in which the node served the family.
+    /// Whether what there is, is of a run in which the node had another kind of tunnel.
+    pub fn has_other_tunnel(&self, tunnel: u8) -> Result<bool, DatapathError> {
+        let config = self.maps.config()?;
+        Ok(config.is_served() && config.tunnel != tunnel)
+    }
+
+    /// Removes what there is, of a run in which the node was configured otherwise.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
         self.write(&Wanted::nothing()).map(drop)
     }

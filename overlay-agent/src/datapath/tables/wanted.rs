@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use overlay_common::{
     addr::MacAddr,
-    config::{Config, FASTPATH_LEARNING, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED},
+    config::{
+        Config, FASTPATH_LEARNING, FASTPATH_OFF, FASTPATH_STRICT, FASTPATH_TRUSTED, TUNNEL_VXLAN,
+    },
     encap::EncapParams,
     node::{NODE_DIRECT, NODE_VALID, NODE_ZERO_CHECKSUM, Node},
 };
@@ -12,7 +14,7 @@ use overlay_common::{
 use crate::{
     config::Fastpath,
     datapath::host::HostFacts,
-    model::{Desired, Direct, Family, LocalNode, Peer, V4},
+    model::{Desired, Direct, Family, LocalNode, Peer, TunnelKind, V4},
 };
 
 impl Fastpath {
@@ -55,7 +57,7 @@ impl Fastpath {
     }
 }
 
-/// The kernel's `flannel.<VNI>` as it exists.
+/// The kernel's `flannel.<VNI>`, or the udp backend's device, as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalVtep {
     pub ifindex: u32,
@@ -124,9 +126,17 @@ fn config<F: Family>(
     facts: &HostFacts<F>,
     fastpath: Fastpath,
 ) -> Config<F> {
-    let fastpath = fastpath.of(local);
     let tunnel = local.forwarding.tunnel;
-    let [_, vni @ ..] = tunnel.map_or(0, |tunnel| tunnel.vni).to_be_bytes();
+    let kind = tunnel.map(|tunnel| tunnel.kind);
+    // The forwarder of the udp backend takes packets with a checksum that is still to be computed for what they
+    // say, and does not know segments that are still to be cut.
+    let is_complete = kind != Some(TunnelKind::Udp) || facts.sums;
+    let fastpath = if is_complete {
+        fastpath.of(local)
+    } else {
+        Fastpath::Off
+    };
+    let [_, vni @ ..] = kind.map_or(0, TunnelKind::vni).to_be_bytes();
     let (first, last) = facts.local_port_range;
     Config {
         tcp_permit_ns: nanoseconds(facts.permits.tcp),
@@ -142,6 +152,7 @@ fn config<F: Family>(
         vtep_mac: vtep.map_or(local.vtep_mac, |vtep| vtep.mac),
         vxlan_port: tunnel.map_or(0, |tunnel| tunnel.port).to_be_bytes(),
         vni,
+        tunnel: kind.map_or(TUNNEL_VXLAN, TunnelKind::of_config),
         source_port_min: first,
         source_port_span: last.saturating_sub(first),
         vtep_ifindex: vtep.map_or(0, |vtep| vtep.ifindex),
@@ -178,19 +189,32 @@ fn node<F: Family>(
     }
     let encap = match local.forwarding.tunnel {
         Some(tunnel) => {
-            let mac = end?.mac;
-            if mac.is_zero() || mac.is_multicast() {
-                return None;
-            }
-            F::encap(&EncapParams {
+            let params = EncapParams {
                 local: local.underlay.address.into(),
                 remote: address.into(),
-                vni: tunnel.vni,
+                vni: tunnel.kind.vni(),
                 port: tunnel.port,
                 ttl: facts.ttl,
                 inner_src: vtep_mac,
-                inner_dst: mac,
-            })
+                inner_dst: end.map_or(MacAddr::ZERO, |end| end.mac),
+            };
+            match tunnel.kind {
+                TunnelKind::Udp => {
+                    // The forwarder does not serve it.
+                    if F::contains(peer.subnet, local.underlay.address)
+                        || F::contains(peer.subnet, address)
+                    {
+                        return None;
+                    }
+                    F::datagram(&params)
+                }
+                TunnelKind::Vxlan { .. } => {
+                    if params.inner_dst.is_zero() || params.inner_dst.is_multicast() {
+                        return None;
+                    }
+                    F::encap(&params)
+                }
+            }
         }
         None => F::Encap::default(),
     };
@@ -221,10 +245,11 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use ipnetwork::Ipv4Network;
+    use overlay_common::config::TUNNEL_UDP;
 
     use super::*;
     use crate::{
-        backend::{Alloc, HostGw, Kind, Vxlan},
+        backend::{Alloc, HostGw, Kind, Udp, Vxlan},
         datapath::host::PermitTimes,
         model::{Underlay, VxlanEnd},
     };
@@ -234,6 +259,7 @@ mod tests {
         local_port_range: (32_768, 60_999),
         route_mtus: BTreeMap::new(),
         permits: PermitTimes::LONGEST,
+        sums: false,
     };
     const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 7]);
 
@@ -349,6 +375,41 @@ mod tests {
         let wanted = build(&desired(&vxlan(false), &bad));
         assert_eq!(wanted.nodes, BTreeMap::new());
         assert_eq!(wanted.unusable.len(), bad.len());
+    }
+
+    #[test]
+    fn a_peer_of_the_udp_backend_gets_the_headers_of_a_datagram_and_needs_no_mac() {
+        let peers = [("10.1.1.0/24", [192, 168, 0, 1], MacAddr::ZERO)];
+        let wanted = build(&desired(&Udp::DEFAULT, &peers));
+        let node = wanted.nodes[&"10.1.1.0/24".parse().unwrap()];
+        let port = 8285u16.to_be_bytes();
+        assert_eq!(node.encap.udp.src_port, port);
+        assert_eq!(node.encap.udp.dst_port, port);
+        assert_eq!(node.encap.vxlan, Node::<V4>::default().encap.vxlan);
+        assert_eq!(node.ipv4_sum, node.encap.ipv4_sum());
+        let config = wanted.config;
+        assert_eq!((config.tunnel, config.vxlan_port), (TUNNEL_UDP, port));
+        assert_eq!(config.pod_mtu, 1472);
+    }
+
+    #[test]
+    fn a_udp_peer_whose_subnet_has_the_tunnels_own_ends_is_left_to_the_forwarder() {
+        let bad = [("10.1.1.0/24", [10, 1, 1, 7], MacAddr::ZERO)];
+        let wanted = build(&desired(&Udp::DEFAULT, &bad));
+        assert_eq!((wanted.nodes.len(), wanted.unusable.len()), (0, 1));
+    }
+
+    #[test]
+    fn datagrams_are_fast_only_where_they_leave_with_their_checksums() {
+        for (sums, fast) in [(true, FASTPATH_STRICT), (false, FASTPATH_OFF)] {
+            let facts = HostFacts { sums, ..FACTS };
+            let udp = desired(&Udp::DEFAULT, &[]);
+            let config = wanted(&udp, None, &facts, Fastpath::Strict).config;
+            assert_eq!(config.fastpath, fast);
+            let vxlan = desired(&vxlan(false), &[]);
+            let config = wanted(&vxlan, None, &facts, Fastpath::Strict).config;
+            assert_eq!(config.fastpath, FASTPATH_STRICT);
+        }
     }
 
     #[test]

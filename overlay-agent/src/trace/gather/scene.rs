@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
+use overlay_common::encap::DATAGRAM_LEN;
 
 use crate::{
     check,
@@ -104,6 +105,8 @@ impl Scene {
     pub fn overlay(&self) -> Option<Overlay> {
         let found = self.overlay.as_ref()?;
         let overhead = match (found.vni, found.vtep) {
+            // The udp backend's.
+            (None, _) if found.port.is_some() => DATAGRAM_LEN,
             (None, _) => 0,
             (Some(_), IpAddr::V4(_)) => V4::OVERHEAD,
             (Some(_), IpAddr::V6(_)) => V6::OVERHEAD,

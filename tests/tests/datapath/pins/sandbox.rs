@@ -18,7 +18,9 @@ use overlay_agent::{
     model::{Desired, LocalNode, Underlay, V4, VxlanEnd},
     object::OBJECT,
 };
-use overlay_common::{addr::MacAddr, node::Node, outcome::Hook, route::RouteEntry};
+use overlay_common::{
+    addr::MacAddr, config::TUNNEL_VXLAN, node::Node, outcome::Hook, route::RouteEntry,
+};
 use overlay_tests::private_netns::run;
 use tracing::level_filters::LevelFilter;
 
@@ -27,6 +29,7 @@ pub const FACTS: HostFacts = HostFacts {
     local_port_range: (32_768, 60_999),
     route_mtus: BTreeMap::new(),
     permits: PermitTimes::LONGEST,
+    sums: true,
 };
 
 /// Runs `body` in a network and mount namespace of its own, with a BPF file system that goes with
@@ -86,6 +89,7 @@ pub fn options<'a>(pin_dir: &Path, object: &'a [u8]) -> Options<'a> {
         },
         fastpath: Fastpath::Strict,
         slow_mark: None,
+        tunnel: TUNNEL_VXLAN,
     }
 }
 
