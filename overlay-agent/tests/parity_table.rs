@@ -17,9 +17,14 @@ fn table() -> String {
 
 /// The text of every Rust file of the workspace that may hold tests.
 fn sources() -> String {
-    let mut pending: Vec<PathBuf> = ["overlay-agent", "overlay-common", "tests"]
-        .map(|part| root().join(part))
-        .to_vec();
+    let mut pending: Vec<PathBuf> = [
+        "overlay-agent",
+        "overlay-cloud/src",
+        "overlay-common",
+        "tests",
+    ]
+    .map(|part| root().join(part))
+    .to_vec();
     let mut text = String::new();
     while let Some(path) = pending.pop() {
         if path.is_dir() {

@@ -18,7 +18,12 @@ const TOOL: Tool = Tool {
 };
 
 /// Each has a lock file.
-const MANIFESTS: [&str; 3] = ["Cargo.toml", "overlay-ebpf/Cargo.toml", "fuzz/Cargo.toml"];
+const MANIFESTS: [&str; 4] = [
+    "Cargo.toml",
+    "overlay-cloud/Cargo.toml",
+    "overlay-ebpf/Cargo.toml",
+    "fuzz/Cargo.toml",
+];
 
 /// An exception is for one workspace, and the others do not meet it.
 const OF_OTHERS: [&str; 4] = [

@@ -38,7 +38,7 @@ pub fn run() -> Result<()> {
 }
 
 /// The checks by name, in the order they run, cheapest first.
-pub fn checks(workspace: &Workspace) -> [(&'static str, Check); 8] {
+pub fn checks(workspace: &Workspace) -> [(&'static str, Check); 9] {
     let cargo = |arguments: &[&str]| {
         let mut command = process::cargo();
         command.current_dir(workspace.root()).args(arguments);
@@ -59,6 +59,15 @@ pub fn checks(workspace: &Workspace) -> [(&'static str, Check); 8] {
         (
             "formatting, fuzz targets",
             cargo(&["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]),
+        ),
+        (
+            "formatting, overlay-cloud",
+            cargo(&[
+                "fmt",
+                "--check",
+                "--manifest-path",
+                "overlay-cloud/Cargo.toml",
+            ]),
         ),
         ("licences, sources, duplicates", Check::Crates(deny::crates)),
         ("advisories", Check::Crates(deny::advisories)),

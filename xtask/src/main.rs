@@ -6,6 +6,7 @@ mod budget;
 mod build_ebpf;
 mod call_chain;
 mod chaos;
+mod cloud;
 mod debug_info;
 mod demo;
 mod deny;

@@ -27,6 +27,8 @@ pub enum Group {
     Fuzz,
     /// `cargo xtask test --kubernetes`.
     Kubernetes,
+    /// `cargo xtask test --cloud`.
+    Cloud,
     /// `cargo xtask test --arch`.
     OtherArch,
     /// `cargo xtask test --browser`.
@@ -361,6 +363,12 @@ pub const ALL: &[Prereq] = &[
         Need::Command("unzip"),
         "unzip",
         "unpacks helm",
+    ),
+    prereq(
+        Group::Cloud,
+        Need::Command("python3"),
+        "python3-venv",
+        "the emulator of AWS is written in Python",
     ),
     prereq(
         Group::Browser,

@@ -99,6 +99,11 @@ impl Workspace {
         self.root.join("target/fuzz")
     }
 
+    /// Cargo's target directory for overlay-cloud, and the emulator of AWS for its tests.
+    pub fn cloud(&self) -> PathBuf {
+        self.root.join("target/cloud")
+    }
+
     /// Kernels that tests boot, and what they leave.
     pub fn kernels(&self) -> PathBuf {
         self.root.join("target/kernels")

@@ -7,12 +7,14 @@
 //! [`ViaDevice`](crate::model::ViaDevice). One of another shape goes through all that in its tests.
 
 mod alloc;
+mod cloud;
 mod direct_routing;
 mod error;
 mod extension;
 mod host_gw;
 mod ipip;
 mod kind;
+mod retry;
 mod runtime;
 pub mod udp;
 mod vxlan;
@@ -27,6 +29,7 @@ use crate::{
 
 pub use self::{
     alloc::Alloc,
+    cloud::{AwsVpc, Gce},
     error::BackendError,
     extension::Extension,
     host_gw::HostGw,
@@ -39,12 +42,10 @@ pub use self::{
 };
 
 /// Backends that some release of flannel has and this daemon has not, with what does in their place.
-const UNSUPPORTED: [(&str, &str); 5] = [
+const UNSUPPORTED: [(&str, &str); 3] = [
     ("ipsec", "wireguard, which encrypts as well"),
     ("ali-vpc", "vxlan, or host-gw where the VPC carries it"),
     ("tencent-vpc", "vxlan, or host-gw where the VPC carries it"),
-    ("aws-vpc", "vxlan, or host-gw within a subnet of the VPC"),
-    ("gce", "vxlan"),
 ];
 
 /// Makes [`Backend`] of the types, each of which is a [`Kind`] and gives its name to a variant.
@@ -254,6 +255,8 @@ backends! {
     WireGuard,
     Alloc,
     Extension,
+    AwsVpc,
+    Gce,
 }
 
 impl Backend {

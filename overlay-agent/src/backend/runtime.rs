@@ -36,6 +36,8 @@ pub trait Runtime: Send {
 #[derive(Clone, Debug)]
 pub struct Scene {
     pub node: DesiredNode,
+    /// The lease is this node's, as far as is known: no other node has it, and no other is meant for this one.
+    pub holds_lease: bool,
     /// The leases of the nodes with this backend.
     pub leases: Vec<PeerLease>,
 }

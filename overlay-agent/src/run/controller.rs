@@ -13,7 +13,7 @@ use super::{
 use crate::{
     backend::{self, Backend},
     model::{
-        Desired, DesiredNode, Family, LeaseKey, LeaseView, PeerLease, PerFamily, V4, V6,
+        Desired, DesiredNode, Family, LeaseKey, LeaseView, OwnState, PeerLease, PerFamily, V4, V6,
         each_family,
     },
     netlink::{KernelEvent, LinkDump, PodLink, pod_links},
@@ -30,6 +30,8 @@ pub struct Controller {
     followed: Option<u64>,
     /// Of the backend's nodes, where something runs that has to know them.
     leases: Vec<PeerLease>,
+    /// See [`backend::Scene::holds_lease`].
+    holds_lease: bool,
     devices: Devices,
 }
 
@@ -49,6 +51,7 @@ impl Controller {
             changed: PerFamily::default(),
             followed: Some(followed),
             leases: Vec::new(),
+            holds_lease: true,
             devices,
         }
     }
@@ -141,10 +144,13 @@ impl Controller {
         }))
     }
 
-    /// Takes over the leases of the backend's nodes, where something runs that has to know them.
-    pub fn want_leases(&mut self, leases: Vec<PeerLease>) -> Dirty {
-        let changed = leases != self.leases;
+    /// Takes over what there is to know about leases where something runs of the backend.
+    pub fn want_leases(&mut self, view: &LeaseView, backend: &Backend) -> Dirty {
+        let leases = view.of_backend(backend);
+        let holds_lease = matches!(view.own.state, OwnState::Held | OwnState::Lost);
+        let changed = leases != self.leases || holds_lease != self.holds_lease;
         self.leases = leases;
+        self.holds_lease = holds_lease;
         Dirty {
             peers: changed,
             ..Dirty::default()
@@ -155,6 +161,7 @@ impl Controller {
     pub fn scene(&self) -> backend::Scene {
         backend::Scene {
             node: self.desired.clone(),
+            holds_lease: self.holds_lease,
             leases: self.leases.clone(),
         }
     }

@@ -402,7 +402,7 @@ impl Daemon {
         let backend = &self.config.backend;
         let mut dirty = self.controller.follow_leases(&view, backend);
         if self.runs {
-            dirty |= self.controller.want_leases(view.of_backend(backend));
+            dirty |= self.controller.want_leases(&view, backend);
         }
         dirty
     }

@@ -219,7 +219,7 @@ impl Daemon {
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
         let mut controller = Controller::new(node, followed, sides.devices());
         if runs {
-            controller.want_leases(leases.view.borrow().of_backend(&backend));
+            controller.want_leases(&leases.view.borrow(), &backend);
         }
         let mut settler = Settler::new(
             netlink.clone(),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use self::programs::Program;
 use crate::{
     arch::Arch,
-    build_ebpf,
+    build_ebpf, cloud,
     kernel::{self, Extent, Run, Version},
     kubernetes,
     libtest::Parser,
@@ -45,6 +45,10 @@ pub struct Args {
     /// install it
     #[arg(long, conflicts_with_all = ["kernel", "kubernetes"])]
     browser: bool,
+    /// Run the tests of overlay-cloud and of the backends that need it, and nothing else; the first time, build it, and
+    /// install an emulator of AWS
+    #[arg(long, conflicts_with_all = ["kernel", "kubernetes", "browser"])]
+    cloud: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -73,10 +77,23 @@ pub fn run(args: &Args) -> Result<()> {
     if args.browser {
         report.required("Chromium", || installer.ensure(&[Group::Browser]))?;
     }
+    if args.cloud {
+        report.required("moto", || {
+            installer.ensure(&[Group::Cloud])?;
+            cloud::ensure_moto(&workspace)
+        })?;
+        report.required("overlay-cloud", || cloud::build(&workspace))?;
+        if filter.is_none() {
+            report.phase("overlay-cloud's own tests", || {
+                cloud::unit_tests(&workspace)
+            });
+        }
+    }
     // A stage is a few test programs.
-    let stage: &[&str] = match (args.kubernetes, args.browser) {
-        (true, _) => &["cni", "kubernetes"],
-        (_, true) => &["browser"],
+    let stage: &[&str] = match (args.kubernetes, args.browser, args.cloud) {
+        (true, _, _) => &["cni", "kubernetes"],
+        (_, true, _) => &["browser"],
+        (_, _, true) => &["cloud"],
         _ => &[],
     };
     if filter.is_none() && !only_kernels && stage.is_empty() {
@@ -200,7 +217,7 @@ fn unit_tests(programs: &[&Program], filter: Option<&str>) -> Outcome {
     let mut outcome = Outcome::default();
     for program in programs {
         println!("{}", program.name);
-        outcome.add(test(program.command().args(filter)));
+        outcome.add(run_tests(program.command().args(filter)));
     }
     if filter.is_none() && outcome.counts.ran() == 0 {
         outcome.fail("no unit test ran".to_owned());
@@ -214,11 +231,11 @@ fn doc_tests(workspace: &Workspace, filter: Option<&str>) -> Outcome {
         .current_dir(workspace.root())
         .args(["test", "--no-fail-fast", "--workspace", "--doc"])
         .args(filter);
-    test(&mut command)
+    run_tests(&mut command)
 }
 
 /// Runs tests, shows their output as it comes, and counts.
-fn test(command: &mut Command) -> Outcome {
+pub fn run_tests(command: &mut Command) -> Outcome {
     let line = process::display(command);
     println!("{line}");
     let mut parser = Parser::default();
@@ -243,7 +260,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Outcome {
-        test(command("sh").args(["-c", script]))
+        run_tests(command("sh").args(["-c", script]))
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn run(
                 outcome.counts.skipped += 1;
             }
         }
-        outcome.add(super::test(&mut run(&words)));
+        outcome.add(super::run_tests(&mut run(&words)));
     }
     if filter.is_none() && outcome.counts.ran() == 0 {
         outcome.fail("no unit test ran".to_owned());

@@ -14,7 +14,7 @@ use super::{
     options::{Extension, POST_STARTUP, PRE_STARTUP, SHUTDOWN, SUBNET_ADD, SUBNET_REMOVE},
 };
 use crate::{
-    backend::{BackendError, LeaseData, Runtime, Scene},
+    backend::{BackendError, LeaseData, Runtime, Scene, retry::Failures},
     go::marshal,
     model::{DesiredNode, LeaseKey, PeerLease, PerFamily},
 };
@@ -24,8 +24,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// After this long no further command is begun before the rest of the node had its turn: with the
 /// command under way, less than a job of the settler may take.
 const ROUND: Duration = Duration::from_secs(20);
-/// Pauses before a command that failed is run again double up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The commands of a node.
 pub struct Commands {
@@ -44,38 +42,6 @@ struct Known {
     /// Its lease when [`SUBNET_ADD`] last succeeded.
     added: Option<PeerLease>,
     failures: Failures,
-}
-
-/// The failures of a command in a row.
-#[derive(Default)]
-struct Failures {
-    count: u32,
-    last: Option<(Instant, String)>,
-}
-
-impl Failures {
-    /// Whether it is too early for another try; then, what was wrong with the last one.
-    fn pending(&self) -> Option<&str> {
-        let (at, problem) = self.last.as_ref()?;
-        let doublings = self.count.saturating_sub(1).min(10);
-        let pause = Duration::from_secs(1 << doublings).min(LONGEST_PAUSE);
-        (at.elapsed() < pause).then_some(problem)
-    }
-
-    /// Takes note of what came of a try. Returns the problem, if there is one.
-    fn note(&mut self, result: Result<(), String>) -> Option<String> {
-        match result {
-            Ok(()) => {
-                *self = Self::default();
-                None
-            }
-            Err(problem) => {
-                self.count += 1;
-                self.last = Some((Instant::now(), problem.clone()));
-                Some(problem)
-            }
-        }
-    }
 }
 
 impl Commands {
@@ -327,6 +293,7 @@ mod tests {
     fn scene(leases: &[PeerLease]) -> Scene {
         Scene {
             node: DesiredNode::default(),
+            holds_lease: true,
             leases: leases.to_vec(),
         }
     }

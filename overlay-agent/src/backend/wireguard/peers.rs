@@ -345,6 +345,7 @@ mod tests {
                     leases,
                 )),
             },
+            holds_lease: true,
             leases: leases.to_vec(),
         }
     }

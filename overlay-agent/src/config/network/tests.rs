@@ -443,19 +443,35 @@ fn other_backends_are_refused_with_what_is_supported() {
         (
             r#""Backend": {"Type": "IPsec"}"#,
             "backend type ipsec is not supported: use wireguard, which encrypts as well; the Type of \
-             the network config's Backend can be: vxlan, host-gw, udp, ipip, wireguard, alloc, extension",
+             the network config's Backend can be: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce",
+        ),
+        (
+            r#""Backend": {"Type": "ali-vpc"}"#,
+            "backend type ali-vpc is not supported: use vxlan, or host-gw where the VPC carries it; the Type of \
+             the network config's Backend can be: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce",
+        ),
+        (
+            r#""Backend": {"Type": "tencent-vpc"}"#,
+            "backend type tencent-vpc is not supported: use vxlan, or host-gw where the VPC carries it; the Type of \
+             the network config's Backend can be: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce",
         ),
         (
             r#""Backend": {"Type": "x"}"#,
-            "unknown backend type: x (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
+            "unknown backend type: x (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce)",
         ),
         (
             r#""Backend": {}"#,
-            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
+            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce)",
         ),
         (
             r#""Backend": null"#,
-            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension)",
+            "unknown backend type:  (supported: vxlan, host-gw, udp, ipip, wireguard, alloc, extension, \
+             aws-vpc, gce)",
         ),
     ] {
         let document = format!(r#"{{"Network": "10.3.0.0/16", {backend}}}"#);

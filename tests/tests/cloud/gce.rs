@@ -1,0 +1,125 @@
+//! The backend gce.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, ensure};
+use overlay_tests::{
+    cloud::{gce::Gce, log},
+    lab::{Builder, Lab, Node},
+    wait::wait_for,
+};
+
+use crate::with_programs;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+/// The only subnet there is.
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.7.0","SubnetMax":"10.5.7.0","Backend":{"Type":"gce"}}"#;
+const NAME: &str = "flannel-10-5-7-0-24";
+const SUBNET: &str = "10.5.7.0/24";
+
+fn builder() -> Builder {
+    Lab::builder().nodes(1).config(CONFIG)
+}
+
+fn wait_routes(gce: &Gce, expected: &[(&str, &str)]) -> Result<()> {
+    let expected = expected.iter();
+    let expected: BTreeMap<String, String> = expected
+        .map(|(name, instance)| ((*name).to_owned(), (*instance).to_owned()))
+        .collect();
+    wait_for("the routes of the network", PATIENCE, || {
+        let routes = gce.routes();
+        ensure!(routes == expected, "{routes:?} and not {expected:?}");
+        Ok(())
+    })
+}
+
+fn wait_said(node: &Node, text: &str) -> Result<()> {
+    wait_for("the problem to be told", PATIENCE, || {
+        let log = log(node)?;
+        ensure!(log.contains(text), "no `{text}` in\n{log}");
+        Ok(())
+    })
+}
+
+fn wait_in_sync(node: &Node) -> Result<()> {
+    wait_for("the node to be in sync", PATIENCE, || {
+        let (code, text) = node.status()?;
+        ensure!(!text.contains("gce:"), "{code:?} {text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_has_a_route_of_flannels_name_and_a_restart_changes_nothing() {
+    with_programs("a_node_has_a_route_of_gce", builder(), |lab, programs| {
+        let gce = Gce::start(lab, programs)?;
+        // What the node left behind when it had another subnet, and what is not its own.
+        gce.put("flannel-10-5-9-0-24", "10.5.9.0/24", "n1");
+        gce.put("flannel-10-5-8-0-24", "10.5.8.0/24", "n2");
+        let (node, launch) = (lab.node(0), gce.launch(lab)?);
+        node.launch(&launch)?;
+        ensure!(node.wait_ready()?.mtu == 1500);
+        let expected = [("flannel-10-5-8-0-24", "n2"), (NAME, "n1")];
+        wait_routes(&gce, &expected)?;
+        wait_in_sync(node)?;
+        let changes = ["delete flannel-10-5-9-0-24", &format!("insert {NAME}")];
+        ensure!(gce.changes() == changes);
+        node.stop_agent()?;
+        node.launch(&launch)?;
+        node.wait_ready()?;
+        wait_in_sync(node)?;
+        wait_routes(&gce, &expected)?;
+        let changes = gce.changes();
+        ensure!(changes.is_empty(), "{changes:?}");
+
+        let claim = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null}"#;
+        lab.store().put_lease("10.5.7.0-24", claim)?;
+        wait_routes(&gce, &[("flannel-10-5-8-0-24", "n2")])
+    });
+}
+
+#[test]
+fn a_route_of_its_subnet_to_another_instance_is_replaced() {
+    with_programs("a_route_of_gce_is_replaced", builder(), |lab, programs| {
+        let gce = Gce::start(lab, programs)?;
+        gce.put(NAME, SUBNET, "n2");
+        lab.node(0).launch(&gce.launch(lab)?)?;
+        wait_routes(&gce, &[(NAME, "n1")])
+    });
+}
+
+#[test]
+fn what_compute_engine_refuses_is_told_with_what_is_missing() {
+    with_programs("what_compute_engine_refuses", builder(), |lab, programs| {
+        let gce = Gce::start(lab, programs)?;
+        let node = lab.node(0);
+        let scopes = "Request had insufficient authentication scopes.";
+        gce.forbid(Some(scopes));
+        node.launch(&gce.launch(lab)?)?;
+        wait_said(
+            node,
+            &format!(
+                "gce: compute.routes.insert for {NAME} failed: {scopes}; the node's credentials lack the access \
+                 scope https://www.googleapis.com/auth/compute"
+            ),
+        )?;
+        gce.forbid(Some(
+            "Required 'compute.routes.create' permission for 'projects/lab/global/routes/x'",
+        ));
+        wait_said(
+            node,
+            "the node's credentials lack the permission compute.routes.create",
+        )?;
+        gce.forbid(None);
+        gce.fail_operations(Some("Quota 'ROUTES' exceeded."));
+        wait_said(
+            node,
+            &format!(
+                "gce: compute.routes.insert for {NAME} failed: QUOTA_EXCEEDED: Quota 'ROUTES' exceeded."
+            ),
+        )?;
+        gce.fail_operations(None);
+        wait_routes(&gce, &[(NAME, "n1")])?;
+        wait_in_sync(node)
+    });
+}
