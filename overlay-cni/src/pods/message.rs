@@ -20,7 +20,7 @@ use netlink_packet_route::{
 use super::{
     pair::{Mac, Pair},
     rtnl::Rtnl,
-    settings::{Device, Settings},
+    settings::Device,
 };
 use crate::error::Error;
 
@@ -36,14 +36,14 @@ pub struct Found {
 }
 
 /// Both devices at once. The pod's is made in the namespace of that file.
-pub fn pair(pair: &Pair, sandbox: RawFd, settings: &Settings) -> RouteNetlinkMessage {
+pub fn pair(pair: &Pair, sandbox: RawFd, device: Device, mtu: u32) -> RouteNetlinkMessage {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(pair.pod.clone()),
-        LinkAttribute::Mtu(settings.mtu),
+        LinkAttribute::Mtu(mtu),
         LinkAttribute::NetNsFd(sandbox),
     ];
-    let info = match settings.device {
+    let info = match device {
         Device::Veth => vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -61,7 +61,7 @@ pub fn pair(pair: &Pair, sandbox: RawFd, settings: &Settings) -> RouteNetlinkMes
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(pair.host.clone()),
-        LinkAttribute::Mtu(settings.mtu),
+        LinkAttribute::Mtu(mtu),
         LinkAttribute::LinkInfo(info),
     ];
     RouteNetlinkMessage::NewLink(message)

@@ -15,7 +15,7 @@ use super::{
     made::{Given, Hop},
     message,
     rtnl::Rtnl,
-    settings::Settings,
+    settings::{Device, Settings},
     side::Side,
 };
 use crate::error::Error;
@@ -69,8 +69,19 @@ impl Pair {
 
     /// Makes both sides; the pod's in its namespace.
     pub fn create(&self, sandbox: &File, settings: &Settings) -> Result<Macs, Error> {
-        let message = message::pair(self, sandbox.as_raw_fd(), settings);
-        let made = open()?.change(message, NLM_F_CREATE | NLM_F_EXCL);
+        let mut rtnl = open()?;
+        let mut create = |device| {
+            let message = message::pair(self, sandbox.as_raw_fd(), device, settings.mtu);
+            rtnl.change(message, NLM_F_CREATE | NLM_F_EXCL)
+        };
+        let made = match settings.device {
+            Some(device) => create(device),
+            None => match create(Device::Netkit) {
+                // It knows no such devices.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => create(Device::Veth),
+                made => made,
+            },
+        };
         made.map_err(|source| Error::Kernel {
             what: format!("making {} and {}", self.host, self.pod),
             source,
