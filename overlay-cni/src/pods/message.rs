@@ -33,6 +33,8 @@ const HEADROOM: u16 = 96;
 pub struct Found {
     pub index: u32,
     pub mac: Mac,
+    /// What is sent by it is not thrown away.
+    pub is_active: bool,
 }
 
 /// Both devices at once. The pod's is made in the namespace of that file.
@@ -89,9 +91,11 @@ pub fn device(rtnl: &mut Rtnl, name: &str) -> Result<Option<Found>, Error> {
             _ => None,
         });
     let mac = mac.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let is_idle = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Qdisc(name) if name == "noop");
     Ok(Some(Found {
         index: link.header.index,
         mac: Mac(mac),
+        is_active: !link.attributes.iter().any(is_idle),
     }))
 }
 

@@ -150,6 +150,22 @@ fn without_a_word_pods_are_on_netkits_where_the_kernel_has_them() {
 }
 
 #[test]
+fn the_first_packet_of_a_pod_arrives() {
+    const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    scenario(Lab::builder().nodes(1), |lab| {
+        lab.start_agents(&[])?;
+        let node = lab.node(0);
+        for name in NAMES {
+            let delegate = json!({ "type": "overlay" });
+            let container = Container::create(lab, node, name, delegate)?;
+            let (_, pod) = container.add()?;
+            ping::all(&pod, node.address, 1)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn pods_of_both_families_talk_fast() {
     let delegate = json!({ "type": "overlay" });
     scenario(Lab::builder().nodes(2).config(DUAL), |lab| {
