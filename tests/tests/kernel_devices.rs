@@ -128,29 +128,10 @@ fn flows_are_fast_over_an_underlay_in_a_vrf() {
     });
 }
 
-/// A pod on the first node whose interface is one side of a netkit pair; the other is `podnk`.
+/// A pod on the first node whose interface is one side of a netkit pair.
 fn add_netkit_pod(lab: &Lab, mode: NetkitMode) -> Result<Pod> {
     let node = lab.node(0);
-    let pod = node.add_pod("nk", Attachment::PointToPoint)?;
-    let (address, env) = (pod.address, node.subnet_env()?);
-    let (gateway, mtu) = (env.gateway.ip(), env.mtu);
-    // It takes the veth's place.
-    node.namespace
-        .ip_batch(&format!("link del {}\n", pod.host_interface))?;
-    netkit::add(&node.namespace, "podnk", "nk0", mode)?;
-    node.namespace.ip_batch(&format!(
-        "link set nk0 mtu {mtu} netns {}\n\
-         link set podnk mtu {mtu} up\n\
-         addr add {gateway}/32 dev podnk\n\
-         route add {address}/32 dev podnk scope link\n",
-        pod.namespace.name(),
-    ))?;
-    pod.namespace.ip_batch(&format!(
-        "addr add {address}/32 dev nk0\n\
-         link set nk0 up\n\
-         route add {gateway}/32 dev nk0 scope link\n\
-         route add default via {gateway}\n"
-    ))?;
+    let pod = node.add_pod("nk", Attachment::Netkit(mode))?;
     let far = lab.node(1).pods()[0].endpoint();
     wait_for("a netkit pod to reach another node", DEADLINE, || {
         ping::once(&pod.endpoint(), far.address).map(drop)
@@ -160,13 +141,13 @@ fn add_netkit_pod(lab: &Lab, mode: NetkitMode) -> Result<Pod> {
 
 #[test]
 fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
-    if let Some(reason) = lacks("link add x0 type netkit\n") {
-        skip!("no netkit: {reason}");
+    if let Some(reason) = netkit::missing() {
+        skip!("{reason}");
     }
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
         let pod = add_netkit_pod(lab, NetkitMode::L2)?;
-        lab.node(0).wait_attached("podnk")?;
+        lab.node(0).wait_attached(&pod.host_interface)?;
         let far = lab.node(1).pods()[0].endpoint();
         let flow = SteadyFlow::start(&pod.endpoint(), &far, INTERVAL)?;
         for node in lab.nodes() {
@@ -183,15 +164,16 @@ fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
 /// Their packets have no addresses by which the programs tell pods apart.
 #[test]
 fn netkit_pods_without_ethernet_addresses_take_the_kernel_tier_and_status_names_them() {
-    if let Some(reason) = lacks("link add x0 type netkit\n") {
-        skip!("no netkit: {reason}");
+    if let Some(reason) = netkit::missing() {
+        skip!("{reason}");
     }
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
-        add_netkit_pod(lab, NetkitMode::L3)?;
+        let pod = add_netkit_pod(lab, NetkitMode::L3)?;
+        let name = format!("{} ", pod.host_interface);
         wait_for("status to name the pod", DEADLINE, || {
             let (code, text) = lab.node(0).status()?;
-            let row = text.lines().find(|line| line.starts_with("podnk "));
+            let row = text.lines().find(|line| line.starts_with(&name));
             ensure!(
                 code == Some(0) && row.is_some_and(|row| row.ends_with(" netkit l3")),
                 "{code:?}: {text}"

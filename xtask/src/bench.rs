@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
+    kernel::{self, Version},
     plot,
     prereq::Group,
     process,
@@ -26,6 +27,8 @@ pub struct Args {
 enum What {
     /// What many leases cost: starts, single events, storms, steady changes, restarts
     Scale(Scale),
+    /// What a packet costs by the kind of pod: behind a bridge, on a veth that is routed to, on a netkit
+    Pods(Pods),
 }
 
 /// What a packet costs.
@@ -64,6 +67,19 @@ struct Packets {
     plot_from: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct Pods {
+    /// In a virtual machine with this Debian kernel, whose clock counts instructions: a nanosecond is one of them
+    #[arg(long, value_name = "VERSION")]
+    kernel: Option<Version>,
+    /// Interleaved rounds
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Length of one measurement
+    #[arg(long, default_value_t = 1.5)]
+    seconds: f64,
+}
+
 /// What leases cost. Everything else is handed on to `overlay-scale`.
 #[derive(clap::Args)]
 struct Scale {
@@ -76,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         None => run_packets(&args.packets),
         Some(What::Scale(scale)) => run_scale(scale),
+        Some(What::Pods(pods)) => run_pods(pods),
     }
 }
 
@@ -87,6 +104,21 @@ fn run_scale(scale: &Scale) -> Result<()> {
         .args(["--commit", &commit(&workspace)?])
         .args(&scale.options);
     process::run(&mut bench)
+}
+
+fn run_pods(args: &Pods) -> Result<()> {
+    let kernels = [Group::Kernels];
+    let workspace = prepare(if args.kernel.is_some() { &kernels } else { &[] })?;
+    let program = workspace.root().join("target/release/overlay-bench");
+    let program = program.to_str().context("a path that is not UTF-8")?;
+    let (rounds, seconds) = (args.rounds.to_string(), args.seconds.to_string());
+    let options = ["--pods", "--rounds", &rounds, "--seconds", &seconds];
+    let Some(version) = args.kernel else {
+        return process::run(process::command(program).args(options));
+    };
+    // What else the machine does takes no instructions of the virtual one.
+    let words = [program, "--even-if-busy"].into_iter().chain(options);
+    kernel::show(&workspace, version, words.map(str::to_owned).collect())
 }
 
 fn prepare(groups: &[Group]) -> Result<Workspace> {

@@ -20,7 +20,7 @@ use netlink_packet_route::{
 use super::{
     pair::{Mac, Pair},
     rtnl::Rtnl,
-    settings::{Device, Settings},
+    settings::Device,
 };
 use crate::error::Error;
 
@@ -33,17 +33,19 @@ const HEADROOM: u16 = 96;
 pub struct Found {
     pub index: u32,
     pub mac: Mac,
+    /// What is sent by it is not thrown away.
+    pub is_active: bool,
 }
 
 /// Both devices at once. The pod's is made in the namespace of that file.
-pub fn pair(pair: &Pair, sandbox: RawFd, settings: &Settings) -> RouteNetlinkMessage {
+pub fn pair(pair: &Pair, sandbox: RawFd, device: Device, mtu: u32) -> RouteNetlinkMessage {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(pair.pod.clone()),
-        LinkAttribute::Mtu(settings.mtu),
+        LinkAttribute::Mtu(mtu),
         LinkAttribute::NetNsFd(sandbox),
     ];
-    let info = match settings.device {
+    let info = match device {
         Device::Veth => vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -61,7 +63,7 @@ pub fn pair(pair: &Pair, sandbox: RawFd, settings: &Settings) -> RouteNetlinkMes
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(pair.host.clone()),
-        LinkAttribute::Mtu(settings.mtu),
+        LinkAttribute::Mtu(mtu),
         LinkAttribute::LinkInfo(info),
     ];
     RouteNetlinkMessage::NewLink(message)
@@ -89,9 +91,11 @@ pub fn device(rtnl: &mut Rtnl, name: &str) -> Result<Option<Found>, Error> {
             _ => None,
         });
     let mac = mac.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let is_idle = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Qdisc(name) if name == "noop");
     Ok(Some(Found {
         index: link.header.index,
         mac: Mac(mac),
+        is_active: !link.attributes.iter().any(is_idle),
     }))
 }
 

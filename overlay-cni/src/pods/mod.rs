@@ -70,6 +70,8 @@ fn make(call: &Call, settings: &Settings, pair: &Pair, given: Given) -> Result<M
     let macs = pair.create(&file, settings)?;
     enter(&file, || pair.set_up_pod(&given, &macs))??;
     pair.set_up_host(&given, &macs)?;
+    pair.wait_host()?;
+    enter(&file, || pair.wait_pod())??;
     Ok(Made {
         host: (pair.host.clone(), macs.host),
         pod: (pair.pod.clone(), macs.pod, sandbox.clone()),

@@ -7,6 +7,8 @@ use std::{
     net::IpAddr,
     os::fd::AsRawFd as _,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -15,10 +17,14 @@ use super::{
     made::{Given, Hop},
     message,
     rtnl::Rtnl,
-    settings::Settings,
+    settings::{Device, Settings},
     side::Side,
 };
 use crate::error::Error;
+
+/// For what the kernel does within a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What the names of all host sides begin with.
 pub const PREFIX: &str = "ovp";
@@ -69,8 +75,21 @@ impl Pair {
 
     /// Makes both sides; the pod's in its namespace.
     pub fn create(&self, sandbox: &File, settings: &Settings) -> Result<Macs, Error> {
-        let message = message::pair(self, sandbox.as_raw_fd(), settings);
-        let made = open()?.change(message, NLM_F_CREATE | NLM_F_EXCL);
+        let mut rtnl = open()?;
+        let mut create = |device| {
+            let message = message::pair(self, sandbox.as_raw_fd(), device, settings.mtu);
+            rtnl.change(message, NLM_F_CREATE | NLM_F_EXCL)
+        };
+        let made = match settings.device {
+            Some(device) => create(device),
+            None => match create(Device::Netkit) {
+                // It knows no such devices.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    create(Device::Veth)
+                }
+                made => made,
+            },
+        };
         made.map_err(|source| Error::Kernel {
             what: format!("making {} and {}", self.host, self.pod),
             source,
@@ -109,6 +128,15 @@ impl Pair {
         side.up()?;
         let mut hops = hops.into_iter();
         hops.try_for_each(|hop| side.next(hop.address, macs.pod))
+    }
+
+    /// In the pod's namespace, once both sides are up.
+    pub fn wait_pod(&self) -> Result<(), Error> {
+        wait_active(&self.pod)
+    }
+
+    pub fn wait_host(&self) -> Result<(), Error> {
+        wait_active(&self.host)
     }
 
     /// In the pod's namespace.
@@ -153,6 +181,25 @@ pub fn open() -> Result<Rtnl, Error> {
         what: "opening a netlink socket".to_owned(),
         source,
     })
+}
+
+/// A device that is up gets its queue when the kernel has noticed that the other side is up, too. Until then what is
+/// sent by it is lost.
+fn wait_active(name: &str) -> Result<(), Error> {
+    let mut rtnl = open()?;
+    let end = Instant::now() + PATIENCE;
+    while let Some(device) = message::device(&mut rtnl, name)?
+        && !device.is_active
+    {
+        if Instant::now() >= end {
+            return Err(Error::Kernel {
+                what: format!("starting {name}"),
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 /// A runtime may have turned it off for pods.

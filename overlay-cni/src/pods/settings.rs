@@ -8,10 +8,9 @@ use crate::{config::Delegate, error::Error};
 const OLDEST: [u32; 2] = [0, 3];
 
 /// The kind of the pair of devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
-    #[default]
     Veth,
     /// From Linux 6.7 on.
     Netkit,
@@ -25,8 +24,9 @@ pub struct Settings {
     pub mtu: u32,
     /// Whether what pods send to the outside is masqueraded here.
     pub ip_masq: bool,
+    /// Without one, what the kernel has: a netkit if it can.
     #[serde(default)]
-    pub device: Device,
+    pub device: Option<Device>,
 }
 
 impl Settings {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_hangs_off_a_veth_unless_the_network_says_netkit() {
+    fn the_network_may_say_which_devices_pods_hang_off() {
         let mut value = json!({
             "type": "overlay", "cniVersion": "1.0.0", "mtu": 1450, "ipMasq": false,
             "hairpinMode": true,
@@ -70,11 +70,14 @@ mod tests {
             version: "1.0.0".to_owned(),
             mtu: 1450,
             ip_masq: false,
-            device: Device::Veth,
+            device: None,
         };
         assert_eq!(settings(&value).expect("settings"), wanted);
-        value["device"] = json!("netkit");
-        assert_eq!(settings(&value).expect("settings").device, Device::Netkit);
+        for (name, device) in [("veth", Device::Veth), ("netkit", Device::Netkit)] {
+            value["device"] = json!(name);
+            let settings = settings(&value).expect("settings");
+            assert_eq!(settings.device, Some(device));
+        }
         value["device"] = json!("ipvlan");
         let error = settings(&value).expect_err("no such device").to_string();
         assert!(error.contains("netkit"), "{error}");

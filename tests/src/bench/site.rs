@@ -1,4 +1,4 @@
-//! Two nodes with a wire between them and a pod behind a bridge on each, for one variant. The
+//! Two nodes with a wire between them and a pod on each, behind a bridge unless the variant says otherwise. The
 //! devices and their order are the same for all.
 
 use std::{
@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     lab::{
-        Attachment, Lab, Node, Pod,
+        Lab, Node, Pod,
         subnet_env::SubnetEnv,
         underlay::{NODE_INTERFACE, UNDERLAY_MTU},
     },
-    traffic::Endpoint,
+    traffic::{Endpoint, ping},
     wait::wait_for,
 };
 
@@ -71,12 +71,9 @@ impl Site {
             ipv6: Vec::new(),
         };
         site.start_overlay()?;
-        if variant.bridgeless {
-            for node in site.lab.nodes() {
-                node.add_pod("a", Attachment::PointToPoint)?;
-            }
-        } else {
-            site.lab.add_pods(1)?;
+        for node in site.lab.nodes() {
+            let pod = node.add_pod("a", variant.attachment)?;
+            ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
         }
         if variant.ipv6 {
             for node in site.lab.nodes() {

@@ -3,10 +3,10 @@
 use super::{
     figure::Figure,
     variant::{
-        CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NODE, OFF, OFF_ALTERED,
-        OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_IPV6, STRICT_SERVICE,
-        STRICT_SERVICE_IPV6, TRUSTED, VXLAN, VXLAN_HOST, VXLAN_IPV6, VXLAN_RULES, VXLAN_SERVICE,
-        VXLAN_SERVICE_IPV6, Variant,
+        BRIDGELESS, CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NETKIT, NODE,
+        OFF, OFF_ALTERED, OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_IPV6,
+        STRICT_SERVICE, STRICT_SERVICE_IPV6, TRUSTED, VXLAN, VXLAN_HOST, VXLAN_IPV6, VXLAN_RULES,
+        VXLAN_SERVICE, VXLAN_SERVICE_IPV6, Variant,
     },
 };
 
@@ -74,7 +74,7 @@ use Figure::{
     UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 51] = [
+pub const ALL: [Target; 55] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -84,12 +84,16 @@ pub const ALL: [Target; 51] = [
     reported(UdpCpu, FLOOR, NODE),
     ratio(UdpCpu, STRICT, TRUSTED, AtMost(1.06)),
     reported(UdpCpu, DIRECT, HOST_GW),
+    reported(UdpCpu, BRIDGELESS, STRICT),
+    reported(UdpCpu, NETKIT, BRIDGELESS),
     reported(UdpReceived, STRICT, VXLAN_RULES),
     reported(UdpReceived, STRICT, VXLAN),
     ratio(PingP50, STRICT, VXLAN_RULES, AtMost(0.48)),
     reported(PingP50, STRICT, FLOOR),
     ratio(PingP50, STRICT, HOST_GW, AtMost(0.80)),
     reported(PingP99, STRICT, VXLAN_RULES),
+    reported(PingP50, BRIDGELESS, STRICT),
+    reported(PingP50, NETKIT, BRIDGELESS),
     ratio(Connections, STRICT, VXLAN_RULES, AtLeast(1.30)),
     ratio(Questions, STRICT, VXLAN_RULES, AtLeast(1.30)),
     reported(Questions, STRICT, OFF),

@@ -1,5 +1,10 @@
 //! The ways from pod to pod that are compared.
 
+use crate::{
+    lab::Attachment,
+    netkit::{self, NetkitMode},
+};
+
 /// How packets reach the other node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overlay {
@@ -39,8 +44,8 @@ pub struct Variant {
     pub service: bool,
     /// Pods talk by IPv6, of a network that has both families.
     pub ipv6: bool,
-    /// Pods are routed to, as those that the CNI plugin makes itself.
-    pub bridgeless: bool,
+    /// How pods hang off their nodes.
+    pub attachment: Attachment,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -54,7 +59,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         from_host: false,
         service: false,
         ipv6: false,
-        bridgeless: false,
+        attachment: Attachment::Bridge,
     }
 }
 
@@ -76,9 +81,14 @@ pub const NODE: &Variant = &Variant {
 };
 pub const FLOOR: &Variant = &variant("floor", Overlay::Floor, false);
 pub const STRICT: &Variant = &agent("overlay strict", "strict");
+/// Pods as the CNI plugin makes them itself.
 pub const BRIDGELESS: &Variant = &Variant {
-    bridgeless: true,
+    attachment: Attachment::PointToPoint,
     ..agent("overlay strict, no bridge", "strict")
+};
+pub const NETKIT: &Variant = &Variant {
+    attachment: Attachment::Netkit(NetkitMode::L2),
+    ..agent("overlay strict, netkit", "strict")
 };
 pub const TRUSTED: &Variant = &agent("overlay trusted", "trusted");
 pub const DIRECT: &Variant = &variant(
@@ -155,7 +165,7 @@ pub const STRICT_SERVICE_IPV6: &Variant = &Variant {
 };
 
 /// In the order of the tables.
-pub const ALL: [&Variant; 24] = [
+pub const ALL: [&Variant; 25] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -164,6 +174,7 @@ pub const ALL: [&Variant; 24] = [
     FLOOR,
     STRICT,
     BRIDGELESS,
+    NETKIT,
     TRUSTED,
     DIRECT,
     OFF,
@@ -182,6 +193,9 @@ pub const ALL: [&Variant; 24] = [
     STRICT_SERVICE_IPV6,
 ];
 
+/// The kinds of pods.
+pub const PODS: [&Variant; 3] = [STRICT, BRIDGELESS, NETKIT];
+
 impl Variant {
     /// Whether its packets on the wire carry vxlan headers.
     pub fn encapsulates(&self) -> bool {
@@ -190,6 +204,13 @@ impl Variant {
             Overlay::StockHostGw | Overlay::Floor => false,
             Overlay::Agent { direct_routing, .. } => !direct_routing,
         }
+    }
+
+    /// Why it cannot be had on this kernel.
+    pub fn missing(&self) -> Option<String> {
+        matches!(self.attachment, Attachment::Netkit(_))
+            .then(netkit::missing)
+            .flatten()
     }
 
     pub fn is_agent(&self) -> bool {

@@ -76,7 +76,7 @@ pub fn set_segmented(lab: &Lab, segmented: bool) -> Result<()> {
     Ok(())
 }
 
-/// Directs what arrives on every veth of a namespace to one core.
+/// Directs what arrives on the interfaces of a namespace to one core.
 pub fn pin_softirqs(namespace: &Namespace, cpu: usize) -> Result<()> {
     // sysfs shows the interfaces of the namespace it was mounted in.
     let script = format!(

@@ -5,7 +5,11 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 
 use super::{node::Node, random_mac, state::State, subnet_env::SubnetEnv};
-use crate::{netns::Namespace, traffic::Endpoint};
+use crate::{
+    netkit::{self, NetkitMode},
+    netns::Namespace,
+    traffic::Endpoint,
+};
 
 /// How a pod hangs off its node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub enum Attachment {
     Bridge,
     /// A veth of its own with a host route: CNI `ptp`.
     PointToPoint,
+    /// The same with a netkit.
+    Netkit(NetkitMode),
 }
 
 /// The bridge pods are ports of.
@@ -24,7 +30,7 @@ pub const BRIDGE: &str = "cni0";
 pub struct Pod {
     pub name: String,
     pub address: Ipv4Addr,
-    /// The host side of the pod's veth, in the node.
+    /// The host side of the pod's interface, in the node.
     pub host_interface: String,
     pub namespace: Namespace,
 }
@@ -42,13 +48,22 @@ impl Pod {
         let host_interface = format!("veth{name}");
         let (gateway, prefix, mtu) = (env.gateway.ip(), env.gateway.prefix(), env.mtu);
         let pod = namespace.name();
-        let veth = format!(
-            "link add {host_interface} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n"
-        );
+        let pair = if let Attachment::Netkit(mode) = attachment {
+            let peer = format!("pod{name}");
+            netkit::add(&node.namespace, &host_interface, &peer, mode)?;
+            format!(
+                "link set {host_interface} mtu {mtu}\n\
+                 link set {peer} mtu {mtu} name eth0 netns {pod}\n"
+            )
+        } else {
+            format!(
+                "link add {host_interface} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n"
+            )
+        };
         match attachment {
             Attachment::Bridge => {
                 node.namespace.ip_batch(&format!(
-                    "{veth}link set {host_interface} master {BRIDGE} up\n"
+                    "{pair}link set {host_interface} master {BRIDGE} up\n"
                 ))?;
                 namespace.ip_batch(&format!(
                     "addr add {address}/{prefix} dev eth0\n\
@@ -56,9 +71,9 @@ impl Pod {
                      route add default via {gateway}\n"
                 ))?;
             }
-            Attachment::PointToPoint => {
+            Attachment::PointToPoint | Attachment::Netkit(_) => {
                 node.namespace.ip_batch(&format!(
-                    "{veth}\
+                    "{pair}\
                      link set {host_interface} up\n\
                      addr add {gateway}/32 dev {host_interface}\n\
                      route add {address}/32 dev {host_interface} scope link\n"
@@ -86,7 +101,7 @@ impl Pod {
         }
     }
 
-    /// Removes the pod as a container runtime does: the veth first, then the namespace.
+    /// Removes the pod as a container runtime does: the interface first, then the namespace.
     pub(super) fn remove(self, node: &Namespace) -> Result<()> {
         node.run("ip", ["link", "delete", &self.host_interface])?;
         Namespace::delete(self.namespace.name())

@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv6Addr, UdpSocket},
-    process::Command,
     time::Duration,
 };
 
@@ -10,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use overlay_common::outcome::Hook;
 use overlay_tests::{
     lab::{Lab, Node, scenario},
-    netns::checked,
+    netkit,
     rules::Protocol,
     services::{Connection, Server},
     skip,
@@ -130,12 +129,40 @@ fn pods_on_veths_talk_fast_and_go_without_a_trace() {
 
 #[test]
 fn pods_on_netkits_talk_fast_and_go_without_a_trace() {
-    let mut probe = Command::new("unshare");
-    probe.args(["--net", "ip", "link", "add", "x0", "type", "netkit"]);
-    if let Err(error) = checked(&mut probe) {
-        skip!("no netkit: {error:#}");
+    if let Some(reason) = netkit::missing() {
+        skip!("{reason}");
     }
     talk_fast_and_go("netkit");
+}
+
+#[test]
+fn without_a_word_pods_are_on_netkits_where_the_kernel_has_them() {
+    let device = netkit::missing().map_or("netkit", |_| "veth");
+    scenario(Lab::builder().nodes(1), |lab| {
+        lab.start_agents(&[])?;
+        let node = lab.node(0);
+        let delegate = json!({ "type": "overlay" });
+        let (result, pod) = Container::create(lab, node, "a", delegate)?.add()?;
+        let kind = node.cmd("ip", ["-d", "link", "show", on_host(&result)?])?;
+        ensure!(kind.contains(device), "{kind}");
+        ping::all(&pod, node.address, 5).map(drop)
+    });
+}
+
+#[test]
+fn the_first_packet_of_a_pod_arrives() {
+    const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    scenario(Lab::builder().nodes(1), |lab| {
+        lab.start_agents(&[])?;
+        let node = lab.node(0);
+        for name in NAMES {
+            let delegate = json!({ "type": "overlay" });
+            let container = Container::create(lab, node, name, delegate)?;
+            let (_, pod) = container.add()?;
+            ping::all(&pod, node.address, 1)?;
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -6,12 +6,14 @@ mod fetch;
 mod run;
 mod vm;
 
-use std::fs;
-
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Context as _, Error, Result, bail};
 
 pub use self::fetch::mirror;
-use self::{fetch::Kernel, run::Reading, vm::Task};
+use self::{
+    fetch::Kernel,
+    run::Reading,
+    vm::{Clock, Task},
+};
 use crate::{
     process,
     report::Outcome,
@@ -131,6 +133,12 @@ const SELECTIONS: &[Selection] = &[
         seconds: 900,
     },
     Selection {
+        file: "cni",
+        only: Some("netkit"),
+        extent: Extent::Lab,
+        seconds: 1800,
+    },
+    Selection {
         file: "service_flows",
         only: Some("ipvs"),
         extent: Extent::Lab,
@@ -174,11 +182,8 @@ impl Run<'_> {
 
     fn boot(&self, kernel: &Kernel) -> Result<Outcome> {
         let out = self.workspace.kernels().join("runs").join(&kernel.release);
-        if out.exists() {
-            fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
-        }
         let tasks = tasks(self.programs, self.extent, self.filter)?;
-        let mut command = vm::prepare(kernel, &tasks, &out)?;
+        let mut command = vm::prepare(kernel, &tasks, Clock::Real, &out)?;
         println!(
             "Booting {}; its logs are in {}",
             kernel.release,
@@ -192,6 +197,35 @@ impl Run<'_> {
         Ok(reading.outcome(&vm::last_words(&out)))
     }
 }
+
+/// Runs a program on a kernel, by a clock that counts its instructions, and shows what it prints.
+pub fn show(workspace: &Workspace, version: Version, words: Vec<String>) -> Result<()> {
+    let dir = workspace.kernels().join(version.suite());
+    let kernel = fetch::fetch(version.suite(), &dir)?;
+    let out = workspace.kernels().join("runs").join("shown");
+    let task = Task {
+        seconds: SHOWN_SECONDS,
+        words,
+    };
+    let mut command = vm::prepare(&kernel, &[task], Clock::Instructions, &out)?;
+    let mut status = None;
+    process::stream(&mut command, |line| match vm::ended(line) {
+        Some((ended, _)) => status = Some(ended.to_owned()),
+        None if line != vm::END => println!("{line}"),
+        None => {}
+    })?;
+    match status.as_deref() {
+        Some("0") => Ok(()),
+        Some(status) => bail!("it ended with status {status}"),
+        None => bail!(
+            "the virtual machine ended early; its console ends\n{}",
+            vm::last_words(&out)
+        ),
+    }
+}
+
+/// By this machine's clock, too, by which it takes ten times as long or more.
+const SHOWN_SECONDS: u32 = 7200;
 
 fn tasks(programs: &[Program], extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
     let is_selected = |selection: &&Selection| {

@@ -28,6 +28,15 @@ pub fn ended(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("guest: status ")?.split_once(" of ")
 }
 
+/// What the machine's time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// This machine's.
+    Real,
+    /// A nanosecond is an instruction of either processor: what else this machine does is not measured.
+    Instructions,
+}
+
 /// One command to run in the machine. Its words have no blanks in them.
 #[derive(Debug)]
 pub struct Task {
@@ -37,7 +46,10 @@ pub struct Task {
 
 /// Prepares `out`, the one directory of this machine that the virtual one writes to, and returns the
 /// command that boots `kernel`, runs the tasks, and prints what they print.
-pub fn prepare(kernel: &Kernel, tasks: &[Task], out: &Path) -> Result<Command> {
+pub fn prepare(kernel: &Kernel, tasks: &[Task], clock: Clock, out: &Path) -> Result<Command> {
+    if out.exists() {
+        fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     fs::write(out.join("guest.sh"), GUEST)?;
     fs::write(out.join("plan"), plan(tasks))?;
@@ -46,7 +58,15 @@ pub fn prepare(kernel: &Kernel, tasks: &[Task], out: &Path) -> Result<Command> {
     command
         .args(["--signal=KILL", &limit.to_string()])
         .arg("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi,tb-size=512"])
+        .args(match clock {
+            Clock::Real => &["-accel", "tcg,thread=multi,tb-size=512"][..],
+            Clock::Instructions => &[
+                "-accel",
+                "tcg,thread=single,tb-size=512",
+                "-icount",
+                "shift=0",
+            ],
+        })
         // Five-level page tables cost time, and nothing here needs them.
         .args(["-cpu", "max,la57=off"])
         .args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()])

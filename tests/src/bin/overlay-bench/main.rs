@@ -24,6 +24,10 @@ const ATTEMPTS: usize = 3;
 
 /// Measures every way from pod to pod side by side.
 #[derive(Parser)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 struct Args {
     /// Interleaved rounds
     #[arg(long, default_value_t = 7)]
@@ -43,6 +47,9 @@ struct Args {
     /// Only variants whose name contains this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Only the kinds of pods: behind a bridge, on a veth that is routed to, on a netkit
+    #[arg(long, conflicts_with = "only")]
+    pods: bool,
     /// Where to write all samples
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -76,7 +83,7 @@ fn main() -> Result<()> {
     let facts = machine::facts();
     // Agents, etcd and whatever else this process starts stay off the measured core.
     load::pin_to(settings.sender_cpu)?;
-    let sites = build(&args.only, settings.cpu)?;
+    let sites = build(&args, settings.cpu)?;
     let report = measure(&sites, rounds, &settings)?;
     println!("{}", table::render(&report));
     let (clean, all) = (report.clean_samples(), report.samples.len());
@@ -117,10 +124,19 @@ fn load_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn build(only: &[String], cpu: usize) -> Result<Vec<Site>> {
+fn build(args: &Args, cpu: usize) -> Result<Vec<Site>> {
     let mut sites = Vec::new();
     for variant in variant::ALL {
-        if !only.is_empty() && !only.iter().any(|text| variant.name.contains(text)) {
+        let is_wanted = if args.pods {
+            variant::PODS.contains(&variant)
+        } else {
+            args.only.is_empty() || args.only.iter().any(|text| variant.name.contains(text))
+        };
+        if !is_wanted {
+            continue;
+        }
+        if let Some(reason) = variant.missing() {
+            eprintln!("{} is left out: {reason}", variant.name);
             continue;
         }
         let start = Instant::now();
