@@ -328,19 +328,15 @@ impl OverlayState {
             "permit",
             format!("{}, generation {}", self.permit_seconds, self.generation),
         );
-        match (&node.vtep_mac, node.vni) {
-            (Some(mac), Some(vni)) => {
-                line("vtep", format!("{} ({mac}) on {device}", node.vtep));
-                let is_same =
-                    |other: &Self| (other.node.vni, other.node.port) == (node.vni, node.port);
-                if !other.is_some_and(is_same) {
-                    line("vni, port", format!("{vni}, {}", node.port));
-                }
+        if let (Some(mac), Some(vni)) = (&node.vtep_mac, node.vni) {
+            line("vtep", format!("{} ({mac}) on {device}", node.vtep));
+            let is_same = |other: &Self| (other.node.vni, other.node.port) == (node.vni, node.port);
+            if !other.is_some_and(is_same) {
+                line("vni, port", format!("{vni}, {}", node.port));
             }
-            _ => {
-                line("tunnel", format!("{} by {device}", node.vtep));
-                line("udp port", node.port.to_string());
-            }
+        } else {
+            line("tunnel", format!("{} by {device}", node.vtep));
+            line("udp port", node.port.to_string());
         }
         line("network", network(node.network));
         line("subnet", network(node.subnet));
