@@ -119,9 +119,9 @@ impl Site {
     pub fn start_answered(size: u32, flags: &[&str]) -> Result<(Self, Start)> {
         let lab = Lab::builder().nodes(1).config(CONFIG).build()?;
         let mirror = Mirror::start(&lab)?;
-        let (mut site, start) = Self::start_in(lab, &Program::Agent, size, flags)?;
-        site.mirror = Some(mirror);
-        Ok((site, start))
+        let (mut running, start) = Self::start_in(lab, &Program::Agent, size, flags)?;
+        running.mirror = Some(mirror);
+        Ok((running, start))
     }
 
     fn start_in(lab: Lab, program: &Program, size: u32, flags: &[&str]) -> Result<(Self, Start)> {

@@ -29,6 +29,7 @@ impl Fastpath {
 
     /// What there is of it on this node. On an underlay without Ethernet headers nothing could arrive, and one direction
     /// alone would not be fast.
+    #[must_use]
     pub fn of<F: Family>(self, local: &LocalNode<F>) -> Self {
         if local.forwarding.may_be_fast && local.underlay.ethernet {
             self
