@@ -131,6 +131,12 @@ const SELECTIONS: &[Selection] = &[
         seconds: 900,
     },
     Selection {
+        file: "udp",
+        only: Some("established_flows_are_fast"),
+        extent: Extent::Lab,
+        seconds: 900,
+    },
+    Selection {
         file: "service_flows",
         only: Some("ipvs"),
         extent: Extent::Lab,

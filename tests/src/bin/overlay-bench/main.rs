@@ -1,7 +1,11 @@
 //! The benchmark as a program: builds every variant, measures them in interleaved rounds, prints
 //! tables and writes JSON. `cargo xtask bench` builds and runs it.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -13,7 +17,8 @@ use overlay_tests::{
         report::Report,
         sample::{Sample, Settings},
         site::Site,
-        table, variant,
+        table,
+        variant::{self, Overlay},
     },
     requirements::require_root,
 };
@@ -43,6 +48,9 @@ struct Args {
     /// Only variants whose name contains this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Measure stock flanneld's udp backend, too: its program
+    #[arg(long, value_name = "FILE")]
+    flanneld: Option<PathBuf>,
     /// Where to write all samples
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -76,7 +84,7 @@ fn main() -> Result<()> {
     let facts = machine::facts();
     // Agents, etcd and whatever else this process starts stay off the measured core.
     load::pin_to(settings.sender_cpu)?;
-    let sites = build(&args.only, settings.cpu)?;
+    let sites = build(&args.only, settings.cpu, args.flanneld.as_deref())?;
     let report = measure(&sites, rounds, &settings)?;
     println!("{}", table::render(&report));
     let (clean, all) = (report.clean_samples(), report.samples.len());
@@ -117,14 +125,19 @@ fn load_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn build(only: &[String], cpu: usize) -> Result<Vec<Site>> {
+fn build(only: &[String], cpu: usize, flanneld: Option<&Path>) -> Result<Vec<Site>> {
     let mut sites = Vec::new();
     for variant in variant::ALL {
         if !only.is_empty() && !only.iter().any(|text| variant.name.contains(text)) {
             continue;
         }
+        if variant.overlay == Overlay::StockUdp && flanneld.is_none() {
+            println!("{} is skipped: --flanneld names no program", variant.name);
+            continue;
+        }
         let start = Instant::now();
-        let site = Site::build(variant, cpu).with_context(|| format!("build {}", variant.name))?;
+        let site = Site::build(variant, cpu, flanneld)
+            .with_context(|| format!("build {}", variant.name))?;
         eprintln!("{} is up after {:.1?}", variant.name, start.elapsed());
         sites.push(site);
     }
