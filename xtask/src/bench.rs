@@ -56,6 +56,9 @@ struct Packets {
     /// Only variants whose name contains this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Measure stock flanneld's udp backend, too: its program
+    #[arg(long, value_name = "FILE")]
+    flanneld: Option<PathBuf>,
     /// Where to write all samples
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -153,6 +156,9 @@ fn run_packets(args: &Packets) -> Result<()> {
     }
     for text in &args.only {
         bench.args(["--only", text]);
+    }
+    if let Some(path) = &args.flanneld {
+        bench.arg("--flanneld").arg(path);
     }
     let samples = workspace.root().join("target/bench.json");
     let json = args.json.clone().or(args.plot.then_some(samples));

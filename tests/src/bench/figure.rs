@@ -42,6 +42,10 @@ impl Metric {
     /// Whether it is measured for `variant`.
     pub fn applies_to(self, variant: &Variant) -> bool {
         match self {
+            // Of what runs on another core the loads of one core know nothing.
+            _ if variant.is_in_user_space() => self == Self::Flood,
+            // Segments are not left to a device that computes no checksums.
+            Self::BulkSegmented if variant.summed => false,
             Self::Programs => variant.is_agent() && variant.is_plain(),
             Self::Udp => true,
             Self::Ping | Self::Connect | Self::Question => !variant.altered,
@@ -61,6 +65,8 @@ impl Metric {
 pub enum Figure {
     UdpCpu,
     UdpReceived,
+    /// CPU time of the processes that carry the packets.
+    ForwarderCpu,
     PingP50,
     PingP99,
     Connections,
@@ -72,9 +78,10 @@ pub enum Figure {
 }
 
 impl Figure {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::UdpCpu,
         Self::UdpReceived,
+        Self::ForwarderCpu,
         Self::PingP50,
         Self::PingP99,
         Self::Connections,
@@ -90,6 +97,7 @@ impl Figure {
         match self {
             Self::UdpCpu => "udp_cpu_ns",
             Self::UdpReceived => "udp_received_per_s",
+            Self::ForwarderCpu => "udp_forwarder_cpu_ns",
             Self::PingP50 => "ping_p50_ns",
             Self::PingP99 => "ping_p99_ns",
             Self::Connections => "connections_per_s",
@@ -106,6 +114,7 @@ impl Figure {
         match self {
             Self::UdpCpu => "CPU per 64 B UDP packet, one core (ns)",
             Self::UdpReceived => "64 B UDP received, two cores (packets/s)",
+            Self::ForwarderCpu => "CPU of both forwarders per 64 B UDP packet (ns)",
             Self::PingP50 => "TCP ping-pong, one core, p50 (ns)",
             Self::PingP99 => "TCP ping-pong, one core, p99 (ns)",
             Self::Connections => "connect/request/close, one core (per s)",
@@ -120,7 +129,7 @@ impl Figure {
     pub fn metric(self) -> Metric {
         match self {
             Self::UdpCpu => Metric::Udp,
-            Self::UdpReceived => Metric::Flood,
+            Self::UdpReceived | Self::ForwarderCpu => Metric::Flood,
             Self::PingP50 | Self::PingP99 => Metric::Ping,
             Self::Connections => Metric::Connect,
             Self::Questions => Metric::Question,
@@ -128,6 +137,12 @@ impl Figure {
             Self::SegmentedCpu => Metric::BulkSegmented,
             Self::EgressTime | Self::IngressTime => Metric::Programs,
         }
+    }
+
+    /// Whether `variant` has it.
+    pub fn applies_to(self, variant: &Variant) -> bool {
+        let is_of_forwarders = self == Self::ForwarderCpu;
+        self.metric().applies_to(variant) && (!is_of_forwarders || variant.is_in_user_space())
     }
 
     /// Digits after the point in tables.

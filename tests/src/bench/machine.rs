@@ -160,6 +160,48 @@ impl Drop for ProgramStatistics {
     }
 }
 
+/// CPU time of a process, or of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessTime {
+    pub user_ns: u64,
+    pub system_ns: u64,
+}
+
+impl ProcessTime {
+    /// Of a process and all of its threads.
+    pub fn of(pid: u32) -> Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        Self::parse(&text).with_context(|| format!("no times in {text}"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name, in brackets, may have blanks.
+        let (_, behind) = text.rsplit_once(')')?;
+        let mut ticks = behind.split_whitespace().skip(11).map(str::parse::<u64>);
+        let mut next = || Some(ticks.next()?.ok()? * TICK_NS);
+        Some(Self {
+            user_ns: next()?,
+            system_ns: next()?,
+        })
+    }
+
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            user_ns: self.user_ns + other.user_ns,
+            system_ns: self.system_ns + other.system_ns,
+        }
+    }
+
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            user_ns: self.user_ns - earlier.user_ns,
+            system_ns: self.system_ns - earlier.system_ns,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

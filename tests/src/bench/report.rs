@@ -99,7 +99,7 @@ impl Report {
         let figures: Vec<_> = variant::ALL
             .iter()
             .flat_map(|variant| Figure::ALL.map(|figure| (variant, figure)))
-            .filter(|(variant, figure)| figure.metric().applies_to(variant))
+            .filter(|(variant, figure)| figure.applies_to(variant))
             .map(|(variant, figure)| {
                 json!({
                     "variant": variant.name,

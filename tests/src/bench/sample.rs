@@ -8,13 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_common::{encap::ENCAP_LEN, encap6::ENCAP6_LEN, outcome::Hook};
+use overlay_common::outcome::Hook;
 use serde_json::{Value, json};
 
 use super::{
     figure::{Figure, Metric},
     load::{Kind, Outcome},
-    machine::{FOREIGN_LIMIT, ProgramStatistics, STEAL_LIMIT, share},
+    machine::{FOREIGN_LIMIT, ProcessTime, ProgramStatistics, STEAL_LIMIT, share},
     programs::RunTime,
     rules::{ALTERED_PORT, service_of},
     site::Site,
@@ -52,6 +52,8 @@ pub struct Sample {
     pub metric: Metric,
     pub round: usize,
     pub outcome: Outcome,
+    /// What carrying packets took of processes, where they do.
+    pub forwarders: Option<ProcessTime>,
     pub egress: Option<RunTime>,
     pub ingress: Option<RunTime>,
     /// Share of the pods' packets that the fast path carried.
@@ -99,7 +101,8 @@ impl Sample {
             // Softirqs of a core that waits are nobody's time: only user mode tells others apart.
             Kind::Flood => outcome
                 .machine_user_ns
-                .saturating_sub(outcome.process_user_ns),
+                .saturating_sub(outcome.process_user_ns)
+                .saturating_sub(readings.forwarders.map_or(0, |time| time.user_ns)),
             _ => outcome.machine_busy_ns.saturating_sub(outcome.cpu_ns()),
         };
         Ok(Self {
@@ -109,6 +112,7 @@ impl Sample {
             foreign: share(foreign_ns, machine_ns),
             steal: share(outcome.steal_ns, machine_ns),
             outcome,
+            forwarders: readings.forwarders,
             egress: readings.egress,
             ingress: readings.ingress,
             fast_share: readings.fast_share,
@@ -132,6 +136,9 @@ impl Sample {
             // Nanoseconds per byte are seconds per gigabyte.
             Figure::UdpCpu | Figure::BulkCpu | Figure::SegmentedCpu => Some(cpu_per_operation),
             Figure::UdpReceived | Figure::Connections | Figure::Questions => Some(per_second),
+            Figure::ForwarderCpu => self
+                .forwarders
+                .map(|time| share(time.user_ns + time.system_ns, outcome.operations)),
             Figure::PingP50 => outcome.latency.map(|latency| share(latency.p50_ns, 1)),
             Figure::PingP99 => outcome.latency.map(|latency| share(latency.p99_ns, 1)),
             Figure::EgressTime => per_run(self.egress),
@@ -163,6 +170,7 @@ impl Sample {
 struct Readings {
     sent: Sent,
     counters: Option<Counters>,
+    forwarders: Option<ProcessTime>,
     egress: Option<RunTime>,
     ingress: Option<RunTime>,
     fast_share: Option<f64>,
@@ -180,6 +188,7 @@ impl Readings {
         Ok(Self {
             sent: Sent::read(first)?,
             counters,
+            forwarders: site.forwarders()?,
             egress: programs.then(|| RunTime::egress(first)).transpose()?,
             ingress: programs.then(|| RunTime::ingress(second)).transpose()?,
             fast_share: None,
@@ -199,6 +208,10 @@ impl Readings {
                 frames: self.sent.frames - earlier.sent.frames,
                 bytes: self.sent.bytes - earlier.sent.bytes,
             },
+            forwarders: self
+                .forwarders
+                .zip(earlier.forwarders)
+                .map(|(now, before)| now.since(before)),
             egress: difference(self.egress, earlier.egress),
             ingress: difference(self.ingress, earlier.ingress),
             fast_share: counters.as_ref().map(fast_share),
@@ -216,17 +229,12 @@ fn fast_share(counters: &Counters) -> f64 {
 /// Frames on the wire have the size that the variant gives them. Without this, packets that some
 /// other route carries look like a fast overlay.
 fn check_frames(variant: &Variant, sent: Sent) -> Result<()> {
-    let (datagram, encapsulation) = if variant.ipv6 {
-        (DATAGRAM_FRAME_IPV6, ENCAP6_LEN)
+    let datagram = if variant.ipv6 {
+        DATAGRAM_FRAME_IPV6
     } else {
-        (DATAGRAM_FRAME, ENCAP_LEN)
+        DATAGRAM_FRAME
     };
-    let headers = if variant.encapsulates() {
-        encapsulation
-    } else {
-        0
-    };
-    let expected = datagram + u64::from(headers);
+    let expected = datagram + u64::from(variant.headers());
     let average = share(sent.bytes, sent.frames);
     let near = |size: u64| (average - share(size, 1)).abs() < 1.0;
     ensure!(

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv6Addr},
+    path::Path,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use ipnetwork::Ipv4Network;
 use super::{
     crowd,
     floor::Floor,
+    machine::ProcessTime,
     rules,
     variant::{Overlay, Variant},
     wire,
@@ -23,6 +25,8 @@ use crate::{
         subnet_env::SubnetEnv,
         underlay::{NODE_INTERFACE, UNDERLAY_MTU},
     },
+    process::Daemon,
+    scale::start::Program,
     traffic::{Endpoint, ping},
     wait::wait_for,
 };
@@ -30,6 +34,7 @@ use crate::{
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DIRECT_CONFIG: &str =
     r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+const UDP_CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
 const DUAL_CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const NETWORK: &str = "10.5.0.0/16";
 /// Subnets of nodes without an agent.
@@ -43,6 +48,8 @@ const RULES_DEADLINE: Duration = Duration::from_secs(30);
 /// A variant, ready to carry traffic.
 pub struct Site {
     pub variant: &'static Variant,
+    /// Stock flanneld on each node, of the variant that has it. It ends before the lab does.
+    flanneld: Vec<Daemon>,
     pub lab: Lab,
     /// Of the variant that has one.
     floor: Option<Floor>,
@@ -51,8 +58,9 @@ pub struct Site {
 }
 
 impl Site {
-    /// Builds the nodes; softirqs of every veth go to `cpu`.
-    pub fn build(variant: &'static Variant, cpu: usize) -> Result<Self> {
+    /// Builds the nodes; softirqs of every veth go to `cpu`. `flanneld` is what the variant that is stock flannel's
+    /// runs.
+    pub fn build(variant: &'static Variant, cpu: usize, flanneld: Option<&Path>) -> Result<Self> {
         let config = match variant.overlay {
             _ if variant.crowded => crowd::CONFIG,
             _ if variant.ipv6 => DUAL_CONFIG,
@@ -60,17 +68,22 @@ impl Site {
                 direct_routing: true,
                 ..
             } => DIRECT_CONFIG,
+            Overlay::AgentUdp { .. } | Overlay::StockUdp => UDP_CONFIG,
             _ => CONFIG,
         };
         let lab = Lab::builder().nodes(2).config(config).build()?;
         wire::join(&lab, variant.ipv6)?;
+        if variant.summed {
+            wire::sum(&lab)?;
+        }
         let mut site = Self {
             variant,
             lab,
             floor: None,
+            flanneld: Vec::new(),
             ipv6: Vec::new(),
         };
-        site.start_overlay()?;
+        site.start_overlay(flanneld)?;
         for node in site.lab.nodes() {
             let pod = node.add_pod("a", variant.attachment)?;
             ping::once(&pod.endpoint(), node.subnet_env()?.gateway.ip())?;
@@ -101,7 +114,7 @@ impl Site {
         Ok(site)
     }
 
-    fn start_overlay(&self) -> Result<()> {
+    fn start_overlay(&mut self, flanneld: Option<&Path>) -> Result<()> {
         match self.variant.overlay {
             Overlay::StockVxlan => {
                 let subnets = if self.variant.ipv6 {
@@ -115,7 +128,19 @@ impl Site {
                 Ok(())
             }
             Overlay::StockHostGw | Overlay::Floor => self.route(),
-            Overlay::Agent { fastpath, .. } => {
+            Overlay::StockUdp => {
+                let program = flanneld.context("no flanneld was given")?;
+                for node in self.lab.nodes() {
+                    let program = Program::Flanneld(program.to_owned());
+                    let daemon = program.start(node, self.lab.store(), &[])?;
+                    wait_for("flanneld's subnet file", RULES_DEADLINE, || {
+                        node.subnet_env()
+                    })?;
+                    self.flanneld.push(daemon);
+                }
+                Ok(())
+            }
+            Overlay::Agent { fastpath, .. } | Overlay::AgentUdp { fastpath } => {
                 if self.variant.crowded {
                     crowd::publish(&self.lab)?;
                 }
@@ -182,6 +207,22 @@ impl Site {
             crowd::fill_flows(node).context("prefill flows")?;
         }
         Ok(())
+    }
+
+    /// What carrying packets has taken of processes so far; `None` where the kernel carries them.
+    pub fn forwarders(&self) -> Result<Option<ProcessTime>> {
+        if !self.variant.is_in_user_space() {
+            return Ok(None);
+        }
+        let mut sum = ProcessTime::default();
+        for (index, node) in self.lab.nodes().iter().enumerate() {
+            let pid = match self.flanneld.get(index) {
+                Some(daemon) => daemon.pid(),
+                None => node.with_agent(|agent| Ok(agent.pid()))?,
+            };
+            sum = sum.plus(ProcessTime::of(pid)?);
+        }
+        Ok(Some(sum))
     }
 
     /// Client and server of the measured traffic.

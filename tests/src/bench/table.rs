@@ -15,7 +15,7 @@ pub fn render(report: &Report) -> String {
     for figure in Figure::ALL {
         let rows = variant::ALL
             .iter()
-            .filter(|variant| figure.metric().applies_to(variant))
+            .filter(|variant| figure.applies_to(variant))
             .map(|variant| (variant.name, report.series(variant, figure)));
         text.push_str(&of_variants(figure.title(), rows, figure.digits()));
     }

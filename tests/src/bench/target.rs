@@ -5,8 +5,9 @@ use super::{
     variant::{
         BRIDGELESS, CROWDED, DIRECT, FLOOR, HOST_GW, HOST_GW_RULES, HOST_GW_SERVICE, NETKIT, NODE,
         OFF, OFF_ALTERED, OFF_SERVICE, STRICT, STRICT_ALTERED, STRICT_HOST, STRICT_IPV6,
-        STRICT_SERVICE, STRICT_SERVICE_IPV6, TRUSTED, VXLAN, VXLAN_HOST, VXLAN_IPV6, VXLAN_RULES,
-        VXLAN_SERVICE, VXLAN_SERVICE_IPV6, Variant,
+        STRICT_SERVICE, STRICT_SERVICE_IPV6, STRICT_SUMMED, TRUSTED, UDP_OFF, UDP_STOCK,
+        UDP_STRICT, VXLAN, VXLAN_HOST, VXLAN_IPV6, VXLAN_RULES, VXLAN_SERVICE, VXLAN_SERVICE_IPV6,
+        Variant,
     },
 };
 
@@ -70,11 +71,11 @@ const fn reported(figure: Figure, variant: &'static Variant, against: &'static V
 
 use Bound::{AtLeast, AtMost};
 use Figure::{
-    BulkCpu, Connections, EgressTime, IngressTime, PingP50, PingP99, Questions, SegmentedCpu,
-    UdpCpu, UdpReceived,
+    BulkCpu, Connections, EgressTime, ForwarderCpu, IngressTime, PingP50, PingP99, Questions,
+    SegmentedCpu, UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 55] = [
+pub const ALL: [Target; 60] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -130,6 +131,11 @@ pub const ALL: [Target; 55] = [
     reported(PingP50, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
     reported(Connections, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
     reported(Questions, STRICT_SERVICE_IPV6, VXLAN_SERVICE_IPV6),
+    ratio(UdpCpu, UDP_STRICT, STRICT_SUMMED, AtMost(1.05)),
+    reported(PingP50, UDP_STRICT, STRICT_SUMMED),
+    reported(UdpReceived, UDP_STRICT, UDP_OFF),
+    ratio(ForwarderCpu, UDP_OFF, UDP_STOCK, AtMost(0.33)),
+    reported(UdpReceived, UDP_OFF, UDP_STOCK),
 ];
 
 #[cfg(test)]

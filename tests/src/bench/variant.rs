@@ -1,5 +1,10 @@
 //! The ways from pod to pod that are compared.
 
+use overlay_common::{
+    encap::{DATAGRAM_LEN, ENCAP_LEN},
+    encap6::ENCAP6_LEN,
+};
+
 use crate::{
     lab::Attachment,
     netkit::{self, NetkitMode},
@@ -19,6 +24,10 @@ pub enum Overlay {
         fastpath: &'static str,
         direct_routing: bool,
     },
+    /// The same with the udp backend.
+    AgentUdp { fastpath: &'static str },
+    /// Stock flanneld with its udp backend: a program that somebody has given.
+    StockUdp,
 }
 
 /// One way.
@@ -46,6 +55,8 @@ pub struct Variant {
     pub ipv6: bool,
     /// How pods hang off their nodes.
     pub attachment: Attachment,
+    /// What leaves by the wire has its checksums, as the udp backend needs it.
+    pub summed: bool,
 }
 
 const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
@@ -60,6 +71,7 @@ const fn variant(name: &'static str, overlay: Overlay, rules: bool) -> Variant {
         service: false,
         ipv6: false,
         attachment: Attachment::Bridge,
+        summed: false,
     }
 }
 
@@ -164,8 +176,33 @@ pub const STRICT_SERVICE_IPV6: &Variant = &Variant {
     ..agent("overlay strict, service, IPv6", "strict")
 };
 
+pub const STRICT_SUMMED: &Variant = &Variant {
+    summed: true,
+    ..agent("overlay strict, no checksum offload", "strict")
+};
+pub const UDP_STRICT: &Variant = &Variant {
+    summed: true,
+    ..variant(
+        "overlay strict, udp",
+        Overlay::AgentUdp { fastpath: "strict" },
+        true,
+    )
+};
+pub const UDP_OFF: &Variant = &Variant {
+    summed: true,
+    ..variant(
+        "overlay off, udp",
+        Overlay::AgentUdp { fastpath: "off" },
+        true,
+    )
+};
+pub const UDP_STOCK: &Variant = &Variant {
+    summed: true,
+    ..variant("flannel udp, as deployed", Overlay::StockUdp, true)
+};
+
 /// In the order of the tables.
-pub const ALL: [&Variant; 25] = [
+pub const ALL: [&Variant; 29] = [
     VXLAN_RULES,
     VXLAN,
     HOST_GW_RULES,
@@ -191,18 +228,30 @@ pub const ALL: [&Variant; 25] = [
     STRICT_IPV6,
     VXLAN_SERVICE_IPV6,
     STRICT_SERVICE_IPV6,
+    STRICT_SUMMED,
+    UDP_STRICT,
+    UDP_OFF,
+    UDP_STOCK,
 ];
 
 /// The kinds of pods.
 pub const PODS: [&Variant; 3] = [STRICT, BRIDGELESS, NETKIT];
 
 impl Variant {
-    /// Whether its packets on the wire carry vxlan headers.
-    pub fn encapsulates(&self) -> bool {
+    /// Bytes of the tunnel's headers on its packets on the wire.
+    pub fn headers(&self) -> u32 {
+        let vxlan = if self.ipv6 { ENCAP6_LEN } else { ENCAP_LEN };
         match self.overlay {
-            Overlay::StockVxlan => true,
-            Overlay::StockHostGw | Overlay::Floor => false,
-            Overlay::Agent { direct_routing, .. } => !direct_routing,
+            Overlay::StockVxlan => vxlan,
+            Overlay::StockHostGw | Overlay::Floor => 0,
+            Overlay::Agent { direct_routing, .. } => {
+                if direct_routing {
+                    0
+                } else {
+                    vxlan
+                }
+            }
+            Overlay::AgentUdp { .. } | Overlay::StockUdp => DATAGRAM_LEN,
         }
     }
 
@@ -214,7 +263,18 @@ impl Variant {
     }
 
     pub fn is_agent(&self) -> bool {
-        matches!(self.overlay, Overlay::Agent { .. })
+        matches!(
+            self.overlay,
+            Overlay::Agent { .. } | Overlay::AgentUdp { .. }
+        )
+    }
+
+    /// Whether a process carries the measured packets.
+    pub fn is_in_user_space(&self) -> bool {
+        match self.overlay {
+            Overlay::AgentUdp { fastpath } => fastpath == "off",
+            overlay => overlay == Overlay::StockUdp,
+        }
     }
 
     /// Whether a pod talks to a pod by IPv4, and nothing translates what they say.
@@ -225,8 +285,12 @@ impl Variant {
     /// Whether the fast path is to carry the measured flow.
     pub fn is_fast(&self) -> bool {
         match self.overlay {
-            Overlay::Agent { fastpath, .. } => fastpath != "off" && !self.altered,
-            Overlay::StockVxlan | Overlay::StockHostGw | Overlay::Floor => false,
+            Overlay::Agent { fastpath, .. } | Overlay::AgentUdp { fastpath } => {
+                fastpath != "off" && !self.altered
+            }
+            Overlay::StockVxlan | Overlay::StockHostGw | Overlay::Floor | Overlay::StockUdp => {
+                false
+            }
         }
     }
 }

@@ -76,6 +76,14 @@ pub fn set_segmented(lab: &Lab, segmented: bool) -> Result<()> {
     Ok(())
 }
 
+/// Has everything leave with its checksums, and segments cut, as by a network card.
+pub fn sum(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        node.cmd("ethtool", ["-K", NODE_INTERFACE, "tx", "off"])?;
+    }
+    Ok(())
+}
+
 /// Directs what arrives on the interfaces of a namespace to one core.
 pub fn pin_softirqs(namespace: &Namespace, cpu: usize) -> Result<()> {
     // sysfs shows the interfaces of the namespace it was mounted in.

@@ -48,7 +48,8 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    fn start(&self, node: &Node, store: &Store, flags: &[&str]) -> Result<Daemon> {
+    /// Runs it on a node.
+    pub fn start(&self, node: &Node, store: &Store, flags: &[&str]) -> Result<Daemon> {
         let log = node.log_file();
         match self {
             Self::Agent => Launch::new(store, flags).start(node, &log, Lifetime::Bound),

@@ -7,6 +7,7 @@ mod host;
 mod peer;
 mod restart;
 mod switch;
+mod told;
 mod traffic;
 
 use std::{collections::BTreeMap, time::Duration};

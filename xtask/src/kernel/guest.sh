@@ -18,6 +18,8 @@ mount -t bpf bpf /sys/fs/bpf
 mount --make-rshared /
 ip link set lo up
 sysctl -qw net.core.bpf_jit_enable=1
+# Nobody loads it when its device is opened.
+modprobe tun
 
 exec 3</out/plan >/dev/ttyS1 2>&1 </dev/null
 stty -F /dev/ttyS1 raw

@@ -139,6 +139,12 @@ const SELECTIONS: &[Selection] = &[
         seconds: 1800,
     },
     Selection {
+        file: "udp",
+        only: Some("established_flows_are_fast"),
+        extent: Extent::Lab,
+        seconds: 900,
+    },
+    Selection {
         file: "service_flows",
         only: Some("ipvs"),
         extent: Extent::Lab,

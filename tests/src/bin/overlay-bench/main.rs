@@ -1,7 +1,11 @@
 //! The benchmark as a program: builds every variant, measures them in interleaved rounds, prints
 //! tables and writes JSON. `cargo xtask bench` builds and runs it.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -13,7 +17,8 @@ use overlay_tests::{
         report::Report,
         sample::{Sample, Settings},
         site::Site,
-        table, variant,
+        table,
+        variant::{self, Overlay},
     },
     requirements::require_root,
 };
@@ -50,6 +55,9 @@ struct Args {
     /// Only the kinds of pods: behind a bridge, on a veth that is routed to, on a netkit
     #[arg(long, conflicts_with = "only")]
     pods: bool,
+    /// Measure stock flanneld's udp backend, too: its program
+    #[arg(long, value_name = "FILE")]
+    flanneld: Option<PathBuf>,
     /// Where to write all samples
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -125,6 +133,7 @@ fn load_program() -> Result<PathBuf> {
 }
 
 fn build(args: &Args, cpu: usize) -> Result<Vec<Site>> {
+    let flanneld = args.flanneld.as_deref();
     let mut sites = Vec::new();
     for variant in variant::ALL {
         let is_wanted = if args.pods {
@@ -139,8 +148,13 @@ fn build(args: &Args, cpu: usize) -> Result<Vec<Site>> {
             eprintln!("{} is left out: {reason}", variant.name);
             continue;
         }
+        if variant.overlay == Overlay::StockUdp && flanneld.is_none() {
+            println!("{} is skipped: --flanneld names no program", variant.name);
+            continue;
+        }
         let start = Instant::now();
-        let site = Site::build(variant, cpu).with_context(|| format!("build {}", variant.name))?;
+        let site = Site::build(variant, cpu, flanneld)
+            .with_context(|| format!("build {}", variant.name))?;
         eprintln!("{} is up after {:.1?}", variant.name, start.elapsed());
         sites.push(site);
     }
