@@ -6,7 +6,7 @@ use aws_config::imds;
 use aws_sdk_ec2::{
     Client,
     error::DisplayErrorContext,
-    types::{AttributeBooleanValue, InstanceNetworkInterface},
+    types::{AttributeBooleanValue, Instance, InstanceNetworkInterface, Reservation},
 };
 
 use super::problem::problem;
@@ -49,8 +49,8 @@ pub async fn interface(
         .send()
         .await;
     let found = asked.map_err(|error| problem(ACTION, instance, &error))?;
-    let instances = found.reservations().iter().flat_map(|set| set.instances());
-    let mut interfaces = instances.flat_map(|instance| instance.network_interfaces());
+    let instances = found.reservations().iter().flat_map(Reservation::instances);
+    let mut interfaces = instances.flat_map(Instance::network_interfaces);
     let interface = interfaces.find(|interface| has(interface, address));
     let known = interface.and_then(|interface| {
         Some(Interface {

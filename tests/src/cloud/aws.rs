@@ -35,6 +35,8 @@ const LIFE_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 struct Key {
     id: String,
     secret: String,
+    /// That of a session; empty for a user's key.
+    session: String,
 }
 
 /// An instance.
@@ -81,15 +83,17 @@ impl Vpc {
         let key = Key {
             id: "first".to_owned(),
             secret: "first".to_owned(),
+            session: String::new(),
         };
         let said = boto(programs, &router, &key, &setup(lab))?;
         let text =
             |value: &Value| -> Result<String> { Ok(value.as_str().context("a text")?.to_owned()) };
         let key = |name: &str| -> Result<Key> {
-            let [id, secret] = [0, 1].map(|at| text(&said[name][at]));
+            let [id, secret, session] = [0, 1, 2].map(|at| text(&said[name][at]));
             Ok(Key {
                 id: id?,
                 secret: secret?,
+                session: session?,
             })
         };
         let instances = said["instances"].as_array().context("instances")?;
@@ -137,7 +141,7 @@ impl Vpc {
             "Statement": [{ "Effect": "Allow", "Action": actions, "Resource": "*" }],
         });
         self.admin(&format!(
-            "iam.put_user_policy(UserName='node', PolicyName='p', PolicyDocument={:?})",
+            "iam.put_role_policy(RoleName='node', PolicyName='p', PolicyDocument={:?})",
             policy.to_string()
         ))
         .map(drop)
@@ -205,11 +209,13 @@ fn setup(lab: &Lab) -> String {
            i = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, SubnetId=subnet, PrivateIpAddress=address)\n  \
            i = i['Instances'][0]\n  \
            return [i['InstanceId'], i['NetworkInterfaces'][0]['NetworkInterfaceId']]\n\
-         def key(name):\n  \
-           iam.create_user(UserName=name)\n  \
-           k = iam.create_access_key(UserName=name)['AccessKey']\n  \
-           return [k['AccessKeyId'], k['SecretAccessKey']]\n\
-         out = {{'main': main, 'tables': [table(), table()], 'admin': key('admin'), 'node': key('node'),\n  \
+         iam.create_user(UserName='admin')\n\
+         k = iam.create_access_key(UserName='admin')['AccessKey']\n\
+         admin = [k['AccessKeyId'], k['SecretAccessKey'], '']\n\
+         role = iam.create_role(RoleName='node', AssumeRolePolicyDocument='{{}}')['Role']['Arn']\n\
+         k = client('sts').assume_role(RoleArn=role, RoleSessionName='instance')['Credentials']\n\
+         node = [k['AccessKeyId'], k['SecretAccessKey'], k['SessionToken']]\n\
+         out = {{'main': main, 'tables': [table(), table()], 'admin': admin, 'node': node,\n  \
            'instances': [instance(a) for a in {addresses:?}]}}\n\
          everything = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': '*', 'Resource': '*'}}]}}\n\
          iam.put_user_policy(UserName='admin', PolicyName='p', PolicyDocument=json.dumps(everything))\n"
@@ -217,7 +223,7 @@ fn setup(lab: &Lab) -> String {
 }
 
 fn boto(programs: &Programs, router: &Namespace, key: &Key, script: &str) -> Result<Value> {
-    let Key { id, secret } = key;
+    let Key { id, secret, .. } = key;
     let text = format!(
         "import boto3, json\n\
          client = lambda name: boto3.client(name, region_name='{REGION}', aws_access_key_id='{id}',\n  \
@@ -241,7 +247,7 @@ fn metadata(
 ) -> Result<Double> {
     let credentials = json!({
         "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2020-01-01T00:00:00Z",
-        "AccessKeyId": key.id, "SecretAccessKey": key.secret, "Token": "token",
+        "AccessKeyId": key.id, "SecretAccessKey": key.secret, "Token": key.session,
         "Expiration": "2099-01-01T00:00:00Z",
     });
     let refused = Arc::clone(refused);
