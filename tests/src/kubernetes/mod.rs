@@ -119,6 +119,10 @@ impl ApiServer {
         &self.dir
     }
 
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("apiserver.log")
+    }
+
     /// What an administrator's kubectl reads.
     pub fn admin_config(&self) -> PathBuf {
         self.dir.join("admin.json")
@@ -161,12 +165,13 @@ impl ApiServer {
                 "--authorization-mode=RBAC",
                 "--disable-admission-plugins=ServiceAccount",
                 "--endpoint-reconciler-type=none",
+                // It logs each request that has ended.
+                "--v=3",
             ]);
-        let log = self.dir.join("apiserver.log");
         self.process = Some(Daemon::start(
             "kube-apiserver",
             command,
-            &log,
+            &self.log(),
             Lifetime::Bound,
         )?);
         wait_for("the API server to answer", START_DEADLINE, || {

@@ -16,7 +16,7 @@ use crate::{
     with_api_server,
 };
 
-const GHOST: &str = "10.5.199.0/24";
+pub const GHOST: &str = "10.5.199.0/24";
 
 /// The end of a token that is good for the whole test.
 fn late() -> SystemTime {
@@ -33,7 +33,7 @@ fn flow(lab: &Lab) -> Result<SteadyFlow> {
     Ok(flow)
 }
 
-fn create_ghost(server: &ApiServer) -> Result<()> {
+pub fn create_ghost(server: &ApiServer) -> Result<()> {
     let annotations = json!({
         "flannel.alpha.coreos.com/kube-subnet-manager": "true",
         "flannel.alpha.coreos.com/backend-type": "vxlan",

@@ -5,6 +5,7 @@ mod chart;
 mod cluster;
 mod credentials;
 mod stock;
+mod watch;
 mod ways;
 
 use anyhow::Result;

@@ -38,8 +38,8 @@ fn administrator(lab: &Lab, server: &ApiServer, name: &str) -> Result<Hosts> {
     Ok(Hosts::from([(name.to_owned(), host)]))
 }
 
-/// Starts what the DaemonSet has in its pods, on one node, in place of the stand-in for flanneld.
-fn take_over(lab: &Lab, server: &ApiServer, node: &Node, account: &Account) -> Result<()> {
+/// Starts what the DaemonSet has in its pods, on one node.
+fn start_pod(lab: &Lab, server: &ApiServer, node: &Node, account: &Account) -> Result<()> {
     let words = [
         "-n",
         "kube-flannel",
@@ -60,7 +60,6 @@ fn take_over(lab: &Lab, server: &ApiServer, node: &Node, account: &Account) -> R
         flags.into_iter().any(|flag| flag == "--kube-subnet-mgr"),
         "{container}"
     );
-    fs::remove_file(&node.subnet_file)?;
     server.start_agent_with(lab, node, account)?;
     node.wait_ready()?;
     wait_annotations(server, node)
@@ -96,7 +95,9 @@ fn a_cluster_of_kube_flannel_goes_over_under_traffic_as_its_page_says() {
         page::follow("from-kube-flannel.md", &mut hosts, |step| {
             if step.command.starts_with("kubectl apply -f") {
                 for node in lab.nodes() {
-                    take_over(lab, server, node, &account)?;
+                    // The agent takes the place of the stand-in for flanneld.
+                    fs::remove_file(&node.subnet_file)?;
+                    start_pod(lab, server, node, &account)?;
                 }
             }
             Ok(())
@@ -108,14 +109,47 @@ fn a_cluster_of_kube_flannel_goes_over_under_traffic_as_its_page_says() {
     });
 }
 
+/// Objects that others than kube-flannel do not have. A namespace does not go without a controller.
+fn delete_flannels(server: &ApiServer) -> Result<()> {
+    for object in ["configmap/kube-flannel-cfg", "daemonset/kube-flannel-ds"] {
+        server.kubectl(&["-n", "kube-flannel", "delete", object])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_cluster_gets_in_as_its_page_says() {
+    let name = "a_new_cluster_gets_in_as_its_page_says";
+    with_api_server(name, Lab::builder().nodes(2), |lab, server| {
+        delete_flannels(server)?;
+        for (node, subnet) in lab.nodes().iter().zip(SUBNETS) {
+            server.create_node(&node.name, &[subnet], &json!({}))?;
+        }
+        let account = Account::mount(server, SystemTime::now() + Duration::from_hours(1))?;
+        let mut hosts = administrator(lab, server, "admin")?;
+        page::follow("kubernetes.md", &mut hosts, |step| {
+            if step.command.starts_with("kubectl apply -f") {
+                for node in lab.nodes() {
+                    start_pod(lab, server, node, &account)?;
+                }
+            }
+            Ok(())
+        })?;
+        lab.add_pods(1)?;
+        lab.wait_converged()?;
+        lab.wait_attached()?;
+        lab.ping_matrix()?;
+        let (one, two) = (lab.node(0), lab.node(1));
+        let [from, to] = [one, two].map(|node| node.pods()[0].endpoint());
+        one.wait_fast_echoes(&from, two, &to)
+    });
+}
+
 #[test]
 fn the_manifest_for_k3s_is_taken_as_its_page_says() {
     let name = "the_manifest_for_k3s_is_taken_as_its_page_says";
     with_api_server(name, Lab::builder().nodes(1), |lab, server| {
-        // k3s has no such objects. A namespace does not go without a controller.
-        for object in ["configmap/kube-flannel-cfg", "daemonset/kube-flannel-ds"] {
-            server.kubectl(&["-n", "kube-flannel", "delete", object])?;
-        }
+        delete_flannels(server)?;
         let mut hosts = administrator(lab, server, "server")?;
         page::follow("from-k3s.md", &mut hosts, |_| Ok(()))
     });

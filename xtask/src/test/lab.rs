@@ -29,6 +29,7 @@ const ALONE: &[&str] = &[
 const LONG: &[&str] = &[
     "chaos::",
     "datapath::full::",
+    "kubernetes::watch::",
     "lease::faults::",
     "parity::churn::",
     "parity::random::",
