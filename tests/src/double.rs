@@ -124,7 +124,7 @@ fn converse(
     };
     let said = answer(&request);
     let headers = said.headers.iter();
-    let headers: String = headers
+    let headers: Vec<String> = headers
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
     write!(
@@ -132,7 +132,8 @@ fn converse(
         "HTTP/1.1 {} as asked\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n{}",
         said.status,
         said.body.len(),
-        said.body
+        said.body,
+        headers = headers.concat(),
     )?;
     Ok(())
 }

@@ -109,7 +109,7 @@ impl Vpc {
         let metadata = metadata(
             &router,
             addresses.zip(ids).collect(),
-            key("node")?,
+            &key("node")?,
             &refused,
         )?;
         let tables = said["tables"].as_array().context("tables")?;
@@ -242,7 +242,7 @@ fn boto(programs: &Programs, router: &Namespace, key: &Key, script: &str) -> Res
 fn metadata(
     router: &Namespace,
     instances: BTreeMap<Ipv4Addr, String>,
-    key: Key,
+    key: &Key,
     refused: &Arc<Mutex<Vec<String>>>,
 ) -> Result<Double> {
     let credentials = json!({
