@@ -1,11 +1,7 @@
 //! The benchmark as a program: builds every variant, measures them in interleaved rounds, prints
 //! tables and writes JSON. `cargo xtask bench` builds and runs it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
