@@ -30,9 +30,12 @@ impl RunTime {
     fn of(node: &Node, interface: &str, program: &str) -> Result<Self> {
         let (_, programs) =
             node.enter(|| SchedClassifier::query_tcx(interface, TcAttachType::Ingress))?;
-        let found = programs
-            .iter()
-            .find(|info| info.name_as_str() == Some(program));
+        // Those of the udp backend have a longer name, of which the kernel keeps 15 bytes.
+        let is_it = |info: &&ProgramInfo| {
+            let name = info.name_as_str();
+            name.is_some_and(|name| name.starts_with(program))
+        };
+        let found = programs.iter().find(is_it);
         let info: &ProgramInfo =
             found.with_context(|| format!("no {program} on {interface} of {}", node.name))?;
         let fd = info.fd()?;

@@ -69,11 +69,11 @@ fn the_commands_tell_what_is_fast_and_how() {
         let fast = stats["fast_path"]["egress"]["fast_packets"].as_u64();
         ensure!(fast.is_some_and(|packets| packets > 50), "{stats:#}");
         ensure!(counted(here)?["sent"] > 0);
-        let status = operator_json(here, &["status"])?;
-        let node = &status["datapath"]["node"];
+        let whole = operator_json(here, &["status"])?;
+        let node = &whole["datapath"]["node"];
         ensure!(node["vtep_ifname"] == DEVICE && node["port"] == 8285);
         ensure!(node["vtep_mac"].is_null() && node["vni"].is_null());
-        ensure!(status["forwarder"]["alone_because"].is_null(), "{status:#}");
+        ensure!(whole["forwarder"]["alone_because"].is_null(), "{whole:#}");
         flow.stop()?.datagrams.ensure_lossless()
     });
 }
