@@ -6,11 +6,17 @@ pub mod gce;
 use std::{
     env,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::{Lab, Node, agent::Launch};
+use crate::{
+    lab::{Lab, Node, agent::Launch},
+    wait::wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What `cargo xtask test --cloud` makes.
 const MADE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/cloud");
@@ -54,4 +60,16 @@ pub fn launch(lab: &Lab, programs: &Programs, variables: &[(&str, String)]) -> R
 /// The agent's log.
 pub fn log(node: &Node) -> Result<String> {
     node.with_agent(|agent| Ok(agent.log()))
+}
+
+/// Restarts the agent, and waits until it is ready.
+pub fn restart(node: &Node, launch: &Launch) -> Result<()> {
+    let ready = || Ok::<_, anyhow::Error>(log(node)?.matches(" INFO ready").count());
+    let before = ready()?;
+    node.stop_agent()?;
+    node.launch(launch)?;
+    wait_for("the agent to be ready again", PATIENCE, || {
+        ensure!(ready()? > before, "{}", log(node)?);
+        Ok(())
+    })
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use ipnetwork::Ipv4Network;
 use overlay_tests::{
-    cloud::{aws::Vpc, launch, log},
+    cloud::{aws::Vpc, launch, log, restart},
     lab::{Builder, Lab, Node, subnet_env::SubnetEnv},
     wait::wait_for,
 };
@@ -93,13 +93,10 @@ fn each_node_has_a_route_in_the_table_of_its_subnet_and_takes_packets_of_pods() 
         // What the metadata service is asked, it is asked within a session.
         ensure!(vpc.sessionless().is_empty(), "{:?}", vpc.sessionless());
 
+        wait_said(one, &["the cloud: added the route of"])?;
         let before = vpc.routes(&vpc.main)?;
-        one.stop_agent()?;
-        ensure!(vpc.routes(&vpc.main)? == before, "a stop leaves routes");
         let changes = log_of_changes(one)?;
-        one.launch(&launch)?;
-        one.wait_ready()?;
-        wait_in_sync(one)?;
+        restart(one, &launch)?;
         ensure!(vpc.routes(&vpc.main)? == before);
         ensure!(log_of_changes(one)? == changes, "a restart changes nothing");
         Ok(())

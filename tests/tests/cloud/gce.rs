@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, ensure};
 use overlay_tests::{
-    cloud::{gce::Gce, log},
+    cloud::{gce::Gce, log, restart},
     lab::{Builder, Lab, Node},
     wait::wait_for,
 };
@@ -64,10 +64,7 @@ fn a_node_has_a_route_of_flannels_name_and_a_restart_changes_nothing() {
         wait_in_sync(node)?;
         let changes = ["delete flannel-10-5-9-0-24", &format!("insert {NAME}")];
         ensure!(gce.changes() == changes);
-        node.stop_agent()?;
-        node.launch(&launch)?;
-        node.wait_ready()?;
-        wait_in_sync(node)?;
+        restart(node, &launch)?;
         wait_routes(&gce, &expected)?;
         let changes = gce.changes();
         ensure!(changes.is_empty(), "{changes:?}");
