@@ -27,6 +27,13 @@ impl Arch {
         }
     }
 
+    /// As Debian and images of containers call it.
+    pub const fn debian(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "arm64",
+        }
+    }
+
     /// What Debian's tools for it begin with.
     pub const fn prefix(self) -> &'static str {
         match self {

@@ -6,9 +6,10 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    arch::Arch,
     prereq::Group,
     process::{self, command},
-    release::{self, Install},
+    release::{self, Build},
 };
 
 /// What the agent runs, and what these and it need.
@@ -17,15 +18,16 @@ const PACKAGES: &str = "libc6,libgcc-s1,iptables,nftables,ca-certificates";
 /// The release whose C library is the oldest that the agent runs with.
 const DEBIAN: &str = "bookworm";
 
-pub fn run(args: &Install) -> Result<()> {
-    let (workspace, mut installer) = release::start(args, &[Group::HostBuild, Group::Image])?;
-    let package = release::build(&workspace, &mut installer)?;
+pub fn run(args: &Build) -> Result<()> {
+    let (workspace, mut installer) = release::start(args, &[Group::Image])?;
+    let package = release::build(&workspace, &mut installer, args.arch)?;
     let dir = workspace.root().join("target/image");
+    let dir = dir.join(release::of(args.arch, Arch::name));
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for program in [release::PROGRAM, release::PLUGIN] {
         // Without the names of functions, a sixth of it: they are in the file of debug information, too.
         process::run(
-            command("objcopy")
+            release::objcopy(args.arch)
                 .arg("--strip-all")
                 .arg(package.join(program))
                 .arg(dir.join(program)),
@@ -41,6 +43,9 @@ pub fn run(args: &Install) -> Result<()> {
         .current_dir(&dir)
         .env("SOURCE_DATE_EPOCH", &epoch)
         .args(["--variant=extract", &format!("--include={PACKAGES}")]);
+    if let Some(arch) = args.arch {
+        bootstrap.arg(format!("--architectures={}", arch.debian()));
+    }
     let hook = workspace.root().join("deploy/image/root.sh");
     bootstrap.arg(format!("--extract-hook='{}' \"$1\"", hook.display()));
     process::run(bootstrap.args([DEBIAN, "root.tar"]))?;
@@ -58,11 +63,12 @@ pub fn run(args: &Install) -> Result<()> {
             .args(["--storage-driver=vfs", "--root=storage", "--runroot=run"]);
         buildah
     };
-    process::run(
-        buildah()
-            .args(["bud", "--isolation=chroot", "--timestamp", &epoch])
-            .args(["--tag", &tag, "."]),
-    )?;
+    let mut build = buildah();
+    build.args(["bud", "--isolation=chroot", "--timestamp", &epoch]);
+    if let Some(arch) = args.arch {
+        build.args(["--arch", arch.debian()]);
+    }
+    process::run(build.args(["--tag", &tag, "."]))?;
     process::run(buildah().args([
         "push",
         &tag,

@@ -62,11 +62,11 @@ enum Command {
     /// Look for inputs that make a parser panic, with each fuzz target for some time
     Fuzz(fuzz::Args),
     /// Build the agent to be installed, without debug information, which gets a file of its own
-    Release(release::Args),
+    Release(release::Build),
     /// Make Debian and RPM packages of the release
     Package(package::Args),
     /// Make a container image of the release
-    Image(release::Install),
+    Image(release::Build),
 }
 
 fn main() -> ExitCode {
@@ -88,5 +88,17 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn no_command_has_a_name_twice() {
+        Cli::command().debug_assert();
     }
 }

@@ -8,11 +8,14 @@ use anyhow::{Context as _, Result};
 use crate::{
     prereq::Group,
     process::{self, command},
-    release::{self, PROGRAM},
+    release::{self, PLUGIN, PROGRAM},
     tool::Tool,
     verify,
     workspace::Workspace,
 };
+
+/// What the lists of `overlay-agent/Cargo.toml` take into packages, below the root.
+const CONTENTS: &str = "target/package/contents";
 
 /// What has changed, for whoever publishes the release.
 const NOTES: &str = "NOTES.md";
@@ -33,16 +36,23 @@ const SBOM: Tool = Tool {
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    install: release::Install,
+    release: release::Build,
     /// Build the programs once more elsewhere, and fail unless they are the same
     #[arg(long)]
     verify: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let groups = [Group::HostBuild, Group::Packages];
-    let (workspace, mut installer) = release::start(&args.install, &groups)?;
-    let dir = release::build(&workspace, &mut installer)?;
+    let (workspace, mut installer) = release::start(&args.release, &[Group::Packages])?;
+    let arch = args.release.arch;
+    let dir = release::build(&workspace, &mut installer, arch)?;
+    let contents = workspace.root().join(CONTENTS);
+    fs::create_dir_all(&contents)
+        .with_context(|| format!("cannot create {}", contents.display()))?;
+    for program in [PROGRAM, PLUGIN] {
+        fs::copy(dir.join(program), contents.join(program))
+            .with_context(|| format!("cannot copy {program}"))?;
+    }
     let epoch = workspace.commit_time()?;
     // Texts only: as tests build it, which may have done so already.
     process::run(
@@ -57,10 +67,10 @@ pub fn run(args: &Args) -> Result<()> {
                 "manual",
                 "--",
             ])
-            .arg(&dir),
+            .arg(&contents),
     )?;
     let date = workspace.commit("%cD")?;
-    write(&dir, "changelog", &changelog(&date))?;
+    write(&contents, "changelog", &changelog(&date))?;
     let changes = workspace.root().join("CHANGELOG.md");
     let changes = fs::read_to_string(&changes)
         .with_context(|| format!("cannot read {}", changes.display()))?;
@@ -74,6 +84,9 @@ pub fn run(args: &Args) -> Result<()> {
             .current_dir(workspace.root())
             .env("SOURCE_DATE_EPOCH", &epoch)
             .arg(name);
+        if let Some(arch) = arch {
+            cargo.args(["--target", arch.triple()]);
+        }
         Ok(cargo)
     };
     process::run(
@@ -97,7 +110,7 @@ pub fn run(args: &Args) -> Result<()> {
     take_list(&workspace, &dir)?;
     lint(&dir)?;
     if args.verify {
-        verify::run(&workspace, &dir)?;
+        verify::run(&workspace, arch)?;
     }
     Ok(())
 }

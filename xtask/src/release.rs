@@ -22,77 +22,70 @@ pub const PROGRAM: &str = "overlay-agent";
 pub const PLUGIN: &str = "overlay-cni";
 
 #[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    install: Install,
-    /// For machines of another architecture
-    #[arg(long)]
-    arch: Option<Arch>,
-}
-
-#[derive(clap::Args)]
-pub struct Install {
+pub struct Build {
     /// Install missing system packages, as root
     #[arg(long)]
     install: bool,
+    /// For machines of another architecture
+    #[arg(long)]
+    pub arch: Option<Arch>,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    let (workspace, mut installer) = start(&args.install, &[Group::HostBuild])?;
-    match args.arch {
-        Some(arch) => build_for(&workspace, &mut installer, arch),
-        None => build(&workspace, &mut installer).map(drop),
-    }
+pub fn run(args: &Build) -> Result<()> {
+    let (workspace, mut installer) = start(args, &[])?;
+    build(&workspace, &mut installer, args.arch).map(drop)
 }
 
-/// What the commands begin with that build on the release.
-pub fn start(args: &Install, groups: &[Group]) -> Result<(Workspace, Installer)> {
+/// What the commands begin with that build on the release. `groups`: what they need besides.
+pub fn start(args: &Build, groups: &[Group]) -> Result<(Workspace, Installer)> {
     let mut installer = Installer::new(args.install);
-    installer.ensure(groups)?;
+    installer.ensure(&[&[Group::HostBuild], groups].concat())?;
+    if let Some(arch) = args.arch {
+        arch.ensure(&mut installer, &[Group::OtherArch])?;
+    }
     Ok((Workspace::locate(), installer))
 }
 
-/// Builds the programs, and returns the directory they are in.
-pub fn build(workspace: &Workspace, installer: &mut Installer) -> Result<PathBuf> {
+/// Builds the programs, and returns the directory they are in. The BPF object is the same for all architectures: the
+/// programs in it know nothing of the machine but the order of its bytes.
+pub fn build(
+    workspace: &Workspace,
+    installer: &mut Installer,
+    arch: Option<Arch>,
+) -> Result<PathBuf> {
     build_ebpf::build_both(workspace, installer)?;
-    process::run(cargo(workspace).args(["--package", PROGRAM, "--package", PLUGIN]))?;
-    let built = workspace.root().join("target").join(PROFILE);
-    let dir = workspace.root().join("target/package");
-    strip_both(&built, &dir, "")?;
+    let mut cargo = cargo(workspace);
+    cargo.args(["--package", PROGRAM, "--package", PLUGIN]);
+    let mut built = workspace.root().join("target");
+    if let Some(arch) = arch {
+        cargo
+            .envs(arch.variables())
+            .args(["--target", arch.triple()]);
+        built.push(arch.triple());
+    }
+    process::run(&mut cargo)?;
+    let dir = directory(workspace.root(), arch);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for program in [PROGRAM, PLUGIN] {
+        strip(&built.join(PROFILE).join(program), &dir, program, arch)?;
+    }
     Ok(dir)
 }
 
-/// Builds the programs for another architecture. The BPF object is the same: the programs in it know nothing of
-/// the machine but the order of its bytes.
-fn build_for(workspace: &Workspace, installer: &mut Installer, arch: Arch) -> Result<()> {
-    arch.ensure(installer, &[Group::OtherArch])?;
-    build_ebpf::build_both(workspace, installer)?;
-    let target = ["--target", arch.triple(), "--package", PROGRAM];
-    process::run(
-        cargo(workspace)
-            .envs(arch.variables())
-            .args(target)
-            .args(["--package", PLUGIN]),
-    )?;
-    let root = workspace.root();
-    let built = root.join("target").join(arch.triple()).join(PROFILE);
-    let dir = root.join("target/package").join(arch.name());
-    strip_both(&built, &dir, arch.prefix())
+/// Where below the root of a workspace the programs are, and the packages.
+pub fn directory(root: &Path, arch: Option<Arch>) -> PathBuf {
+    root.join("target/package").join(of(arch, Arch::name))
 }
 
-fn strip_both(built: &Path, dir: &Path, prefix: &str) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    for program in [PROGRAM, PLUGIN] {
-        strip(&built.join(program), dir, program, prefix)?;
-    }
-    Ok(())
+/// What an architecture is called, or its tools begin with; nothing for this machine's.
+pub fn of(arch: Option<Arch>, name: impl FnOnce(Arch) -> &'static str) -> &'static str {
+    arch.map_or("", name)
 }
 
 /// Parts a program in what is installed and its debug information, and says how large they are.
-/// `prefix`: of the name of the tool.
-fn strip(built: &Path, dir: &Path, program: &str, prefix: &str) -> Result<()> {
+fn strip(built: &Path, dir: &Path, program: &str, arch: Option<Arch>) -> Result<()> {
     let objcopy = || {
-        let mut objcopy = command(format!("{prefix}objcopy"));
+        let mut objcopy = objcopy(arch);
         objcopy.current_dir(dir);
         objcopy
     };
@@ -109,6 +102,11 @@ fn strip(built: &Path, dir: &Path, program: &str, prefix: &str) -> Result<()> {
         tell(&dir.join(file))?;
     }
     Ok(())
+}
+
+/// What takes programs of an architecture apart.
+pub fn objcopy(arch: Option<Arch>) -> Command {
+    command(format!("{}objcopy", of(arch, Arch::prefix)))
 }
 
 /// Says what was made, and how large it is.

@@ -6,26 +6,30 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    arch::Arch,
     process::{self, command},
-    release::{PLUGIN, PROGRAM},
+    release::{self, PLUGIN, PROGRAM},
     workspace::Workspace,
 };
 
-/// Compares what was built in `dir`.
-pub fn run(workspace: &Workspace, dir: &Path) -> Result<()> {
+/// Compares what was built for an architecture.
+pub fn run(workspace: &Workspace, arch: Option<Arch>) -> Result<()> {
     let copy = workspace.root().join("target/verify/elsewhere");
     if copy.exists() {
         fs::remove_dir_all(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
     }
     take_sources(workspace, &copy)?;
     println!("Building once more, in {}", copy.display());
-    process::run(
-        process::cargo()
-            .current_dir(&copy)
-            .env_remove("CARGO_TARGET_DIR")
-            .args(["run", "--locked", "--package", "xtask", "--", "release"]),
-    )?;
-    let again = copy.join("target/package");
+    let mut build = process::cargo();
+    build
+        .current_dir(&copy)
+        .env_remove("CARGO_TARGET_DIR")
+        .args(["run", "--locked", "--package", "xtask", "--", "release"]);
+    if let Some(arch) = arch {
+        build.args(["--arch", arch.name()]);
+    }
+    process::run(&mut build)?;
+    let [dir, again] = [workspace.root(), &copy].map(|root| release::directory(root, arch));
     let mut differ = Vec::new();
     for program in [PROGRAM, PLUGIN] {
         if read(&dir.join(program))? == read(&again.join(program))? {

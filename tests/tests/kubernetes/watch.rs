@@ -18,10 +18,9 @@ const LATEST: Duration = Duration::from_mins(6);
 /// Watches of Nodes that have ended, but for those of the server itself.
 fn ended(server: &ApiServer) -> Result<usize> {
     let log = fs::read_to_string(server.log())?;
-    let is_ours = |line: &&str| {
-        line.contains(r#"verb="WATCH" URI="/api/v1/nodes?"#)
-            && !line.contains(r#"userAgent="kube-apiserver/"#)
-    };
+    // Its own begin with other words.
+    let is_ours =
+        |line: &&str| line.contains(r#""HTTP" verb="GET" URI="/api/v1/nodes?&watch=true&"#);
     Ok(log.lines().filter(is_ours).count())
 }
 

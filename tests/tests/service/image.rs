@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use overlay_tests::{
     lab::{Lab, agent::Launch, scenario},
-    netns::checked,
+    netns::{checked, with_input},
     skip,
 };
 
@@ -17,9 +17,11 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Where the container has it: this way of running one leaves its `/sys` read-only.
 const PINS: &str = "/run/bpf";
 
-/// What `cargo xtask image` left: the image, and the storage of images it is in.
-fn built() -> Option<PathBuf> {
+/// What `cargo xtask image` left: the image, and the storage of images it is in. `arch`: another one than this
+/// machine's.
+fn built(arch: &str) -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image");
+    let dir = dir.join(arch);
     dir.join("overlay-agent.tar")
         .is_file()
         .then(|| dir.canonicalize().ok())
@@ -84,9 +86,13 @@ impl Drop for Container {
 
 #[test]
 fn the_image_has_less_than_40_mb() {
-    let Some(dir) = built() else {
+    let Some(dir) = built("") else {
         skip!("no image has been made; `cargo xtask image` makes one");
     };
+    check_size(&dir);
+}
+
+fn check_size(dir: &Path) {
     let size = |name: &str| {
         let file = fs::metadata(dir.join(name));
         file.expect("a part of the image").len()
@@ -95,9 +101,46 @@ fn the_image_has_less_than_40_mb() {
     assert!(sizes.iter().sum::<u64>() < LIMIT, "{sizes:?}");
 }
 
+/// Each of its programs starts with the libraries of the image, and no others.
+#[test]
+fn the_image_for_aarch64_has_what_its_programs_need() {
+    let Some(dir) = built("aarch64") else {
+        skip!("no image for aarch64 has been made; `cargo xtask image --arch aarch64` makes one");
+    };
+    check_size(&dir);
+    let root = tempfile::tempdir().expect("a directory");
+    let tar = dir.join("root.tar");
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xf").arg(tar).arg("-C").arg(root.path());
+    checked(&mut unpack).expect("the root of the image");
+    let emulate = |program: &Path| {
+        let mut emulator = Command::new("qemu-aarch64-static");
+        emulator.arg("-L").arg(root.path()).arg(program);
+        emulator
+    };
+    for (program, word) in [
+        (dir.join("overlay-agent"), env!("CARGO_PKG_VERSION")),
+        (root.path().join("usr/sbin/nft"), "nftables"),
+        (root.path().join("usr/sbin/iptables"), "iptables"),
+    ] {
+        let said = checked(emulate(&program).arg("--version"));
+        assert!(
+            said.as_ref().is_ok_and(|said| said.contains(word)),
+            "{said:?}"
+        );
+    }
+    let mut plugin = emulate(&dir.join("overlay-cni"));
+    plugin.env("CNI_COMMAND", "VERSION");
+    let said = with_input(&mut plugin, r#"{"cniVersion":"1.1.0"}"#);
+    let is_said = said
+        .as_ref()
+        .is_ok_and(|said| said.contains("supportedVersions"));
+    assert!(is_said, "{said:?}");
+}
+
 #[test]
 fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
-    let Some(dir) = built() else {
+    let Some(dir) = built("") else {
         skip!("no image has been made; `cargo xtask image` makes one");
     };
     scenario(Lab::builder().nodes(2), |lab| {
