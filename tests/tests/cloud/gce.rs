@@ -44,7 +44,7 @@ fn wait_said(node: &Node, text: &str) -> Result<()> {
 fn wait_in_sync(node: &Node) -> Result<()> {
     wait_for("the node to be in sync", PATIENCE, || {
         let (code, text) = node.status()?;
-        ensure!(!text.contains("gce:"), "{code:?} {text}");
+        ensure!(code == Some(0), "{code:?} {text}");
         Ok(())
     })
 }

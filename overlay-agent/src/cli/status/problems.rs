@@ -43,7 +43,13 @@ pub fn problems(
     if let Some(problem) = &tier.per_packet_rules.problem {
         problems.push(format!("every flow is left to the kernel: {problem}"));
     }
-    if at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
+    // Programs are not put where they have nothing to do: with a backend that has no fast path.
+    let modes = [
+        ipv4.as_ref().map(|overlay| overlay.config.fastpath),
+        ipv6.as_ref().map(|overlay| overlay.config.fastpath),
+    ];
+    let is_fast = modes.into_iter().flatten().any(|mode| mode != FASTPATH_OFF);
+    if is_fast && at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
         problems.push("no program on the underlay interface: nothing arrives fast".into());
     }
     let devices = [
