@@ -43,21 +43,15 @@ pub fn problems(
     if let Some(problem) = &tier.per_packet_rules.problem {
         problems.push(format!("every flow is left to the kernel: {problem}"));
     }
-    // Programs are not put where they have nothing to do: with a backend that has no fast path.
-    let modes = [
-        ipv4.as_ref().map(|overlay| overlay.config.fastpath),
-        ipv6.as_ref().map(|overlay| overlay.config.fastpath),
-    ];
-    let is_fast = modes.into_iter().flatten().any(|mode| mode != FASTPATH_OFF);
-    if is_fast && at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
-        problems.push("no program on the underlay interface: nothing arrives fast".into());
-    }
+    // Where nothing is fast nothing is learned, and a backend without a fast path has no programs at all.
     let devices = [
         ipv4.as_ref().and_then(learning_device),
         ipv6.as_ref().and_then(learning_device),
     ];
-    // Where nothing is fast nothing is learned.
     let learns = devices.iter().any(Option::is_some);
+    if learns && at(tier, Hook::Ingress).is_empty() && bare_underlay.is_none() {
+        problems.push("no program on the underlay interface: nothing arrives fast".into());
+    }
     let (underlays, confirmed) = (at(tier, Hook::Ingress), at(tier, Hook::Confirm));
     for underlay in underlays.difference(&confirmed).filter(|_| learns) {
         problems.push(no_permits(Hook::Confirm, &label(*underlay)));
