@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    maps::{LpmTrie, Map, MapData},
+    maps::{Array, LpmTrie, Map, MapData},
     programs::links::{FdLink, PinnedLink},
 };
 use ipnetwork::Ipv4Network;
@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 use overlay_common::{
     ABI_VERSION,
     addr::{Ipv4Be, MacAddr},
+    config::{Config, FASTPATH_OFF},
+    family::{V4, V6, WireFamily},
     maps,
     outcome::Hook,
     route::RouteEntry,
@@ -261,6 +263,17 @@ impl Node {
         self.pin_dir.join(format!("v{ABI_VERSION}")).join(map)
     }
 
+    /// What the pinned configuration of a family says of the fast path.
+    fn fastpath<F>(&self, map: &str) -> Result<u32>
+    where
+        F: WireFamily,
+        Config<F>: aya::Pod,
+    {
+        let data = MapData::from_pin(self.map_pin(map))?;
+        let config = Array::<_, Config<F>>::try_from(Map::Array(data))?;
+        Ok(config.get(&0, 0)?.fastpath)
+    }
+
     /// The subnets in the pinned route map, read without the agent's help.
     pub fn mapped_subnets(&self) -> Result<Vec<Ipv4Network>> {
         let pin = self.map_pin(maps::ROUTES4);
@@ -379,20 +392,9 @@ impl Node {
 
     /// Waits until the programs are attached to a pod's interface, if this node's agent attaches any.
     pub fn wait_attached(&self, interface: &str) -> Result<()> {
-        let pid = match &*self.running() {
-            Running::Agent(agent) => agent.pid(),
-            _ => return Ok(()),
-        };
-        if !self.pin_dir.join("links").exists() {
+        if !self.runs_agent() || !self.pin_dir.join("links").exists() {
             return Ok(());
         }
-        // Without a fast path nobody learns what is delivered.
-        let flags = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let wanted: &[&str] = if flags.contains("--fastpath=off") {
-            &["egress"]
-        } else {
-            &["deliver", "egress"]
-        };
         let what = format!("programs on {interface} of {}", self.name);
         wait_for(&what, READY_DEADLINE, || {
             let links = self.pinned_links()?;
@@ -403,6 +405,17 @@ impl Node {
                 .filter(|&name| name != "clsact")
                 .collect();
             hooks.sort_unstable();
+            // Without a fast path nobody learns what is delivered.
+            let modes = [
+                self.fastpath::<V4>(maps::CONFIG),
+                self.fastpath::<V6>(maps::CONFIG6),
+            ];
+            let is_off = modes.iter().all(|mode| matches!(mode, Ok(FASTPATH_OFF)));
+            let wanted: &[&str] = if is_off {
+                &["egress"]
+            } else {
+                &["deliver", "egress"]
+            };
             ensure!(hooks == wanted, "{hooks:?}");
             Ok(())
         })
