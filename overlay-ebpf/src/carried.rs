@@ -11,7 +11,7 @@ use overlay_common::{
     config::FASTPATH_OFF,
     encap::DATAGRAM_LEN,
     family::{V4, WireFamily as _},
-    node::MODE_TUNNEL,
+    node::{MODE_TUNNEL, Node},
     outcome::Outcome,
     wire::{ETHERTYPE_IPV4, Ipv4Header},
 };
@@ -30,6 +30,7 @@ use crate::{
     observe::{enter, observe_bare, observe_leaving_bare, permit_until},
     packet::ETH_LEN,
     parse::why_off,
+    told,
     ways::{Entry, Terms, Way},
 };
 
@@ -61,13 +62,6 @@ fn at_underlay(skb: Skb) -> Outcome {
     told(opens(&skb))
 }
 
-#[inline(always)]
-fn told(result: Result<Outcome, Outcome>) -> Outcome {
-    match result {
-        Ok(outcome) | Err(outcome) => outcome,
-    }
-}
-
 /// A pod's packet at the device.
 #[inline(always)]
 fn leaves(skb: &Skb) -> Result<Outcome, Outcome> {
@@ -78,13 +72,7 @@ fn leaves(skb: &Skb) -> Result<Outcome, Outcome> {
     let index = V4::node_of(flow.words.remote()).ok_or(Outcome::Nexthop)?;
     let node = V4::node(index).ok_or(Outcome::Nexthop)?;
     let nexthop = NexthopEntry::find::<V4>(index).ok_or(Outcome::Nexthop)?;
-    let terms = Terms {
-        generation: passage.generation,
-        vtep: u32::from_ne_bytes(node.vtep.tag()),
-        path_changes: nexthop.path_changes(),
-        inner_mark: 0,
-        inner_priority: 0,
-    };
+    let terms = terms(passage.generation, node, &nexthop);
     let entry = Entry::find::<V4>(index).ok_or(Outcome::Nexthop)?;
     // The datagram that the forwarder makes of this packet may open it for the next.
     let Some(found) = entry.way(&terms) else {
@@ -107,6 +95,18 @@ fn leaves(skb: &Skb) -> Result<Outcome, Outcome> {
     let source_port = u16::from_ne_bytes(config.vxlan_port);
     earn::egress(&passage, index, until, (gateway, source_port), &way)?;
     Ok(Outcome::PermitGranted)
+}
+
+/// A datagram has nothing of the mark and the priority of what is in it.
+#[inline(always)]
+fn terms(generation: u32, node: &Node, nexthop: &NexthopEntry) -> Terms {
+    Terms {
+        generation,
+        vtep: u32::from_ne_bytes(node.vtep.tag()),
+        path_changes: nexthop.path_changes(),
+        inner_mark: 0,
+        inner_priority: 0,
+    }
 }
 
 /// A packet of the host's at the underlay. If the forwarder sent it to a node, as a fast one would be, the node's
@@ -137,24 +137,14 @@ fn opens(skb: &Skb) -> Result<Outcome, Outcome> {
     if node.vtep != header.dst || ip.ttl != V4::encap_ttl(&node.encap) || ip.tos != 0 {
         return Err(Outcome::OtherPath);
     }
-    let generation = maps::generation(config);
     let nexthop = NexthopEntry::find::<V4>(index).ok_or(Outcome::Nexthop)?;
-    let terms = Terms {
-        generation,
-        vtep: u32::from_ne_bytes(node.vtep.tag()),
-        path_changes: nexthop.path_changes(),
-        inner_mark: 0,
-        inner_priority: 0,
-    };
+    let terms = terms(maps::generation(config), node, &nexthop);
     let (next_hop, source) = read_pair(packet).ok_or(Outcome::Truncated)?;
     let lookup = Lookup::of_tunnel(skb, config, node, datagram.source_port);
-    let route = fib::route(skb, &lookup).ok_or(Outcome::OtherPath)?;
-    if route.ifindex != skb.ifindex() || route.next_hop != next_hop {
-        return Err(Outcome::OtherPath);
-    }
-    let room = node.room(route.mtu, DATAGRAM_LEN);
+    let mtu = fib::mtu_of_way(skb, &lookup, next_hop).ok_or(Outcome::OtherPath)?;
+    let room = node.room(mtu, DATAGRAM_LEN);
     let way = Way {
-        ifindex: route.ifindex,
+        ifindex: skb.ifindex(),
         next_hop,
         source,
         mtu: if room < config.pod_mtu {

@@ -20,13 +20,13 @@ use crate::{
     helpers::{Mark, Skb},
     ip::Ip,
     leaving::{Leaving, Left},
-    mac::Mac,
+    mac::{Mac, read_pair},
     maps,
     nexthop::NexthopEntry,
     observe::{observe_leaving, passage, permit_until},
     packet::ETH_LEN,
     parse::Tunnel,
-    short,
+    short, told,
 };
 
 #[inline(always)]
@@ -69,13 +69,6 @@ fn at_underlay<F: Ip>(skb: Skb) -> Outcome {
 #[inline(never)]
 fn at_underlay_directly<F: Ip>(skb: Skb) -> Outcome {
     told(leaves_directly::<F>(&skb))
-}
-
-#[inline(always)]
-fn told(result: Result<Outcome, Outcome>) -> Outcome {
-    match result {
-        Ok(outcome) | Err(outcome) => outcome,
-    }
 }
 
 /// A pod's packet at the vxlan device.
@@ -200,18 +193,14 @@ fn grant<F: Ip>(
     let nexthop = NexthopEntry::find::<F>(index).ok_or(Outcome::Nexthop)?;
     let path_changes = nexthop.path_changes();
     let packet = skb.packet();
-    let next_hop = Mac::read(packet, 0).ok_or(Outcome::Truncated)?;
-    let source = Mac::read(packet, 6).ok_or(Outcome::Truncated)?;
-    let route = fib::route(skb, lookup).ok_or(Outcome::OtherPath)?;
-    if route.ifindex != skb.ifindex() || route.next_hop != next_hop {
-        return Err(Outcome::OtherPath);
-    }
+    let (next_hop, source) = read_pair(packet).ok_or(Outcome::Truncated)?;
+    let mtu = fib::mtu_of_way(skb, lookup, next_hop).ok_or(Outcome::OtherPath)?;
     let way = Way {
         vtep: u32::from_ne_bytes(node.vtep.tag()),
-        ifindex: route.ifindex,
+        ifindex: skb.ifindex(),
         next_hop,
         source,
-        mtu: narrow(route.mtu),
+        mtu: narrow(mtu),
         mode,
         header: flow.header_bits(0),
         path_changes,

@@ -44,18 +44,11 @@ impl<F: Ip> Lookup<F> {
     }
 }
 
-/// How the kernel routes.
-pub struct FibRoute {
-    pub ifindex: u32,
-    pub next_hop: Mac,
-    /// MTU of the path as far as the kernel tells, bytes.
-    pub mtu: u16,
-}
-
-/// How the kernel routes a packet with the mark of this one, if it has a usable neighbour for the next
-/// hop. Before Linux 6.10 nobody can ask for packets with a mark, and is told of those without.
+/// The MTU of the path, bytes, as far as the kernel tells, if it routes a packet with the mark of this one by the device
+/// of this one and has `next_hop` as the neighbour there. Before Linux 6.10 nobody can ask for packets with a mark, and is
+/// told of those without.
 #[inline(always)]
-pub fn route<F: Ip>(skb: &Skb, about: &Lookup<F>) -> Option<FibRoute> {
+pub fn mtu_of_way<F: Ip>(skb: &Skb, about: &Lookup<F>, next_hop: Mac) -> Option<u16> {
     let own = if about.is_own {
         BPF_FIB_LOOKUP_OUTPUT
     } else {
@@ -77,11 +70,9 @@ pub fn route<F: Ip>(skb: &Skb, about: &Lookup<F>) -> Option<FibRoute> {
             answered => answered,
         }
     };
-    (result == 0).then_some(FibRoute {
-        ifindex: words[1] as u32,
-        next_hop: Mac::from_low_bits(words[7] >> 16),
-        mtu: (words[0] >> 48) as u16,
-    })
+    let is_same =
+        words[1] as u32 == skb.ifindex() && Mac::from_low_bits(words[7] >> 16) == next_hop;
+    (result == 0 && is_same).then_some((words[0] >> 48) as u16)
 }
 
 /// Whether the kernel keeps a packet to the address that came in by this device: an address of the

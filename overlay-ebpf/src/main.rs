@@ -129,6 +129,14 @@ impl From<Result<Handled, Outcome>> for Conclusion {
     }
 }
 
+/// What came of a packet that goes on in the kernel in any case.
+#[inline(always)]
+fn told(result: Result<Outcome, Outcome>) -> Outcome {
+    match result {
+        Ok(outcome) | Err(outcome) => outcome,
+    }
+}
+
 /// Counts the outcome and returns the verdict.
 #[inline(always)]
 fn conclude(hook: Hook, skb: Skb, bytes: u32, conclusion: impl Into<Conclusion>) -> i32 {

@@ -243,11 +243,9 @@ fn room_of<F: Ip>(skb: Skb, index: u32, port: u16) -> u32 {
         return 0;
     };
     let lookup = Lookup::of_tunnel(&skb, config, node, port.to_be());
-    match fib::route(&skb, &lookup) {
-        Some(route) if route.ifindex == skb.ifindex() && route.next_hop == next_hop => {
-            node.room(route.mtu, F::ENCAP_LEN)
-        }
-        _ => 0,
+    match fib::mtu_of_way(&skb, &lookup, next_hop) {
+        Some(mtu) => node.room(mtu, F::ENCAP_LEN),
+        None => 0,
     }
 }
 
