@@ -45,8 +45,7 @@ pub struct HostFacts<F: Family = V4> {
     pub route_mtus: BTreeMap<F::Address, u32>,
     /// How long permits last, which conntrack's timeouts decide.
     pub permits: PermitTimes,
-    /// Whether all that leaves by the underlay has its checksums when another host, or another namespace, receives
-    /// it: network cards compute them, but a veth hands them on as they are.
+    /// Whether all that leaves by the underlay has its checksums.
     pub sums: bool,
 }
 
@@ -65,8 +64,7 @@ impl<F: Family> HostFacts<F> {
             local_port_range: read(Path::new(IP_LOCAL_PORT_RANGE), "a port range", parse_range)?,
             route_mtus,
             permits,
-            sums: underlay.hardware
-                || offload::computes_checksums(&underlay.name).is_ok_and(|computes| !computes),
+            sums: !offload::leaves_open(&underlay.name, underlay.hardware),
         })
     }
 }

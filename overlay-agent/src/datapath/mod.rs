@@ -50,7 +50,7 @@ pub use self::{
     host::{HostFacts, PermitTimes, permit_clock},
     lent::{Lent, Loan},
     maps::{Maps, overlay::OverlayMaps, stats::Stats},
-    offload::{computes_checksums, unsummed},
+    offload::{leaves_open, unsummed},
     packet_event::PacketEvent,
     packet_log::{Message, PACKETS, PacketLog, Taker},
     pins::{DEFAULT_PIN_DIR, PinDir},

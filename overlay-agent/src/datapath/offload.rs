@@ -15,9 +15,15 @@ struct Value {
     data: u32,
 }
 
+/// Whether what leaves by the interface may lack its checksums when another host, or another namespace, receives it:
+/// network cards compute them, but a veth hands packets on as they are.
+pub fn leaves_open(name: &str, hardware: bool) -> bool {
+    !hardware && computes_checksums(name).unwrap_or(true)
+}
+
 /// Whether packets that leave by the interface, in the network namespace of the calling thread, have checksums that
 /// its driver is to compute.
-pub fn computes_checksums(name: &str) -> io::Result<bool> {
+fn computes_checksums(name: &str) -> io::Result<bool> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,

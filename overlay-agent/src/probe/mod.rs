@@ -23,7 +23,7 @@ mod verdict;
 pub use self::{
     mesh::{Mesh, MeshNode, Pair, survey},
     own::Own,
-    packet::Packet,
+    packet::{Identity, Kind, Packet},
     run::Probes,
     told::{Told, ToldPeer, ask},
     verdict::Verdict,

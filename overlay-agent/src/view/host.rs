@@ -6,7 +6,7 @@ use overlay_common::config::FASTPATH_OFF;
 
 use super::ebpf::EbpfTier;
 use crate::{
-    datapath::{computes_checksums, unsummed},
+    datapath::{leaves_open, unsummed},
     netlink::{LinkTable, Netlink, Unserved, unserved},
     underlay::{self, HostSnapshot, UnderlayLink},
 };
@@ -69,8 +69,7 @@ impl Host {
             return None;
         }
         let link = self.underlay(overlay.vtep());
-        let link =
-            link.filter(|link| !link.hardware && computes_checksums(&link.name).unwrap_or(true));
+        let link = link.filter(|link| leaves_open(&link.name, link.hardware));
         Some(link.map_or_else(
             || "the fast path is off".to_owned(),
             |link| unsummed(&link.name),
