@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnetwork::IpNetwork;
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -25,6 +26,7 @@ use nix::{
         time::TimeVal,
     },
 };
+use overlay_agent::probe::{Identity, Kind, Packet};
 
 use crate::{lab::Lab, netns::Namespace};
 
@@ -39,14 +41,6 @@ const ETH: usize = 8;
 const IP: usize = ETH + 14;
 const UDP: usize = IP + 20;
 const PROBE: usize = UDP + 8;
-/// In a probe: question or answer, the prefix length of the sender's subnet, the subnet, its public address.
-const KIND: usize = PROBE + 9;
-const PREFIX: usize = PROBE + 10;
-const SUBNET: usize = PROBE + 28;
-const PUBLIC_IP: usize = PROBE + 44;
-const LEAST: usize = PROBE + 64;
-const QUESTION: u8 = 1;
-const ANSWER: u8 = 2;
 
 /// Runs until it is dropped.
 pub struct Mirror {
@@ -103,21 +97,28 @@ fn open(router: &Namespace) -> Result<UdpSocket> {
 fn serve(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Result<()> {
     let mut buffer = vec![0; 2048];
     while !stop.load(Ordering::Relaxed) {
-        let (len, node, ghost) = match receive(socket, &mut buffer) {
+        let (len, from, ghost) = match receive(socket, &mut buffer) {
             Ok(Some(received)) => received,
             Ok(None) | Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
         };
-        let Some(packet) = buffer.get_mut(..len).filter(|packet| is_question(packet)) else {
+        let Some(packet) = buffer.get_mut(..len) else {
             continue;
         };
-        reflect(
-            packet,
-            Ipv4Addr::from_bits(u32::from_be(ghost.ipi_addr.s_addr)),
-        );
-        for kind in [ANSWER, QUESTION] {
-            packet[KIND] = kind;
-            send(socket, packet, node, ghost)?;
+        let Some(question) = question(packet) else {
+            continue;
+        };
+        let subnet = reflect(packet)?;
+        let public_ip = Ipv4Addr::from_bits(u32::from_be(ghost.ipi_addr.s_addr)).into();
+        for kind in [Kind::Answer, Kind::Question] {
+            let node = Identity { subnet, public_ip };
+            let probe = Packet {
+                kind,
+                node,
+                ..question
+            };
+            packet[PROBE..].copy_from_slice(&probe.encode(len - PROBE));
+            send(socket, packet, from, ghost)?;
         }
         answered.fetch_add(1, Ordering::Relaxed);
     }
@@ -167,20 +168,22 @@ fn send(
     .map(drop)
 }
 
-fn is_question(packet: &[u8]) -> bool {
-    packet.len() >= LEAST && packet[PROBE..].starts_with(b"ovlprobe") && packet[KIND] == QUESTION
+fn question(packet: &[u8]) -> Option<Packet> {
+    let probe = Packet::decode(packet.get(PROBE..)?)?;
+    (probe.kind == Kind::Question).then_some(probe)
 }
 
-/// Makes of a packet to an invented node one that the node sends back. The same words in another order have the same
-/// checksum; those of the UDP header and its data change, so it goes without.
-fn reflect(packet: &mut [u8], public_ip: Ipv4Addr) {
+/// Makes of a packet to an invented node one that the node sends back, and returns the node's subnet. The same words in
+/// another order have the same checksum; those of the UDP header and its data change, so it goes without.
+fn reflect(packet: &mut [u8]) -> Result<IpNetwork> {
     swap(packet, ETH, 6);
     swap(packet, IP + 12, 4);
     swap(packet, UDP, 2);
     packet[UDP + 6..PROBE].fill(0);
-    packet[PREFIX] = 24;
-    packet.copy_within(IP + 12..IP + 16, SUBNET);
-    packet[PUBLIC_IP..PUBLIC_IP + 4].copy_from_slice(&public_ip.octets());
+    let (source, _) = packet[IP + 12..]
+        .split_first_chunk::<4>()
+        .context("no IP header")?;
+    Ok(IpNetwork::new(Ipv4Addr::from(*source).into(), 24)?)
 }
 
 /// Swaps two fields of so many bytes that follow each other.

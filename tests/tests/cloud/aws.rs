@@ -1,18 +1,17 @@
 //! The backend aws-vpc.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use ipnetwork::Ipv4Network;
 use overlay_tests::{
-    cloud::{aws::Vpc, launch, log, restart},
+    cloud::{aws::Vpc, launch, restart},
     lab::{Builder, Lab, Node, subnet_env::SubnetEnv},
     wait::wait_for,
 };
 
-use crate::with_programs;
+use crate::{PATIENCE, wait_in_sync, wait_said, with_programs};
 
-const PATIENCE: Duration = Duration::from_mins(1);
 /// What docs/clouds.md says.
 const ALL: [&str; 6] = [
     "ec2:CreateRoute",
@@ -42,25 +41,6 @@ fn wait_routes(vpc: &Vpc, table: &str, expected: &[(Ipv4Network, usize)]) -> Res
         let mut routes = vpc.routes(table)?;
         routes.retain(|destination, _| destination.starts_with("10.5."));
         ensure!(routes == expected, "{routes:?} and not {expected:?}");
-        Ok(())
-    })
-}
-
-fn wait_said(node: &Node, texts: &[&str]) -> Result<()> {
-    wait_for("the problem to be told", PATIENCE, || {
-        let log = log(node)?;
-        for text in texts {
-            ensure!(log.contains(text), "no `{text}` in\n{log}");
-        }
-        Ok(())
-    })
-}
-
-/// Waits until an agent has no complaint.
-fn wait_in_sync(node: &Node) -> Result<()> {
-    wait_for("the node to be in sync", PATIENCE, || {
-        let (code, text) = node.status()?;
-        ensure!(code == Some(0), "{code:?} {text}");
         Ok(())
     })
 }

@@ -1,17 +1,16 @@
 //! The backend gce.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use overlay_tests::{
-    cloud::{gce::Gce, log, restart},
-    lab::{Builder, Lab, Node},
+    cloud::{gce::Gce, restart},
+    lab::{Builder, Lab},
     wait::wait_for,
 };
 
-use crate::with_programs;
+use crate::{PATIENCE, wait_in_sync, wait_said, with_programs};
 
-const PATIENCE: Duration = Duration::from_mins(1);
 /// The only subnet there is.
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.7.0","SubnetMax":"10.5.7.0","Backend":{"Type":"gce"}}"#;
 const NAME: &str = "flannel-10-5-7-0-24";
@@ -29,22 +28,6 @@ fn wait_routes(gce: &Gce, expected: &[(&str, &str)]) -> Result<()> {
     wait_for("the routes of the network", PATIENCE, || {
         let routes = gce.routes();
         ensure!(routes == expected, "{routes:?} and not {expected:?}");
-        Ok(())
-    })
-}
-
-fn wait_said(node: &Node, text: &str) -> Result<()> {
-    wait_for("the problem to be told", PATIENCE, || {
-        let log = log(node)?;
-        ensure!(log.contains(text), "no `{text}` in\n{log}");
-        Ok(())
-    })
-}
-
-fn wait_in_sync(node: &Node) -> Result<()> {
-    wait_for("the node to be in sync", PATIENCE, || {
-        let (code, text) = node.status()?;
-        ensure!(code == Some(0), "{code:?} {text}");
         Ok(())
     })
 }
@@ -95,25 +78,25 @@ fn what_compute_engine_refuses_is_told_with_what_is_missing() {
         node.launch(&gce.launch(lab)?)?;
         wait_said(
             node,
-            &format!(
+            &[&format!(
                 "gce: compute.routes.insert for {NAME} failed: {scopes}; the node's credentials lack the access \
                  scope https://www.googleapis.com/auth/compute"
-            ),
+            )],
         )?;
         gce.forbid(Some(
             "Required 'compute.routes.create' permission for 'projects/lab/global/routes/x'",
         ));
         wait_said(
             node,
-            "the node's credentials lack the permission compute.routes.create",
+            &["the node's credentials lack the permission compute.routes.create"],
         )?;
         gce.forbid(None);
         gce.fail_operations(Some("Quota 'ROUTES' exceeded."));
         wait_said(
             node,
-            &format!(
+            &[&format!(
                 "gce: compute.routes.insert for {NAME} failed: QUOTA_EXCEEDED: Quota 'ROUTES' exceeded."
-            ),
+            )],
         )?;
         gce.fail_operations(None);
         wait_routes(&gce, &[(NAME, "n1")])?;

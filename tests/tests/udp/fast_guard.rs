@@ -16,6 +16,7 @@ use overlay_tests::{
 use super::{
     CONFIG, DEADLINE, PORT, counted,
     fast::cabled,
+    guard::injected,
     peer::{ADDRESS, StockPeer, bind, packet},
     wait_counted,
 };
@@ -99,12 +100,7 @@ fn pods_reach_no_forwarder(options: &[&str]) {
         )?;
         let socket = bind(&attacker, PORT)?;
         for target in [node, peer] {
-            let to = if target.name == node.name {
-                pods[1].address
-            } else {
-                victim.address
-            };
-            let bytes = packet((pods[1].address, 4000), (to, 4000), 64, b"injected")?;
+            let bytes = injected(pods[1].address, node, target, victim.address)?;
             let (before, forwarder) = (node.counters()?, counted(target)?);
             let end = SocketAddr::from((target.address, PORT));
             attacker.namespace.enter(|| socket.send_to(&bytes, end))?;

@@ -14,6 +14,16 @@ use super::{
     wait_counted,
 };
 
+/// What a pod of `node` would have come to a pod of `target` as if from the pod beside it: that pod itself, or `victim`.
+pub fn injected(beside: Ipv4Addr, node: &Node, target: &Node, victim: Ipv4Addr) -> Result<Vec<u8>> {
+    let to = if target.name == node.name {
+        beside
+    } else {
+        victim
+    };
+    packet((beside, 4000), (to, 4000), 64, b"injected")
+}
+
 /// Sends a packet for the pod's socket, and waits until it has come to this and to nothing else.
 fn refused(
     node: &Node,
@@ -90,12 +100,7 @@ fn pods_inject_nothing_into_their_own_node_nor_into_others() {
         // As the other pod of its node, and from the port that nodes have.
         let socket = bind(&attacker, PORT)?;
         for target in [node, peer] {
-            let to = if target.name == node.name {
-                pods[1].address
-            } else {
-                victim.address
-            };
-            let bytes = packet((pods[1].address, 4000), (to, 4000), 64, b"injected")?;
+            let bytes = injected(pods[1].address, node, target, victim.address)?;
             let before = counted(target)?;
             attacker
                 .namespace
