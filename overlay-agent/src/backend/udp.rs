@@ -6,6 +6,7 @@ mod carrier;
 mod counters;
 mod device;
 mod forwarder;
+mod merge;
 mod packet;
 mod served;
 #[expect(unsafe_code, reason = "many datagrams per system call, without copies")]

@@ -50,14 +50,8 @@ fn what_a_node_may_not_send_is_dropped_and_counted() {
         let pod_port = socket.local_addr()?.port();
         let to_pod = (pod.address, pod_port);
 
-        let before_joining = bind(&lab.outside(), PORT)?;
-        refused(
-            node,
-            &before_joining,
-            "unknown_sender",
-            (ADDRESS, to_pod, 64),
-        )?;
-        drop(before_joining);
+        let stranger = bind(&lab.outside(), 40_001)?;
+        refused(node, &stranger, "unknown_sender", (ADDRESS, to_pod, 64))?;
         let stock = StockPeer::join(lab, node)?;
         let other_port = bind(&stock.endpoint, 40_000)?;
         refused(node, &other_port, "sender_port", (ADDRESS, to_pod, 64))?;

@@ -87,7 +87,7 @@ fn the_node_is_as_flannel_would_have_it() {
         let link = node.cmd("ip", ["-d", "link", "show", "dev", DEVICE])?;
         for part in [
             "mtu 1472",
-            "tun type tun pi off vnet_hdr off persist on",
+            "tun type tun pi off vnet_hdr on persist on",
             ",UP,",
         ] {
             ensure!(link.contains(part), "no {part:?} in\n{link}");

@@ -1,7 +1,7 @@
 //! The thread that carries packets between the device and the socket.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use super::{
     counters::{Counters, Event, Tally},
+    merge::{About, Kind, Run},
     packet::{self, LONGEST_ERROR},
     socket::{Incoming, Outgoing, Socket},
     table::Table,
@@ -72,6 +73,7 @@ impl Forwarder {
             counters,
             outgoing: Outgoing::new(OUT_BATCH),
             incoming: Incoming::new(IN_BATCH),
+            whole: Whole::default(),
             tally: Tally::default(),
         };
         let thread = thread::Builder::new().name("udp forwarder".to_owned());
@@ -117,7 +119,40 @@ struct Work {
     counters: Arc<Counters>,
     outgoing: Outgoing,
     incoming: Incoming,
+    whole: Whole,
     tally: Tally,
+}
+
+/// Which packets the kernel takes many as one of.
+#[derive(Clone, Copy, Debug)]
+struct Whole {
+    udp: bool,
+    tcp: bool,
+}
+
+impl Default for Whole {
+    fn default() -> Self {
+        Self {
+            udp: true,
+            tcp: true,
+        }
+    }
+}
+
+impl Whole {
+    const fn takes(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Udp => self.udp,
+            Kind::Tcp => self.tcp,
+        }
+    }
+
+    const fn refuse(&mut self, kind: Kind) {
+        match kind {
+            Kind::Udp => self.udp = false,
+            Kind::Tcp => self.tcp = false,
+        }
+    }
 }
 
 impl Work {
@@ -220,28 +255,51 @@ impl Work {
                 0
             }
         };
-        for at in 0..messages {
-            let (from, datagrams) = self.incoming.message(at);
-            for packet in datagrams {
-                let event = give(&self.shared.tun, table, from, packet)?;
+        let mut run = Run::new();
+        for (from, packet) in self.incoming.datagrams(messages) {
+            if let Err(event) = table.inbound(from, packet) {
                 self.tally.add(event);
+                continue;
+            }
+            let packet: &[u8] = packet;
+            if !run.push(packet, |kind| self.whole.takes(kind)) {
+                give(&self.shared.tun, &mut run, &mut self.whole, &mut self.tally)?;
+                run.push(packet, |kind| self.whole.takes(kind));
             }
         }
+        give(&self.shared.tun, &mut run, &mut self.whole, &mut self.tally)?;
         Ok(messages > 0)
     }
 }
 
-/// Gives a datagram's packet to the device, if it may have it. Returns what became of it.
-fn give(tun: &Tun, table: &Table, from: SocketAddrV4, packet: &mut [u8]) -> io::Result<Event> {
-    if let Err(event) = table.inbound(from, packet) {
-        return Ok(event);
+/// Gives packets to the device, as one if they are several, and empties the run.
+fn give(tun: &Tun, run: &mut Run<'_>, whole: &mut Whole, tally: &mut Tally) -> io::Result<()> {
+    let kind = run.kind();
+    let taken = run.whole().map(|(parts, count)| tun.write(&parts[..count]));
+    match (taken, kind) {
+        (Some(Ok(())), _) => {
+            tally.add_many(Event::Received, run.packets().len() as u64);
+            run.clear();
+            return Ok(());
+        }
+        // The kernel knows no such packets: before Linux 6.2 it has none of UDP.
+        (Some(Err(error)), Some(kind)) if error.kind() == io::ErrorKind::InvalidInput => {
+            debug!(?kind, "the device takes packets one by one");
+            whole.refuse(kind);
+        }
+        _ => {}
     }
-    match tun.write(packet) {
-        Ok(()) => Ok(Event::Received),
-        // There is no device any more.
-        Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Err(error),
-        Err(_) => Ok(Event::DeviceRefused),
+    for packet in run.packets() {
+        let parts = [IoSlice::new(&About::PLAIN), IoSlice::new(packet)];
+        match tun.write(&parts) {
+            Ok(()) => tally.add(Event::Received),
+            // There is no device any more.
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Err(error),
+            Err(_) => tally.add(Event::DeviceRefused),
+        }
     }
+    run.clear();
+    Ok(())
 }
 
 /// A socket for packets with their own IP headers.

@@ -383,17 +383,26 @@ impl Incoming {
         }
     }
 
-    /// The sender and the datagrams of a message.
-    pub fn message(&mut self, at: usize) -> (SocketAddrV4, impl Iterator<Item = &mut [u8]>) {
-        let name = &self.names[at];
-        let from = SocketAddrV4::new(
-            u32::from_be(name.sin_addr.s_addr).into(),
-            u16::from_be(name.sin_port),
-        );
-        let len = (self.headers[at].msg_len as usize).min(MESSAGE);
-        let size = segment_size(&self.headers[at].msg_hdr).unwrap_or(len);
-        let message = &mut self.slots[at * STRIDE..][..len];
-        (from, message.chunks_mut(size.max(1)))
+    /// The datagrams of so many messages, each with its sender.
+    pub fn datagrams(
+        &mut self,
+        messages: usize,
+    ) -> impl Iterator<Item = (SocketAddrV4, &mut [u8])> {
+        let slots = self.slots.chunks_mut(STRIDE);
+        let about = self.names.iter().zip(&self.headers);
+        slots
+            .zip(about)
+            .take(messages)
+            .flat_map(|(slot, (name, header))| {
+                let from = SocketAddrV4::new(
+                    u32::from_be(name.sin_addr.s_addr).into(),
+                    u16::from_be(name.sin_port),
+                );
+                let len = (header.msg_len as usize).min(MESSAGE);
+                let size = segment_size(&header.msg_hdr).unwrap_or(len);
+                let datagrams = slot[..len].chunks_mut(size.max(1));
+                datagrams.map(move |datagram| (from, datagram))
+            })
     }
 }
 
@@ -491,10 +500,10 @@ mod tests {
         let mut incoming = Incoming::new(4);
         let mut seen = Vec::new();
         while seen.len() < 5 {
-            for at in 0..incoming.receive(&receiver).unwrap() {
-                let (sender, datagrams) = incoming.message(at);
+            let messages = incoming.receive(&receiver).unwrap();
+            for (sender, bytes) in incoming.datagrams(messages) {
                 assert_eq!(sender.port(), from.port());
-                seen.extend(datagrams.map(|bytes| (bytes[0], bytes.len())));
+                seen.push((bytes[0], bytes.len()));
             }
         }
         assert_eq!(seen, [(0, 80), (1, 80), (2, 80), (3, 7), (4, 900)]);

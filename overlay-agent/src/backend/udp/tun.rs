@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::OpenOptionsExt as _,
@@ -10,6 +10,8 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::merge::About;
 
 const CLONE: &str = "/dev/net/tun";
 
@@ -19,7 +21,7 @@ pub struct Tun(File);
 
 impl Tun {
     /// Attaches to the device of this name in the network namespace of the calling thread, which is made if
-    /// there is none. Its packets have no header of their own in front.
+    /// there is none. In front of each packet is what is to be known [`About`] it.
     pub fn attach(name: &str) -> io::Result<Self> {
         let file = File::options()
             .read(true)
@@ -38,6 +40,20 @@ impl Tun {
         // SAFETY: the kernel reads and writes a whole `ifreq` there, and keeps no pointer to it.
         let attached = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if attached < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // What an earlier process has asked for stays with the device. Packets are read as they are to be sent: whole,
+        // each with its checksum.
+        let length = ABOUT_LEN;
+        // SAFETY: the kernel reads an `int` there, and keeps no pointer to it.
+        let set =
+            unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the request takes its argument by value.
+        let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0) };
+        if set < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the request takes its argument by value.
@@ -59,22 +75,33 @@ impl Tun {
                 .is_some_and(|seen| seen.contains(PollFlags::POLLERR))
     }
 
-    /// The next packet the host sends by the device.
+    /// The next packet the host sends by the device. Returns its length.
     pub fn read(&self, packet: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(packet)
+        let mut about = About::PLAIN;
+        let mut parts = [IoSliceMut::new(&mut about), IoSliceMut::new(packet)];
+        let read = (&self.0).read_vectored(&mut parts)?;
+        Ok(read.saturating_sub(About::LEN))
     }
 
-    /// Has the host receive a packet from the device.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.0).write(packet).map(drop)
+    /// Has the host receive a packet from the device, given in parts of which the first is [`About`] it.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        (&self.0).write_vectored(parts).map(drop)
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the flags of the kernel's 16-bit field, 0x1001"
+    reason = "the flags of the kernel's 16-bit field, 0x5001"
 )]
-const FLAGS: libc::c_short = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+const FLAGS: libc::c_short =
+    (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "10"
+)]
+const ABOUT_LEN: libc::c_int = About::LEN as libc::c_int;
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
