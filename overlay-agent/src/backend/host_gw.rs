@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{BackendError, ChangedKeys, Kind, Parsed};
+use super::{Annotated, BackendError, ChangedKeys, Kind, Parsed};
 use crate::model::{Direct, Family, Forwarding, LeaseAttrs, Underlay};
 
 /// The host-gw backend.
@@ -11,6 +11,8 @@ pub struct HostGw;
 
 impl Kind for HostGw {
     const TYPE: &'static str = "host-gw";
+
+    const ANNOTATED_V6: Annotated = Annotated::Always;
 
     fn parse(_: &str, _: bool) -> Parsed<Self> {
         Ok((Self, Vec::new()))

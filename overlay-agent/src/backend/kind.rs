@@ -26,6 +26,12 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     /// `BackendType` in leases.
     const LEASE_TYPE: &'static str = Self::TYPE;
 
+    /// When flannel's Kubernetes subnet manager annotates a Node with its IPv4 data and address.
+    const ANNOTATED_V4: Annotated = Annotated::Always;
+
+    /// The same of IPv6.
+    const ANNOTATED_V6: Annotated = Annotated::Never;
+
     /// Reads the options: the `Backend` object of the network config.
     fn parse(options: &str, with_ipv6: bool) -> Parsed<Self>;
 
@@ -127,6 +133,25 @@ pub trait Kind: Clone + Debug + Eq + Send + Sync + 'static {
     /// Whether two data are of one node.
     fn is_same_node(_one: &str, _other: &str) -> bool {
         false
+    }
+}
+
+/// When one family of a lease is written to a Node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Annotated {
+    Always,
+    WithData,
+    Never,
+}
+
+impl Annotated {
+    /// Whether a lease that says this of the family has it written.
+    pub const fn is_due(self, data: Option<&str>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::WithData => data.is_some(),
+            Self::Never => false,
+        }
     }
 }
 

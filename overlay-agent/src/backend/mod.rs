@@ -34,7 +34,7 @@ pub use self::{
     extension::Extension,
     host_gw::HostGw,
     ipip::IpIp,
-    kind::{Assigned, ChangedKeys, DeviceId, Kind, KnownDevice, NoKey, Parsed},
+    kind::{Annotated, Assigned, ChangedKeys, DeviceId, Kind, KnownDevice, NoKey, Parsed},
     runtime::{LeaseData, Runtime, Scene},
     udp::Udp,
     vxlan::{VtepSpec, Vxlan, VxlanData},
@@ -219,6 +219,14 @@ macro_rules! backends {
                 return Some((id, device));
             })+
             None
+        }
+
+        /// See [`Kind::ANNOTATED_V4`] and [`Kind::ANNOTATED_V6`], of the backend that a lease names.
+        pub fn annotated(lease_type: &str) -> [Annotated; 2] {
+            $(if lease_type == $kind::LEASE_TYPE {
+                return [$kind::ANNOTATED_V4, $kind::ANNOTATED_V6];
+            })+
+            [Annotated::Always, Annotated::Never]
         }
 
         /// See [`Kind::IS_IN_AGENT`], of the kind of a device.

@@ -12,7 +12,7 @@ use overlay_common::addr::MacAddr;
 use tracing::info;
 
 pub use self::{device::VtepSpec, lease::VxlanData};
-use super::{Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed};
+use super::{Annotated, Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed};
 use crate::{
     model::{
         DeviceRoute, Direct, Family, Forwarding, OwnDevice, Peer, Tunnel, TunnelKind, Underlay,
@@ -102,6 +102,10 @@ impl Vxlan {
 
 impl Kind for Vxlan {
     const TYPE: &'static str = "vxlan";
+
+    const ANNOTATED_V4: Annotated = Annotated::WithData;
+
+    const ANNOTATED_V6: Annotated = Annotated::WithData;
 
     fn parse(options: &str, with_ipv6: bool) -> Parsed<Self> {
         options::parse(options, with_ipv6)

@@ -18,7 +18,7 @@ pub use self::{
     lease::WireGuardData,
     options::WireGuard,
 };
-use super::{Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed, Runtime};
+use super::{Annotated, Assigned, ChangedKeys, Kind, KnownDevice, NoKey, Parsed, Runtime};
 use crate::{
     model::{DeviceRoute, Family, Forwarding, OwnDevice, Peer, Underlay, V4, ViaDevice},
     netlink::{Link, LinkKind, Netlink, NetlinkError, Route, Vtep},
@@ -44,6 +44,8 @@ impl WireGuard {
 
 impl Kind for WireGuard {
     const TYPE: &'static str = "wireguard";
+
+    const ANNOTATED_V6: Annotated = Annotated::WithData;
 
     fn parse(options: &str, with_ipv6: bool) -> Parsed<Self> {
         options::parse(options, with_ipv6)

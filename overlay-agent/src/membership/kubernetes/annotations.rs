@@ -10,6 +10,7 @@ use regex::Regex;
 use thiserror::Error;
 
 use crate::{
+    backend::annotated,
     go::{marshal, value::parse_ip},
     model::{LeaseAttrs, PerFamily},
 };
@@ -165,17 +166,14 @@ impl Said {
             let overwritten = self.get(overwrite).cloned();
             overwritten.unwrap_or(own)
         };
-        if backend != "vxlan" || attrs.backend_data.is_some() {
+        let [ipv4, ipv6] = annotated(backend);
+        if ipv4.is_due(attrs.backend_data.as_deref()) {
             wanted.push((BACKEND_DATA, data(&attrs.backend_data)));
             let own = attrs.public_ip.to_string();
             wanted.push((PUBLIC_IP, address(PUBLIC_IP_OVERWRITE, own)));
         }
-        let has_ipv6 = match backend {
-            "vxlan" | "wireguard" => attrs.backend_v6_data.is_some(),
-            "host-gw" => true,
-            _ => false,
-        };
-        if let Some(own) = attrs.public_ipv6.filter(|_| has_ipv6) {
+        let ipv6 = ipv6.is_due(attrs.backend_v6_data.as_deref());
+        if let Some(own) = attrs.public_ipv6.filter(|_| ipv6) {
             wanted.push((BACKEND_V6_DATA, data(&attrs.backend_v6_data)));
             let own = own.to_string();
             wanted.push((PUBLIC_IPV6, address(PUBLIC_IPV6_OVERWRITE, own)));
