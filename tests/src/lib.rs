@@ -5,6 +5,7 @@
 //! between them, [`capture`] reads frames off their wires and [`decode`] takes them apart with a
 //! decoder that shares no code with the datapath.
 
+pub mod backends;
 pub mod bench;
 pub mod big_tcp;
 pub mod btf;

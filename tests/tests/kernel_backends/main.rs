@@ -10,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::{
+    backends::{devices, pod_routes},
     lab::{Lab, Node, agent::Launch},
     netns::Namespace,
     requirements::require_root,
@@ -127,24 +128,4 @@ fn check_restarts(lab: &Lab, device: &str) -> Result<()> {
     let after = record(lab)?;
     ensure!(before == after, "{before} became {after}");
     Ok(())
-}
-
-/// The devices of backends that a node has.
-fn devices(node: &Node) -> Result<Vec<String>> {
-    let links = node.cmd("ip", ["-brief", "link"])?;
-    let names = links
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    let names = names.map(|name| name.split('@').next().unwrap_or_default());
-    let names = names.filter(|name| name.starts_with("flannel"));
-    Ok(names.map(str::to_owned).collect())
-}
-
-/// The routes to pods of other nodes.
-fn pod_routes(node: &Node) -> Result<Vec<String>> {
-    let own = node.subnet_env()?.subnet()?.to_string();
-    let routes = node.cmd("ip", ["route"])?;
-    let routes = routes.lines().map(str::trim);
-    let routes = routes.filter(|line| line.starts_with("10.5.") && !line.starts_with(&own));
-    Ok(routes.map(str::to_owned).collect())
 }

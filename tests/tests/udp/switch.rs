@@ -4,73 +4,61 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Node, scenario},
+    backends::{Backend, every_switch},
+    lab::{Lab, Node, scenario},
     traffic::tcp,
     wait::wait_for,
 };
 
-use super::{CONFIG, DEVICE, counted, fast::cabled, wait_pings};
+use super::{counted, fast::cabled, wait_pings};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
-const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
 
-/// Everything of this backend on the node, and nothing of another.
-fn check(node: &Node, peer: &Node, config: &str) -> Result<()> {
+/// The node runs it, and its forwarder if it has one.
+fn check(node: &Node, peer: &Node, backend: Backend) -> Result<()> {
     node.check_running()?;
-    let subnet = peer.subnet_env()?.subnet()?;
-    let expected = match config {
-        VXLAN => format!(
-            "{subnet} via {} dev flannel.1 proto 241 onlink",
-            subnet.network()
-        ),
-        HOST_GW => format!("{subnet} via {} dev eth0 proto 241", peer.address),
-        _ => format!("10.5.0.0/16 dev {DEVICE} proto 241 metric 241"),
-    };
-    let routes = node.cmd("ip", ["route"])?;
-    let ours: Vec<_> = routes.lines().filter(|l| l.contains("proto 241")).collect();
-    ensure!(
-        ours.iter().map(|l| l.trim()).eq([expected.as_str()]),
-        "not `{expected}` but {ours:?}"
-    );
-    let devices = [(DEVICE, config == CONFIG), ("flannel.1", config == VXLAN)];
-    for (device, wanted) in devices {
-        ensure!(node.has_interface(device) == wanted, "{device} of {config}");
+    backend.check(node, peer)?;
+    ensure!(counted(node).is_ok() == (backend == Backend::Udp));
+    Ok(())
+}
+
+fn check_traffic(lab: &Lab, backend: Backend) -> Result<()> {
+    wait_pings(lab)?;
+    let (node, peer) = (lab.node(0), lab.node(1));
+    let [from, to] = [node, peer].map(Node::first_pod);
+    tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 20))?;
+    if backend.is_fast() {
+        node.wait_fast_echoes(&from, peer, &to)?;
     }
-    let sockets = node.cmd("ss", ["-Huan"])?;
-    ensure!(sockets.contains(":8285") == (config == CONFIG), "{sockets}");
-    ensure!(counted(node).is_ok() == (config == CONFIG));
     Ok(())
 }
 
 #[test]
-fn backends_are_switched_by_a_restart_and_nothing_stale_stays() {
+fn each_backend_gives_way_to_each_other_by_a_restart_and_nothing_stale_stays() {
     scenario(cabled(2), |lab| {
         lab.bring_up(1)?;
         let (node, peer) = (lab.node(0), lab.node(1));
         let gateways =
             || -> Result<_> { Ok((node.subnet_env()?.gateway, peer.subnet_env()?.gateway)) };
         let before = gateways()?;
-        for config in [VXLAN, CONFIG, HOST_GW, CONFIG] {
-            lab.store().set_config(config)?;
+        let all = [
+            Backend::Udp,
+            Backend::Vxlan,
+            Backend::HostGw,
+            Backend::Extension,
+        ];
+        for backend in every_switch(&all).into_iter().skip(1) {
+            lab.store().set_config(&backend.config())?;
             for node in lab.nodes() {
                 node.stop_agent()?;
                 lab.start_agent(node, &[])?;
             }
-            wait_for(&format!("both nodes to run {config}"), PATIENCE, || {
-                check(node, peer, config).with_context(|| node.name.clone())?;
-                check(peer, node, config).with_context(|| peer.name.clone())
+            wait_for(&format!("both nodes to run {backend}"), PATIENCE, || {
+                check(node, peer, backend).with_context(|| node.name.clone())?;
+                check(peer, node, backend).with_context(|| peer.name.clone())
             })?;
-            ensure!(gateways()? == before, "{config}");
-            wait_pings(lab)?;
-            tcp::transfer(
-                &node.first_pod(),
-                &peer.first_pod(),
-                tcp::Spec::bulk(1 << 20),
-            )
-            .with_context(|| config.to_owned())?;
-            let [from, to] = [node, peer].map(Node::first_pod);
-            { node.wait_fast_echoes(&from, peer, &to) }.with_context(|| config.to_owned())?;
+            ensure!(gateways()? == before, "{backend}");
+            check_traffic(lab, backend).with_context(|| backend.to_string())?;
         }
         Ok(())
     });
