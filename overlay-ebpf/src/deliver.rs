@@ -11,6 +11,7 @@ use crate::{
     flow_packet::Local,
     helpers::Skb,
     ip::Ip,
+    mac::Mac,
     maps,
     observe::{observe_leaving, permit_until},
 };
@@ -32,7 +33,12 @@ fn deliver<F: Ip>(skb: &Skb) -> Result<Outcome, Outcome> {
     let (dst, config, flow) = (seen.dst, seen.config, &seen.flow);
     let until = permit_until(config, flow, passage.is_translated)?;
     let moves = maps::moves(dst);
-    if maps::pod_port(dst) != Some(skb.ifindex()) {
+    let is_its = if dst == Mac::NONE {
+        maps::has_no_addresses(skb.ifindex())
+    } else {
+        maps::pod_port(dst) == Some(skb.ifindex())
+    };
+    if !is_its {
         return Err(Outcome::UnknownPod);
     }
     let index = F::node_of(passage.entered.remote()).ok_or(Outcome::UnknownPeer)?;

@@ -144,7 +144,7 @@ fn forward<F: Ip, E: Encap<F>>(
     if generation != config.generation {
         return Err(Outcome::Generation);
     }
-    if frame_dst != gateway || !frame_src.is_station() {
+    if frame_dst != gateway || !is_received(skb, gateway, frame_src) {
         return Err(Outcome::NotGateway);
     }
     if flow.ttl <= E::HOPS {
@@ -172,4 +172,15 @@ fn forward<F: Ip, E: Encap<F>>(
         source_port,
     };
     act::send::<F, E>(skb, flow, to, &departure, frame_len)
+}
+
+/// Whether the host takes a frame to `gateway` from this address on the interface. One without addresses it takes
+/// where all are: a bridge or a veth that gets such a one has an address of its own.
+#[inline(always)]
+fn is_received(skb: &Skb, gateway: Mac, source: Mac) -> bool {
+    if gateway == Mac::NONE {
+        maps::has_no_addresses(skb.ifindex())
+    } else {
+        source.is_station()
+    }
 }

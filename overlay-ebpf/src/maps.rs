@@ -363,6 +363,13 @@ pub fn gateway(ifindex: u32) -> Option<Mac> {
     Some(Mac::from_low_bits(word))
 }
 
+/// Whether frames on the interface have no addresses, as on a netkit in mode L3: there is nobody but the host and
+/// one pod.
+#[inline(always)]
+pub fn has_no_addresses(ifindex: u32) -> bool {
+    gateway(ifindex) == Some(Mac::NONE)
+}
+
 /// Remembers on which interface pods use the MAC address. That of an address that has moved is counted:
 /// permits of its pod deliver to where it was.
 #[inline(always)]

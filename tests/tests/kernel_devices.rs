@@ -6,7 +6,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::{Result, ensure};
 use overlay_tests::{
     kernel::Means,
-    lab::{Attachment, Lab, agent::Launch, pod::Pod, scenario, underlay::NODE_INTERFACE},
+    lab::{Attachment, Lab, agent::Launch, scenario, underlay::NODE_INTERFACE},
     netkit::{self, NetkitMode},
     netns::Namespace,
     requirements::require_root,
@@ -128,27 +128,20 @@ fn flows_are_fast_over_an_underlay_in_a_vrf() {
     });
 }
 
-/// A pod on the first node whose interface is one side of a netkit pair.
-fn add_netkit_pod(lab: &Lab, mode: NetkitMode) -> Result<Pod> {
-    let node = lab.node(0);
-    let pod = node.add_pod("nk", Attachment::Netkit(mode))?;
-    let far = lab.node(1).pods()[0].endpoint();
-    wait_for("a netkit pod to reach another node", DEADLINE, || {
-        ping::once(&pod.endpoint(), far.address).map(drop)
-    })?;
-    Ok(pod)
-}
-
-#[test]
-fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
+/// Flows from and to a pod on the first node whose interface is one side of a netkit pair.
+fn check_netkit(mode: NetkitMode) {
     if let Some(reason) = netkit::missing() {
         skip!("{reason}");
     }
     scenario(Lab::builder().nodes(2), |lab| {
         lab.bring_up(1)?;
-        let pod = add_netkit_pod(lab, NetkitMode::L2)?;
-        lab.node(0).wait_attached(&pod.host_interface)?;
+        let node = lab.node(0);
+        let pod = node.add_pod("nk", Attachment::Netkit(mode))?;
         let far = lab.node(1).pods()[0].endpoint();
+        wait_for("a netkit pod to reach another node", DEADLINE, || {
+            ping::once(&pod.endpoint(), far.address).map(drop)
+        })?;
+        node.wait_attached(&pod.host_interface)?;
         let flow = SteadyFlow::start(&pod.endpoint(), &far, INTERVAL)?;
         for node in lab.nodes() {
             node.wait_fast()?;
@@ -157,28 +150,16 @@ fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
         for (from, to) in [(&pod.endpoint(), &far), (&far, &pod.endpoint())] {
             tcp::transfer(from, to, tcp::Spec::bulk(256 << 10))?;
         }
-        Ok(())
+        node.wait_fast_echoes(&pod.endpoint(), lab.node(1), &far)
     });
 }
 
-/// Their packets have no addresses by which the programs tell pods apart.
 #[test]
-fn netkit_pods_without_ethernet_addresses_take_the_kernel_tier_and_status_names_them() {
-    if let Some(reason) = netkit::missing() {
-        skip!("{reason}");
-    }
-    scenario(Lab::builder().nodes(2), |lab| {
-        lab.bring_up(1)?;
-        let pod = add_netkit_pod(lab, NetkitMode::L3)?;
-        let name = format!("{} ", pod.host_interface);
-        wait_for("status to name the pod", DEADLINE, || {
-            let (code, text) = lab.node(0).status()?;
-            let row = text.lines().find(|line| line.starts_with(&name));
-            ensure!(
-                code == Some(0) && row.is_some_and(|row| row.ends_with(" netkit l3")),
-                "{code:?}: {text}"
-            );
-            Ok(())
-        })
-    });
+fn flows_of_a_netkit_pod_are_fast_as_those_of_a_veth_are() {
+    check_netkit(NetkitMode::L2);
+}
+
+#[test]
+fn flows_of_a_netkit_pod_without_ethernet_addresses_are_fast() {
+    check_netkit(NetkitMode::L3);
 }

@@ -9,10 +9,7 @@ use overlay_common::addr::MacAddr;
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
-    link::{
-        InfoData, InfoKind, InfoNetkit, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-        NetkitMode,
-    },
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
@@ -41,11 +38,10 @@ pub struct Link {
 pub enum LinkKind {
     Bridge,
     Veth,
-    /// One side of a netkit pair whose packets have Ethernet headers (mode L2).
+    /// One side of a netkit pair. In mode L3 its MAC address, and those of its frames, are all zeros.
     Netkit,
     Vxlan(VxlanLink),
-    /// A virtual interface of another kind, as the kernel calls it: `tun`, `vlan`. `netkit l3` is a netkit in its
-    /// other mode.
+    /// A virtual interface of another kind, as the kernel calls it: `tun`, `vlan`.
     Virtual(String),
     /// Hardware, paravirtual hardware, and what else has no kind.
     Other,
@@ -157,12 +153,7 @@ impl LinkKind {
                 LinkInfo::Kind(InfoKind::Bridge) => kind = Self::Bridge,
                 LinkInfo::Kind(InfoKind::Veth) => kind = Self::Veth,
                 LinkInfo::Kind(InfoKind::Vxlan) => {}
-                LinkInfo::Kind(InfoKind::Netkit) => kind = Self::Virtual("netkit l3".to_owned()),
-                LinkInfo::Data(InfoData::Netkit(data))
-                    if data.contains(&InfoNetkit::Mode(NetkitMode::L2)) =>
-                {
-                    kind = Self::Netkit;
-                }
+                LinkInfo::Kind(InfoKind::Netkit) => kind = Self::Netkit,
                 LinkInfo::Kind(other) => kind = Self::Virtual(other.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(data)) => {
                     kind = Self::Vxlan(VxlanLink::decode(data));

@@ -4,9 +4,8 @@
 //! - ports of a bridge that has an address in it (docker0, cni0, a user's own);
 //! - point-to-point interfaces with a host route into it (the ptp CNI plugin and its like).
 //!
-//! Only pairs qualify whose frames have Ethernet addresses, veths and netkits in mode L2: the eBPF tier delivers
-//! with `bpf_redirect_peer`, which needs a peer device in the pod's namespace, and tells pods apart by their
-//! addresses, of which netkits in mode L3 have none.
+//! Only pairs qualify, veths and netkits: the eBPF tier delivers with `bpf_redirect_peer`, which needs a peer device
+//! in the pod's namespace.
 
 mod addressing;
 
@@ -204,7 +203,7 @@ pub fn pod_links(
 pub struct Unserved {
     pub ifindex: u32,
     pub ifname: String,
-    /// As the kernel calls it: `tun`; `netkit l3`.
+    /// As the kernel calls it: `tun`.
     pub kind: String,
 }
 

@@ -553,13 +553,13 @@ fn pods_without_programs_are_named() {
     let mut report = report(&healthy(Some(ipv4()), None));
     report.unserved_pods = vec![Unserved {
         ifindex: 12,
-        ifname: "nk0".into(),
-        kind: "netkit".into(),
+        ifname: "tap0".into(),
+        kind: "tun".into(),
     }];
     let text = text(&report, Format::Table);
     assert!(text.starts_with("healthy\n"), "{text}");
     assert!(
-        text.ends_with("POD WITHOUT PROGRAMS  KIND\nnk0                   netkit\n"),
+        text.ends_with("POD WITHOUT PROGRAMS  KIND\ntap0                  tun\n"),
         "{text}"
     );
 }

@@ -184,7 +184,7 @@ fn other_ports_and_other_bridges_are_not_pods() {
 }
 
 #[test]
-fn a_netkit_with_ethernet_headers_is_a_pods_as_a_veth_is() {
+fn a_netkit_is_a_pods_as_a_veth_is() {
     let mut table = bridged();
     table.apply(&KernelEvent::Link(link(23, LinkKind::Netkit, None)));
     table.apply(&route(23, "10.5.1.7/32"));
@@ -197,7 +197,7 @@ fn pods_on_other_interfaces_than_veths_are_named() {
     let kind = |kind: &str| LinkKind::Virtual(kind.to_owned());
     table.apply(&KernelEvent::Link(link(21, kind("tun"), Some(BRIDGE))));
     table.apply(&KernelEvent::Link(link(22, LinkKind::Other, Some(BRIDGE))));
-    table.apply(&KernelEvent::Link(link(23, kind("netkit l3"), None)));
+    table.apply(&KernelEvent::Link(link(23, kind("ipvlan"), None)));
     table.apply(&route(23, "10.5.1.7/32"));
     table.apply(&KernelEvent::Link(link(24, kind("dummy"), None)));
     let subnets = Subnets {
@@ -208,10 +208,7 @@ fn pods_on_other_interfaces_than_veths_are_named() {
         .into_iter()
         .map(|pod| (pod.ifindex, pod.kind))
         .collect();
-    assert_eq!(
-        found,
-        [(21, "tun".to_owned()), (23, "netkit l3".to_owned())]
-    );
+    assert_eq!(found, [(21, "tun".to_owned()), (23, "ipvlan".to_owned())]);
     assert_eq!(unserved(&table, Subnets::default()), []);
 }
 

@@ -2,6 +2,7 @@
 
 use overlay_common::{
     addr::MacAddr,
+    node::Gateway,
     outcome::{Hook, Outcome},
 };
 use overlay_tests::prog::{
@@ -67,6 +68,22 @@ pub fn deliver<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
         |fixture, surroundings| {
             surroundings.hash = stamp;
             fixture.pods.clear();
+        },
+    );
+    let bare = packet.clone().macs(MacAddr::ZERO, MacAddr::ZERO).bytes();
+    table.pass(
+        Outcome::UnknownPod,
+        "without addresses where frames have some",
+        bare.clone(),
+        |_, surroundings| surroundings.hash = stamp,
+    );
+    table.pass(
+        Outcome::PermitGranted,
+        "without addresses where frames have none",
+        bare,
+        |fixture, surroundings| {
+            surroundings.hash = stamp;
+            fixture.gateways.insert(interfaces.pod, Gateway::default());
         },
     );
     table.pass(

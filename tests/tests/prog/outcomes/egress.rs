@@ -4,12 +4,12 @@ use overlay_common::{
     addr::{Address as _, MacAddr},
     flow::{Flow, FlowKey},
     maps::MAX_NODES,
-    node::{MODE_DIRECT, MODE_NONE, NODE_DIRECT, NODE_ZERO_CHECKSUM, Nexthop, Node},
+    node::{Gateway, MODE_DIRECT, MODE_NONE, NODE_DIRECT, NODE_ZERO_CHECKSUM, Nexthop, Node},
     outcome::{Hook, Outcome},
 };
 use overlay_tests::prog::{
     Expected, Row,
-    fixture::{POD_MAC, SOURCE_PORT, remember},
+    fixture::{Fixture, POD_MAC, SOURCE_PORT, remember},
     node::{GATEWAY_MAC, Interfaces},
     oddities::Oddities,
     packet::{ETH_LEN, Local, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
@@ -231,6 +231,36 @@ pub fn egress<F: Oddities>(interfaces: Interfaces) -> Vec<Row<F>> {
                 fixture.grant(key, &F::TUNNELLED);
             },
         );
+    }
+    // A pod on a netkit in mode L3.
+    let bare = packet.clone().macs(MacAddr::ZERO, MacAddr::ZERO).bytes();
+    let none = |fixture: &mut Fixture<F>| {
+        fixture.grant(key, &F::TUNNELLED).gateway_mac = MacAddr::ZERO;
+    };
+    table.row(
+        "without addresses where frames have none",
+        bare.clone(),
+        Expected::Redirect(
+            Outcome::FastTunnel,
+            F::TUNNELLED.encapsulated(&bare, SOURCE_PORT),
+        ),
+        |fixture, _| {
+            none(fixture);
+            fixture.gateways.insert(interfaces.pod, Gateway::default());
+        },
+    );
+    for (name, ifindex) in [
+        (
+            "without addresses where frames have some",
+            interfaces.gateway,
+        ),
+        ("without addresses at a port of a bridge", interfaces.pod),
+    ] {
+        table.pass(Outcome::NotGateway, name, bare.clone(), |fixture, _| {
+            none(fixture);
+            let gateway = fixture.gateways[&interfaces.gateway];
+            fixture.gateways = [(ifindex, gateway)].into();
+        });
     }
     for (name, change) in OTHER_HEADERS {
         let mut other = packet.clone();
