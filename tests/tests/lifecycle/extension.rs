@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     lab::{Lab, Node, scenario},
-    traffic::tcp,
+    traffic::{flow::SteadyFlow, tcp, udp},
     wait::wait_for,
 };
 
@@ -137,5 +137,42 @@ fn a_command_that_fails_is_reported_by_node_and_run_again() {
         })?;
         fs::remove_file(dir.join("fail"))?;
         wait_for("pods to talk", PATIENCE, || lab.ping_matrix())
+    });
+}
+
+/// Commands whose network outlives the agent are run again by the next one, and nobody is cut off.
+#[test]
+fn an_agent_that_is_killed_or_restarted_runs_the_commands_again_and_loses_no_packet() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let config = config(dir).expect("commands");
+    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+        lab.start_agents(&[])?;
+        lab.add_pods(1)?;
+        wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
+        let node = lab.node(0);
+        let [from, to] = [0, 1].map(|index| lab.node(index).first_pod());
+        let full = usize::try_from(node.subnet_env()?.mtu)? - 28;
+        udp::echo_each(&from, &to, &[20, full - 1, full, full + 1, 3 * full], 2)?
+            .ensure_lossless()?;
+        let gateway = node.subnet_env()?.gateway;
+        let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
+        for (starts, end) in [
+            (2, Node::kill_agent as fn(&Node) -> _),
+            (3, Node::stop_agent),
+        ] {
+            end(node)?;
+            lab.start_agent(node, &[])?;
+            wait_for("the commands to be run again", PATIENCE, || {
+                node.check_running()?;
+                let ran = ran(dir, node);
+                let added = ran.iter().filter(|line| line.starts_with("add ")).count();
+                ensure!(added == starts, "{ran:#?}");
+                Ok(())
+            })?;
+        }
+        flow.stop()?.datagrams.ensure_lossless()?;
+        ensure!(node.subnet_env()?.gateway == gateway, "another subnet");
+        Ok(())
     });
 }
