@@ -31,7 +31,7 @@ use super::{
 /// Packets of a batch from the device, the most that one message may hold.
 const OUT_BATCH: usize = 64;
 /// Messages of a batch from the socket, each of one datagram or many.
-const IN_BATCH: usize = 16;
+const IN_BATCH: usize = 32;
 
 /// A running forwarder. Dropping it ends the thread; the device stays.
 #[derive(Debug)]
