@@ -83,10 +83,11 @@ struct Selection {
 struct LeftOut;
 
 impl Selection {
-    /// The text that names of its tests must contain, with that of a filter; an error if the
-    /// filter leaves it out. Test programs know no "and".
+    /// The text that names of its tests must contain, with that of a filter, which may be the file's name; an
+    /// error if the filter leaves it out. Test programs know no "and".
     fn filter<'a>(&self, filter: Option<&'a str>) -> Result<Option<&'a str>, LeftOut> {
         match (self.only, filter) {
+            (only, Some(filter)) if filter == self.file => Ok(only),
             (None, filter) => Ok(filter),
             (only, None) => Ok(only),
             (Some(only), Some(filter)) if filter.contains(only) => Ok(Some(filter)),
@@ -233,23 +234,43 @@ pub fn show(workspace: &Workspace, version: Version, words: Vec<String>) -> Resu
 /// By this machine's clock, too, by which it takes ten times as long or more.
 const SHOWN_SECONDS: u32 = 7200;
 
-fn tasks(programs: &[Program], extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
-    let is_selected = |selection: &&Selection| {
+/// Those of a run, with the texts that names of their tests must contain.
+fn selections(extent: Extent, filter: Option<&str>) -> Vec<(&'static Selection, Option<&str>)> {
+    let is_named = |selection: &Selection| filter == Some(selection.file);
+    let named = SELECTIONS.iter().any(is_named);
+    let of_extent = |selection: &&Selection| {
         (extent == Extent::Lab || selection.extent == Extent::Smoke)
-            && selection.filter(filter).is_ok()
+            && (!named || is_named(selection))
     };
-    let task = |selection: &Selection| {
+    let of_extent = SELECTIONS.iter().filter(of_extent);
+    of_extent
+        .filter_map(|selection| Some((selection, selection.filter(filter).ok()?)))
+        .collect()
+}
+
+/// Builds the test programs of a run of the lab's extent, and what they start.
+pub fn build(workspace: &Workspace, filter: Option<&str>) -> Result<Vec<Program>> {
+    let selections = selections(Extent::Lab, filter).into_iter();
+    let files: Vec<_> = selections.map(|(selection, _)| selection.file).collect();
+    programs::build_some(workspace, &files)
+}
+
+fn tasks(programs: &[Program], extent: Extent, filter: Option<&str>) -> Result<Vec<Task>> {
+    let mut tasks = Vec::new();
+    for (selection, text) in selections(extent, filter) {
         let program = programs::find(programs, selection.file)?;
-        let program = program.path.to_str().context("a path that is not UTF-8")?;
-        let words = [program, "--color=never", "--nocapture", "--test-threads=2"]
-            .into_iter()
-            .chain(selection.filter(filter).ok().flatten());
-        Ok(Task {
+        // It takes seconds to start there, for nothing if it has no such test.
+        if filter.is_some() && program.tests(text)?.is_empty() {
+            continue;
+        }
+        let path = program.path.to_str().context("a path that is not UTF-8")?;
+        let words = [path, "--color=never", "--nocapture", "--test-threads=2"];
+        tasks.push(Task {
             seconds: selection.seconds,
-            words: words.map(str::to_owned).collect(),
-        })
-    };
-    SELECTIONS.iter().filter(is_selected).map(task).collect()
+            words: words.into_iter().chain(text).map(str::to_owned).collect(),
+        });
+    }
+    Ok(tasks)
 }
 
 #[cfg(test)]
@@ -273,5 +294,20 @@ mod tests {
             Some(Some("with_ipvs"))
         );
         assert_eq!(picked(Some("ipvs"), Some("outcome")), None);
+        assert_eq!(picked(None, Some("file")), Some(None));
+        assert_eq!(picked(Some("ipvs"), Some("file")), Some(Some("ipvs")));
+    }
+
+    #[test]
+    fn a_filter_that_names_a_file_picks_no_other() {
+        let files = |extent, filter| {
+            let picked = selections(extent, filter).into_iter();
+            picked
+                .map(|(selection, _)| selection.file)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(files(Extent::Lab, Some("kernel_sctp")), ["kernel_sctp"]);
+        assert_eq!(files(Extent::Lab, None).len(), SELECTIONS.len());
+        assert_eq!(files(Extent::Smoke, None), ["kernel_smoke"]);
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fs::{self, File},
+    mem,
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
     thread,
@@ -11,7 +12,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{pace::Pace, programs::Program};
+use super::{
+    pace::{Pace, Ticks},
+    programs::Program,
+    times::{self, Times},
+};
 use crate::{
     libtest::{self, Parser},
     report::Outcome,
@@ -53,54 +58,91 @@ struct Running<'a> {
     log: PathBuf,
 }
 
-/// Runs the tests of `programs` whose names contain `filter`. What a test says goes to a file in
-/// `logs`, which stays if the test fails.
-pub fn run(programs: &[&Program], logs: &Path, filter: Option<&str>) -> Result<Outcome> {
-    if logs.exists() {
-        fs::remove_dir_all(logs).with_context(|| format!("cannot remove {}", logs.display()))?;
-    }
-    fs::create_dir_all(logs).with_context(|| format!("cannot create {}", logs.display()))?;
-    let mut tests = Vec::new();
-    for program in programs {
-        let names = program.tests(filter)?;
-        tests.extend(names.into_iter().map(|name| Test { program, name }));
-    }
-    if filter.is_none() {
-        for beginning in ALONE.iter().chain(LONG) {
-            let known = tests.iter().any(|test| test.is_one_of(&[beginning]));
-            ensure!(known, "no test's name begins with {beginning}");
+/// The tests of a run.
+pub struct Lab<'a> {
+    together: Vec<Test<'a>>,
+    alone: Vec<Test<'a>>,
+    logs: PathBuf,
+}
+
+impl<'a> Lab<'a> {
+    /// The tests of `programs` whose names, with that of the program, contain `filter`. What a test says goes to
+    /// a file in `logs`, which stays if the test fails.
+    pub fn find(programs: &[&'a Program], logs: &Path, filter: Option<&str>) -> Result<Self> {
+        if logs.exists() {
+            fs::remove_dir_all(logs)
+                .with_context(|| format!("cannot remove {}", logs.display()))?;
         }
+        fs::create_dir_all(logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let mut tests = Vec::new();
+        for &program in programs {
+            let names = program.tests(None)?.into_iter();
+            tests.extend(names.map(|name| Test { program, name }));
+        }
+        let is_wanted = |test: &Test<'_>| filter.is_none_or(|text| test.full_name().contains(text));
+        tests.retain(is_wanted);
+        if filter.is_none() {
+            for beginning in ALONE.iter().chain(LONG) {
+                let known = tests.iter().any(|test| test.is_one_of(&[beginning]));
+                ensure!(known, "no test's name begins with {beginning}");
+            }
+        }
+        let (alone, mut together): (Vec<_>, Vec<_>) =
+            tests.into_iter().partition(|test| test.is_one_of(ALONE));
+        together.sort_by_key(|test| !test.is_one_of(LONG));
+        Ok(Self {
+            together,
+            alone,
+            logs: logs.to_owned(),
+        })
     }
-    let (alone, mut together): (Vec<_>, Vec<_>) =
-        tests.into_iter().partition(|test| test.is_one_of(ALONE));
-    together.sort_by_key(|test| !test.is_one_of(LONG));
-    println!(
-        "{} tests, and then {} that need the machine for themselves",
-        together.len(),
-        alone.len()
-    );
-    let mut runner = Runner {
-        logs,
-        outcome: Outcome::default(),
-    };
-    let mut pace = Pace::new()?;
-    runner.run(together, |running| pace.allows(running))?;
-    runner.run(alone, |running| Ok(running == 0))?;
-    Ok(runner.outcome)
+
+    /// Runs those that others may run beside.
+    pub fn run_together(&mut self) -> Result<Outcome> {
+        println!("{} tests", self.together.len());
+        let before = Ticks::now()?;
+        let mut pace = Pace::new()?;
+        let tests = mem::take(&mut self.together);
+        let outcome = Runner::new(&self.logs).run(tests, |running| pace.allows(running))?;
+        if let Some(idle) = Ticks::now()?.idle_since(before) {
+            println!("these tests left the CPUs {idle} % of the time");
+        }
+        Ok(outcome)
+    }
+
+    pub fn has_lonely_ones(&self) -> bool {
+        !self.alone.is_empty()
+    }
+
+    /// Runs those that need the machine for themselves.
+    pub fn run_alone(&mut self) -> Result<Outcome> {
+        println!("{} tests", self.alone.len());
+        let tests = mem::take(&mut self.alone);
+        Runner::new(&self.logs).run(tests, |running| Ok(running == 0))
+    }
 }
 
 struct Runner<'a> {
     logs: &'a Path,
     outcome: Outcome,
+    times: Times,
 }
 
 impl<'a> Runner<'a> {
+    fn new(logs: &'a Path) -> Self {
+        Self {
+            logs,
+            outcome: Outcome::default(),
+            times: Times::default(),
+        }
+    }
+
     /// Runs `tests`, the next one whenever `allows` says so of the number that run.
     fn run(
-        &mut self,
+        mut self,
         tests: Vec<Test<'a>>,
         mut allows: impl FnMut(usize) -> Result<bool>,
-    ) -> Result<()> {
+    ) -> Result<Outcome> {
         let mut waiting = VecDeque::from(tests);
         let mut running: Vec<Running<'_>> = Vec::new();
         while !waiting.is_empty() || !running.is_empty() {
@@ -115,18 +157,27 @@ impl<'a> Runner<'a> {
             thread::sleep(PAUSE);
             let mut index = 0;
             while let Some(test) = running.get_mut(index) {
+                let before = times::of_children()?;
                 match test.child.try_wait().context("cannot wait for a test")? {
-                    Some(status) => self.finish(&running.swap_remove(index), status)?,
+                    Some(status) => {
+                        let cpu = times::of_children()?.saturating_sub(before);
+                        self.finish(&running.swap_remove(index), status, cpu)?;
+                    }
                     None => index += 1,
                 }
             }
         }
-        Ok(())
+        println!("\n{}", self.times.table());
+        Ok(self.outcome)
     }
 
-    fn finish(&mut self, ended: &Running<'_>, status: ExitStatus) -> Result<()> {
+    /// `cpu`: what the test and those it started took of the CPUs.
+    fn finish(&mut self, ended: &Running<'_>, status: ExitStatus, cpu: Duration) -> Result<()> {
         let name = ended.test.full_name();
-        let seconds = ended.started.elapsed().as_secs_f32();
+        let time = ended.started.elapsed();
+        let test = &ended.test;
+        self.times.add(&test.program.name, &test.name, time, cpu);
+        let seconds = time.as_secs_f32();
         let said =
             fs::read(&ended.log).with_context(|| format!("cannot read {}", ended.log.display()))?;
         let said = String::from_utf8_lossy(&said);
@@ -215,7 +266,8 @@ esac
             package: dir.path().to_owned(),
         };
         let logs = dir.path().join("logs");
-        let mut outcome = run(&[&program], &logs, Some("")).expect("the tests run");
+        let mut lab = Lab::find(&[&program], &logs, Some("lab::")).expect("the tests are listed");
+        let mut outcome = lab.run_together().expect("the tests run");
         outcome.problems.sort();
         let counts = outcome.counts;
         assert_eq!((counts.passed, counts.failed, counts.skipped), (1, 2, 1));

@@ -4,12 +4,13 @@ mod lab;
 mod other_arch;
 mod pace;
 pub mod programs;
+mod times;
 
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use self::programs::Program;
+use self::{lab::Lab, programs::Program};
 use crate::{
     arch::Arch,
     build_ebpf, cloud,
@@ -97,11 +98,14 @@ pub fn run(args: &Args) -> Result<()> {
         _ => &[],
     };
     if filter.is_none() && !only_kernels && stage.is_empty() {
-        for (name, check) in lint::checks(&workspace) {
+        for (name, check) in lint::quick_checks(&workspace) {
             report.phase(name, || check.run(&workspace));
         }
     }
     let programs = report.required("test programs", || {
+        if only_kernels {
+            return kernel::build(&workspace, filter);
+        }
         programs::build(&workspace, &["--workspace", "--all-targets"], &[])
     })?;
     if only_kernels {
@@ -119,13 +123,14 @@ pub fn run(args: &Args) -> Result<()> {
     if !stage.is_empty() {
         let of_stage = |program: &&Program| stage.contains(&program.name.as_str());
         let lab: Vec<_> = programs.iter().filter(of_stage).collect();
+        let wanted = filter.unwrap_or_default();
         report.phase("lab tests", || {
-            lab::run(
-                &lab,
-                &workspace.lab_logs(),
-                Some(filter.unwrap_or_default()),
-            )
-            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+            let lab = Lab::find(&lab, &workspace.lab_logs(), Some(wanted));
+            outcome(lab.and_then(|mut lab| {
+                let mut outcome = lab.run_together()?;
+                outcome.add(lab.run_alone()?);
+                Ok(outcome)
+            }))
         });
         return report.finish(filter.is_some());
     }
@@ -134,10 +139,28 @@ pub fn run(args: &Args) -> Result<()> {
         .partition(|program| program.package == workspace.lab_crate());
     report.phase("unit tests", || unit_tests(&units, filter));
     report.phase("doc tests", || doc_tests(&workspace, filter));
-    report.phase("lab tests", || {
-        lab::run(&lab, &workspace.lab_logs(), filter)
-            .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+    let mut lab = Lab::find(&lab, &workspace.lab_logs(), filter)?;
+    // Most of the lab's tests wait most of the time: what has no deadline takes what they leave of the CPUs.
+    let long_checks = if filter.is_none() {
+        lint::long_checks(&workspace).into()
+    } else {
+        Vec::new()
+    };
+    let checks = long_checks.into_iter().map(|(name, check)| {
+        let workspace = &workspace;
+        let run = move || match process::give_way() {
+            Ok(()) => check.run(workspace),
+            Err(error) => Outcome::broken(format!("{error:#}")),
+        };
+        (name, run)
     });
+    report.beside(
+        ("lab tests", || outcome(lab.run_together())),
+        checks.collect(),
+    );
+    if lab.has_lonely_ones() {
+        report.phase("lab tests, one by one", || outcome(lab.run_alone()));
+    }
     // After the lab, whose measurements of time the emulator would disturb.
     if filter.is_none() {
         let kernels = (kernel::USUAL.as_slice(), Extent::Smoke);
@@ -181,6 +204,10 @@ fn on_kernels(
         (version.phase(), body)
     });
     report.side_by_side(phases.collect());
+}
+
+fn outcome(result: Result<Outcome>) -> Outcome {
+    result.unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
 }
 
 /// What the tests cannot run without: its failure ends the run.

@@ -51,13 +51,29 @@ pub fn build(
     arguments: &[&str],
     variables: &[(String, String)],
 ) -> Result<Vec<Program>> {
+    let all = [&["test", "--no-run"], arguments].concat();
+    built_by(workspace, &all, variables)
+}
+
+/// Builds some of the lab's test programs, and the programs that tests start. In one go: the crates of a program
+/// that is built without tests have other features, and are compiled again.
+pub fn build_some(workspace: &Workspace, names: &[&str]) -> Result<Vec<Program>> {
+    let mut arguments = vec!["build", "--workspace", "--bins"];
+    arguments.extend(names.iter().flat_map(|name| ["--test", name]));
+    built_by(workspace, &arguments, &[])
+}
+
+fn built_by(
+    workspace: &Workspace,
+    arguments: &[&str],
+    variables: &[(String, String)],
+) -> Result<Vec<Program>> {
     let mut command = process::cargo();
     command
         .current_dir(workspace.root())
         .envs(variables.iter().cloned())
-        .args(["test", "--no-run"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .args(arguments);
+        .args(arguments)
+        .args(["--message-format", "json-render-diagnostics"]);
     println!("{}", process::display(&command));
     Ok(programs(&process::answer(&mut command)?))
 }

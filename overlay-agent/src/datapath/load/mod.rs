@@ -3,6 +3,7 @@
 mod blind;
 mod pinned;
 mod refusal;
+mod undisturbed;
 
 use std::{collections::BTreeMap, os::fd::AsFd as _};
 
@@ -18,6 +19,7 @@ pub use self::pinned::FlowTables;
 use self::{
     pinned::check_pinned_maps,
     refusal::{object_error, program_error},
+    undisturbed::Undisturbed,
 };
 use super::{
     attach::{tc, tcx},
@@ -59,6 +61,7 @@ pub fn load(
         LevelFilter::OFF => None,
         _ => Some(PacketLog::of(&mut ebpf, reader)?),
     };
+    let _undisturbed = Undisturbed::begin();
     let ingress = load_program(&mut ebpf, &name_for(Hook::Ingress, tunnel))?;
     let tcx = tcx::is_there(&ingress);
     if !tcx {
@@ -82,8 +85,8 @@ pub fn load(
     Ok(Programs { by_hook, tcx, log })
 }
 
-/// Whether the kernel stopped verifying because the thread has something else to do, a signal for
-/// one (`do_check` in the kernel).
+/// Whether the kernel stopped verifying because the thread has something else to do (`do_check` in the
+/// kernel), for all that [`Undisturbed`] keeps away.
 fn is_interruption(error: &ProgramError) -> bool {
     matches!(error, ProgramError::LoadError { io_error, .. }
         if io_error.raw_os_error() == Some(libc::EAGAIN))
