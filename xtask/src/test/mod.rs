@@ -102,7 +102,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let programs = report.required("test programs", || {
-        programs::build(&workspace, &["--workspace", "--all-targets"], &[])
+        if stage.is_empty() {
+            return programs::build(&workspace, &["--workspace", "--all-targets"], &[]);
+        }
+        programs::of_lab(&workspace, stage)
     })?;
     if only_kernels {
         let kernels = (args.kernel.as_slice(), Extent::Lab);
@@ -117,8 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
         return report.finish(filter.is_some());
     }
     if !stage.is_empty() {
-        let of_stage = |program: &&Program| stage.contains(&program.name.as_str());
-        let lab: Vec<_> = programs.iter().filter(of_stage).collect();
+        let lab: Vec<_> = programs.iter().collect();
         report.phase("lab tests", || {
             lab::run(
                 &lab,
