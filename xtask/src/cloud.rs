@@ -1,16 +1,18 @@
-//! What the tests of clouds need: overlay-cloud, which is a workspace of its own, and moto, which emulates AWS.
+//! overlay-cloud, which is a workspace of its own, and moto, which emulates AWS for its tests.
 
 use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
 use crate::{
+    arch::Arch,
     process::{self, command},
     report::Outcome,
     test,
     workspace::Workspace,
 };
 
+pub const PROGRAM: &str = "overlay-cloud";
 /// With what its server needs.
 const MOTO: &str = "moto[ec2,server]==5.2.5";
 
@@ -32,6 +34,23 @@ fn cargo(workspace: &Workspace, subcommand: &str) -> Command {
 /// Builds overlay-cloud. The first time takes minutes: the clouds' libraries are large.
 pub fn build(workspace: &Workspace) -> Result<()> {
     process::run(&mut cargo(workspace, "build"))
+}
+
+/// Builds it to be installed, and returns where it is.
+pub fn release(workspace: &Workspace, arch: Option<Arch>) -> Result<PathBuf> {
+    let mut cargo = cargo(workspace, "build");
+    cargo
+        .arg("--release")
+        .env("CARGO_ENCODED_RUSTFLAGS", workspace.remaps().join("\x1f"));
+    let mut built = workspace.cloud();
+    if let Some(arch) = arch {
+        cargo
+            .envs(arch.variables())
+            .args(["--target", arch.triple()]);
+        built.push(arch.triple());
+    }
+    process::run(&mut cargo)?;
+    Ok(built.join("release").join(PROGRAM))
 }
 
 /// clippy, and the tests inside the crate.

@@ -1,14 +1,15 @@
 //! `cargo xtask package`: the release as Debian and RPM packages, with manual pages, completions and a
-//! list of the crates that are in it.
+//! list of the crates that are in it. What speaks with clouds has packages of its own.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
+    cloud,
     prereq::Group,
     process::{self, command},
-    release::{self, PLUGIN, PROGRAM},
+    release::{self, Build, PROGRAM},
     tool::Tool,
     verify,
     workspace::Workspace,
@@ -44,12 +45,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let (workspace, mut installer) = release::start(&args.release, &[Group::Packages])?;
-    let arch = args.release.arch;
-    let dir = release::build(&workspace, &mut installer, arch)?;
+    let dir = release::build(&workspace, &mut installer, &args.release)?;
     let contents = workspace.root().join(CONTENTS);
     fs::create_dir_all(&contents)
         .with_context(|| format!("cannot create {}", contents.display()))?;
-    for program in [PROGRAM, PLUGIN] {
+    for program in args.release.programs() {
         fs::copy(dir.join(program), contents.join(program))
             .with_context(|| format!("cannot copy {program}"))?;
     }
@@ -70,7 +70,6 @@ pub fn run(args: &Args) -> Result<()> {
             .arg(&contents),
     )?;
     let date = workspace.commit("%cD")?;
-    write(&contents, "changelog", &changelog(&date))?;
     let changes = workspace.root().join("CHANGELOG.md");
     let changes = fs::read_to_string(&changes)
         .with_context(|| format!("cannot read {}", changes.display()))?;
@@ -78,67 +77,96 @@ pub fn run(args: &Args) -> Result<()> {
     let notes = notes(&changes, version)
         .with_context(|| format!("CHANGELOG.md has neither {version} nor Unreleased"))?;
     write(&dir, NOTES, notes)?;
-    let subcommand = |tool: &Tool, name: &str| -> Result<_> {
-        let mut cargo = command(tool.ensure(&workspace)?);
+    let of_clouds = args.release.cloud.then_some(cloud::PROGRAM);
+    for package in [PROGRAM].into_iter().chain(of_clouds) {
+        let log = format!("{package}.changelog");
+        write(&contents, &log, &changelog(package, &date))?;
+        let maker = Maker {
+            workspace: &workspace,
+            release: &args.release,
+            epoch: &epoch,
+            package,
+        };
+        maker.make(&dir)?;
+    }
+    lint(&dir)?;
+    if args.verify {
+        verify::run(&workspace, &args.release)?;
+    }
+    Ok(())
+}
+
+/// What makes a package of what was built. It has the name of its crate.
+struct Maker<'a> {
+    workspace: &'a Workspace,
+    release: &'a Build,
+    epoch: &'a str,
+    package: &'static str,
+}
+
+impl Maker<'_> {
+    /// Writes the packages and the list of crates to `dir`.
+    fn make(&self, dir: &Path) -> Result<()> {
+        let manifest = format!("{}/Cargo.toml", self.package);
+        process::run(
+            self.tool(&DEB, "deb")?
+                .args(["--manifest-path", &manifest, "--no-build", "--no-strip"])
+                .arg("--output")
+                .arg(dir),
+        )?;
+        process::run(
+            self.tool(&RPM, "generate-rpm")?
+                .args(["--package", self.package, "--source-date", self.epoch])
+                .arg("--output")
+                .arg(dir),
+        )?;
+        let list = ["--format", "json", "--manifest-path", &manifest];
+        process::run(self.tool(&SBOM, "cyclonedx")?.args(list))?;
+        self.take_list(dir)
+    }
+
+    fn tool(&self, tool: &Tool, name: &str) -> Result<Command> {
+        let mut cargo = command(tool.ensure(self.workspace)?);
         cargo
-            .current_dir(workspace.root())
-            .env("SOURCE_DATE_EPOCH", &epoch)
+            .current_dir(self.workspace.root())
+            .env("SOURCE_DATE_EPOCH", self.epoch)
             .arg(name);
-        if let Some(arch) = arch {
+        if self.package == cloud::PROGRAM {
+            cargo.env("CARGO_TARGET_DIR", self.workspace.cloud());
+        }
+        if let Some(arch) = self.release.arch {
             cargo.args(["--target", arch.triple()]);
         }
         Ok(cargo)
-    };
-    process::run(
-        subcommand(&DEB, "deb")?
-            .args(["--package", PROGRAM, "--no-build", "--no-strip"])
-            .arg("--output")
-            .arg(&dir),
-    )?;
-    process::run(
-        subcommand(&RPM, "generate-rpm")?
-            .args(["--package", PROGRAM, "--source-date", &epoch])
-            .arg("--output")
-            .arg(&dir),
-    )?;
-    process::run(subcommand(&SBOM, "cyclonedx")?.args([
-        "--format",
-        "json",
-        "--manifest-path",
-        "overlay-agent/Cargo.toml",
-    ]))?;
-    take_list(&workspace, &dir)?;
-    lint(&dir)?;
-    if args.verify {
-        verify::run(&workspace, arch)?;
     }
-    Ok(())
-}
 
-/// The tool writes one list into each crate of the workspace. Ours is the agent's.
-fn take_list(workspace: &Workspace, dir: &Path) -> Result<()> {
-    let root = workspace.root();
-    for entry in fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))? {
-        let member = entry?.file_name();
-        let name = format!("{}.cdx.json", member.display());
-        let list = root.join(&member).join(&name);
-        if !list.is_file() {
-            continue;
+    /// The tool writes one list into each crate of the workspace. Ours is the package's.
+    fn take_list(&self, dir: &Path) -> Result<()> {
+        let root = self.workspace.root();
+        for entry in
+            fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?
+        {
+            let member = entry?.file_name();
+            let name = format!("{}.cdx.json", member.display());
+            let list = root.join(&member).join(&name);
+            if !list.is_file() {
+                continue;
+            }
+            let done = if member == self.package {
+                fs::rename(&list, dir.join(&name))
+            } else {
+                fs::remove_file(&list)
+            };
+            done.with_context(|| format!("cannot move {}", list.display()))?;
         }
-        let done = if member == PROGRAM {
-            fs::rename(&list, dir.join(&name))
-        } else {
-            fs::remove_file(&list)
-        };
-        done.with_context(|| format!("cannot move {}", list.display()))?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// In Debian's form, which has no room for more than a pointer.
-fn changelog(date: &str) -> String {
+fn changelog(package: &str, date: &str) -> String {
     format!(
-        "{PROGRAM} ({}) unstable; urgency=medium\n\n  * Release. What has changed is in \
+        "{package} ({}) unstable; urgency=medium\n\n  * Release. What has changed is in \
          CHANGELOG.md.\n\n -- The overlay maintainers <maintainers@overlay.example>  {date}\n",
         env!("CARGO_PKG_VERSION"),
     )

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     arch::Arch,
-    build_ebpf,
+    build_ebpf, cloud,
     prereq::{Group, Installer},
     process::{self, command},
     workspace::Workspace,
@@ -29,11 +29,25 @@ pub struct Build {
     /// For machines of another architecture
     #[arg(long)]
     pub arch: Option<Arch>,
+    /// Also overlay-cloud, for nodes with the backends aws-vpc and gce: it gets packages and an image of its own
+    #[arg(long)]
+    pub cloud: bool,
+}
+
+impl Build {
+    /// What is built.
+    pub const fn programs(&self) -> &'static [&'static str] {
+        if self.cloud {
+            &[PROGRAM, PLUGIN, cloud::PROGRAM]
+        } else {
+            &[PROGRAM, PLUGIN]
+        }
+    }
 }
 
 pub fn run(args: &Build) -> Result<()> {
     let (workspace, mut installer) = start(args, &[])?;
-    build(&workspace, &mut installer, args.arch).map(drop)
+    build(&workspace, &mut installer, args).map(drop)
 }
 
 /// What the commands begin with that build on the release. `groups`: what they need besides.
@@ -48,11 +62,8 @@ pub fn start(args: &Build, groups: &[Group]) -> Result<(Workspace, Installer)> {
 
 /// Builds the programs, and returns the directory they are in. The BPF object is the same for all architectures: the
 /// programs in it know nothing of the machine but the order of its bytes.
-pub fn build(
-    workspace: &Workspace,
-    installer: &mut Installer,
-    arch: Option<Arch>,
-) -> Result<PathBuf> {
+pub fn build(workspace: &Workspace, installer: &mut Installer, args: &Build) -> Result<PathBuf> {
+    let arch = args.arch;
     build_ebpf::build_both(workspace, installer)?;
     let mut cargo = cargo(workspace);
     cargo.args(["--package", PROGRAM, "--package", PLUGIN]);
@@ -68,6 +79,12 @@ pub fn build(
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for program in [PROGRAM, PLUGIN] {
         strip(&built.join(PROFILE).join(program), &dir, program, arch)?;
+    }
+    if args.cloud {
+        let program = dir.join(cloud::PROGRAM);
+        fs::copy(cloud::release(workspace, arch)?, &program)
+            .with_context(|| format!("cannot write {}", program.display()))?;
+        tell(&program)?;
     }
     Ok(dir)
 }

@@ -6,14 +6,13 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    arch::Arch,
     process::{self, command},
-    release::{self, PLUGIN, PROGRAM},
+    release::{self, Build},
     workspace::Workspace,
 };
 
-/// Compares what was built for an architecture.
-pub fn run(workspace: &Workspace, arch: Option<Arch>) -> Result<()> {
+/// Compares what was built.
+pub fn run(workspace: &Workspace, args: &Build) -> Result<()> {
     let copy = workspace.root().join("target/verify/elsewhere");
     if copy.exists() {
         fs::remove_dir_all(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
@@ -25,13 +24,16 @@ pub fn run(workspace: &Workspace, arch: Option<Arch>) -> Result<()> {
         .current_dir(&copy)
         .env_remove("CARGO_TARGET_DIR")
         .args(["run", "--locked", "--package", "xtask", "--", "release"]);
-    if let Some(arch) = arch {
+    if let Some(arch) = args.arch {
         build.args(["--arch", arch.name()]);
     }
+    if args.cloud {
+        build.arg("--cloud");
+    }
     process::run(&mut build)?;
-    let [dir, again] = [workspace.root(), &copy].map(|root| release::directory(root, arch));
+    let [dir, again] = [workspace.root(), &copy].map(|root| release::directory(root, args.arch));
     let mut differ = Vec::new();
-    for program in [PROGRAM, PLUGIN] {
+    for &program in args.programs() {
         if read(&dir.join(program))? == read(&again.join(program))? {
             println!("{program}: the same file");
         } else {

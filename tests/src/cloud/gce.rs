@@ -38,13 +38,12 @@ struct State {
 
 /// Compute Engine, as the nodes of a lab see it.
 pub struct Gce {
-    programs: Programs,
     state: Arc<Mutex<State>>,
     _double: Double,
 }
 
 impl Gce {
-    pub fn start(lab: &Lab, programs: &Programs) -> Result<Self> {
+    pub fn start(lab: &Lab) -> Result<Self> {
         let state: Arc<Mutex<State>> = Arc::default();
         let names = lab.nodes().iter();
         let names: BTreeMap<Ipv4Addr, String> = names
@@ -59,23 +58,25 @@ impl Gce {
             api(request, &mut locked(&shared))
         })?;
         Ok(Self {
-            programs: programs.clone(),
             state,
             _double: double,
         })
     }
 
-    pub fn launch(&self, lab: &Lab) -> Result<Launch> {
+    pub fn launch(&self, lab: &Lab, programs: &Programs) -> Result<Launch> {
+        let home = ("HOME", lab.dir().display().to_string());
+        let variables: Vec<_> = Self::variables().into_iter().chain([home]).collect();
+        launch(lab, programs, &variables)
+    }
+
+    /// What has overlay-cloud find it.
+    pub fn variables() -> [(&'static str, String); 2] {
         let host = format!("{}:{PORT}", router_address(0));
-        launch(
-            lab,
-            &self.programs,
-            &[
-                ("GCE_METADATA_HOST", host.clone()),
-                ("OVERLAY_GCE_ENDPOINT", format!("http://{host}")),
-                ("HOME", lab.dir().display().to_string()),
-            ],
-        )
+        let endpoint = format!("http://{host}");
+        [
+            ("GCE_METADATA_HOST", host),
+            ("OVERLAY_GCE_ENDPOINT", endpoint),
+        ]
     }
 
     /// The routes by their names: the instances they lead to.

@@ -26,7 +26,7 @@ use crate::{
 
 const PORT: u16 = 6443;
 const ISSUER: &str = "https://kubernetes.default.svc";
-const START_DEADLINE: Duration = Duration::from_mins(1);
+const START_DEADLINE: Duration = Duration::from_mins(3);
 const ADMIN: &str = "admin-token";
 /// The namespace, the role and the rest of what `deploy` installs.
 pub const MANIFEST: &str = concat!(

@@ -35,11 +35,11 @@ fn wait_routes(gce: &Gce, expected: &[(&str, &str)]) -> Result<()> {
 #[test]
 fn a_node_has_a_route_of_flannels_name_and_a_restart_changes_nothing() {
     with_programs("a_node_has_a_route_of_gce", builder(), |lab, programs| {
-        let gce = Gce::start(lab, programs)?;
+        let gce = Gce::start(lab)?;
         // What the node left behind when it had another subnet, and what is not its own.
         gce.put("flannel-10-5-9-0-24", "10.5.9.0/24", "n1");
         gce.put("flannel-10-5-8-0-24", "10.5.8.0/24", "n2");
-        let (node, launch) = (lab.node(0), gce.launch(lab)?);
+        let (node, launch) = (lab.node(0), gce.launch(lab, programs)?);
         node.launch(&launch)?;
         ensure!(node.wait_ready()?.mtu == 1500);
         let expected = [("flannel-10-5-8-0-24", "n2"), (NAME, "n1")];
@@ -61,9 +61,9 @@ fn a_node_has_a_route_of_flannels_name_and_a_restart_changes_nothing() {
 #[test]
 fn a_route_of_its_subnet_to_another_instance_is_replaced() {
     with_programs("a_route_of_gce_is_replaced", builder(), |lab, programs| {
-        let gce = Gce::start(lab, programs)?;
+        let gce = Gce::start(lab)?;
         gce.put(NAME, SUBNET, "n2");
-        lab.node(0).launch(&gce.launch(lab)?)?;
+        lab.node(0).launch(&gce.launch(lab, programs)?)?;
         wait_routes(&gce, &[(NAME, "n1")])
     });
 }
@@ -71,11 +71,11 @@ fn a_route_of_its_subnet_to_another_instance_is_replaced() {
 #[test]
 fn what_compute_engine_refuses_is_told_with_what_is_missing() {
     with_programs("what_compute_engine_refuses", builder(), |lab, programs| {
-        let gce = Gce::start(lab, programs)?;
+        let gce = Gce::start(lab)?;
         let node = lab.node(0);
         let scopes = "Request had insufficient authentication scopes.";
         gce.forbid(Some(scopes));
-        node.launch(&gce.launch(lab)?)?;
+        node.launch(&gce.launch(lab, programs)?)?;
         wait_said(
             node,
             &[&format!(

@@ -12,17 +12,21 @@ use overlay_tests::{
     netns::{checked, with_input},
     skip,
 };
+use serde_json::json;
 
 const BPFFS: &str = "/sys/fs/bpf";
 /// Where the container has it: this way of running one leaves its `/sys` read-only.
 const PINS: &str = "/run/bpf";
 
-/// What `cargo xtask image` left: the image, and the storage of images it is in. `arch`: another one than this
+const IMAGE: &str = "overlay-agent";
+const CLOUD_IMAGE: &str = "overlay-agent-cloud";
+
+/// Where `cargo xtask image` left an image, and the storage of images it is in. `arch`: another one than this
 /// machine's.
-fn built(arch: &str) -> Option<PathBuf> {
+fn built(arch: &str, image: &str) -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image");
     let dir = dir.join(arch);
-    dir.join("overlay-agent.tar")
+    dir.join(format!("{image}.tar"))
         .is_file()
         .then(|| dir.canonicalize().ok())
         .flatten()
@@ -38,19 +42,19 @@ struct Container {
 }
 
 impl Container {
-    fn create(dir: &Path, lab: &Lab) -> Result<Self> {
+    fn create(dir: &Path, name: &str, image: &str) -> Result<Self> {
         let storage = vec![
             "--storage-driver=vfs".to_owned(),
             format!("--root={}", dir.join("storage").display()),
             format!("--runroot={}", dir.join("run").display()),
         ];
-        let name = format!("ovl-{}", lab.id());
+        let name = format!("ovl-{name}");
         let this = Self { storage, name };
-        let image = concat!("overlay-agent:", env!("CARGO_PKG_VERSION"));
+        let image = format!("{image}:{}", env!("CARGO_PKG_VERSION"));
         // Its filter of system calls knows CAP_SYS_ADMIN only, not CAP_BPF.
         let mut from = this.buildah();
         from.args(["from", "--security-opt=seccomp=unconfined", "--name"]);
-        checked(from.args([&this.name, image]))?;
+        checked(from.args([&this.name, &image]))?;
         Ok(this)
     }
 
@@ -86,7 +90,7 @@ impl Drop for Container {
 
 #[test]
 fn the_image_has_less_than_40_mb() {
-    let Some(dir) = built("") else {
+    let Some(dir) = built("", IMAGE) else {
         skip!("no image has been made; `cargo xtask image` makes one");
     };
     check_size(&dir);
@@ -104,7 +108,7 @@ fn check_size(dir: &Path) {
 /// Each of its programs starts with the libraries of the image, and no others.
 #[test]
 fn the_image_for_aarch64_has_what_its_programs_need() {
-    let Some(dir) = built("aarch64") else {
+    let Some(dir) = built("aarch64", IMAGE) else {
         skip!("no image for aarch64 has been made; `cargo xtask image --arch aarch64` makes one");
     };
     check_size(&dir);
@@ -140,11 +144,11 @@ fn the_image_for_aarch64_has_what_its_programs_need() {
 
 #[test]
 fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
-    let Some(dir) = built("") else {
+    let Some(dir) = built("", IMAGE) else {
         skip!("no image has been made; `cargo xtask image` makes one");
     };
     scenario(Lab::builder().nodes(2), |lab| {
-        let container = Container::create(&dir, lab)?;
+        let container = Container::create(&dir, lab.id(), IMAGE)?;
         let words = container.run(lab.dir());
         let [one, two] = lab.nodes() else {
             unreachable!("two nodes")
@@ -178,6 +182,31 @@ fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
         checked(Command::new("sh").args(["-c", &copy]))?;
         let (plugin, copy) = (fs::read(dir.join("overlay-cni"))?, fs::read(&copied)?);
         ensure!(plugin == copy, "{} bytes, not {}", copy.len(), plugin.len());
+        Ok(())
+    });
+}
+
+#[test]
+fn the_image_for_clouds_alone_has_their_program() {
+    let Some(dir) = built("", CLOUD_IMAGE) else {
+        skip!("no image for clouds has been made; `cargo xtask image --cloud` makes one");
+    };
+    scenario(Lab::builder(), |lab| {
+        // Nobody answers there.
+        let request = json!({
+            "cloud": "gce", "network": "10.5.0.0/16", "subnet": "10.5.7.0/24", "address": "172.30.0.11",
+            "route_tables": [], "take_over": true,
+        });
+        let ask = |image: &str| {
+            let container = Container::create(&dir, &format!("{}-{image}", lab.id()), image)?;
+            let mut words = container.run(lab.dir());
+            words.push("/usr/bin/overlay-cloud".to_owned());
+            let mut asked = Command::new(&words[0]);
+            with_input(asked.args(&words[1..]), &request.to_string())
+        };
+        let answer = ask(CLOUD_IMAGE)?;
+        ensure!(answer.contains("metadata"), "{answer}");
+        ensure!(ask(IMAGE).is_err(), "the agent's image has the program");
         Ok(())
     });
 }

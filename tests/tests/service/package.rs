@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
     lab::{Lab, scenario},
-    netns::checked,
+    netns::{checked, with_input},
     skip,
     wait::wait_for,
 };
@@ -20,19 +20,23 @@ use crate::{
     support::{PATIENCE, one_node},
 };
 
-const NAME: &str = "overlay-agent";
-const SETTINGS: &str = "/etc/default/overlay-agent";
+pub const NAME: &str = "overlay-agent";
+pub const SETTINGS: &str = "/etc/default/overlay-agent";
 
-/// What `cargo xtask package` made of a kind.
-pub fn built(kind: &str) -> Result<Option<PathBuf>> {
+/// The package of a kind that `cargo xtask package` made. `arch`: for another architecture than this machine's.
+pub fn built(arch: &str, name: &str, kind: &str) -> Result<Option<PathBuf>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/package");
-    let Ok(entries) = fs::read_dir(dir) else {
+    let Ok(entries) = fs::read_dir(dir.join(arch)) else {
         return Ok(None);
     };
     for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == kind) {
-            return Ok(Some(path));
+        let entry = entry?;
+        let file = entry.file_name().into_string().unwrap_or_default();
+        let version = file
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_suffix(kind));
+        if version.is_some_and(|rest| rest.starts_with(['_', '-'])) {
+            return Ok(Some(entry.path()));
         }
     }
     Ok(None)
@@ -68,17 +72,17 @@ impl Packages {
     }
 }
 
-fn install(systemd: &Systemd, package: &str) -> Result<String> {
+pub fn install(systemd: &Systemd, package: &str) -> Result<String> {
     systemd.run(&["dpkg", "--install", "--force-confold", package])
 }
 
-fn is_there(systemd: &Systemd, path: &str) -> bool {
+pub fn is_there(systemd: &Systemd, path: &str) -> bool {
     systemd.run(&["test", "-e", path]).is_ok()
 }
 
 #[test]
 fn the_package_is_installed_upgraded_removed_and_purged() {
-    let package = match built("deb") {
+    let package = match built("", NAME, "deb") {
         Ok(Some(package)) => package,
         Ok(None) => skip!("no package has been made; `cargo xtask package` makes one"),
         Err(error) => panic!("{error:#}"),
@@ -140,4 +144,48 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
         ensure!(!is_there(&systemd, wants), "{wants} is left");
         Ok(())
     });
+}
+
+/// The libraries are those of the compiler for it.
+#[test]
+fn the_programs_of_the_package_for_aarch64_start() {
+    let package = match built("aarch64", NAME, "deb") {
+        Ok(Some(package)) => package,
+        Ok(None) => skip!(
+            "no package for aarch64 has been made; `cargo xtask package --arch aarch64` makes one"
+        ),
+        Err(error) => panic!("{error:#}"),
+    };
+    if let Err(error) = check_aarch64(&package) {
+        panic!("{error:#}");
+    }
+}
+
+fn check_aarch64(package: &Path) -> Result<()> {
+    let root = tempfile::tempdir()?;
+    checked(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(package)
+            .arg(root.path()),
+    )?;
+    let emulate = |program: &str| {
+        let mut emulator = Command::new("qemu-aarch64-static");
+        emulator
+            .args(["-L", "/usr/aarch64-linux-gnu"])
+            .arg(root.path().join(program));
+        emulator
+    };
+    for (word, wanted) in [
+        ("--version", env!("CARGO_PKG_VERSION")),
+        ("--help", "--etcd-endpoints"),
+    ] {
+        let said = checked(emulate("usr/bin/overlay-agent").arg(word))?;
+        ensure!(said.contains(wanted), "{word}: {said}");
+    }
+    let mut plugin = emulate("usr/lib/cni/overlay-cni");
+    plugin.env("CNI_COMMAND", "VERSION");
+    let said = with_input(&mut plugin, r#"{"cniVersion":"1.1.0"}"#)?;
+    ensure!(said.contains("supportedVersions"), "{said}");
+    Ok(())
 }

@@ -10,14 +10,39 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{netns::checked, requirements::require_root, skip};
 
-use crate::package::built;
+use crate::package::{NAME, built};
 
-const NAME: &str = "overlay-agent";
+const CLOUD: &str = "overlay-cloud";
 
 /// A root of its own, without anything else in it.
 struct Root(PathBuf);
 
 impl Root {
+    /// With one package in it, which has these files.
+    fn with(dir: &Path, name: &str, package: &str, files: &[&str]) -> Result<Self> {
+        let root = Self(dir.join("root"));
+        fs::create_dir(&root.0)?;
+        root.rpm(&["--initdb"])?;
+        // Nothing in there could run a script, or is a dependency.
+        root.rpm(&["--install", "--nodeps", "--noscripts", package])?;
+        for file in files {
+            ensure!(root.has(file), "no {file}");
+        }
+        let differs = root.rpm(&["--verify", "--nodeps", "--noscripts", name])?;
+        ensure!(differs.is_empty(), "{differs}");
+        Ok(root)
+    }
+
+    /// Has the package go with all its files.
+    fn erase(&self, name: &str) -> Result<()> {
+        let files = self.rpm(&["--query", "--list", name])?;
+        self.rpm(&["--erase", "--noscripts", name])?;
+        for file in files.lines() {
+            ensure!(!self.has(file), "{file} is left");
+        }
+        Ok(())
+    }
+
     fn rpm(&self, words: &[&str]) -> Result<String> {
         let mut rpm = Command::new("rpm");
         rpm.arg("--root").arg(&self.0);
@@ -53,7 +78,7 @@ fn calls(package: &str, script: &str, number: &str, dir: &Path) -> Result<Vec<St
 #[test]
 fn the_rpm_is_installed_and_removed_whole() {
     require_root();
-    let package = match built("rpm") {
+    let package = match built("", NAME, "rpm") {
         Ok(Some(package)) => package,
         Ok(None) => skip!("no package has been made; `cargo xtask package` makes one"),
         Err(error) => panic!("{error:#}"),
@@ -66,23 +91,15 @@ fn the_rpm_is_installed_and_removed_whole() {
 fn check(package: &Path) -> Result<()> {
     let package = package.to_str().context("a path in UTF-8")?;
     let dir = tempfile::tempdir()?;
-    let root = Root(dir.path().join("root"));
-    fs::create_dir(&root.0)?;
-    root.rpm(&["--initdb"])?;
-    // Nothing in there could run a script, or is a dependency.
-    root.rpm(&["--install", "--nodeps", "--noscripts", package])?;
-    for file in [
+    let files = [
         "/usr/bin/overlay-agent",
         "/usr/libexec/cni/overlay-cni",
         "/usr/lib/systemd/system/overlay-agent.service",
         "/usr/share/man/man8/overlay-agent-status.8",
         "/usr/share/licenses/overlay-agent/LICENSE-MIT",
         "/etc/default/overlay-agent",
-    ] {
-        ensure!(root.has(file), "no {file}");
-    }
-    let differs = root.rpm(&["--verify", "--nodeps", "--noscripts", NAME])?;
-    ensure!(differs.is_empty(), "{differs}");
+    ];
+    let root = Root::with(dir.path(), NAME, package, &files)?;
     let version = Command::new(root.0.join("usr/bin/overlay-agent"))
         .arg("version")
         .output()?;
@@ -91,11 +108,7 @@ fn check(package: &Path) -> Result<()> {
 
     let settings = root.0.join("etc/default/overlay-agent");
     fs::write(&settings, "FLANNELD_IP_MASQ=true\n")?;
-    let files = root.rpm(&["--query", "--list", NAME])?;
-    root.rpm(&["--erase", "--noscripts", NAME])?;
-    for file in files.lines() {
-        ensure!(!root.has(file), "{file} is left");
-    }
+    root.erase(NAME)?;
     let saved = root.0.join("etc/default/overlay-agent.rpmsave");
     ensure!(saved.exists(), "the settings are lost");
 
@@ -112,4 +125,33 @@ fn check(package: &Path) -> Result<()> {
     let called = calls(package, "PREUN", "1", dir.path())?;
     ensure!(called.is_empty(), "an upgrade removes: {called:?}");
     Ok(())
+}
+
+#[test]
+fn the_rpm_for_clouds_is_installed_and_removed_whole() {
+    require_root();
+    let package = match built("", CLOUD, "rpm") {
+        Ok(Some(package)) => package,
+        Ok(None) => {
+            skip!("no package for clouds has been made; `cargo xtask package --cloud` makes one")
+        }
+        Err(error) => panic!("{error:#}"),
+    };
+    if let Err(error) = check_cloud(&package) {
+        panic!("{error:#}");
+    }
+}
+
+fn check_cloud(package: &Path) -> Result<()> {
+    let package = package.to_str().context("a path in UTF-8")?;
+    let dir = tempfile::tempdir()?;
+    let files = [
+        "/usr/bin/overlay-cloud",
+        "/usr/share/man/man8/overlay-cloud.8",
+        "/usr/share/licenses/overlay-cloud/LICENSE-APACHE",
+    ];
+    let root = Root::with(dir.path(), CLOUD, package, &files)?;
+    let version = checked(Command::new(root.0.join("usr/bin/overlay-cloud")).arg("--version"))?;
+    ensure!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+    root.erase(CLOUD)
 }

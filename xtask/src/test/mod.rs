@@ -106,7 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
         if only_kernels {
             return kernel::build(&workspace, filter);
         }
-        programs::build(&workspace, &["--workspace", "--all-targets"], &[])
+        if stage.is_empty() {
+            return programs::build(&workspace, &["--workspace", "--all-targets"], &[]);
+        }
+        programs::of_lab(&workspace, stage)
     })?;
     if only_kernels {
         let kernels = (args.kernel.as_slice(), Extent::Lab);
@@ -121,8 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
         return report.finish(filter.is_some());
     }
     if !stage.is_empty() {
-        let of_stage = |program: &&Program| stage.contains(&program.name.as_str());
-        let lab: Vec<_> = programs.iter().filter(of_stage).collect();
+        let lab: Vec<_> = programs.iter().collect();
         let wanted = filter.unwrap_or_default();
         report.phase("lab tests", || {
             let lab = Lab::find(&lab, &workspace.lab_logs(), Some(wanted));

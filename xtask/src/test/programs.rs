@@ -78,6 +78,16 @@ fn built_by(
     Ok(programs(&process::answer(&mut command)?))
 }
 
+/// Builds some of the lab's test programs, and what is started in a lab.
+pub fn of_lab(workspace: &Workspace, names: &[&str]) -> Result<Vec<Program>> {
+    let mut started = process::cargo();
+    started.current_dir(workspace.root()).arg("build");
+    process::run(started.args(["--package", "overlay-agent", "--package", "overlay-cni"]))?;
+    let mut arguments = vec!["--package", "overlay-tests"];
+    arguments.extend(names.iter().flat_map(|name| ["--test", name]));
+    build(workspace, &arguments, &[])
+}
+
 /// Those that cargo's messages name.
 fn programs(messages: &str) -> Vec<Program> {
     messages.lines().filter_map(program).collect()
