@@ -317,8 +317,7 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_listing_says_what_is_removed_kept_and_failed() {
+    fn text(format: output::Format) -> String {
         let report = Report {
             dry_run: true,
             removed: vec![
@@ -335,14 +334,24 @@ mod tests {
             errors: vec!["nft: no such thing".to_owned()],
         };
         let mut text = Vec::new();
-        output::print(&report, output::Format::Table, &mut text).unwrap();
+        output::print(&report, format, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn the_listing_says_what_is_removed_kept_and_failed() {
         assert_eq!(
-            String::from_utf8(text).unwrap(),
+            text(output::Format::Table),
             "would remove  pin            /sys/fs/bpf/overlay/links/5-confirm\n\
              would remove  packet filter  iptables-nft: chain FLANNEL-FWD\n\
              kept for flanneld  interface flannel.1\n\
              failed  nft: no such thing\n\
              the lease in etcd stays: it keeps the subnet for this node until it runs out\n"
         );
+    }
+
+    #[test]
+    fn the_json_is_as_documented() {
+        insta::assert_snapshot!(text(output::Format::Json));
     }
 }

@@ -175,3 +175,25 @@ impl Verdict {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_documented() {
+        let commands = include_str!("../../../docs/operator-commands.md");
+        let metrics = include_str!("../../../docs/metrics.md");
+        let health = "| `overlay_peer_health` |";
+        let metric = metrics.lines().find(|line| line.starts_with(health));
+        let metric = metric.expect("the metric");
+        for name in Verdict::ALL.map(|verdict| format!("`{}`", verdict.name())) {
+            let row = format!("| {name} |");
+            assert!(
+                commands.lines().any(|line| line.starts_with(&row)),
+                "{name}"
+            );
+            assert!(metric.contains(&name), "{name}");
+        }
+    }
+}

@@ -180,4 +180,17 @@ mod tests {
         assert_eq!(met("trace id 6d4c7d4e inet own output rule x"), None);
         assert_eq!(met("# new generation 4"), None);
     }
+
+    #[test]
+    fn the_json_is_as_documented() {
+        let met = Met {
+            id: "6d4c7d4e".to_owned(),
+            rule: "ip filter FORWARD policy accept".to_owned(),
+        };
+        let json = serde_json::to_string(&met).unwrap();
+        assert_eq!(
+            json,
+            r#"{"id":"6d4c7d4e","rule":"ip filter FORWARD policy accept"}"#
+        );
+    }
 }
