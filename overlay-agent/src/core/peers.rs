@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     backend,
-    model::{Alarm, LeaseAttrs, LeaseKey, PeerLease},
+    model::{Alarm, LeaseAttrs, LeaseKey, PeerLease, pack},
 };
 
 /// A subnet whose peer changed: its lease now, or `None`.
@@ -106,6 +106,7 @@ impl Peers {
         is_newer: impl Fn(&LeaseKey) -> bool,
     ) -> Vec<PeerChange> {
         entries.retain(|entry| !is_newer(&entry.key));
+        let is_first = self.records.is_empty();
         let listed: BTreeSet<_> = entries.iter().map(|entry| entry.key).collect();
         let mut touched: BTreeSet<_> = entries.iter().map(|entry| entry.key.subnet()).collect();
         let missing: Vec<_> = self
@@ -123,6 +124,10 @@ impl Peers {
         }
         let changes = self.refresh_all(touched);
         self.forget_unshown();
+        if is_first {
+            pack(&mut self.records);
+            pack(&mut self.shown);
+        }
         changes
     }
 

@@ -133,11 +133,18 @@ impl Eq for LeaseTable {}
 
 impl FromIterator<(IpNetwork, PeerLease)> for LeaseTable {
     fn from_iter<I: IntoIterator<Item = (IpNetwork, PeerLease)>>(leases: I) -> Self {
-        let mut table = Self::default();
-        for (subnet, lease) in leases {
-            table.insert(subnet, lease);
+        let leases: BTreeMap<_, _> = leases.into_iter().collect();
+        let by_ipv6 = leases.iter().filter_map(|(subnet, lease)| match lease.key {
+            LeaseKey::V4(_, Some(ipv6)) => Some((ipv6, *subnet)),
+            _ => None,
+        });
+        Self {
+            by_ipv6: by_ipv6.collect(),
+            // Not remembered one by one: who knows of none of them looks at everything.
+            position: leases.len() as u64,
+            leases,
+            journal: VecDeque::new(),
         }
-        table
     }
 }
 
@@ -181,6 +188,22 @@ mod tests {
         assert_eq!(table.changed_since(0).map(|keys| keys.len()), Some(1));
         put(&mut table, "10.5.1.0-24");
         assert_eq!(table.changed_since(0), None);
+    }
+
+    #[test]
+    fn who_knows_nothing_of_a_table_looks_at_everything_and_then_at_what_changes() {
+        let text = "10.5.1.0-24&fd00:0:0:1::-64";
+        let mut first = LeaseTable::default();
+        put(&mut first, text);
+        let mut table: LeaseTable = first.iter().map(|(s, l)| (*s, l.clone())).collect();
+        assert_eq!(table, first);
+        assert_eq!(table.changed_since(0), None);
+        let seen = table.position();
+        assert_eq!(table.changed_since(seen), Some(BTreeSet::new()));
+        put(&mut table, "10.5.2.0-24");
+        assert_eq!(table.changed_since(seen), Some([key("10.5.2.0-24")].into()));
+        let subnet = "fd00:0:0:1::/64".parse().unwrap();
+        assert_eq!(table.naming::<V6>(subnet).count(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod family;
 mod forwarding;
 mod key;
 mod leases;
+mod packed;
 mod per_family;
 #[cfg(test)]
 mod properties;
@@ -30,6 +31,7 @@ pub use self::{
     forwarding::{Direct, Forwarding, Tunnel, TunnelKind},
     key::LeaseKey,
     leases::{LeaseTable, PeerLease},
+    packed::pack,
     per_family::PerFamily,
     store::{ConfigText, StoreError, StoreState},
     view::{LeaseView, OwnLease, OwnState},

@@ -38,7 +38,7 @@ pub fn dump(
     operation: &'static str,
     message: RouteNetlinkMessage,
 ) -> io::Result<Vec<RouteNetlinkMessage>> {
-    wait(async { Transport::open()?.dump(operation, message).await })
+    wait(async { Transport::open()?.dump(operation, message, Some).await })
 }
 
 fn wait<T>(work: impl Future<Output = Result<T, NetlinkError>>) -> io::Result<T> {

@@ -48,13 +48,8 @@ impl Bulk {
     /// Opens the socket in the network namespace of the calling thread. `buffer` is the receive buffer
     /// asked for, in bytes.
     pub fn open(buffer: usize) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.set_non_blocking(true)?;
-        enlarge_to(&socket, buffer);
         Ok(Self {
-            socket,
+            socket: open(buffer)?,
             sequence: 0,
             datagram: Vec::new(),
         })
@@ -109,6 +104,16 @@ impl Bulk {
             }
         }
     }
+}
+
+/// A socket to the kernel, in the network namespace of the calling thread, that is never waited for.
+pub(super) fn open(buffer: usize) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    enlarge_to(&socket, buffer);
+    Ok(socket)
 }
 
 pub(super) fn enlarge_to(socket: &Socket, bytes: usize) {

@@ -293,15 +293,10 @@ impl Netlink {
 
     /// All links.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages = self
-            .transport
-            .dump("list interfaces", request::dump_links())
-            .await?;
-        Ok(messages
-            .iter()
-            .filter_map(new_link)
-            .filter_map(Link::decode)
-            .collect())
+        let decode = |message| new_link(&message).and_then(Link::decode);
+        self.transport
+            .dump("list interfaces", request::dump_links(), decode)
+            .await
     }
 
     async fn link(&self, query: RouteNetlinkMessage) -> Result<Option<LinkMessage>, NetlinkError> {

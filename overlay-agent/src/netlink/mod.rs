@@ -20,6 +20,7 @@ mod bulk;
 mod cleanup;
 mod datagram;
 mod device;
+mod dump;
 mod ensure;
 mod error;
 mod groups;

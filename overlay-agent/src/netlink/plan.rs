@@ -29,7 +29,7 @@ use super::{
     device::Marks,
     object::{Address, FdbEntry, Neighbour, Route},
 };
-use crate::model::{DeviceRoute, Family, LocalNode, Peer, V4};
+use crate::model::{DeviceRoute, Family, LocalNode, Peer, V4, pack};
 
 /// Protocol number of routes installed by this agent, shown as `proto 241` by `ip route`. Neither
 /// `rtnetlink.h` nor iproute2's `rt_protos` assigns it.
@@ -253,6 +253,9 @@ pub fn want<F: Family>(
     for (peer, path) in admission.accepted.values() {
         wanted.add_peer(peer, *path);
     }
+    pack(&mut wanted.neighbours);
+    pack(&mut wanted.fdb);
+    pack(&mut wanted.routes);
     wanted
 }
 

@@ -214,10 +214,11 @@ impl Netlink {
             tos: 0,
             table: u32::from(RouteHeader::RT_TABLE_MAIN),
         });
-        let own: Vec<_> = self
-            .routes::<F>()
+        let found = self.list_routes::<F>(request::dump_blackholes::<F>());
+        let own: Vec<_> = found
             .await?
             .into_iter()
+            .map(|found| found.route)
             .filter(|r| r.is_ours() && r.kind == RouteType::BlackHole)
             .collect();
         for stale in own.iter().filter(|route| Some(**route) != wanted) {
@@ -314,17 +315,13 @@ impl Netlink {
 
     /// Addresses of all interfaces.
     pub async fn addresses<F: Family>(&self) -> Result<Vec<Address<F>>, NetlinkError> {
-        let messages = self
-            .transport
-            .dump("list addresses", request::dump_addresses::<F>())
-            .await?;
-        Ok(messages
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => Address::decode(message),
-                _ => None,
-            })
-            .collect())
+        let decode = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Address::decode(&message),
+            _ => None,
+        };
+        self.transport
+            .dump("list addresses", request::dump_addresses::<F>(), decode)
+            .await
     }
 
     /// Neighbours at an interface.
@@ -332,25 +329,27 @@ impl Netlink {
         &self,
         ifindex: u32,
     ) -> Result<Vec<Neighbour<F>>, NetlinkError> {
+        let decode = |message| {
+            let decoded = new_neighbour(message).as_ref().and_then(Neighbour::decode);
+            decoded.filter(|neighbour| neighbour.ifindex == ifindex)
+        };
         let query = request::dump_neighbours::<F>(ifindex);
-        let messages = self.transport.dump("list neighbours", query).await?;
-        Ok(new_neighbours(&messages)
-            .filter_map(Neighbour::decode)
-            .filter(|neighbour| neighbour.ifindex == ifindex)
-            .collect())
+        self.transport.dump("list neighbours", query, decode).await
     }
 
     /// Forwarding entries of a vxlan device.
     pub async fn forwarding_entries(&self, ifindex: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
-        let query = request::dump_fdb(ifindex);
-        let messages = self
-            .transport
-            .dump("list forwarding entries", query)
-            .await?;
-        Ok(new_neighbours(&messages)
-            .filter_map(FdbEntry::decode)
-            .filter(|entry| entry.ifindex == ifindex)
-            .collect())
+        let decode = |message| {
+            let decoded = new_neighbour(message).as_ref().and_then(FdbEntry::decode);
+            decoded.filter(|entry| entry.ifindex == ifindex)
+        };
+        self.transport
+            .dump(
+                "list forwarding entries",
+                request::dump_fdb(ifindex),
+                decode,
+            )
+            .await
     }
 
     /// Routes of the main table, in the kernel's order.
@@ -360,18 +359,20 @@ impl Netlink {
     }
 
     async fn routes_with_mtu<F: Family>(&self) -> Result<Vec<RouteMtu<F>>, NetlinkError> {
-        let messages = self
-            .transport
-            .dump("list routes", request::dump_routes::<F>())
-            .await?;
-        Ok(messages
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => RouteMtu::decode(message),
-                _ => None,
-            })
-            .filter(|found| found.route.in_main_table())
-            .collect())
+        self.list_routes(request::dump_routes::<F>()).await
+    }
+
+    async fn list_routes<F: Family>(
+        &self,
+        query: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteMtu<F>>, NetlinkError> {
+        let decode = |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => {
+                RouteMtu::decode(&message).filter(|found| found.route.in_main_table())
+            }
+            _ => None,
+        };
+        self.transport.dump("list routes", query, decode).await
     }
 }
 
@@ -405,11 +406,11 @@ fn directly_connected(message: &RouteMessage) -> Option<u32> {
         })
 }
 
-fn new_neighbours(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = &NeighbourMessage> {
-    messages.iter().filter_map(|message| match message {
+fn new_neighbour(message: RouteNetlinkMessage) -> Option<NeighbourMessage> {
+    match message {
         RouteNetlinkMessage::NewNeighbour(message) => Some(message),
         _ => None,
-    })
+    }
 }
 
 fn encode<F: Family>(change: &ObjectChange<F>) -> Request {

@@ -12,12 +12,13 @@ use rtnetlink::{
         address::{AddressAttribute, AddressFlags, AddressMessage},
         link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage},
         neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol},
+        route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType},
     },
 };
 
 use super::{
     object::{Address, Route},
+    plan::ROUTE_PROTOCOL,
     transport::Request,
 };
 use crate::model::{Family, V6};
@@ -47,6 +48,15 @@ pub(super) fn dump_addresses<F: Family>() -> RouteNetlinkMessage {
 pub(super) fn dump_routes<F: Family>() -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = number::<F>();
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// This agent's blackhole routes. A kernel that does not choose tells all routes.
+pub(super) fn dump_blackholes<F: Family>() -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = number::<F>();
+    message.header.kind = RouteType::BlackHole;
+    message.header.protocol = ROUTE_PROTOCOL.into();
     RouteNetlinkMessage::GetRoute(message)
 }
 

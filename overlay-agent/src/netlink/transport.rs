@@ -1,4 +1,5 @@
-//! The request sockets: one for dumps and lookups, and one for changes ([`bulk`](super::bulk)).
+//! The request sockets: one for lookups, one for changes ([`bulk`](super::bulk)), and one for each list
+//! ([`dump`](super::dump)).
 //!
 //! Many lookups travel in one datagram, and the kernel answers each in order. A batch is bounded because
 //! answers the receive buffer cannot hold are lost.
@@ -12,7 +13,7 @@ use std::{
 
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
-    packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
     proto::{ConnectionHandle, new_connection},
     sys::{AsyncSocket as _, Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -23,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     NetlinkError,
     bulk::{self, Bulk, enlarge_to},
+    dump::{Dump, Progress},
 };
 
 pub(super) use super::bulk::Request;
@@ -63,7 +65,6 @@ impl Connection {
             new_connection::<RouteNetlinkMessage>(NETLINK_ROUTE)
                 .map_err(|source| NetlinkError::Open { source })?;
         connection.set_forward_ack(true);
-        connection.set_forward_done(true);
         let socket = connection.socket_mut().socket_mut();
         enlarge_to(socket, buffer);
         // Absent before Linux 4.20; it only narrows dumps to what is asked for.
@@ -122,15 +123,18 @@ impl Transport {
         Ok(connection.handle.clone())
     }
 
-    /// All objects of a kind.
-    pub async fn dump(
+    /// All objects of a kind of which `decode` makes something. As messages those of a large cluster would take
+    /// ten times the room.
+    pub async fn dump<T>(
         &self,
         operation: &'static str,
         request: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        decode: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut attempt = 1;
         loop {
-            let dumped = in_time(operation, self.dump_once(operation, request.clone())).await?;
+            let once = self.dump_once(operation, request.clone(), &decode);
+            let dumped = in_time(operation, once).await?;
             match dumped {
                 Err(NetlinkError::Closed) | Ok((_, true)) if attempt < DUMP_ATTEMPTS => {}
                 dumped => return dumped.map(|(objects, _)| objects),
@@ -139,41 +143,29 @@ impl Transport {
         }
     }
 
-    async fn dump_once(
+    async fn dump_once<T>(
         &self,
         operation: &'static str,
         request: RouteNetlinkMessage,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
-        let mut message = NetlinkMessage::from(request);
-        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let mut replies = self
-            .handle()?
-            .request(message, SocketAddr::new(0, 0))
-            .map_err(|_| NetlinkError::Closed)?;
+        decode: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<(Vec<T>, bool), NetlinkError> {
+        let broken = |source| NetlinkError::Open { source };
+        let mut dump = Dump::start(request, self.buffer).map_err(broken)?;
         let mut objects = Vec::new();
-        let mut interrupted = false;
-        while let Some(reply) = replies.next().await {
-            interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
-            let code = match reply.payload {
-                NetlinkPayload::InnerMessage(object) => {
-                    objects.push(object);
-                    continue;
+        loop {
+            match dump.read(|object| objects.extend(decode(object))) {
+                Ok(Progress::More) => yield_now().await,
+                Ok(Progress::Done) => return Ok((objects, dump.interrupted)),
+                Ok(Progress::Refused(code)) => {
+                    return Err(NetlinkError::Refused {
+                        operation: operation.to_owned(),
+                        source: io::Error::from_raw_os_error(code.saturating_abs()),
+                    });
                 }
-                NetlinkPayload::Done(done) => {
-                    if done.code == 0 {
-                        return Ok((objects, interrupted));
-                    }
-                    done.code
-                }
-                NetlinkPayload::Error(error) => error.raw_code(),
-                _ => continue,
-            };
-            return Err(NetlinkError::Refused {
-                operation: operation.to_owned(),
-                source: io::Error::from_raw_os_error(code.saturating_abs()),
-            });
+                Ok(Progress::Lost) => return Err(NetlinkError::Closed),
+                Err(source) => return Err(broken(source)),
+            }
         }
-        Err(NetlinkError::Closed)
     }
 
     /// Carries out changes in order and returns the kernel's verdict on each.
@@ -304,7 +296,9 @@ mod tests {
         let transport = Transport::open().unwrap();
         transport.connection.lock().unwrap().task.abort();
         tokio::task::yield_now().await;
-        let links = transport.dump("list interfaces", request::dump_links());
+        let link = transport.query("look up an interface", vec![request::link_at(1)]);
+        assert!(matches!(link.await.unwrap()[..], [Ok(Some(_))]));
+        let links = transport.dump("list interfaces", request::dump_links(), Some);
         assert!(!links.await.unwrap().is_empty());
     }
 

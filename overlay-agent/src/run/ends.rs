@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use overlay_common::addr::MacAddr;
 
-use crate::model::{Family, Peer};
+use crate::model::{Family, Peer, pack};
 
 /// Addresses and tunnel ends of peers, with the number of peers that have each.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ impl<F: Family> Ends<F> {
         for peer in peers {
             ends.add(peer);
         }
+        pack(&mut ends.addresses);
+        pack(&mut ends.tunnels);
         ends
     }
 

@@ -34,7 +34,7 @@ use crate::{
     conntrack::{TimeoutWatch, Timeouts},
     health::{Condition, Readiness},
     inquiry::Served,
-    lifecycle::Supervisor,
+    lifecycle::{Supervisor, memory},
     membership::{self, Member, Membership, Wish},
     metrics,
     model::{
@@ -144,6 +144,7 @@ impl Daemon {
         };
         let runs = runtime.is_some();
         let recorded = recorded(&known, &selection);
+        drop(known);
         let parts = selection.underlays().zip(recorded).zip(said);
         let ends = each_family!(parts, ((underlay, recorded), said) => {
             TunnelEnd::prepare(&netlink, &backend, underlay, &recorded, said).await?
@@ -272,6 +273,7 @@ impl Daemon {
         let path = options.lease.subnet_file.clone();
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
         info!(%lease, peers = controller.desired().peers(), "node started");
+        memory::give_back();
         let mut daemon = Self {
             lease,
             advertised,

@@ -58,6 +58,7 @@ pub struct Builder {
     wire: Wire,
     /// 0: one on the router.
     etcd_members: u8,
+    etcd_in_memory: bool,
     kept: Option<String>,
 }
 
@@ -128,6 +129,13 @@ impl Builder {
         self
     }
 
+    /// Etcd writes to no disk: for those who measure how long it takes.
+    #[must_use]
+    pub fn etcd_in_memory(mut self) -> Self {
+        self.etcd_in_memory = true;
+        self
+    }
+
     #[must_use]
     pub fn wire(mut self, wire: Wire) -> Self {
         self.wire = wire;
@@ -172,8 +180,11 @@ impl Builder {
                 address,
             )?);
         }
+        if self.etcd_in_memory {
+            lab.state.hold_etcd_in_memory()?;
+        }
         let store = if self.etcd_members == 0 {
-            Store::start(lab.underlay.router(), &lab.state.dir().join("etcd"))?
+            Store::start(lab.underlay.router(), &lab.state.etcd_dir())?
         } else {
             Store::start_members(&lab.state, &lab.underlay, self.etcd_members)?
         };
@@ -193,6 +204,7 @@ impl Lab {
             config: Some(DEFAULT_CONFIG.to_owned()),
             wire: Wire::default(),
             etcd_members: 0,
+            etcd_in_memory: false,
             kept: None,
         }
     }

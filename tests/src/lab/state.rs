@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
@@ -34,6 +34,8 @@ const REGISTRY_LOCK: &str = "registry.lock";
 const OWNER_LOCK: &str = "owner.lock";
 /// Present in a lab that stays when its owner ends.
 const KEPT: &str = "kept";
+/// Etcd's data.
+const ETCD: &str = "etcd";
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The lab's place on this machine. Dropping it removes the lab, unless it is kept.
@@ -85,6 +87,25 @@ impl State {
 
     pub fn is_kept(&self) -> bool {
         self.kept
+    }
+
+    /// Where etcd keeps its data.
+    pub fn etcd_dir(&self) -> PathBuf {
+        self.dir.join(ETCD)
+    }
+
+    /// Has etcd keep its data in memory, wherever the rest of the lab is.
+    pub fn hold_etcd_in_memory(&self) -> Result<()> {
+        let dir = self.etcd_dir();
+        fs::create_dir_all(&dir)?;
+        mount(
+            Some("etcd"),
+            &dir,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mount tmpfs on {}", dir.display()))
     }
 
     pub fn log_file(&self, name: &str) -> PathBuf {
@@ -202,6 +223,8 @@ fn remove(id: &str) -> Result<()> {
     }
     let dir = dir_of(id);
     if dir.exists() {
+        // Most labs have nothing mounted there.
+        let _ = umount2(&dir.join(ETCD), MntFlags::MNT_DETACH);
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     }
     Ok(())

@@ -75,7 +75,7 @@ impl Store {
             .client_port(PORT)
             .enter(entering(underlay.router()))
             .hosts(hosts)
-            .directory(state.dir().join("etcd"))
+            .directory(state.etcd_dir())
             .start()?;
         Ok(Self {
             etcd,

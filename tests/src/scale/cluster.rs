@@ -16,6 +16,15 @@ use crate::{
 pub const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,
     "SubnetMin":"10.1.0.0","SubnetMax":"10.3.255.0","Backend":{"Type":"vxlan"}}"#;
 
+/// A lab of so many nodes, in which no disk is measured.
+pub fn lab(nodes: u8) -> Result<Lab> {
+    Lab::builder()
+        .nodes(nodes)
+        .config(CONFIG)
+        .etcd_in_memory()
+        .build()
+}
+
 /// Where the invented nodes begin.
 const FIRST_SUBNET: u32 = u32::from_be_bytes([10, 64, 0, 0]);
 const FIRST_ADDRESS: u32 = u32::from_be_bytes([172, 16, 0, 10]);
@@ -50,7 +59,7 @@ impl Ghost {
         format!("02:00:{generation:02x}:{high:02x}:{middle:02x}:{low:02x}")
     }
 
-    fn key(self) -> String {
+    pub fn key(self) -> String {
         format!("{PREFIX}/subnets/{}-24", self.subnet().ip())
     }
 

@@ -15,6 +15,9 @@ pub struct Cost {
     pub cpu: Duration,
     /// Resident, KiB.
     pub rss: u64,
+    /// What of it is no page of a file, KiB. Those of files, the executable first of all, the kernel takes back
+    /// where memory is short.
+    pub anonymous: u64,
     /// The most that was resident, KiB.
     pub peak: u64,
 }
@@ -27,6 +30,7 @@ impl Cost {
         Ok(Self {
             cpu: clock_gettime(clock)?.into(),
             rss: kib(&status, "VmRSS:")?,
+            anonymous: kib(&status, "RssAnon:")?,
             peak: kib(&status, "VmHWM:")?,
         })
     }
@@ -35,6 +39,7 @@ impl Cost {
         json!({
             "cpu_ms": self.cpu.as_secs_f64() * 1e3,
             "rss_kib": self.rss,
+            "anonymous_kib": self.anonymous,
             "peak_kib": self.peak,
         })
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{cluster::Ghost, start::Site};
+use super::{cluster::Ghost, start::Site, watcher::Watcher};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Between two events, so that each comes for itself.
@@ -23,6 +23,10 @@ pub struct Events {
     pub whole: Vec<Duration>,
     /// From the request to etcd's answer, sorted.
     pub answer: Vec<Duration>,
+    /// From the request until a bare watcher is told, sorted.
+    pub told: Vec<Duration>,
+    /// From then until the route, sorted: what is not etcd's.
+    pub own: Vec<Duration>,
 }
 
 /// Leases that are written at once.
@@ -44,6 +48,8 @@ impl Events {
             "count": self.whole.len(),
             "to_route_us": quantiles(&self.whole),
             "to_answer_us": quantiles(&self.answer),
+            "to_watcher_us": quantiles(&self.told),
+            "from_watcher_to_route_us": quantiles(&self.own),
         })
     }
 }
@@ -73,17 +79,28 @@ pub fn quantile(sorted: &[Duration], per_mille: usize) -> Option<Duration> {
 
 /// Writes `count` leases, one after the other, and takes them away again.
 pub fn singly(site: &Site, count: u32) -> Result<Events> {
+    let watcher = Watcher::start(site.node(), site.lab.store())?;
     let mut events = Events::default();
     let ghosts: Vec<_> = (site.size..site.size + count).map(Ghost::new).collect();
     for &ghost in &ghosts {
         thread::sleep(APART);
         let (sent, answered) = site.writer.put(ghost)?;
         let routed = site.routes.wait_route(ghost.subnet(), DEADLINE)?;
+        let told = watcher.wait(ghost, DEADLINE)?;
         events.whole.push(routed.saturating_duration_since(sent));
         events.answer.push(answered.saturating_duration_since(sent));
+        events.told.push(told.saturating_duration_since(sent));
+        events.own.push(routed.saturating_duration_since(told));
     }
-    events.whole.sort_unstable();
-    events.answer.sort_unstable();
+    let Events {
+        whole,
+        answer,
+        told,
+        own,
+    } = &mut events;
+    for times in [whole, answer, told, own] {
+        times.sort_unstable();
+    }
     take_away(site, ghosts)?;
     Ok(events)
 }

@@ -55,6 +55,7 @@ pub fn render(all: &[Scale]) -> String {
             "CPU in all (ms)",
             "peak (MiB)",
             "then (MiB)",
+            "then, without files (MiB)",
         ],
         all,
         |scale| {
@@ -66,6 +67,7 @@ pub fn render(all: &[Scale]) -> String {
                 format!("{:.0}", middle(&|start| ms(start.in_all.cpu))?),
                 format!("{:.1}", middle(&|start| mib(start.in_all.peak))?),
                 format!("{:.1}", middle(&|start| mib(start.in_all.rss))?),
+                format!("{:.1}", middle(&|start| mib(start.in_all.anonymous))?),
             ])
         },
     );
@@ -76,18 +78,24 @@ pub fn render(all: &[Scale]) -> String {
             "p50 (ms)",
             "p99 (ms)",
             "most (ms)",
-            "etcd's answer alone, p50 (ms)",
+            "etcd's answer to the writer: p50, p99",
+            "a bare watcher: p50, p99",
+            "from its event to the route: p50, p99",
         ],
         all,
         |scale| {
             let events = scale.events.as_ref()?;
             let at =
                 |sorted: &[Duration], rank| Some(format!("{:.2}", ms(quantile(sorted, rank)?)));
+            let both =
+                |sorted: &[Duration]| Some(format!("{}, {}", at(sorted, 500)?, at(sorted, 990)?));
             Some(vec![
                 at(&events.whole, 500)?,
                 at(&events.whole, 990)?,
                 at(&events.whole, 1000)?,
-                at(&events.answer, 500)?,
+                both(&events.answer)?,
+                both(&events.told)?,
+                both(&events.own)?,
             ])
         },
     );

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{CONFIG, Ghost, Writer};
-use crate::{lab::Lab, traffic::flow::SteadyFlow, wait::wait_for};
+use super::cluster::{self, Ghost, Writer};
+use crate::{traffic::flow::SteadyFlow, wait::wait_for};
 
 const INTERVAL: Duration = Duration::from_millis(1);
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -37,7 +37,7 @@ impl Restart {
 /// Two nodes among `size` others, and a flow between their pods. The agent of one is killed; the next
 /// one finds everything in place.
 pub fn run(size: u32) -> Result<Restart> {
-    let lab = Lab::builder().nodes(2).config(CONFIG).build()?;
+    let lab = cluster::lab(2)?;
     Writer::connect(&lab)?.put_all((0..size).map(Ghost::new))?;
     lab.start_agents(&[])?;
     lab.add_pods(1)?;

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    cluster::{CONFIG, Ghost, Writer},
+    cluster::{self, Ghost, Writer},
     cost::Cost,
     mirror::Mirror,
     routes::RouteLog,
@@ -108,17 +108,12 @@ impl Site {
 
     /// With flags for the agent.
     pub fn start_with(program: &Program, size: u32, flags: &[&str]) -> Result<(Self, Start)> {
-        Self::start_in(
-            Lab::builder().nodes(1).config(CONFIG).build()?,
-            program,
-            size,
-            flags,
-        )
+        Self::start_in(cluster::lab(1)?, program, size, flags)
     }
 
     /// The agent, among nodes that answer its probes.
     pub fn start_answered(size: u32, flags: &[&str]) -> Result<(Self, Start)> {
-        let lab = Lab::builder().nodes(1).config(CONFIG).build()?;
+        let lab = cluster::lab(1)?;
         let mirror = Mirror::start(&lab)?;
         let (mut running, start) = Self::start_in(lab, &Program::Agent, size, flags)?;
         running.mirror = Some(mirror);

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     config::{Fastpath, SlowMark},
-    model::{Desired, Family, LocalNode, V4},
+    model::{Desired, Family, LocalNode, V4, pack},
 };
 
 /// An `overlay-agent flush` is done within microseconds, unless it was stopped.
@@ -162,6 +162,7 @@ impl<F: Family> Writer<'_, F> {
             .iter()
             .filter_map(|subnet| desired.peers.get(subnet));
         let mut wanted = wanted::of_peers(desired, peers, vtep, facts, self.fastpath);
+        self.add_slow_mark(&mut wanted);
         let subnets = changed
             .iter()
             .map(|subnet| wanted::network_of::<F>(*subnet));
@@ -175,7 +176,6 @@ impl<F: Family> Writer<'_, F> {
         let Some(change) = change else {
             return self.apply(desired, vtep, facts);
         };
-        self.add_slow_mark(&mut wanted);
         let tables = self.written.tables.take().unwrap_or_default();
         self.carry_out(change, &wanted, tables)
     }
@@ -209,7 +209,7 @@ impl<F: Family> Writer<'_, F> {
 
     fn carry_out(
         &mut self,
-        change: MapPlan<F>,
+        change: MapPlan<'_, F>,
         wanted: &Wanted<F>,
         mut tables: Tables<F>,
     ) -> Result<Summary<F>, DatapathError> {
@@ -218,12 +218,17 @@ impl<F: Family> Writer<'_, F> {
             unusable: wanted.unusable.clone(),
             ..Summary::default()
         };
-        let flushes = |step: &Step<F>| matches!(step, Step::Configure { flush: true });
+        let flushes = |step: &Step<'_, F>| matches!(step, Step::Configure { flush: true });
         self.written.flush_owed |= change.steps.iter().any(flushes);
         for step in &change.steps {
             self.run(step, &wanted.config, &mut tables, &mut summary)?;
         }
         summary.nodes = tables.nodes.len();
+        if summary.added > summary.nodes / 2 {
+            pack(&mut tables.nodes);
+            pack(&mut tables.routes);
+            pack(&mut tables.peers);
+        }
         self.written.tables = Some(tables);
         debug!(family = F::NAME, ?summary, "maps applied");
         Ok(summary)
@@ -249,7 +254,7 @@ impl<F: Family> Writer<'_, F> {
 
     fn run(
         &mut self,
-        step: &Step<F>,
+        step: &Step<'_, F>,
         config: &Config<F>,
         tables: &mut Tables<F>,
         summary: &mut Summary<F>,
@@ -266,8 +271,8 @@ impl<F: Family> Writer<'_, F> {
             }
             Step::UpdateNode { index, node, moved } => {
                 self.maps
-                    .put_node(index, tables.nodes.get(&index), &node, moved)?;
-                tables.nodes.insert(index, node);
+                    .put_node(index, tables.nodes.get(&index), node, moved)?;
+                tables.nodes.insert(index, *node);
                 summary.updated += 1;
             }
             Step::Configure { .. } => {
@@ -276,8 +281,8 @@ impl<F: Family> Writer<'_, F> {
                 self.written.flush_owed = false;
             }
             Step::AddNode { index, node } => {
-                self.maps.put_node(index, None, &node, true)?;
-                tables.nodes.insert(index, node);
+                self.maps.put_node(index, None, node, true)?;
+                tables.nodes.insert(index, *node);
                 summary.added += 1;
             }
             Step::RemovePeer(vtep) => {

@@ -20,14 +20,15 @@ use crate::{
     model::{Family, V4},
 };
 
-/// One write, or one group of writes to a single entry.
+/// One write, or one group of writes to a single entry. What is wanted of a node is not copied: a large cluster has
+/// tens of thousands of steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step<F: Family = V4> {
+pub enum Step<'a, F: Family = V4> {
     RemoveRoute(F::Network),
     RemoveNode(u32),
     UpdateNode {
         index: u32,
-        node: Node<F>,
+        node: &'a Node<F>,
         /// The VTEP address, the MTU of the route to it or how it may be reached changes: the next
         /// hop has to be resolved again.
         moved: bool,
@@ -38,7 +39,7 @@ pub enum Step<F: Family = V4> {
     },
     AddNode {
         index: u32,
-        node: Node<F>,
+        node: &'a Node<F>,
     },
     RemovePeer(F::Be),
     PutPeer {
@@ -52,18 +53,18 @@ pub enum Step<F: Family = V4> {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MapPlan<F: Family = V4> {
-    pub steps: Vec<Step<F>>,
+pub struct MapPlan<'a, F: Family = V4> {
+    pub steps: Vec<Step<'a, F>>,
     /// Nodes that found no room.
     pub left_to_kernel: Vec<F::Network>,
 }
 
 /// Compares `observed` with `wanted`, the valid node entry of each peer's subnet.
-pub fn plan<F: Family>(
+pub fn plan<'a, F: Family>(
     observed: &Tables<F>,
-    wanted: &BTreeMap<F::Network, Node<F>>,
+    wanted: &'a BTreeMap<F::Network, Node<F>>,
     limits: Limits,
-) -> MapPlan<F> {
+) -> MapPlan<'a, F> {
     let room = limits.routes.min(limits.peers) as usize;
     let whole = Whole {
         tables: observed,
@@ -82,11 +83,11 @@ pub(super) struct Whole<'a, F: Family> {
 }
 
 /// Compares a part of the tables with what is wanted of it.
-pub(super) fn plan_within<F: Family>(
+pub(super) fn plan_within<'a, F: Family>(
     observed: &Tables<F>,
-    wanted: &BTreeMap<F::Network, Node<F>>,
+    wanted: &'a BTreeMap<F::Network, Node<F>>,
     whole: &Whole<'_, F>,
-) -> MapPlan<F> {
+) -> MapPlan<'a, F> {
     let kept = kept_indexes(observed, wanted);
     let mut assigned = kept.clone();
     let left_to_kernel = assign_new(observed, wanted, whole, &mut assigned);
@@ -117,10 +118,10 @@ pub(super) fn plan_within<F: Family>(
             .iter()
             .any(|&(subnet, _)| is_covered::<F>(subnet, &whole.tables.routes));
 
-    let mut steps: Vec<Step<F>> = stale_routes.into_iter().map(Step::RemoveRoute).collect();
+    let mut steps: Vec<Step<'a, F>> = stale_routes.into_iter().map(Step::RemoveRoute).collect();
     for (subnet, &index) in &kept {
-        if let (Some(old), Some(&node)) = (observed.nodes.get(&index), wanted.get(subnet))
-            && *old != node
+        if let (Some(old), Some(node)) = (observed.nodes.get(&index), wanted.get(subnet))
+            && old != node
         {
             steps.push(Step::UpdateNode {
                 index,
@@ -133,7 +134,7 @@ pub(super) fn plan_within<F: Family>(
     steps.extend(stale_nodes.map(|&index| Step::RemoveNode(index)));
     steps.push(Step::Configure { flush });
     for (subnet, &index) in &assigned {
-        if let (false, Some(&node)) = (kept.contains_key(subnet), wanted.get(subnet)) {
+        if let (false, Some(node)) = (kept.contains_key(subnet), wanted.get(subnet)) {
             steps.push(Step::AddNode { index, node });
         }
     }
@@ -285,7 +286,7 @@ mod tests {
     }
 
     /// What the executor does to the maps, with the checks it cannot make.
-    fn run(tables: &mut Tables, plan: &MapPlan) {
+    fn run(tables: &mut Tables, plan: &MapPlan<'_>) {
         let mut configured = false;
         for step in &plan.steps {
             match *step {
@@ -302,7 +303,10 @@ mod tests {
                     tables.nodes.remove(&index).expect("the node is there");
                 }
                 Step::UpdateNode { index, node, moved } => {
-                    let old = tables.nodes.insert(index, node).expect("the node is there");
+                    let old = tables
+                        .nodes
+                        .insert(index, *node)
+                        .expect("the node is there");
                     assert_eq!(moved, old.vtep != node.vtep);
                 }
                 Step::Configure { .. } => configured = true,
@@ -312,7 +316,7 @@ mod tests {
                         "an index is given out after the generation changed"
                     );
                     assert_ne!(index, 0);
-                    assert_eq!(tables.nodes.insert(index, node), None, "{index} is free");
+                    assert_eq!(tables.nodes.insert(index, *node), None, "{index} is free");
                 }
                 Step::RemovePeer(vtep) => {
                     tables.peers.remove(&vtep).expect("the peer is there");
@@ -330,7 +334,7 @@ mod tests {
         assert!(configured);
     }
 
-    fn converge(tables: &mut Tables, wanted: &BTreeMap<Ipv4Network, Node>) -> MapPlan {
+    fn converge<'a>(tables: &mut Tables, wanted: &'a BTreeMap<Ipv4Network, Node>) -> MapPlan<'a> {
         let change = plan(tables, wanted, LIMITS);
         run(tables, &change);
         assert_eq!(
@@ -341,17 +345,15 @@ mod tests {
         change
     }
 
-    fn flushes(plan: &MapPlan) -> bool {
+    fn flushes(plan: &MapPlan<'_>) -> bool {
         plan.steps.contains(&Step::Configure { flush: true })
     }
 
     #[test]
     fn new_peers_get_a_node_a_peer_and_a_route_and_disturb_no_flow() {
         let mut tables = Tables::default();
-        let change = converge(
-            &mut tables,
-            &wanted(&[("10.1.1.0/24", [9, 9, 9, 1]), ("10.1.2.0/24", [9, 9, 9, 2])]),
-        );
+        let two = wanted(&[("10.1.1.0/24", [9, 9, 9, 1]), ("10.1.2.0/24", [9, 9, 9, 2])]);
+        let change = converge(&mut tables, &two);
         assert!(!flushes(&change));
         assert_eq!(
             tables.routes,
@@ -366,7 +368,7 @@ mod tests {
         converge(&mut tables, &wanted(&[("10.1.1.0/24", [9, 9, 9, 1])]));
         let after = wanted(&[("10.1.1.0/24", [9, 9, 9, 7])]);
         let change = converge(&mut tables, &after);
-        let node = after[&net("10.1.1.0/24")];
+        let node = &after[&net("10.1.1.0/24")];
         let vtep = |last| Ipv4Be {
             octets: [9, 9, 9, last],
         };
@@ -395,10 +397,8 @@ mod tests {
             &mut tables,
             &wanted(&[("10.1.1.0/24", [9, 9, 9, 1]), ("10.1.2.0/24", [9, 9, 9, 2])]),
         );
-        let change = converge(
-            &mut tables,
-            &wanted(&[("10.1.2.0/24", [9, 9, 9, 2]), ("10.1.3.0/24", [9, 9, 9, 3])]),
-        );
+        let others = wanted(&[("10.1.2.0/24", [9, 9, 9, 2]), ("10.1.3.0/24", [9, 9, 9, 3])]);
+        let change = converge(&mut tables, &others);
         assert!(flushes(&change));
         assert_eq!(
             tables.routes,
@@ -425,12 +425,14 @@ mod tests {
             .map(|(subnet, last)| (subnet.as_str(), [9, 9, 9, last]))
             .collect();
         let mut tables = Tables::default();
-        let change = converge(&mut tables, &wanted(&peers));
+        let all = wanted(&peers);
+        let change = converge(&mut tables, &all);
         assert_eq!(
             change.left_to_kernel,
             [net("10.1.8.0/24"), net("10.1.9.0/24")]
         );
-        let change = converge(&mut tables, &wanted(&peers[1..]));
+        let fewer = wanted(&peers[1..]);
+        let change = converge(&mut tables, &fewer);
         assert_eq!(change.left_to_kernel, [net("10.1.9.0/24")]);
         assert_eq!(
             tables.routes[&net("10.1.8.0/24")],

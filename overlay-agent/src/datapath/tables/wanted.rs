@@ -104,16 +104,15 @@ pub fn of_peers<'a, F: Family>(
     fastpath: Fastpath,
 ) -> Wanted<F> {
     let config = config(&desired.local, vtep, facts, fastpath);
-    let mut nodes = BTreeMap::new();
     let mut unusable = Vec::new();
-    for peer in peers {
-        match node(&desired.local, peer, config.vtep_mac, facts) {
-            Some(node) => {
-                nodes.insert(network_of::<F>(peer.subnet), node);
-            }
-            None => unusable.push(peer.subnet),
+    let nodes = peers.filter_map(|peer| {
+        let node = node(&desired.local, peer, config.vtep_mac, facts);
+        if node.is_none() {
+            unusable.push(peer.subnet);
         }
-    }
+        Some((network_of::<F>(peer.subnet), node?))
+    });
+    let nodes = nodes.collect();
     Wanted {
         config,
         nodes,
