@@ -22,7 +22,6 @@ pub mod ui;
 use std::{
     ffi::{OsStr, OsString},
     io::{self, BufWriter, Write, stderr, stdout},
-    panic,
     path::Path,
     process::ExitCode,
 };
@@ -209,11 +208,7 @@ async fn daemon(args: &[String]) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    // On the threads that carry out everything else: between them and the one that waits here the kernel would
-    // have to switch twice for each change of a lease.
-    let ended = tokio::spawn(run::run(options)).await;
-    let ended = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
-    ended.unwrap_or_else(|error| {
+    Box::pin(run::run(options)).await.unwrap_or_else(|error| {
         tracing::error!("{}", output::one_line(&error));
         ExitCode::FAILURE
     })
