@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of the longest-prefix-match trie. The key is the trie's own `{prefix_len, data}` with the
-/// subnet's address in `data`.
+use crate::addr::Address;
+
+/// Value of the longest-prefix-match trie, whose key is a [`RouteKey`].
 ///
 /// Alignment 4: the kernel places trie values right behind the 4 bytes of key data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -13,4 +14,13 @@ pub struct RouteEntry {
     pub node: u32,
     /// Reserved, zero.
     pub flags: u32,
+}
+
+/// Key of the trie, as the kernel has it.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, packed)]
+pub struct RouteKey<B: Address> {
+    /// Bits of `address` that count.
+    pub prefix_len: u32,
+    pub address: B,
 }

@@ -174,8 +174,9 @@ pub fn programs(ifindex: u32, place: Place) -> io::Result<Vec<u32>> {
 /// Entries per system call.
 const BATCH: usize = 4_096;
 
-/// Every entry of an array or hash map. Unlike iteration key by key it ends and returns no entry
-/// twice while the programs insert and evict entries: the kernel walks the table bucket by bucket.
+/// Every entry of an array, a hash map or, from Linux 5.13 on, a longest-prefix-match trie. Unlike iteration key by
+/// key it ends and returns no entry of a hash map twice while the programs insert and evict entries: the kernel walks
+/// the table bucket by bucket.
 ///
 /// `K` and `V` must have the key and value size of the map; the caller has checked them.
 pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
@@ -238,15 +239,11 @@ pub fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)
     }
 }
 
-/// The first `count` entries of a per-CPU array: of each the values of all CPUs, of which there are `cpus`.
-/// Kernels before Linux 5.13 cannot do that.
+/// The first `count` entries of an array. Of a per-CPU one, from Linux 5.13 on, the values of all CPUs for each
+/// entry: there are `cpus` of them, and one of any other array.
 ///
 /// `V` must have the value size of the map, a multiple of eight; the caller has checked it.
-pub fn per_cpu_values<V: Pod>(
-    map: BorrowedFd<'_>,
-    count: usize,
-    cpus: usize,
-) -> io::Result<Vec<V>> {
+pub fn first_values<V: Pod>(map: BorrowedFd<'_>, count: usize, cpus: usize) -> io::Result<Vec<V>> {
     const {
         assert!(size_of::<V>().is_multiple_of(8), "the kernel pads to words");
     };

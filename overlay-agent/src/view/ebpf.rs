@@ -87,13 +87,8 @@ impl<F: Family> Overlay<F> {
         };
         let nodes = maps.nodes()?;
         let routes = maps.routes()?;
-        let mut nexthops = BTreeMap::new();
-        for route in routes
-            .values()
-            .filter(|route| nodes.contains_key(&route.node))
-        {
-            nexthops.insert(route.node, maps.nexthop(route.node)?);
-        }
+        let routed = routes.values().map(|route| route.node);
+        let nexthops = maps.nexthops(&routed.filter(|node| nodes.contains_key(node)).collect())?;
         Ok(Some(Self {
             config,
             nodes,

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
 };
@@ -15,7 +16,7 @@ use overlay_common::{
     flow::{Flow, FlowKey, FlowWords},
     node::{NODE_VALID, Nexthop, Node, Peer},
     pair,
-    route::RouteEntry,
+    route::{RouteEntry, RouteKey},
 };
 
 use super::{
@@ -31,10 +32,13 @@ use crate::{
 /// The maps of one family in one pin directory.
 pub struct OverlayMaps<F: Family = V4> {
     routes: LpmTrie<MapData, F::Be, RouteEntry>,
+    routes_fd: OwnedFd,
     nodes: Array<MapData, Node<F>>,
     nodes_fd: OwnedFd,
     nexthops: Array<MapData, Nexthop>,
+    nexthops_fd: OwnedFd,
     peers: HashMap<MapData, F::Be, Peer>,
+    peers_fd: OwnedFd,
     flows_fd: OwnedFd,
     pub(in crate::datapath) config: ConfigMap<F>,
     limits: Limits,
@@ -46,18 +50,21 @@ impl<F: Family> OverlayMaps<F> {
     pub(super) fn open(pins: &PinDir) -> Result<Self, DatapathError> {
         let names = F::MAPS;
         let (nodes, nodes_fd, max_nodes) = open(pins, names.nodes)?;
-        let (routes, _, max_routes) = open(pins, names.routes)?;
-        let (nexthops, ..) = open(pins, names.nexthops)?;
-        let (peers, _, max_peers) = open(pins, names.peers)?;
+        let (routes, routes_fd, max_routes) = open(pins, names.routes)?;
+        let (nexthops, nexthops_fd, _) = open(pins, names.nexthops)?;
+        let (peers, peers_fd, max_peers) = open(pins, names.peers)?;
         let (flows, flows_fd, max_flows) = open(pins, names.flows)?;
         // Flows are read by descriptor; the typed handle only checks the sizes.
         let _: HashMap<MapData, FlowKey<F>, Flow> = typed(flows, names.flows)?;
         Ok(Self {
             routes: typed(routes, names.routes)?,
+            routes_fd,
             nodes: typed(nodes, names.nodes)?,
             nodes_fd,
             nexthops: typed(nexthops, names.nexthops)?,
+            nexthops_fd,
             peers: typed(peers, names.peers)?,
+            peers_fd,
             flows_fd,
             config: ConfigMap::open(pins)?,
             limits: Limits {
@@ -100,32 +107,22 @@ impl<F: Family> OverlayMaps<F> {
 
     /// Reads nodes, routes and peers.
     pub fn tables(&self) -> Result<Tables<F>, DatapathError> {
-        let nodes = self.nodes()?;
-        let mut routes = BTreeMap::new();
-        for (subnet, route) in self.routes()? {
-            routes.insert(subnet, route.node);
-        }
-        let mut peers = BTreeMap::new();
-        for entry in &self.peers {
-            let (vtep, peer) = entry.map_err(map_error("read", F::MAPS.peers))?;
-            peers.insert(vtep, peer.node);
-        }
+        let routes = self.routes()?.into_iter();
+        let peers = sys::map_entries::<F::Be, Peer>(self.peers_fd.as_fd())
+            .map_err(read_error(F::MAPS.peers))?;
         Ok(Tables {
-            nodes,
-            routes,
-            peers,
+            nodes: self.nodes()?,
+            routes: routes.map(|(subnet, route)| (subnet, route.node)).collect(),
+            peers: { peers.into_iter() }
+                .map(|(vtep, peer)| (vtep, peer.node))
+                .collect(),
         })
     }
 
     /// The valid node entries.
     pub fn nodes(&self) -> Result<BTreeMap<u32, Node<F>>, DatapathError> {
-        let entries =
-            sys::map_entries::<u32, Node<F>>(self.nodes_fd.as_fd()).map_err(|source| {
-                DatapathError::Read {
-                    map: F::MAPS.nodes,
-                    source,
-                }
-            })?;
+        let entries = sys::map_entries::<u32, Node<F>>(self.nodes_fd.as_fd())
+            .map_err(read_error(F::MAPS.nodes))?;
         let is_valid = |node: &Node<F>| node.flags & NODE_VALID != 0 && subnet_of(node).is_some();
         Ok(entries
             .into_iter()
@@ -134,20 +131,43 @@ impl<F: Family> OverlayMaps<F> {
     }
 
     pub fn routes(&self) -> Result<BTreeMap<F::Network, RouteEntry>, DatapathError> {
-        let mut routes = BTreeMap::new();
-        for entry in &self.routes {
-            let (key, route) = entry.map_err(map_error("read", F::MAPS.routes))?;
-            let subnet = u8::try_from(key.prefix_len())
-                .ok()
-                .and_then(|prefix_len| F::with_prefix(key.data().into(), prefix_len));
-            if let Some(subnet) = subnet {
-                routes.insert(subnet, route);
-            }
-        }
-        Ok(routes)
+        let at_once = sys::map_entries::<RouteKey<F::Be>, RouteEntry>(self.routes_fd.as_fd());
+        let entries: Vec<_> = match at_once {
+            Ok(entries) => { entries.into_iter() }
+                .map(|(key, route)| (key.prefix_len, key.address, route))
+                .collect(),
+            // Before Linux 5.13.
+            Err(_) => { self.routes.iter() }
+                .map(|entry| entry.map(|(key, route)| (key.prefix_len(), key.data(), route)))
+                .collect::<Result<_, _>>()
+                .map_err(map_error("read", F::MAPS.routes))?,
+        };
+        let subnet = |prefix_len, address: F::Be| {
+            let prefix_len = u8::try_from(prefix_len).ok()?;
+            F::with_prefix(address.into(), prefix_len)
+        };
+        Ok(entries
+            .into_iter()
+            .filter_map(|(prefix_len, address, route)| Some((subnet(prefix_len, address)?, route)))
+            .collect())
     }
 
-    pub fn nexthop(&self, index: u32) -> Result<Nexthop, DatapathError> {
+    /// The next hops of these nodes.
+    pub fn nexthops(&self, nodes: &BTreeSet<u32>) -> Result<BTreeMap<u32, Nexthop>, DatapathError> {
+        let Some(last) = nodes.last() else {
+            return Ok(BTreeMap::new());
+        };
+        // The lowest free index is given to a new node, so those in use are close together.
+        let count = last.saturating_add(1).min(self.limits.nodes) as usize;
+        let first = sys::first_values::<Nexthop>(self.nexthops_fd.as_fd(), count, 1)
+            .map_err(read_error(F::MAPS.nexthops))?;
+        Ok(nodes
+            .iter()
+            .filter_map(|node| Some((*node, *first.get(*node as usize)?)))
+            .collect())
+    }
+
+    fn nexthop(&self, index: u32) -> Result<Nexthop, DatapathError> {
         self.nexthops
             .get(&index, 0)
             .map_err(map_error("read", F::MAPS.nexthops))
@@ -164,10 +184,7 @@ impl<F: Family> OverlayMaps<F> {
 
     /// Every entry of the flow table, expired ones included.
     pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, DatapathError> {
-        sys::map_entries(self.flows_fd.as_fd()).map_err(|source| DatapathError::Read {
-            map: F::MAPS.flows,
-            source,
-        })
+        sys::map_entries(self.flows_fd.as_fd()).map_err(read_error(F::MAPS.flows))
     }
 
     /// Writes a node entry. A changed entry keeps its index; `moved` says that flows to the node have to
@@ -236,6 +253,10 @@ impl<F: Family> OverlayMaps<F> {
             .set(index, node, 0)
             .map_err(map_error("write", F::MAPS.nodes))
     }
+}
+
+fn read_error(map: &'static str) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Read { map, source }
 }
 
 fn route_key<F: Family>(subnet: F::Network) -> Key<F::Be> {

@@ -49,7 +49,7 @@ impl Stats {
         let Ok(cpus) = aya::util::nr_cpus() else {
             return Vec::new();
         };
-        let values = sys::per_cpu_values::<Counter>(self.fd.as_fd(), COUNTERS, cpus);
+        let values = sys::first_values::<Counter>(self.fd.as_fd(), COUNTERS, cpus);
         let values = values.unwrap_or_default();
         values.chunks(cpus.max(1)).map(sum).collect()
     }
