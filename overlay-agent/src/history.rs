@@ -11,10 +11,7 @@ use std::{
 
 use overlay_common::outcome::{Counter, Hook, Kind, Outcome};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -22,6 +19,7 @@ use crate::{
     datapath::{FastShare, PinDir, Stats},
     inquiry::{Served, Subject},
     metrics::{Event, Events, unix_time},
+    ticks,
 };
 
 const SUBJECT: Subject = Subject("overlay-agent/history");
@@ -99,8 +97,7 @@ impl History {
 
     /// Takes a sample now and then until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut ticks = interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks::together(INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

@@ -31,6 +31,7 @@ pub mod output;
 pub mod probe;
 pub mod run;
 pub mod subnet_env;
+mod ticks;
 mod trace;
 pub mod underlay;
 pub mod view;

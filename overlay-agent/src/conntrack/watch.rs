@@ -2,10 +2,7 @@
 
 use std::{convert::Infallible, path::Path, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -14,7 +11,7 @@ use super::{
     objects::{self, NFCT, NFTABLES, Source},
     settings::Sysctls,
 };
-use crate::{filter::RulesetVersion, lifecycle::Supervisor};
+use crate::{filter::RulesetVersion, lifecycle::Supervisor, ticks};
 
 /// How often the sysctls are read: nine small files. A permit that was granted before ends within 15 s
 /// all the same.
@@ -96,10 +93,8 @@ impl TimeoutWatch {
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
         let mut sysctls = Sysctls::default();
-        let mut settings = interval(SETTINGS_PERIOD);
-        let mut objects = interval(OBJECTS_PERIOD);
-        settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        objects.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut settings = ticks::together(SETTINGS_PERIOD);
+        let mut objects = ticks::together(OBJECTS_PERIOD);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

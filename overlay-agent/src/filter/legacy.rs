@@ -58,9 +58,14 @@ impl LegacyTables {
         Ok(before.is_some_and(|before| before != fingerprint))
     }
 
-    /// How long to wait after a look that took `cost`, when asked to look every `period`.
-    pub fn pause(period: Duration, cost: Duration) -> Duration {
-        period.max(SHORTEST_PERIOD).max(cost * COST_FACTOR)
+    /// How often to look, when asked to do it every `period`.
+    pub fn period(period: Duration) -> Duration {
+        period.max(SHORTEST_PERIOD)
+    }
+
+    /// How long to wait after a look that took `cost`, beyond what is left of the period.
+    pub fn pause(period: Duration, cost: Duration) -> Option<Duration> {
+        Some(cost * COST_FACTOR).filter(|pause| *pause > Self::period(period))
     }
 }
 
@@ -93,8 +98,8 @@ mod tests {
     #[test]
     fn a_look_that_takes_long_is_followed_by_a_longer_pause() {
         let ms = Duration::from_millis;
-        assert_eq!(LegacyTables::pause(ms(500), ms(5)), ms(500));
-        assert_eq!(LegacyTables::pause(ms(500), ms(2_000)), ms(18_000));
-        assert_eq!(LegacyTables::pause(ms(0), ms(0)), ms(250));
+        assert_eq!(LegacyTables::pause(ms(500), ms(5)), None);
+        assert_eq!(LegacyTables::pause(ms(500), ms(2_000)), Some(ms(18_000)));
+        assert_eq!(LegacyTables::period(ms(0)), ms(250));
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{error::FilterError, exec::Executor, legacy::LegacyTables};
-use crate::netlink::messages;
+use crate::{netlink::messages, ticks};
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES_GROUP: u32 = 7;
@@ -107,7 +107,9 @@ impl FilterWatch {
     async fn poll_legacy(&self) {
         let mut legacy = LegacyTables::open(&self.executor).await;
         let mut blind = false;
+        let mut ticks = ticks::together(LegacyTables::period(self.legacy_period));
         loop {
+            ticks.tick().await;
             let started = Instant::now();
             match legacy.changed().await {
                 Ok(changed) => {
@@ -122,7 +124,9 @@ impl FilterWatch {
                     }
                 }
             }
-            sleep(LegacyTables::pause(self.legacy_period, started.elapsed())).await;
+            if let Some(pause) = LegacyTables::pause(self.legacy_period, started.elapsed()) {
+                sleep(pause).await;
+            }
         }
     }
 

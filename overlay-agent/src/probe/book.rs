@@ -14,13 +14,15 @@ use super::{
     budget::Budget,
     packet::{Identity, Kind, Packet},
 };
+use crate::ticks::OFTEN;
 
 /// An answer that takes longer is none.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// A peer is asked once in this time, or in [`SHARE`] for each peer, if that is longer.
 const INTERVAL: Duration = Duration::from_secs(5);
 const SHARE: Duration = Duration::from_millis(200);
-/// What is due within so small a part of the interval is done together: to wake costs more than to send.
+/// What is due within so small a part of the interval, and within [`OFTEN`], is done together: to wake costs more than to
+/// send.
 const GATHER: u32 = 400;
 /// So many questions without an answer mean something. The first of them follow each other quickly.
 pub const MISSES: u32 = 3;
@@ -183,9 +185,13 @@ impl Book {
         INTERVAL.max(SHARE.saturating_mul(peers))
     }
 
-    /// For how long what is due may wait for more.
+    /// For how long what is due may wait for more. Where that is long, it waits for the next wake that there is anyway;
+    /// any longer, and more would be due than may be sent at a time.
     pub fn gather(&self) -> Duration {
-        self.interval() / GATHER
+        match self.interval() / GATHER {
+            short if short * 2 < OFTEN => short,
+            _ => OFTEN,
+        }
     }
 
     /// Takes over who the peers are. What is known of those that stay as they were is kept.

@@ -32,6 +32,7 @@ use crate::{
     inquiry::Served,
     metrics::{Sheet, Source},
     model::{Family, LeaseView, V4, V6},
+    ticks,
 };
 
 /// Leases that change together are taken over together.
@@ -181,10 +182,8 @@ impl Probes {
     ) -> io::Error {
         let mut buffers = [vec![0; LARGEST], vec![0; LARGEST]];
         let mut want_at = Some(Instant::now());
-        let mut asked = None;
         loop {
-            let due = self.next(asked);
-            let due = due.into_iter().chain(want_at).min();
+            let due = self.next().into_iter().chain(want_at).min();
             let [first, second] = &mut buffers;
             tokio::select! {
                 () = until(due) => {
@@ -195,7 +194,6 @@ impl Probes {
                         self.book().want(&targets, now, &mut rand::rng());
                     }
                     self.ask(ends).await;
-                    asked = Some(now);
                 }
                 changed = leases.changed() => match changed {
                     Ok(()) => want_at = want_at.or(Some(Instant::now() + SETTLE)),
@@ -219,11 +217,10 @@ impl Probes {
         }
     }
 
-    /// When there is something to do again, after questions at a time.
-    fn next(&self, asked: Option<Instant>) -> Option<Instant> {
+    /// When there is something to do again: where there are many peers, when the agent wakes anyway.
+    fn next(&self) -> Option<Instant> {
         let book = self.book();
-        let due = book.due()?;
-        Some(asked.map_or(due, |asked| due.max(asked + book.gather())))
+        Some(ticks::not_before(book.due()?, book.gather()))
     }
 
     /// Sends all that is due.

@@ -13,6 +13,7 @@ use super::{
     told::Told,
     verdict::Verdict,
 };
+use crate::ticks::OFTEN;
 
 const STEP: Duration = Duration::from_millis(10);
 const RTT: Duration = Duration::from_millis(1);
@@ -328,6 +329,15 @@ fn peers_that_go_and_come_leave_nothing_behind() {
         told.peers.iter().all(|peer| peer.state == "healthy"),
         "{told:?}"
     );
+}
+
+#[test]
+fn what_is_due_waits_no_longer_than_there_is_a_budget_for_it() {
+    let gather = |count| Sim::new(&targets(count)).book.gather();
+    assert_eq!(gather(10), Duration::from_micros(12_500));
+    assert_eq!(gather(1_000), OFTEN);
+    // Five questions a second, every second of them twice, and ten packets at a time.
+    assert_eq!(gather(10_000), OFTEN);
 }
 
 #[test]

@@ -50,6 +50,7 @@ use crate::{
     model::{Family, OwnState},
     netlink::{IpEvent, KernelEvent, Netlink},
     probe::Probes,
+    ticks,
     view::NodeMetrics,
 };
 
@@ -160,7 +161,7 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
 
 /// Waits for a signal to stop; a reload before the start is complete has nothing to reload.
 async fn stop_requested(signals: &mut Signals, progress: &Progress) -> &'static str {
-    let mut beat = interval(BEAT);
+    let mut beat = ticks::together(BEAT);
     loop {
         tokio::select! {
             request = signals.next() => if let SignalRequest::Stop(name) = request { return name },
@@ -192,7 +193,7 @@ async fn serve(
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     period.reset();
-    let mut beat = interval(BEAT);
+    let mut beat = ticks::together(BEAT);
     let mut config: Option<Pin<Box<dyn Future<Output = _> + Send>>> = None;
     let mut reload = Reload::Idle;
     let mut verification: Option<Verification> = None;

@@ -11,11 +11,12 @@ use crate::{
     health::{Condition, Readiness},
     lifecycle::Supervisor,
     subnet_env::Previous,
+    ticks::OFTEN,
 };
 
 /// Legacy iptables announces no changes, and what a rule drops must end within a second even for
 /// flows that the fast path carries.
-const LEGACY_PERIOD: Duration = Duration::from_millis(500);
+const LEGACY_PERIOD: Duration = OFTEN;
 
 /// The rules, kept in place by a task of their own.
 pub struct Rules {

@@ -6,7 +6,7 @@ use overlay_common::short::closed;
 use tokio::{
     sync::Mutex,
     task::block_in_place,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,10 +18,11 @@ use crate::{
     datapath::{DatapathError, ShortWay, short_way_closed},
     lifecycle::Supervisor,
     netlink::{Netlink, NetlinkError},
+    ticks::{self, OFTEN},
 };
 
 /// Nobody announces tcx programs.
-const PERIOD: Duration = Duration::from_millis(500);
+const PERIOD: Duration = OFTEN;
 /// At the latest after this long all is looked at, whatever is announced or seen.
 const AT_LAST: Duration = Duration::from_secs(10);
 /// Changes seldom come alone.
@@ -49,8 +50,7 @@ pub fn spawn(
 
 async fn keep(way: &mut ShortWay, stop: CancellationToken) -> Result<(), NetlinkError> {
     let mut tc = Netlink::watch_tc()?;
-    let mut period = interval(PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut period = ticks::together(PERIOD);
     let mut complaints = Complaints::default();
     let mut told = 0;
     let mut looked_at: Option<Instant> = None;
