@@ -1,9 +1,18 @@
 //! The daemon's log on standard error: one line per event, as text or as JSON.
 
-use std::io::{IsTerminal as _, stderr};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, IsTerminal as _, stderr},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+};
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    registry::LookupSpan,
+};
 
 use crate::{
     config::options::{LogFormat, LogOptions},
@@ -19,9 +28,14 @@ pub fn init(options: LogOptions, packets: LevelFilter) {
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal());
-    match options.format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+    match (options.format, is_journal()) {
+        (LogFormat::Text, false) => builder.with_target(false).init(),
+        (LogFormat::Text, true) => builder.with_target(false).map_event_format(Levelled).init(),
+        (LogFormat::Json, false) => builder.json().flatten_event(true).init(),
+        (LogFormat::Json, true) => {
+            let builder = builder.json().flatten_event(true);
+            builder.map_event_format(Levelled).init();
+        }
     }
     if let Some(error) = complaint {
         tracing::warn!(
@@ -29,6 +43,44 @@ pub fn init(options: LogOptions, packets: LevelFilter) {
             "RUST_LOG is ignored: it is not a list of target=level"
         );
     }
+}
+
+/// Lines with the number of their level in front, by which the journal knows it (`sd-daemon(3)`).
+struct Levelled<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Levelled<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let number = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{number}>")?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// Whether standard error is the journal, which says so to what it listens to.
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    named.is_some_and(|named| stream_of_stderr().is_ok_and(|stream| stream == named))
+}
+
+/// Standard error as `JOURNAL_STREAM` names streams.
+fn stream_of_stderr() -> io::Result<String> {
+    let stream = File::from(stderr().as_fd().try_clone_to_owned()?).metadata()?;
+    Ok(format!("{}:{}", stream.dev(), stream.ino()))
 }
 
 /// The filter, and what is wrong with `RUST_LOG`.
@@ -115,6 +167,24 @@ mod tests {
     fn shown(verbosity: i64, rust_log: Option<&str>) -> String {
         let rust_log = rust_log.map(str::to_owned);
         filter(verbosity, rust_log, LevelFilter::OFF).0.to_string()
+    }
+
+    #[test]
+    fn the_journal_is_told_the_level_of_each_line() {
+        let log = capture::Log::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(log.clone())
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .map_event_format(Levelled);
+        tracing::subscriber::with_default(subscriber.finish(), || {
+            tracing::error!("a");
+            tracing::warn!(key = 1, "b");
+            tracing::info!("c");
+        });
+        let expected = ["<3>ERROR a", "<4> WARN b key=1", "<6> INFO c"];
+        assert_eq!(log.lines(), expected);
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub fn spawn<S: LeaseStore>(
     member
 }
 
+/// More peers than these that change at a time are summed up in one line.
+const FEW: usize = 10;
+
 struct Driver<S> {
     store: Arc<S>,
     core: Core<StdRng>,
@@ -198,15 +201,13 @@ impl<S: LeaseStore> Driver<S> {
     fn handle(&mut self, input: Input) {
         let now = self.now();
         let outputs = self.core.handle(now, input);
+        report(&outputs);
         for output in outputs {
             match output {
                 Output::List => self.list(Duration::ZERO),
                 Output::Watch => self.open(),
                 Output::Request(request) => self.request = Some(self.send(request)),
-                change => {
-                    report(&change);
-                    self.changes.push(change);
-                }
+                change => self.changes.push(change),
             }
         }
     }
@@ -372,7 +373,23 @@ fn apply(view: &mut LeaseView, change: Output) {
     }
 }
 
-fn report(change: &Output) {
+/// A line for each change; one for all that happened to peers, if that is much.
+fn report(changes: &[Output]) {
+    let leased = |change: &Output| match change {
+        Output::Peer { lease, .. } => Some(lease.is_some()),
+        _ => None,
+    };
+    let (come, gone): (Vec<bool>, Vec<bool>) =
+        { changes.iter().filter_map(leased) }.partition(|leased| *leased);
+    let is_burst = come.len() + gone.len() > FEW;
+    if is_burst {
+        info!(leased = come.len(), gone = gone.len(), "peer leases");
+    }
+    let single = |change: &&Output| !is_burst || leased(change).is_none();
+    changes.iter().filter(single).for_each(report_one);
+}
+
+fn report_one(change: &Output) {
     match change {
         Output::Peer {
             subnet,
@@ -395,5 +412,36 @@ fn report(change: &Output) {
         Output::Raised(alarm) => error!("{}", words::alarm(alarm)),
         Output::Cleared(alarm) => info!("no longer: {}", words::alarm(alarm)),
         Output::Config(None) | Output::List | Output::Watch | Output::Request(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logging::capture::Log;
+
+    #[test]
+    fn a_few_peers_have_a_line_each_and_many_have_one_together() {
+        let lines = |count: u8| {
+            let gone = |number| Output::Peer {
+                subnet: format!("10.5.{number}.0/24").parse().unwrap(),
+                lease: None,
+            };
+            let config = Output::Config(Some(ConfigText {
+                text: "{}".to_owned(),
+                mod_revision: 1,
+            }));
+            let changes: Vec<_> = (0..count).map(gone).chain([config]).collect();
+            let log = Log::default();
+            let _guard = log.capture();
+            report(&changes);
+            log.lines()
+        };
+        assert_eq!(lines(10).len(), 11);
+        let [sum, config] = &lines(200)[..] else {
+            panic!("{:?}", lines(200))
+        };
+        assert!(sum.ends_with("peer leases leased=0 gone=200"), "{sum}");
+        assert!(config.contains("network config written"), "{config}");
     }
 }
