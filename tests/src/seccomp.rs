@@ -10,10 +10,15 @@ pub enum BpfDenial {
     Everything,
     /// `BPF_LINK_CREATE` fails with EINVAL: Linux before 6.6, which has no tcx.
     Links,
+    /// `BPF_MAP_LOOKUP_BATCH` fails with ENOTSUPP, as it does for tries before Linux 5.13.
+    Batches,
 }
 
-/// `BPF_LINK_CREATE` of `enum bpf_cmd`.
+/// Of `enum bpf_cmd`.
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_CREATE: u32 = 28;
+/// The kernel's own, of `linux/errno.h`.
+const ENOTSUPP: i32 = 524;
 /// Offsets in `struct seccomp_data`; the low half of the first argument on little-endian machines.
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_COMMAND: u32 = 16;
@@ -62,6 +67,16 @@ fn filter(denial: BpfDenial) -> Vec<libc::sock_filter> {
     let bpf = u32::try_from(libc::SYS_bpf).unwrap_or(u32::MAX);
     let fail = |errno: i32| answer(libc::SECCOMP_RET_ERRNO | errno.cast_unsigned());
     let allow = answer(libc::SECCOMP_RET_ALLOW);
+    let without = |command, errno| {
+        vec![
+            load(OFFSET_NUMBER),
+            unless_equal(bpf, 3),
+            load(OFFSET_COMMAND),
+            unless_equal(command, 1),
+            fail(errno),
+            allow,
+        ]
+    };
     match denial {
         BpfDenial::Everything => {
             vec![
@@ -71,14 +86,8 @@ fn filter(denial: BpfDenial) -> Vec<libc::sock_filter> {
                 allow,
             ]
         }
-        BpfDenial::Links => vec![
-            load(OFFSET_NUMBER),
-            unless_equal(bpf, 3),
-            load(OFFSET_COMMAND),
-            unless_equal(BPF_LINK_CREATE, 1),
-            fail(libc::EINVAL),
-            allow,
-        ],
+        BpfDenial::Links => without(BPF_LINK_CREATE, libc::EINVAL),
+        BpfDenial::Batches => without(BPF_MAP_LOOKUP_BATCH, ENOTSUPP),
     }
 }
 
@@ -121,7 +130,7 @@ mod tests {
 
     #[test]
     fn every_jump_lands_on_an_answer() {
-        for denial in [BpfDenial::Everything, BpfDenial::Links] {
+        for denial in [BpfDenial::Everything, BpfDenial::Links, BpfDenial::Batches] {
             let program = filter(denial);
             for (index, instruction) in program.iter().enumerate() {
                 let target = index + 1 + usize::from(instruction.jf);

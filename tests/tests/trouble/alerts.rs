@@ -11,14 +11,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
-    lab::{Lab, Node, scenario, underlay::router_address},
+    lab::{Lab, Node, agent::Launch, scenario, underlay::router_address},
     prometheus::Prometheus,
     skip,
     wait::{scaled, wait_for},
 };
 use serde_json::Value;
 
-use crate::support::judge;
+use crate::support::{judge, spoil_checksums};
 
 const FLAGS: [&str; 3] = [
     "--peer-probe-port=8473",
@@ -62,8 +62,8 @@ impl Watched {
         Ok(Self { server })
     }
 
-    /// The alerts that fire: name and node.
-    fn alerts(&self) -> Result<BTreeSet<(String, String)>> {
+    /// The alerts that fire: name, node and, if they are about peers, the state of these.
+    fn alerts(&self) -> Result<BTreeSet<[String; 3]>> {
         let firing = self.server.query("ALERTS{alertstate=\"firing\"}")?;
         let text = |alert: &Value, key: &str| {
             let label = alert["metric"][key].as_str().unwrap_or_default();
@@ -71,16 +71,25 @@ impl Watched {
         };
         Ok(firing
             .iter()
-            .map(|alert| (text(alert, "alertname"), text(alert, "instance")))
+            .map(|alert| ["alertname", "instance", "state"].map(|key| text(alert, key)))
             .collect())
+    }
+
+    /// Waits until a node's alert about peers in this state fires, or no longer does.
+    fn expect_trouble(&self, node: &Node, state: &str, fires: bool) -> Result<()> {
+        self.expect_of("OverlayPeersInTrouble", node, state, fires)
     }
 
     /// Waits until an alert of a node fires, or no longer does.
     fn expect(&self, name: &str, node: &Node, fires: bool) -> Result<()> {
-        let wanted = (name.to_owned(), format!("{}:2401", node.address));
+        self.expect_of(name, node, "", fires)
+    }
+
+    fn expect_of(&self, name: &str, node: &Node, state: &str, fires: bool) -> Result<()> {
+        let wanted = [name, &format!("{}:2401", node.address), state].map(str::to_owned);
         let verb = if fires { "fire" } else { "end" };
         wait_for(
-            &format!("{name} of {} to {verb}", node.name),
+            &format!("{name} {state} of {} to {verb}", node.name),
             PATIENCE,
             || {
                 let alerts = self.alerts()?;
@@ -172,14 +181,74 @@ fn what_goes_wrong_raises_an_alert_that_names_the_node() {
             other.cmd("iptables", rule.split(' ')).map(drop)
         };
         rule("-I")?;
-        prometheus.expect("OverlayPeersInTrouble", one, true)?;
-        prometheus.expect("OverlayPeersInTrouble", other, true)?;
+        prometheus.expect_trouble(one, "one_way", true)?;
+        prometheus.expect_trouble(other, "blocked", true)?;
         rule("-D")?;
-        prometheus.expect("OverlayPeersInTrouble", one, false)?;
-        prometheus.expect("OverlayPeersInTrouble", other, false)?;
+        prometheus.expect_trouble(one, "one_way", false)?;
+        prometheus.expect_trouble(other, "blocked", false)?;
         other.kill_agent()?;
         prometheus.expect("OverlayAgentDown", other, true)?;
         lab.start_agent(other, &FLAGS)?;
         prometheus.expect("OverlayAgentDown", other, false)
+    });
+}
+
+#[test]
+fn what_spoils_packets_duplicates_and_a_wrong_clock_raise_an_alert_that_names_them() {
+    if !is_installed() {
+        skip!("no prometheus; Debian has it in a package of that name");
+    }
+    scenario(Lab::builder().nodes(3), |lab| {
+        let (one, other, late) = (lab.node(0), lab.node(1), lab.node(2));
+        let words = [
+            "env",
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            "faketime",
+            "-f",
+            "-1h",
+        ];
+        late.launch(&Launch {
+            wrapper: words.map(str::to_owned).to_vec(),
+            ..Launch::new(lab.store(), &FLAGS)
+        })?;
+        for node in [one, other] {
+            lab.start_agent(node, &FLAGS)?;
+        }
+        late.wait_ready()?;
+        lab.wait_converged()?;
+        let prometheus = Watched::start(lab)?;
+        prometheus.expect("OverlayClockWrong", late, true)?;
+
+        let hub = lab.underlay().hub();
+        let limit = |mtu| hub.run("ip", ["link", "set", &other.name, "mtu", mtu]);
+        limit("1400")?;
+        prometheus.expect_trouble(one, "path_mtu", true)?;
+        limit("1500")?;
+        prometheus.expect_trouble(one, "path_mtu", false)?;
+
+        spoil_checksums(lab, one, other)?;
+        prometheus.expect_trouble(one, "checksum", true)?;
+        prometheus.expect_trouble(other, "checksum", true)?;
+        hub.run("nft", ["delete", "table", "bridge", "spoil"])?;
+        prometheus.expect_trouble(one, "checksum", false)?;
+
+        let twin = format!(
+            r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}}}"#,
+            other.address
+        );
+        lab.store().put_lease("10.5.250.0-24", &twin)?;
+        prometheus.expect_trouble(one, "duplicate", true)?;
+        lab.store().delete_lease("10.5.250.0-24")?;
+        prometheus.expect_trouble(one, "duplicate", false)?;
+
+        let alerts = prometheus.alerts()?;
+        let right = [one, other].map(|node| format!("{}:2401", node.address));
+        ensure!(
+            !alerts
+                .iter()
+                .any(|[_, instance, _]| right.contains(instance)),
+            "{alerts:?}"
+        );
+        Ok(())
     });
 }

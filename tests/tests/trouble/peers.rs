@@ -10,7 +10,7 @@ use overlay_tests::{
 };
 use serde_json::Value;
 
-use crate::support::{Judged, judge};
+use crate::support::{Judged, judge, spoil_checksums};
 
 const PROBES: &str = "--peer-probe-port=8473";
 /// Three questions without an answer, and those that come before.
@@ -145,9 +145,7 @@ fn what_spoils_checksums_is_named_on_either_side_and_by_every_node_that_is_asked
             said["mesh"]["ways"] == 6 && said["mesh"]["in_trouble"] == 0,
             "{said:#}"
         );
-        // Between nodes of the lab nobody looks at checksums that nobody has computed.
-        one.cmd("ethtool", ["-K", "flannel.1", "tx", "off"])?;
-        spoil(lab, one, other)?;
+        spoil_checksums(lab, one, other)?;
         expect(one, other, "checksum")?;
         expect(other, one, "checksum")?;
         expect(one, third, "healthy")?;
@@ -168,28 +166,6 @@ fn what_spoils_checksums_is_named_on_either_side_and_by_every_node_that_is_asked
 fn mesh(node: &Node) -> Result<(Option<i32>, Value)> {
     let file = node.subnet_file_flag();
     judge(node, &["check", "--mesh", &file])
-}
-
-/// Writes a wrong UDP checksum into probes that come to `other` from `one`, where there is one.
-fn spoil(lab: &Lab, one: &Node, other: &Node) -> Result<()> {
-    // From the outer UDP header on: that, vxlan, Ethernet, IPv4, and the place in the inner UDP header, in bits.
-    const INNER: u32 = 8 * (8 + 8 + 14 + 20);
-    let (port, checksum) = (INNER + 16, INNER + 48);
-    let rules = format!(
-        "table bridge spoil {{
-            chain forward {{
-                type filter hook forward priority 0
-                oifname {} ip saddr {} udp dport 8472 @th,{port},16 8473 @th,{checksum},16 != 0 @th,{checksum},16 set 0xdead
-            }}
-        }}",
-        other.name, one.address
-    );
-    let hub = lab.underlay().hub();
-    hub.run(
-        "sh",
-        ["-ec", &format!("nft -f - <<'RULES'\n{rules}\nRULES\n")],
-    )
-    .map(drop)
 }
 
 #[test]

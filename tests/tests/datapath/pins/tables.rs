@@ -16,6 +16,7 @@ use overlay_common::{
     flow::{Flow, FlowKey4},
     maps,
 };
+use overlay_tests::seccomp::{BpfDenial, deny_bpf_here};
 
 use super::sandbox::{apply, generation, open, options, pinned, routed, sandbox, subnet};
 
@@ -115,6 +116,28 @@ fn what_someone_else_changed_in_the_maps_is_repaired() {
         agent.distrust_tables();
         apply(&mut agent, &[(1, 1), (2, 2)]);
         assert_eq!(routed(&pinned(pins)), right);
+    });
+}
+
+#[test]
+fn routes_are_the_same_on_a_kernel_that_reads_them_one_by_one() {
+    sandbox(|pins| {
+        let mut agent = open(pins);
+        let peers: Vec<_> = (1..=200).map(|number| (number, number)).collect();
+        apply(&mut agent, &peers);
+        let maps = pinned(pins);
+        let at_once = maps.overlays.ipv4.routes().expect("routes");
+        assert_eq!(at_once.len(), peers.len());
+        let nodes: BTreeSet<u32> = at_once.values().map(|route| route.node).collect();
+        let nexthops = maps.overlays.ipv4.nexthops(&nodes).expect("next hops");
+        assert!(nexthops.keys().eq(&nodes), "{nexthops:?}");
+
+        deny_bpf_here(BpfDenial::Batches).expect("a seccomp filter");
+        maps.overlays
+            .ipv4
+            .nodes()
+            .expect_err("nothing is read at once any more");
+        assert_eq!(maps.overlays.ipv4.routes().expect("routes"), at_once);
     });
 }
 
