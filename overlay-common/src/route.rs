@@ -2,8 +2,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::Address;
-
 /// Value of the longest-prefix-match trie, whose key is a [`RouteKey`].
 ///
 /// Alignment 4: the kernel places trie values right behind the 4 bytes of key data.
@@ -19,7 +17,7 @@ pub struct RouteEntry {
 /// Key of the trie, as the kernel has it.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, packed)]
-pub struct RouteKey<B: Address> {
+pub struct RouteKey<B> {
     /// Bits of `address` that count.
     pub prefix_len: u32,
     pub address: B,

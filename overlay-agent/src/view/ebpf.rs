@@ -87,8 +87,8 @@ impl<F: Family> Overlay<F> {
         };
         let nodes = maps.nodes()?;
         let routes = maps.routes()?;
-        let routed = routes.values().map(|route| route.node);
-        let nexthops = maps.nexthops(&routed.filter(|node| nodes.contains_key(node)).collect())?;
+        let used = routes.values().map(|route| route.node);
+        let nexthops = maps.nexthops(&used.filter(|node| nodes.contains_key(node)).collect())?;
         Ok(Some(Self {
             config,
             nodes,

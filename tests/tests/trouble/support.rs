@@ -21,8 +21,8 @@ pub fn spoil_checksums(lab: &Lab, one: &Node, other: &Node) -> Result<()> {
     // Between nodes of the lab nobody looks at checksums that nobody has computed.
     one.cmd("ethtool", ["-K", "flannel.1", "tx", "off"])?;
     // From the outer UDP header on: that, vxlan, Ethernet, IPv4, and the place in the inner UDP header, in bits.
-    const INNER: u32 = 8 * (8 + 8 + 14 + 20);
-    let (port, checksum) = (INNER + 16, INNER + 48);
+    let inner = 8 * (8 + 8 + 14 + 20);
+    let (port, checksum) = (inner + 16, inner + 48);
     let rules = format!(
         "table bridge spoil {{
             chain forward {{
