@@ -4,7 +4,10 @@ use std::{
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -44,6 +47,8 @@ pub struct Forwarder {
 struct Shared {
     /// Read once for each batch, and held no longer than it takes to clone the pointer.
     table: RwLock<Arc<Table>>,
+    /// Set before `stop`, which is for a thread that waits.
+    is_stopped: AtomicBool,
     stop: EventFd,
     tun: Tun,
 }
@@ -57,6 +62,7 @@ impl Forwarder {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             table: RwLock::new(Arc::new(table)),
+            is_stopped: AtomicBool::new(false),
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             tun,
         });
@@ -104,6 +110,7 @@ impl Forwarder {
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
         let _ = self.shared.stop.write(1);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -175,7 +182,7 @@ impl Work {
                 if !out && !received {
                     break;
                 }
-                if self.is_stopped() {
+                if self.shared.is_stopped.load(Ordering::Relaxed) {
                     return Ok(());
                 }
             }
@@ -186,11 +193,6 @@ impl Work {
     fn table(&self) -> Arc<Table> {
         let table = self.shared.table.read();
         Arc::clone(&table.unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn is_stopped(&self) -> bool {
-        let mut fds = [PollFd::new(self.shared.stop.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits for packets. Returns whether there are any: otherwise the thread is to end.
@@ -224,7 +226,7 @@ impl Work {
                 Err(error) => return Err(error),
             };
             read += 1;
-            let packet = &mut room[..len];
+            let packet = &mut room[About::LEN..][..len];
             match table.outbound(packet) {
                 Ok(node) => self.outgoing.push(node, len),
                 Err(event) => {

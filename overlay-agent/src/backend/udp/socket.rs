@@ -24,6 +24,8 @@ use nix::{
     },
 };
 
+use super::merge::About;
+
 /// Datagrams the kernel holds for the forwarder, bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// A packet that the underlay does not take for so long is dropped, so that the others are not held up.
@@ -84,6 +86,7 @@ const BATCH: usize = 3 * LONGEST_PACKET;
 /// Datagrams to be sent. The packets stay where they were read, one behind the other.
 pub struct Outgoing {
     bytes: Box<[u8]>,
+    /// Where the last packet ends.
     used: usize,
     iovecs: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_in]>,
@@ -133,8 +136,8 @@ impl Outgoing {
         control.header.cmsg_level = libc::SOL_UDP;
         control.header.cmsg_type = libc::UDP_SEGMENT;
         Self {
-            bytes: vec![0; BATCH + LONGEST_PACKET].into(),
-            used: 0,
+            bytes: vec![0; About::LEN + BATCH + LONGEST_PACKET].into(),
+            used: About::LEN,
             iovecs: vec![iovec; count].into(),
             names: vec![name; count].into(),
             controls: vec![control; count].into(),
@@ -144,10 +147,11 @@ impl Outgoing {
         }
     }
 
-    /// Where the next packet is to be read to; `None` when the batch is full.
+    /// Where the next packet is to be read to, behind [`About::LEN`] bytes that are others'; `None` when the batch is
+    /// full.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         let is_full = self.packets.len() == self.headers.len() || self.used > BATCH;
-        (!is_full).then(|| &mut self.bytes[self.used..][..LONGEST_PACKET])
+        (!is_full).then(|| &mut self.bytes[self.used - About::LEN..][..About::LEN + LONGEST_PACKET])
     }
 
     /// The packet read last goes to this node.
@@ -199,7 +203,7 @@ impl Outgoing {
             }
         }
         self.packets.clear();
-        self.used = 0;
+        self.used = About::LEN;
         (total as u64 - refused, refused)
     }
 
@@ -457,7 +461,7 @@ mod tests {
         let mut outgoing = Outgoing::new(8);
         let lengths = [100, 100, 100, 20, 1500, 21];
         for (number, len) in (0..).zip(lengths) {
-            outgoing.room().unwrap()[..len].fill(number);
+            outgoing.room().unwrap()[About::LEN..][..len].fill(number);
             outgoing.push(Ipv4Addr::LOCALHOST, len);
         }
         assert_eq!(outgoing.send(&sender, port), (6, 0));
@@ -493,7 +497,7 @@ mod tests {
         let from = nix::sys::socket::getsockname::<SockaddrIn>(sender.0.as_raw_fd()).unwrap();
         let mut outgoing = Outgoing::new(8);
         for (number, len) in (0..).zip([80, 80, 80, 7, 900]) {
-            outgoing.room().unwrap()[..len].fill(number);
+            outgoing.room().unwrap()[About::LEN..][..len].fill(number);
             outgoing.push(Ipv4Addr::LOCALHOST, len);
         }
         assert_eq!(outgoing.send(&sender, address.port()), (5, 0));

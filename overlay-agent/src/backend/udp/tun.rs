@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{self, IoSlice, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::OpenOptionsExt as _,
@@ -75,11 +75,14 @@ impl Tun {
                 .is_some_and(|seen| seen.contains(PollFlags::POLLERR))
     }
 
-    /// The next packet the host sends by the device. Returns its length.
-    pub fn read(&self, packet: &mut [u8]) -> io::Result<usize> {
-        let mut about = About::PLAIN;
-        let mut parts = [IoSliceMut::new(&mut about), IoSliceMut::new(packet)];
-        let read = (&self.0).read_vectored(&mut parts)?;
+    /// Reads the next packet the host sends by the device behind the first [`About::LEN`] bytes, which stay as they
+    /// are. Returns its length.
+    pub fn read(&self, room: &mut [u8]) -> io::Result<usize> {
+        // A list of two parts costs the kernel more than putting back what it overwrites.
+        let before = room.first_chunk::<{ About::LEN }>().copied();
+        let before = before.ok_or(io::ErrorKind::InvalidInput)?;
+        let read = (&self.0).read(room)?;
+        room[..About::LEN].copy_from_slice(&before);
         Ok(read.saturating_sub(About::LEN))
     }
 
