@@ -10,7 +10,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::{PATIENCE, wait_in_sync, wait_said, with_programs};
+use crate::{PATIENCE, check_pods, wait_in_sync, wait_said, with_programs};
 
 /// What docs/clouds.md says.
 const ALL: [&str; 6] = [
@@ -206,5 +206,18 @@ fn without_its_program_the_backend_says_what_to_install() {
                     the PATH: install the package overlay-cloud";
         ensure!(log.contains(said), "{log}");
         Ok(())
+    });
+}
+
+#[test]
+fn pods_talk_by_the_routes_of_the_vpc_and_nobody_notices_a_kill_or_another_backend() {
+    let name = "pods_talk_by_the_routes_of_the_vpc";
+    with_programs(name, builder(2, ""), |lab, programs| {
+        let vpc = Vpc::start(lab, programs, &ALL)?;
+        let launch = vpc.launch(lab)?;
+        check_pods(lab, &launch, "aws-vpc", |subnets| {
+            let routes = [(subnets[0], 0), (subnets[1], 1)];
+            wait_routes(&vpc, &vpc.main, &routes)
+        })
     });
 }

@@ -9,7 +9,7 @@ use overlay_tests::{
     wait::wait_for,
 };
 
-use crate::{PATIENCE, wait_in_sync, wait_said, with_programs};
+use crate::{PATIENCE, check_pods, wait_in_sync, wait_said, with_programs};
 
 /// The only subnet there is.
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.7.0","SubnetMax":"10.5.7.0","Backend":{"Type":"gce"}}"#;
@@ -101,5 +101,23 @@ fn what_compute_engine_refuses_is_told_with_what_is_missing() {
         gce.fail_operations(None);
         wait_routes(&gce, &[(NAME, "n1")])?;
         wait_in_sync(node)
+    });
+}
+
+#[test]
+fn pods_talk_by_the_routes_of_the_network_and_nobody_notices_a_kill_or_another_backend() {
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"gce"}}"#;
+    let builder = Lab::builder().nodes(2).config(config);
+    let name = "pods_talk_by_the_routes_of_the_network";
+    with_programs(name, builder, |lab, programs| {
+        let gce = Gce::start(lab)?;
+        let launch = gce.launch(lab, programs)?;
+        check_pods(lab, &launch, "gce", |subnets| {
+            let names = subnets.map(|subnet| {
+                let subnet = subnet.to_string().replace(['.', '/'], "-");
+                format!("flannel-{subnet}")
+            });
+            wait_routes(&gce, &[(&names[0], "n1"), (&names[1], "n2")])
+        })
     });
 }

@@ -6,11 +6,14 @@ mod gce;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use ipnetwork::Ipv4Network;
 use overlay_tests::{
+    backends::{Backend, devices, pod_routes},
     cloud::{self, Programs},
-    lab::{Builder, Lab, Node, scenario},
+    lab::{Builder, Lab, Node, agent::Launch, scenario},
     requirements::announce_skip,
+    traffic::{flow::SteadyFlow, tcp, udp},
     wait::wait_for,
 };
 
@@ -50,4 +53,65 @@ fn with_programs(
         );
     };
     scenario(builder, |lab| test(lab, &programs));
+}
+
+/// Pods of two nodes talk where the lab's router does what the routes of the cloud say, with the backend of this
+/// type and with another one after it. `routed` waits for the routes of their subnets.
+fn check_pods(
+    lab: &Lab,
+    launch: &Launch,
+    kind: &str,
+    routed: impl Fn([Ipv4Network; 2]) -> Result<()>,
+) -> Result<()> {
+    for node in lab.nodes() {
+        node.launch(launch)?;
+        node.wait_ready()?;
+    }
+    let (one, other) = (lab.node(0), lab.node(1));
+    let subnets = [one.subnet_env()?.subnet()?, other.subnet_env()?.subnet()?];
+    routed(subnets)?;
+    for (subnet, node) in subnets.iter().zip(lab.nodes()) {
+        let route = format!("route add {subnet} via {}\n", node.address);
+        lab.underlay().router().ip_batch(&route)?;
+    }
+    lab.add_pods(1)?;
+    let [from, to] = [one, other].map(Node::first_pod);
+    let talk = || -> Result<()> {
+        wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
+        let full = usize::try_from(one.subnet_env()?.mtu.min(1400))? - 28;
+        let sizes = [20, full - 1, full, full + 1, 3 * full];
+        udp::echo_each(&from, &to, &sizes, 2)?.ensure_lossless()?;
+        tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 20)).map(drop)
+    };
+    talk()?;
+
+    let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
+    one.kill_agent()?;
+    one.launch(launch)?;
+    one.wait_ready()?;
+    cloud::restart(other, launch)?;
+    flow.stop()?.datagrams.ensure_lossless()?;
+
+    for kind in ["vxlan", kind] {
+        let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#);
+        lab.store().set_config(&config)?;
+        for node in lab.nodes() {
+            cloud::restart(node, launch)?;
+        }
+        wait_for(&format!("both nodes to run {kind}"), PATIENCE, || {
+            for (node, peer) in [(one, other), (other, one)] {
+                if kind == "vxlan" {
+                    Backend::Vxlan.check(node, peer)?;
+                } else {
+                    let (devices, routes) = (devices(node)?, pod_routes(node)?);
+                    let is_bare = devices.is_empty() && routes.is_empty();
+                    ensure!(is_bare, "{devices:?}, {routes:?}");
+                }
+            }
+            Ok(())
+        })?;
+        talk().with_context(|| kind.to_owned())?;
+        routed(subnets)?;
+    }
+    Ok(())
 }
