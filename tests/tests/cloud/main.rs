@@ -103,9 +103,8 @@ fn check_pods(
                 if kind == "vxlan" {
                     Backend::Vxlan.check(node, peer)?;
                 } else {
-                    let (devices, routes) = (devices(node)?, pod_routes(node)?);
-                    let is_bare = devices.is_empty() && routes.is_empty();
-                    ensure!(is_bare, "{devices:?}, {routes:?}");
+                    let left = [devices(node)?, pod_routes(node)?].concat();
+                    ensure!(left.is_empty(), "{left:?}");
                 }
             }
             Ok(())
