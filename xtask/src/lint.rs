@@ -28,8 +28,7 @@ impl Check {
 
 pub fn run() -> Result<()> {
     let workspace = Workspace::locate();
-    let checks = quick_checks(&workspace).into_iter();
-    for (name, check) in checks.chain(long_checks(&workspace)) {
+    for (name, check) in checks(&workspace) {
         let outcome = check.run(&workspace);
         if !outcome.problems.is_empty() {
             bail!("{name}: {}", outcome.problems.join("\n"));
@@ -38,15 +37,13 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn cargo(workspace: &Workspace, arguments: &[&str]) -> Check {
-    let mut command = process::cargo();
-    command.current_dir(workspace.root()).args(arguments);
-    Check::Command(command)
-}
-
-/// The checks by name that take no time.
-pub fn quick_checks(workspace: &Workspace) -> [(&'static str, Check); 4] {
-    let cargo = |arguments: &[&str]| cargo(workspace, arguments);
+/// The checks by name, in the order they run, cheapest first.
+pub fn checks(workspace: &Workspace) -> [(&'static str, Check); 9] {
+    let cargo = |arguments: &[&str]| {
+        let mut command = process::cargo();
+        command.current_dir(workspace.root()).args(arguments);
+        Check::Command(command)
+    };
     [
         ("formatting", cargo(&["fmt", "--all", "--check"])),
         // The BPF crate is a workspace of its own.
@@ -72,13 +69,6 @@ pub fn quick_checks(workspace: &Workspace) -> [(&'static str, Check); 4] {
                 "overlay-cloud/Cargo.toml",
             ]),
         ),
-    ]
-}
-
-/// The others, in the order they run, cheapest first.
-pub fn long_checks(workspace: &Workspace) -> [(&'static str, Check); 5] {
-    let cargo = |arguments: &[&str]| cargo(workspace, arguments);
-    [
         ("licences, sources, duplicates", Check::Crates(deny::crates)),
         ("advisories", Check::Crates(deny::advisories)),
         (

@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fs,
     io::{BufRead as _, BufReader},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -20,14 +19,6 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", search_path()).stdin(Stdio::null());
     command
-}
-
-/// Has what this thread does and starts from now on give way to everything else that runs. A thread of Linux has a
-/// priority of its own, which those that it starts inherit.
-pub fn give_way() -> Result<()> {
-    let thread = fs::read_link("/proc/thread-self").context("cannot tell the thread's number")?;
-    let number = thread.file_name().context("a thread without a number")?;
-    output(command("renice").args(["-n", "19", "-p"]).arg(number)).map(drop)
 }
 
 /// The cargo that started xtask.
@@ -166,23 +157,6 @@ mod tests {
             format!("{error:#}").contains("overlay-no-such-command"),
             "{error:#}"
         );
-    }
-
-    #[test]
-    fn a_thread_that_gives_way_is_nicest_and_so_are_those_it_starts() {
-        let nice = |give: bool| {
-            if give {
-                give_way().expect("renice");
-            }
-            output(&mut command("nice"))
-                .expect("nice")
-                .trim()
-                .to_owned()
-        };
-        let before = nice(false);
-        let there = std::thread::spawn(move || nice(true)).join();
-        assert_eq!(there.expect("the thread ends"), "19");
-        assert_eq!(nice(false), before);
     }
 
     #[test]

@@ -121,29 +121,6 @@ impl Report {
         });
     }
 
-    /// Runs `others`, one after the other, beside a phase. They are reported after it.
-    pub fn beside<F>(
-        &mut self,
-        (name, body): (&'static str, impl FnOnce() -> Outcome),
-        others: Vec<(&'static str, F)>,
-    ) where
-        F: FnOnce() -> Outcome + Send,
-    {
-        thread::scope(|scope| {
-            let others = scope.spawn(move || {
-                let timed = |(name, body): (_, F)| {
-                    let started = Instant::now();
-                    let outcome = body();
-                    (name, started.elapsed(), outcome)
-                };
-                others.into_iter().map(timed).collect::<Vec<_>>()
-            });
-            self.phase(name, body);
-            let others = others.join().unwrap_or_else(|panic| resume_unwind(panic));
-            self.phases.extend(others);
-        });
-    }
-
     fn announce(&self, name: &str) {
         let seconds = self.started.elapsed().as_secs_f32();
         println!("\n==> {name} (at {seconds:.0} s)");
@@ -227,29 +204,6 @@ mod tests {
         let names: Vec<&str> = report.phases.iter().map(|(name, ..)| *name).collect();
         assert_eq!(names, ["one", "two"]);
         assert_eq!(report.phases[0].2.skipped.as_deref(), Some("second"));
-    }
-
-    #[test]
-    fn what_runs_beside_a_phase_is_reported_after_it_in_its_order() {
-        let mut report = Report::start();
-        let (sender, receiver) = mpsc::channel();
-        let others: Vec<(_, Box<dyn FnOnce() -> Outcome + Send>)> = vec![
-            (
-                "two",
-                Box::new(move || {
-                    sender.send(()).expect("the first phase waits");
-                    Outcome::default()
-                }),
-            ),
-            ("three", Box::new(|| Outcome::skipped(String::new()))),
-        ];
-        let wait = || {
-            receiver.recv().expect("the second phase sends");
-            Outcome::default()
-        };
-        report.beside(("one", wait), others);
-        let names: Vec<&str> = report.phases.iter().map(|(name, ..)| *name).collect();
-        assert_eq!(names, ["one", "two", "three"]);
     }
 
     #[test]

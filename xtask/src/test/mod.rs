@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
         _ => &[],
     };
     if filter.is_none() && !only_kernels && stage.is_empty() {
-        for (name, check) in lint::quick_checks(&workspace) {
+        for (name, check) in lint::checks(&workspace) {
             report.phase(name, || check.run(&workspace));
         }
     }
@@ -142,24 +142,7 @@ pub fn run(args: &Args) -> Result<()> {
     report.phase("unit tests", || unit_tests(&units, filter));
     report.phase("doc tests", || doc_tests(&workspace, filter));
     let mut lab = Lab::find(&lab, &workspace.lab_logs(), filter)?;
-    // Most of the lab's tests wait most of the time: what has no deadline takes what they leave of the CPUs.
-    let long_checks = if filter.is_none() {
-        lint::long_checks(&workspace).into()
-    } else {
-        Vec::new()
-    };
-    let checks = long_checks.into_iter().map(|(name, check)| {
-        let workspace = &workspace;
-        let run = move || match process::give_way() {
-            Ok(()) => check.run(workspace),
-            Err(error) => Outcome::broken(format!("{error:#}")),
-        };
-        (name, run)
-    });
-    report.beside(
-        ("lab tests", || outcome(lab.run_together())),
-        checks.collect(),
-    );
+    report.phase("lab tests", || outcome(lab.run_together()));
     if lab.has_lonely_ones() {
         report.phase("lab tests, one by one", || outcome(lab.run_alone()));
     }
