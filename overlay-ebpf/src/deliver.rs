@@ -14,13 +14,12 @@ use crate::{
     mac::Mac,
     maps,
     observe::{observe_leaving, permit_until},
+    told,
 };
 
 #[inline(always)]
 pub fn run<F: Ip>(skb: &Skb) -> Outcome {
-    match deliver::<F>(skb) {
-        Ok(outcome) | Err(outcome) => outcome,
-    }
+    told(deliver::<F>(skb))
 }
 
 #[inline(always)]

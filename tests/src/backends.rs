@@ -4,7 +4,10 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-use crate::lab::Node;
+use crate::{
+    lab::Node,
+    traffic::{Address, Endpoint, tcp, udp},
+};
 
 /// Protocol of the routes that this file's commands for the extension backend set.
 const COMMANDS_PROTO: &str = "200";
@@ -117,6 +120,21 @@ pub fn pod_routes(node: &Node) -> Result<Vec<String>> {
     let routes = routes.lines().map(str::trim);
     let routes = routes.filter(|line| line.starts_with("10.5.") && !line.starts_with(&own));
     Ok(routes.map(str::to_owned).collect())
+}
+
+/// Datagrams that are small, that just fit and that have to be fragmented, and TCP both ways.
+pub fn check_traffic<A: Address>(from: &Endpoint<A>, to: &Endpoint<A>, mtu: u32) -> Result<()> {
+    let headers = if size_of::<A>() == 4 { 28 } else { 48 };
+    let full = usize::try_from(mtu)? - headers;
+    let sizes = [20, 100, full - 1, full, full + 1, 3 * full];
+    udp::echo_each(from, to, &sizes, 2)?.ensure_lossless()?;
+    for spec in [
+        tcp::Spec::bulk(1 << 20),
+        tcp::Spec::small_writes(10_000, 100),
+    ] {
+        tcp::transfer(from, to, spec)?;
+    }
+    Ok(())
 }
 
 /// A way by which each backend gives way to each other at least once.

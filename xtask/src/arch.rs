@@ -1,5 +1,7 @@
 //! Machines of other architectures: what compiles for them here, and what runs their programs.
 
+use std::{path::PathBuf, process::Command};
+
 use anyhow::{Context as _, Result};
 
 use crate::{
@@ -65,6 +67,17 @@ impl Arch {
             format!("CARGO_TARGET_{name}_LINKER"),
             format!("{}gcc", self.prefix()),
         )]
+    }
+
+    /// Has cargo build for an architecture, this machine's if none is named, and returns where below `target` it does.
+    pub fn build_for(arch: Option<Self>, cargo: &mut Command, mut target: PathBuf) -> PathBuf {
+        if let Some(arch) = arch {
+            cargo
+                .envs(arch.variables())
+                .args(["--target", arch.triple()]);
+            target.push(arch.triple());
+        }
+        target
     }
 
     /// What runs a program of it, with the loader and the libraries that its C compiler has.

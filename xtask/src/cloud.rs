@@ -42,13 +42,7 @@ pub fn release(workspace: &Workspace, arch: Option<Arch>) -> Result<PathBuf> {
     cargo
         .arg("--release")
         .env("CARGO_ENCODED_RUSTFLAGS", workspace.remaps().join("\x1f"));
-    let mut built = workspace.cloud();
-    if let Some(arch) = arch {
-        cargo
-            .envs(arch.variables())
-            .args(["--target", arch.triple()]);
-        built.push(arch.triple());
-    }
+    let built = Arch::build_for(arch, &mut cargo, workspace.cloud());
     process::run(&mut cargo)?;
     Ok(built.join("release").join(PROGRAM))
 }

@@ -67,13 +67,7 @@ pub fn build(workspace: &Workspace, installer: &mut Installer, args: &Build) -> 
     build_ebpf::build_both(workspace, installer)?;
     let mut cargo = cargo(workspace);
     cargo.args(["--package", PROGRAM, "--package", PLUGIN]);
-    let mut built = workspace.root().join("target");
-    if let Some(arch) = arch {
-        cargo
-            .envs(arch.variables())
-            .args(["--target", arch.triple()]);
-        built.push(arch.triple());
-    }
+    let built = Arch::build_for(arch, &mut cargo, workspace.root().join("target"));
     process::run(&mut cargo)?;
     let dir = directory(workspace.root(), arch);
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;

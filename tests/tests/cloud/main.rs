@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ipnetwork::Ipv4Network;
 use overlay_tests::{
-    backends::{Backend, devices, pod_routes},
+    backends::{Backend, check_traffic, devices, pod_routes},
     cloud::{self, Programs},
     lab::{Builder, Lab, Node, agent::Launch, scenario},
     requirements::announce_skip,
-    traffic::{flow::SteadyFlow, tcp, udp},
+    traffic::flow::SteadyFlow,
     wait::wait_for,
 };
 
@@ -78,10 +78,7 @@ fn check_pods(
     let [from, to] = [one, other].map(Node::first_pod);
     let talk = || -> Result<()> {
         wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
-        let full = usize::try_from(one.subnet_env()?.mtu.min(1400))? - 28;
-        let sizes = [20, full - 1, full, full + 1, 3 * full];
-        udp::echo_each(&from, &to, &sizes, 2)?.ensure_lossless()?;
-        tcp::transfer(&from, &to, tcp::Spec::bulk(1 << 20)).map(drop)
+        check_traffic(&from, &to, one.subnet_env()?.mtu.min(1400))
     };
     talk()?;
 

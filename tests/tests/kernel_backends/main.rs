@@ -10,11 +10,11 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::{
-    backends::{devices, pod_routes},
+    backends::{check_traffic, devices, pod_routes},
     lab::{Lab, Node, agent::Launch},
     netns::Namespace,
     requirements::require_root,
-    traffic::{Address, Endpoint, flow::SteadyFlow, tcp, udp},
+    traffic::{Endpoint, flow::SteadyFlow},
     wait::wait_for,
 };
 
@@ -88,21 +88,6 @@ fn bring_up(lab: &Lab) -> Result<()> {
 
 fn pod(lab: &Lab, node: usize) -> Endpoint {
     lab.node(node).pods()[0].endpoint()
-}
-
-/// Datagrams that are small, that just fit and that have to be fragmented, and TCP both ways.
-fn check_traffic<A: Address>(from: &Endpoint<A>, to: &Endpoint<A>, mtu: u32) -> Result<()> {
-    let headers = if size_of::<A>() == 4 { 28 } else { 48 };
-    let full = usize::try_from(mtu)? - headers;
-    let sizes = [20, 100, full - 1, full, full + 1, 3 * full];
-    udp::echo_each(from, to, &sizes, 2)?.ensure_lossless()?;
-    for spec in [
-        tcp::Spec::bulk(1 << 20),
-        tcp::Spec::small_writes(10_000, 100),
-    ] {
-        tcp::transfer(from, to, spec)?;
-    }
-    Ok(())
 }
 
 /// A device and a flow live through the end of an agent and the start of the next.

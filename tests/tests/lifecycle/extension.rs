@@ -4,8 +4,9 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{
+    backends::check_traffic,
     lab::{Lab, Node, scenario},
-    traffic::{flow::SteadyFlow, tcp, udp},
+    traffic::{flow::SteadyFlow, tcp},
     wait::wait_for,
 };
 
@@ -53,6 +54,15 @@ fn config(dir: &Path) -> Result<String> {
     ))
 }
 
+/// Runs `test` on two nodes that have the commands in a folder.
+fn with_commands(test: impl FnOnce(&mut Lab, &Path) -> Result<()>) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = config(dir.path()).expect("commands");
+    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+        test(lab, dir.path())
+    });
+}
+
 fn ran(dir: &Path, node: &Node) -> Vec<String> {
     let text = fs::read_to_string(dir.join(format!("{}.ran", node.address)));
     text.unwrap_or_default()
@@ -63,10 +73,7 @@ fn ran(dir: &Path, node: &Node) -> Vec<String> {
 
 #[test]
 fn commands_make_the_network_and_are_told_what_flannel_tells_them() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let dir = dir.path();
-    let config = config(dir).expect("commands");
-    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+    with_commands(|lab, dir| {
         lab.start_agents(&[])?;
         lab.add_pods(1)?;
         let (node, other) = (lab.node(0), lab.node(1));
@@ -114,10 +121,7 @@ fn commands_make_the_network_and_are_told_what_flannel_tells_them() {
 
 #[test]
 fn a_command_that_fails_is_reported_by_node_and_run_again() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let dir = dir.path();
-    let config = config(dir).expect("commands");
-    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+    with_commands(|lab, dir| {
         fs::write(dir.join("fail"), "")?;
         lab.start_agents(&[])?;
         lab.add_pods(1)?;
@@ -143,18 +147,13 @@ fn a_command_that_fails_is_reported_by_node_and_run_again() {
 /// Commands whose network outlives the agent are run again by the next one, and nobody is cut off.
 #[test]
 fn an_agent_that_is_killed_or_restarted_runs_the_commands_again_and_loses_no_packet() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let dir = dir.path();
-    let config = config(dir).expect("commands");
-    scenario(Lab::builder().nodes(2).config(&config), |lab| {
+    with_commands(|lab, dir| {
         lab.start_agents(&[])?;
         lab.add_pods(1)?;
         wait_for("pods to talk", PATIENCE, || lab.ping_matrix())?;
         let node = lab.node(0);
         let [from, to] = [0, 1].map(|index| lab.node(index).first_pod());
-        let full = usize::try_from(node.subnet_env()?.mtu)? - 28;
-        udp::echo_each(&from, &to, &[20, full - 1, full, full + 1, 3 * full], 2)?
-            .ensure_lossless()?;
+        check_traffic(&from, &to, node.subnet_env()?.mtu)?;
         let gateway = node.subnet_env()?.gateway;
         let flow = SteadyFlow::start(&from, &to, Duration::from_millis(5))?;
         for (starts, end) in [

@@ -3,21 +3,19 @@
 
 use std::io::IoSlice;
 
-use overlay_common::checksum::{add_bytes, fold};
+use overlay_common::{
+    checksum::{add_bytes, fold},
+    wire::{IPPROTO_TCP, IPPROTO_UDP},
+};
 
-use super::packet::{self, HEADER};
+use super::packet::{self, HEADER, LONGEST, MAX_SEGMENTS};
 
-/// As many packets are put together at most: `UDP_MAX_SEGMENTS` of the oldest kernels.
-pub const MOST: usize = 64;
 /// Parts of what the device is given: headers and payloads.
-pub const PARTS: usize = MOST + 2;
+pub const PARTS: usize = MAX_SEGMENTS + 2;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 const LONGEST_HEADERS: usize = HEADER + 60;
-const LONGEST_PACKET: usize = 65_535;
 
 const DONT_FRAGMENT: u16 = 0x4000;
 const TCP_ACK: u8 = 0x10;
@@ -78,8 +76,8 @@ impl Kind {
 
     const fn protocol(self) -> u8 {
         match self {
-            Self::Tcp => TCP,
-            Self::Udp => UDP,
+            Self::Tcp => IPPROTO_TCP,
+            Self::Udp => IPPROTO_UDP,
         }
     }
 
@@ -94,7 +92,7 @@ impl Kind {
 
 /// Packets to be given to the device, the first and those that were put to it.
 pub struct Run<'a> {
-    packets: [&'a [u8]; MOST],
+    packets: [&'a [u8]; MAX_SEGMENTS],
     count: usize,
     /// What the packets are, if others can be put to the first.
     shape: Option<Shape>,
@@ -111,8 +109,6 @@ struct Shape {
     segment: usize,
     /// Bytes of payload in all packets.
     payload: usize,
-    /// Checksums of the first packet have been found right.
-    is_verified: bool,
     /// Nothing may follow what came last.
     is_closed: bool,
 }
@@ -120,7 +116,7 @@ struct Shape {
 impl<'a> Run<'a> {
     pub const fn new() -> Self {
         Self {
-            packets: [&[]; MOST],
+            packets: [&[]; MAX_SEGMENTS],
             count: 0,
             shape: None,
             headers: [0; LONGEST_HEADERS],
@@ -138,7 +134,9 @@ impl<'a> Run<'a> {
             let (Some(run), Some(shape)) = (&mut self.shape, shape) else {
                 return false;
             };
-            if self.count == MOST || !run.extend(self.packets[0], packet, &shape, self.count) {
+            if self.count == MAX_SEGMENTS
+                || !run.extend(self.packets[0], packet, &shape, self.count)
+            {
                 return false;
             }
         }
@@ -198,7 +196,7 @@ impl Shape {
             return None;
         }
         let (kind, header, is_closed) = match ip[9] {
-            UDP => {
+            IPPROTO_UDP => {
                 let header: &[u8; UDP_HEADER] = rest.first_chunk()?;
                 // Without a checksum nobody could tell what was damaged.
                 if usize::from(word(header, 4)) != rest.len() || word(header, 6) == 0 {
@@ -206,7 +204,7 @@ impl Shape {
                 }
                 (Kind::Udp, UDP_HEADER, false)
             }
-            TCP => {
+            IPPROTO_TCP => {
                 let header: &[u8; TCP_HEADER] = rest.first_chunk()?;
                 let flags = header[13];
                 // Nor where the header has reserved bits, one of which is a flag by now.
@@ -227,7 +225,6 @@ impl Shape {
             headers: HEADER + header,
             segment,
             payload: segment,
-            is_verified: false,
             is_closed,
         })
     }
@@ -239,18 +236,13 @@ impl Shape {
             || next.kind != self.kind
             || next.headers != self.headers
             || next.segment > self.segment
-            || self.headers + payload > LONGEST_PACKET
+            || self.headers + payload > LONGEST
             || !self.is_next(first, packet, count)
         {
             return false;
         }
-        // One whose checksums are wrong has to stay what it is.
-        self.is_verified = self.is_verified || is_right(first, self.kind);
-        if !self.is_verified {
-            self.is_closed = true;
-            return false;
-        }
-        if !is_right(packet, self.kind) {
+        // One whose checksums are wrong has to stay what it is. The first one's have been looked at when it got a second.
+        if count == 1 && !is_right(first, self.kind) || !is_right(packet, self.kind) {
             return false;
         }
         self.payload = payload;

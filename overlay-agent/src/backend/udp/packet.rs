@@ -6,6 +6,10 @@ use overlay_common::checksum::{add_bytes, finish};
 
 /// Bytes of an IPv4 header without options.
 pub const HEADER: usize = 20;
+/// The longest IPv4 packet.
+pub const LONGEST: usize = 65_535;
+/// As many packets the kernel takes as one at most: `UDP_MAX_SEGMENTS` of the oldest.
+pub const MAX_SEGMENTS: usize = 64;
 /// Bytes of a packet's payload that an ICMP error quotes.
 const QUOTED: usize = 8;
 const ICMP_HEADER: usize = 8;

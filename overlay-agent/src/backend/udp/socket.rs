@@ -24,7 +24,10 @@ use nix::{
     },
 };
 
-use super::merge::About;
+use super::{
+    merge::About,
+    packet::{HEADER, LONGEST, MAX_SEGMENTS},
+};
 
 /// Datagrams the kernel holds for the forwarder, bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -73,15 +76,12 @@ impl AsFd for Socket {
     }
 }
 
-/// Datagrams of one message may not be more: `UDP_MAX_SEGMENTS` of the oldest kernels.
-const MAX_SEGMENTS: usize = 64;
-/// nor have more bytes than an IP packet has room for.
-const MAX_MESSAGE: usize = 65_535 - 20 - 8;
+/// Datagrams of one message may not have more bytes than an IP packet has room for.
+const MAX_MESSAGE: usize = LONGEST - HEADER - 8;
 
-/// The longest IPv4 packet: the device's MTU may be raised while packets are read from it.
-const LONGEST_PACKET: usize = 65_535;
-/// Bytes of packets in a batch, beside room for one more.
-const BATCH: usize = 3 * LONGEST_PACKET;
+/// Bytes of packets in a batch, beside room for one more, however long: the device's MTU may be raised while packets
+/// are read from it.
+const BATCH: usize = 3 * LONGEST;
 
 /// Datagrams to be sent. The packets stay where they were read, one behind the other.
 pub struct Outgoing {
@@ -136,7 +136,7 @@ impl Outgoing {
         control.header.cmsg_level = libc::SOL_UDP;
         control.header.cmsg_type = libc::UDP_SEGMENT;
         Self {
-            bytes: vec![0; About::LEN + BATCH + LONGEST_PACKET].into(),
+            bytes: vec![0; About::LEN + BATCH + LONGEST].into(),
             used: About::LEN,
             iovecs: vec![iovec; count].into(),
             names: vec![name; count].into(),
@@ -151,7 +151,7 @@ impl Outgoing {
     /// full.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         let is_full = self.packets.len() == self.headers.len() || self.used > BATCH;
-        (!is_full).then(|| &mut self.bytes[self.used - About::LEN..][..About::LEN + LONGEST_PACKET])
+        (!is_full).then(|| &mut self.bytes[self.used - About::LEN..][..About::LEN + LONGEST])
     }
 
     /// The packet read last goes to this node.

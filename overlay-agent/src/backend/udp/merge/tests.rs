@@ -83,7 +83,7 @@ fn seal(packet: &mut [u8]) {
     packet[10..12].fill(0);
     let sum = packet::checksum(&packet[..HEADER]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    let kind = if packet[9] == UDP {
+    let kind = if packet[9] == IPPROTO_UDP {
         Kind::Udp
     } else {
         Kind::Tcp
