@@ -226,7 +226,7 @@ fn name(text: &str) -> (Option<&str>, usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::{fs, os::unix::fs::PermissionsExt as _, time::Instant};
 
     use super::*;
 
@@ -303,19 +303,43 @@ mod tests {
         );
     }
 
-    #[tokio::test]
+    /// Looks until `found` has something, at most for [`LIMIT`].
+    fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            assert!(begin.elapsed() < LIMIT, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The clock stands still until the script has come to its `wait`, then jumps to the limit.
+    #[tokio::test(start_paused = true)]
     async fn what_takes_too_long_is_killed_with_what_it_started() {
-        let (dir, line) = script("echo begun; sleep 1000 & echo $! >$(dirname $0)/pid; wait");
-        let error = line.run(&variables(), "", Duration::from_secs(1)).await;
+        let (dir, line) =
+            script("echo begun; sleep 1000 & cd $(dirname $0); echo $! >p; mv p pid; wait");
+        let path = dir.path().join("pid");
+        let begun = tokio::task::spawn_blocking(move || {
+            wait_for("the script writes no pid", || {
+                fs::read_to_string(&path).ok()
+            })
+        });
+        let error = line.run(&variables(), "", LIMIT).await;
         let error = error.unwrap_err().to_string();
         assert_eq!(
             error,
-            "it took longer than 1 s and was killed, output: \"begun\""
+            "it took longer than 20 s and was killed, output: \"begun\""
         );
-        let id = fs::read_to_string(dir.path().join("pid")).unwrap();
-        let status = fs::read_to_string(format!("/proc/{}/status", id.trim()));
-        let is_dead = |status: String| status.contains("State:\tZ") || status.contains("State:\tX");
-        assert!(status.map_or(true, is_dead), "{id} lives on");
+        let id = begun.await.unwrap();
+        // A signal that was sent is not yet one that was acted upon.
+        wait_for(&format!("{id} lives on"), || {
+            let status = fs::read_to_string(format!("/proc/{}/status", id.trim()));
+            let is_dead =
+                |status: String| status.contains("State:\tZ") || status.contains("State:\tX");
+            status.map_or(true, is_dead).then_some(())
+        });
     }
 
     #[tokio::test]
