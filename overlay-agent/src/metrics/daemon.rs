@@ -27,7 +27,7 @@ pub struct Daemon {
     pub store: Store,
     reconciliations: Family<Two, Counter>,
     reconciliation_seconds: Times,
-    kernel_changes: Family<[(&'static str, &'static str); 3], Counter>,
+    kernel_changes: Family<[(&'static str, &'static str); 4], Counter>,
     flushes: Family<One, Counter>,
     pub events: Events,
 }
@@ -141,8 +141,7 @@ impl Daemon {
         );
         registry.register(
             "kernel_changes",
-            "Addresses, neighbours, forwarding entries and routes added to the kernel and removed from it. \
-             reason=repair: no lease changed",
+            "Objects added to the kernel and removed from it, by what they are. reason=repair: no lease changed",
             self.kernel_changes.clone(),
         );
         registry.register(
@@ -161,18 +160,31 @@ impl Daemon {
         self.reconciliation_seconds.took("look", look, took);
     }
 
-    /// The kernel's objects of a family were changed. A repair, if no lease asked for it.
-    pub fn changed(&self, family: &'static str, repair: bool, added: usize, removed: usize) {
+    /// The kernel's objects of a family were changed: so many of each kind added and removed. A repair, if no
+    /// lease asked for it.
+    pub fn changed(
+        &self,
+        family: &'static str,
+        repair: bool,
+        kinds: impl Iterator<Item = (&'static str, usize, usize)>,
+    ) {
         let reason = if repair { "repair" } else { "lease" };
-        if repair && added + removed > 0 {
-            let why = "No lease asked for it: somebody else had changed them.";
-            let what = format!("{family} objects of the kernel: {added} added, {removed} removed");
-            self.events.happened(EventKind::Repair, why, what);
-        }
-        for (change, count) in [("added", added), ("removed", removed)] {
-            if let (Ok(count), true) = (u64::try_from(count), count > 0) {
-                let labels = [("family", family), ("change", change), ("reason", reason)];
-                self.kernel_changes.get_or_create(&labels).inc_by(count);
+        for (objects, added, removed) in kinds {
+            if repair {
+                let why = "No lease asked for it: somebody else had changed them.";
+                let what = format!("{family} {objects}: {added} added, {removed} removed");
+                self.events.happened(EventKind::Repair, why, what);
+            }
+            for (change, count) in [("added", added), ("removed", removed)] {
+                if let (Ok(count), true) = (u64::try_from(count), count > 0) {
+                    let labels = [
+                        ("family", family),
+                        ("objects", objects),
+                        ("change", change),
+                        ("reason", reason),
+                    ];
+                    self.kernel_changes.get_or_create(&labels).inc_by(count);
+                }
             }
         }
     }

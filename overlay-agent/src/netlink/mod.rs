@@ -32,6 +32,7 @@ mod reconcile;
 mod request;
 mod route_mtu;
 mod standing;
+mod tally;
 mod tc_watch;
 mod transport;
 mod watch;
@@ -51,6 +52,7 @@ pub use plan::{
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Summary};
 pub use standing::{Before, Standing};
+pub use tally::{Changed, Tally};
 pub use tc_watch::TcWatch;
 pub use transport::TIMEOUT;
 pub use watch::{IpEvent, KernelEvent, Watch};

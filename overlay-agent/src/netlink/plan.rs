@@ -175,6 +175,17 @@ impl<F: Family> Default for Wanted<F> {
 }
 
 impl<F: Family> ObjectChange<F> {
+    /// What it changes.
+    pub const fn objects(&self) -> &'static str {
+        match self {
+            Self::AddAddress { .. } | Self::DeleteAddress(_) => "addresses",
+            Self::SetFdb { .. } | Self::DeleteFdb { .. } => "forwarding entries",
+            Self::SetNeighbour { .. } | Self::DeleteNeighbour { .. } => "neighbours",
+            Self::AddRoute(_) | Self::DeleteRoute(_) => "routes",
+            Self::DeleteVtep(_) => "interfaces",
+        }
+    }
+
     /// The step takes something away.
     pub const fn removes(&self) -> bool {
         matches!(

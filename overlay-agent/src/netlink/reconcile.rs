@@ -24,6 +24,7 @@ use super::{
     request,
     route_mtu::{self, RouteMtu},
     standing::{Before, Standing},
+    tally::Tally,
     transport::Request,
 };
 use crate::model::{Desired, Direct, Family, LocalNode, V4};
@@ -41,8 +42,7 @@ pub struct Failure<F: Family = V4> {
 /// What a reconciliation did.
 #[derive(Debug)]
 pub struct Summary<F: Family = V4> {
-    pub added: usize,
-    pub removed: usize,
+    pub changed: Tally,
     pub kept: usize,
     /// Routes were among what changed.
     pub rerouted: bool,
@@ -146,8 +146,7 @@ impl Netlink {
         let requests = plan.changes.iter().map(encode::<F>);
         let verdicts = self.transport.apply(requests).await?;
         let mut summary = Summary {
-            added: 0,
-            removed: 0,
+            changed: Tally::default(),
             kept: plan.kept,
             rerouted: plan.changes.iter().any(ObjectChange::reroutes),
             failed: Vec::new(),
@@ -161,8 +160,7 @@ impl Netlink {
                 Err(error) if !already_so(&change, &error) => {
                     summary.failed.push(Failure { change, error });
                 }
-                _ if change.removes() => summary.removed += 1,
-                _ => summary.added += 1,
+                _ => summary.changed.note(change.objects(), change.removes()),
             }
         }
         summary.standing = summary.failed.is_empty().then_some(standing);

@@ -128,12 +128,11 @@ pub async fn run(options: DaemonOptions) -> anyhow::Result<ExitCode> {
         }
     });
 
-    let counters = &metrics.daemon;
     let start = Daemon::start(
         &options,
         &supervisor,
         &readiness,
-        counters,
+        &metrics,
         probes,
         clock,
         &stop,

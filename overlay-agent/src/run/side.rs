@@ -8,7 +8,7 @@ use crate::{
     backend::{self, Backend},
     complaints::Complaints,
     model::{Desired, Family, LocalNode, Peer, V4},
-    netlink::{Netlink, NetlinkError, Standing, Summary, Vtep},
+    netlink::{Netlink, NetlinkError, Standing, Summary, Tally, Vtep},
 };
 
 /// Peers that changed; `None` for those that are gone.
@@ -36,16 +36,9 @@ pub struct Side<F: Family = V4> {
     /// What the kernel tier was left like, if nothing failed.
     standing: Option<Standing<F>>,
     /// Objects of the kernel that the last reconciliation added and removed.
-    pub changed: Changed,
+    pub changed: Tally,
     /// What was last complained about, so that each problem is logged once.
     complaints: Complaints,
-}
-
-/// How many objects of the kernel were changed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Changed {
-    pub added: usize,
-    pub removed: usize,
 }
 
 /// How much of both tiers is looked at.
@@ -71,7 +64,7 @@ impl Look {
         netlink: &Netlink,
         backend: &Backend,
     ) -> Result<bool, String> {
-        side.changed = Changed::default();
+        side.changed = Tally::default();
         match self {
             Self::Whole => side.reconcile(netlink, backend).await,
             Self::Peers => side.follow(netlink, backend).await,
@@ -102,7 +95,7 @@ impl<F: Family> Side<F> {
                 Blackhole::Unwanted
             },
             standing: None,
-            changed: Changed::default(),
+            changed: Tally::default(),
             complaints: Complaints::default(),
         }
     }
@@ -205,15 +198,12 @@ impl<F: Family> Side<F> {
     }
 
     fn report(&mut self, summary: &Summary<F>) -> Result<(), String> {
-        self.changed = Changed {
-            added: summary.added,
-            removed: summary.removed,
-        };
-        if summary.added + summary.removed > 0 {
+        self.changed = summary.changed.clone();
+        if !summary.changed.is_empty() {
             info!(
                 family = F::NAME,
-                added = summary.added,
-                removed = summary.removed,
+                added = summary.changed.added(),
+                removed = summary.changed.removed(),
                 kept = summary.kept,
                 peers = summary.peers,
                 "kernel tier reconciled"

@@ -36,7 +36,7 @@ use crate::{
     inquiry::Served,
     lifecycle::{Supervisor, memory},
     membership::{self, Member, Membership, Wish},
-    metrics,
+    metrics::{self, Metrics},
     model::{
         ConfigText, Desired, DesiredNode, LeaseAttrs, LeaseKey, PerFamily, StoreError, each_family,
     },
@@ -45,6 +45,7 @@ use crate::{
     probe::Probes,
     subnet_env::Previous,
     underlay::{self, Families, Held, HostSnapshot},
+    view::LeaseMetrics,
 };
 
 /// A running node.
@@ -84,13 +85,16 @@ impl Daemon {
         options: &DaemonOptions,
         supervisor: &Supervisor,
         readiness: &Readiness,
-        metrics: &metrics::Daemon,
+        metrics: &Metrics,
         probes: Option<Probes>,
         clock: Clock,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
-        let store = membership::open(options, metrics.store.clone())?;
+        let Metrics {
+            daemon: counters, ..
+        } = metrics;
+        let store = membership::open(options, counters.store.clone())?;
         supervisor.spawn("clock comparison", {
             let (clock, store) = (clock.clone(), Arc::clone(&store));
             move |stop| clock.clone().run(Arc::clone(&store), stop)
@@ -228,7 +232,7 @@ impl Daemon {
             sides,
             runtime,
             readiness.clone(),
-            metrics.clone(),
+            counters.clone(),
         );
         readiness.satisfy(Condition::LeaseHeld);
         readiness.satisfy(Condition::UnderlayFound);
@@ -274,12 +278,13 @@ impl Daemon {
         let subnet_file = SubnetFile::create(path, subnet_env, readiness.clone());
         info!(%lease, peers = controller.desired().peers(), "node started");
         memory::give_back();
+        metrics.register(LeaseMetrics::new(leases.view.clone()));
         let mut daemon = Self {
             lease,
             advertised,
             controller,
             flushes,
-            metrics: metrics.clone(),
+            metrics: counters.clone(),
             again,
             watch,
             _told: tell(&leases, clock),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     datapath::{FastShare, Maps, PinDir},
     metrics::{Sheet, Source},
-    model::Family,
+    model::{Family, each_family},
 };
 
 /// Labels of a value there is one of.
@@ -44,7 +44,7 @@ struct Told {
     flows: [Row<u64>; 3],
     permits_left: Vec<Row<f64>>,
     /// Entries and capacity of its maps.
-    fill: [Row<[u64; 2]>; 3],
+    fill: [Row<[u64; 2]>; 4],
 }
 
 /// A value of one family, with the labels of a metric that has one label more.
@@ -59,11 +59,12 @@ impl NodeMetrics {
         let maps = Maps::open(&self.pins).ok()?;
         let tier = EbpfTier::of(&self.pins, &maps).ok()?;
         let FlowTables { ipv4, ipv6, now } = FlowTables::of(&maps).ok()?;
+        let peers = each_family!(maps.overlays.as_ref(), maps => maps.peers().ok()?.len());
         let ipv4 = tier.ipv4.as_ref().zip(ipv4.as_ref());
         let ipv6 = tier.ipv6.as_ref().zip(ipv6.as_ref());
         let families = [
-            ipv4.map(|(overlay, table)| Told::of(overlay, table, now)),
-            ipv6.map(|(overlay, table)| Told::of(overlay, table, now)),
+            ipv4.map(|(overlay, table)| Told::of(overlay, table, peers.ipv4, now)),
+            ipv6.map(|(overlay, table)| Told::of(overlay, table, peers.ipv6, now)),
         ];
         Some(Reading {
             families: families.into_iter().flatten().collect(),
@@ -158,7 +159,12 @@ impl Reading {
 }
 
 impl Told {
-    fn of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>, now: Duration) -> Self {
+    fn of<F: Family>(
+        overlay: &Overlay<F>,
+        table: &FlowTable<F>,
+        peers: usize,
+        now: Duration,
+    ) -> Self {
         let config = &overlay.config;
         let permits = [
             ("tcp", config.tcp_permit_ns),
@@ -176,7 +182,7 @@ impl Told {
             peers: peers_of(overlay),
             flows: flows_of(table, now),
             permits_left: permits_left(table, now),
-            fill: fill_of(overlay, table),
+            fill: fill_of(overlay, table, peers),
         }
     }
 }
@@ -236,9 +242,14 @@ fn peers_of<F: Family>(overlay: &Overlay<F>) -> [Row<u64>; 4] {
     })
 }
 
-fn fill_of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>) -> [Row<[u64; 2]>; 3] {
+fn fill_of<F: Family>(
+    overlay: &Overlay<F>,
+    table: &FlowTable<F>,
+    peers: usize,
+) -> [Row<[u64; 2]>; 4] {
     [
         ("nodes", overlay.nodes.len(), count(MAX_NODES)),
+        ("peers", peers, count(MAX_NODES)),
         ("routes", overlay.routes.len(), count(MAX_ROUTES)),
         ("flows", table.flows.len(), table.capacity.into()),
     ]

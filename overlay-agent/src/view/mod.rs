@@ -5,6 +5,7 @@ mod ebpf;
 mod flows;
 mod host;
 mod kernel;
+mod leases;
 mod metrics;
 
 pub use self::{
@@ -12,6 +13,7 @@ pub use self::{
     flows::{FlowState, FlowTable, FlowTables, left},
     host::Host,
     kernel::{Device, KernelTier, PeerRoute, Tier},
+    leases::LeaseMetrics,
     metrics::NodeMetrics,
 };
 use crate::datapath::{DatapathError, PinDir};

@@ -79,7 +79,7 @@ fn the_page_shows_peers_the_fast_share_flows_drops_and_repairs() {
         has("flows", &node.pods()[0].address.to_string())?;
         has("packets", "pod_tunnel")?;
         has("packets", "A pod tried to send tunnel packets to a node")?;
-        has("events", "repair: IPv4 objects of the kernel: 1 added")?;
+        has("events", "repair: IPv4 routes: 1 added")?;
         if let Some(picture) = env::var_os(PICTURE) {
             let picture = Path::new(&picture).display().to_string();
             chromium(lab, node, &[&format!("--screenshot={picture}")])?;

@@ -200,7 +200,7 @@ pub fn underlay<F: Side>() -> Underlay<F> {
 
 /// Nothing had to be done and nothing is amiss.
 pub fn is_unchanged<F: Family>(summary: &Summary<F>) -> bool {
-    summary.added == 0 && summary.removed == 0 && summary.failed.is_empty()
+    summary.changed.is_empty() && summary.failed.is_empty()
 }
 
 /// Index of a link.

@@ -86,7 +86,7 @@ fn a_real_prometheus_reads_what_is_documented_and_alerts_nobody() {
         node.cmd("ip", ["route", "del", &route])?;
         wait_for("the repair to be counted", PATIENCE, || {
             let text = scrape(node)?;
-            let repair = "overlay_kernel_changes_total{family=\"IPv4\",change=\"added\",reason=\"repair\"} 1";
+            let repair = "overlay_kernel_changes_total{family=\"IPv4\",objects=\"routes\",change=\"added\",reason=\"repair\"} 1";
             ensure!(text.contains(repair), "{text}");
             Ok(())
         })?;

@@ -62,7 +62,7 @@ impl Watched {
         Ok(Self { server })
     }
 
-    /// The alerts that fire: name, node and, if they are about peers, the state of these.
+    /// The alerts that fire: name, node and what of the node: the state of its peers, or the alarm about leases.
     fn alerts(&self) -> Result<BTreeSet<[String; 3]>> {
         let firing = self.server.query("ALERTS{alertstate=\"firing\"}")?;
         let text = |alert: &Value, key: &str| {
@@ -71,7 +71,10 @@ impl Watched {
         };
         Ok(firing
             .iter()
-            .map(|alert| ["alertname", "instance", "state"].map(|key| text(alert, key)))
+            .map(|alert| {
+                let what = text(alert, "state") + &text(alert, "alarm");
+                [text(alert, "alertname"), text(alert, "instance"), what]
+            })
             .collect())
     }
 
@@ -238,8 +241,10 @@ fn what_spoils_packets_duplicates_and_a_wrong_clock_raise_an_alert_that_names_th
         );
         lab.store().put_lease("10.5.250.0-24", &twin)?;
         prometheus.expect_trouble(one, "duplicate", true)?;
+        prometheus.expect_of("OverlayLeaseAlarm", other, "second record", true)?;
         lab.store().delete_lease("10.5.250.0-24")?;
         prometheus.expect_trouble(one, "duplicate", false)?;
+        prometheus.expect_of("OverlayLeaseAlarm", other, "second record", false)?;
 
         let alerts = prometheus.alerts()?;
         let right = [one, other].map(|node| format!("{}:2401", node.address));

@@ -55,7 +55,7 @@ pub fn glance() -> Glance {
                     at: 1_799_999_900.0,
                     kind: EventKind::Repair,
                     why: "No lease asked for it: somebody else had changed them.".to_owned(),
-                    what: "IPv4 objects of the kernel: 1 added, 0 removed".to_owned(),
+                    what: "IPv4 routes: 1 added, 0 removed".to_owned(),
                     times: 1,
                 },
             ],

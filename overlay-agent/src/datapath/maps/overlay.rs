@@ -108,15 +108,18 @@ impl<F: Family> OverlayMaps<F> {
     /// Reads nodes, routes and peers.
     pub fn tables(&self) -> Result<Tables<F>, DatapathError> {
         let routes = self.routes()?.into_iter();
-        let peers = sys::map_entries::<F::Be, Peer>(self.peers_fd.as_fd())
-            .map_err(read_error(F::MAPS.peers))?;
         Ok(Tables {
             nodes: self.nodes()?,
             routes: routes.map(|(subnet, route)| (subnet, route.node)).collect(),
-            peers: { peers.into_iter() }
+            peers: { self.peers()?.into_iter() }
                 .map(|(vtep, peer)| (vtep, peer.node))
                 .collect(),
         })
+    }
+
+    /// Nodes by their addresses in the tunnel.
+    pub fn peers(&self) -> Result<Vec<(F::Be, Peer)>, DatapathError> {
+        sys::map_entries(self.peers_fd.as_fd()).map_err(read_error(F::MAPS.peers))
     }
 
     /// The valid node entries.
