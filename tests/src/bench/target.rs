@@ -75,7 +75,7 @@ use Figure::{
     SegmentedCpu, UdpCpu, UdpReceived,
 };
 
-pub const ALL: [Target; 60] = [
+pub const ALL: [Target; 63] = [
     ratio(UdpCpu, STRICT, VXLAN_RULES, AtMost(0.31)),
     ratio(UdpCpu, STRICT, HOST_GW_RULES, AtMost(0.46)),
     ratio(UdpCpu, STRICT, VXLAN, AtMost(0.44)),
@@ -100,6 +100,9 @@ pub const ALL: [Target; 60] = [
     reported(Questions, STRICT, OFF),
     ratio(BulkCpu, STRICT, VXLAN, AtMost(0.75)),
     ratio(SegmentedCpu, STRICT, VXLAN, AtMost(0.90)),
+    ratio(UdpCpu, OFF, VXLAN_RULES, AtMost(1.02)),
+    ratio(PingP50, OFF, VXLAN_RULES, AtMost(1.02)),
+    ratio(Connections, OFF, VXLAN_RULES, AtLeast(0.98)),
     absolute(EgressTime, AtMost(130.0)),
     absolute(IngressTime, AtMost(70.0)),
     ratio(UdpCpu, CROWDED, STRICT, AtMost(1.03)),
