@@ -311,6 +311,7 @@ mod tests {
             nodes: (1..=4)
                 .map(|last| (u32::from(last), node(last, NODE_DIRECT)))
                 .collect(),
+            peers: 0,
             nexthops: [
                 (1, nexthop(1, MODE_TUNNEL)),
                 (2, nexthop(2, MODE_DIRECT)),
@@ -355,6 +356,7 @@ mod tests {
                 (4, node(4, NODE_DIRECT)),
             ]
             .into(),
+            peers: 0,
             nexthops: [
                 (1, nexthop(1, MODE_TUNNEL)),
                 (2, nexthop(2, MODE_TUNNEL)),

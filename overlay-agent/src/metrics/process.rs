@@ -1,6 +1,6 @@
 //! The daemon as a process, under the names that every Prometheus client library uses.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use procfs::process::{self, LimitValue};
 
@@ -8,6 +8,9 @@ use super::source::{Sheet, Source};
 
 /// Labels of a value there is one of.
 const ONE: [(&str, &str); 0] = [];
+
+/// The file that tells it is among the most expensive of the kernel's.
+static BOOT: LazyLock<Option<u64>> = LazyLock::new(|| procfs::boot_time_secs().ok());
 
 #[derive(Debug)]
 pub struct Process;
@@ -36,7 +39,7 @@ impl Source for Process {
                 [(ONE, stat.vsize)],
             )?;
             sheet.gauge("process_threads", "Threads", [(ONE, stat.num_threads)])?;
-            let started = procfs::boot_time_secs().ok().map(|boot| {
+            let started = BOOT.map(|boot| {
                 let since_boot = seconds(stat.starttime, per_second);
                 seconds(boot, 1) + since_boot
             });

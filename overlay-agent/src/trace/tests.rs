@@ -301,6 +301,7 @@ fn overlay() -> view::Overlay<V4> {
         )]
         .into(),
         nodes: [(3, node)].into(),
+        peers: 0,
         nexthops: [(3, Nexthop::default())].into(),
     }
 }

@@ -35,9 +35,11 @@ pub struct EbpfTier {
 /// What the maps say of one family.
 pub struct Overlay<F: Family> {
     pub config: Config<F>,
-    /// Remote nodes, by index.
+    /// Remote nodes, by index, up to the last that a route or a peer leads to.
     pub nodes: BTreeMap<u32, Node<F>>,
     pub routes: BTreeMap<F::Network, RouteEntry>,
+    /// How many addresses in the tunnel are known.
+    pub peers: usize,
     /// Of the nodes that have a route.
     pub nexthops: BTreeMap<u32, Nexthop>,
 }
@@ -85,14 +87,18 @@ impl<F: Family> Overlay<F> {
         let Some(config) = maps.served_config()? else {
             return Ok(None);
         };
-        let nodes = maps.nodes()?;
         let routes = maps.routes()?;
+        let peers = maps.peers()?;
+        let led_to = routes.values().map(|route| route.node);
+        let last = led_to.chain(peers.iter().map(|(_, peer)| peer.node)).max();
+        let nodes = maps.nodes_to(last.unwrap_or_default())?;
         let used = routes.values().map(|route| route.node);
         let nexthops = maps.nexthops(&used.filter(|node| nodes.contains_key(node)).collect())?;
         Ok(Some(Self {
             config,
             nodes,
             routes,
+            peers: peers.len(),
             nexthops,
         }))
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     datapath::{FastShare, Maps, PinDir},
     metrics::{Sheet, Source},
-    model::{Family, each_family},
+    model::Family,
 };
 
 /// Labels of a value there is one of.
@@ -59,12 +59,11 @@ impl NodeMetrics {
         let maps = Maps::open(&self.pins).ok()?;
         let tier = EbpfTier::of(&self.pins, &maps).ok()?;
         let FlowTables { ipv4, ipv6, now } = FlowTables::of(&maps).ok()?;
-        let peers = each_family!(maps.overlays.as_ref(), maps => maps.peers().ok()?.len());
         let ipv4 = tier.ipv4.as_ref().zip(ipv4.as_ref());
         let ipv6 = tier.ipv6.as_ref().zip(ipv6.as_ref());
         let families = [
-            ipv4.map(|(overlay, table)| Told::of(overlay, table, peers.ipv4, now)),
-            ipv6.map(|(overlay, table)| Told::of(overlay, table, peers.ipv6, now)),
+            ipv4.map(|(overlay, table)| Told::of(overlay, table, now)),
+            ipv6.map(|(overlay, table)| Told::of(overlay, table, now)),
         ];
         Some(Reading {
             families: families.into_iter().flatten().collect(),
@@ -159,12 +158,7 @@ impl Reading {
 }
 
 impl Told {
-    fn of<F: Family>(
-        overlay: &Overlay<F>,
-        table: &FlowTable<F>,
-        peers: usize,
-        now: Duration,
-    ) -> Self {
+    fn of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>, now: Duration) -> Self {
         let config = &overlay.config;
         let permits = [
             ("tcp", config.tcp_permit_ns),
@@ -182,7 +176,7 @@ impl Told {
             peers: peers_of(overlay),
             flows: flows_of(table, now),
             permits_left: permits_left(table, now),
-            fill: fill_of(overlay, table, peers),
+            fill: fill_of(overlay, table),
         }
     }
 }
@@ -242,14 +236,10 @@ fn peers_of<F: Family>(overlay: &Overlay<F>) -> [Row<u64>; 4] {
     })
 }
 
-fn fill_of<F: Family>(
-    overlay: &Overlay<F>,
-    table: &FlowTable<F>,
-    peers: usize,
-) -> [Row<[u64; 2]>; 4] {
+fn fill_of<F: Family>(overlay: &Overlay<F>, table: &FlowTable<F>) -> [Row<[u64; 2]>; 4] {
     [
         ("nodes", overlay.nodes.len(), count(MAX_NODES)),
-        ("peers", peers, count(MAX_NODES)),
+        ("peers", overlay.peers, count(MAX_NODES)),
         ("routes", overlay.routes.len(), count(MAX_ROUTES)),
         ("flows", table.flows.len(), table.capacity.into()),
     ]

@@ -59,6 +59,7 @@ fn overlay<F: Family>(
         config,
         nodes: nodes.into_iter().collect(),
         routes: routes.into_iter().collect(),
+        peers: 0,
         nexthops: BTreeMap::new(),
     }
 }

@@ -126,11 +126,15 @@ impl<F: Family> OverlayMaps<F> {
     pub fn nodes(&self) -> Result<BTreeMap<u32, Node<F>>, DatapathError> {
         let entries = sys::map_entries::<u32, Node<F>>(self.nodes_fd.as_fd())
             .map_err(read_error(F::MAPS.nodes))?;
-        let is_valid = |node: &Node<F>| node.flags & NODE_VALID != 0 && subnet_of(node).is_some();
-        Ok(entries
-            .into_iter()
-            .filter(|(_, node)| is_valid(node))
-            .collect())
+        Ok(valid(entries))
+    }
+
+    /// Those up to an index: the array has room for many more nodes than most clusters have.
+    pub fn nodes_to(&self, last: u32) -> Result<BTreeMap<u32, Node<F>>, DatapathError> {
+        let count = last.saturating_add(1).min(self.limits.nodes) as usize;
+        let first = sys::first_values::<Node<F>>(self.nodes_fd.as_fd(), count, 1)
+            .map_err(read_error(F::MAPS.nodes))?;
+        Ok(valid((0..).zip(first)))
     }
 
     pub fn routes(&self) -> Result<BTreeMap<F::Network, RouteEntry>, DatapathError> {
@@ -264,4 +268,10 @@ fn read_error(map: &'static str) -> impl Fn(io::Error) -> DatapathError {
 
 fn route_key<F: Family>(subnet: F::Network) -> Key<F::Be> {
     Key::new(u32::from(F::prefix(subnet)), F::first(subnet).into())
+}
+
+fn valid<F: Family>(entries: impl IntoIterator<Item = (u32, Node<F>)>) -> BTreeMap<u32, Node<F>> {
+    let is_valid = |node: &Node<F>| node.flags & NODE_VALID != 0 && subnet_of(node).is_some();
+    let entries = entries.into_iter();
+    entries.filter(|(_, node)| is_valid(node)).collect()
 }

@@ -163,7 +163,8 @@ fn measure(sites: &[Site], rounds: usize, settings: &Settings) -> Result<Report>
         eprintln!("round {} of {rounds}", round + 1);
         for metric in Metric::ALL {
             for site in sites.iter().filter(|site| metric.applies_to(site.variant)) {
-                samples.extend(attempts(site, metric, round, settings)?);
+                let taken = attempts(site, metric, round, settings);
+                samples.extend(taken.inspect_err(|_| eprintln!("{}", site.lab.evidence()))?);
             }
         }
     }
