@@ -19,10 +19,13 @@ const SYSCTLS: [(&str, &str); 3] = [
     ("net/ipv4/vs/expire_quiescent_template", "1"),
 ];
 
-/// Whether the kernel has what it takes.
+/// Whether the kernel has what it takes: the load balancer, and bridges that let it see what the pods of one
+/// bridge answer each other.
 pub(super) fn is_there() -> bool {
-    let loaded = std::process::Command::new("modprobe").arg("ip_vs").output();
-    loaded.is_ok_and(|output| output.status.success())
+    ["ip_vs", "br_netfilter"].into_iter().all(|module| {
+        let loaded = std::process::Command::new("modprobe").arg(module).output();
+        loaded.is_ok_and(|output| output.status.success())
+    })
 }
 
 /// Makes the virtual servers of `node` those of `services`. `local`: the pods of the node.
