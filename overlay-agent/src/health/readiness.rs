@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::metrics::{Sheet, Source};
+use crate::metrics::{Sheet, Source, UNLABELLED};
 
 /// Something that must hold for the node to be ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,12 +133,11 @@ impl Readiness {
 
 impl Source for Readiness {
     fn tell(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
-        const ONE: [(&str, &str); 0] = [];
         let unmet = self.0.borrow().clone();
         sheet.gauge(
             "ready",
             "Whether every condition holds",
-            [(ONE, u32::from(unmet.is_empty()))],
+            [(UNLABELLED, u32::from(unmet.is_empty()))],
         )?;
         let conditions = Condition::ALL.map(|condition| {
             let holds = !unmet.contains_key(&condition);

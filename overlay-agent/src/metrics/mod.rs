@@ -16,7 +16,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 pub use self::{
     daemon::{Daemon, FlushCause, Store},
     events::{Event, EventKind, Events, unix_time},
-    source::{Sheet, Source},
+    source::{Sheet, Source, UNLABELLED},
 };
 use self::{process::Process, source::Scraped};
 

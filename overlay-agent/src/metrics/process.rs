@@ -4,10 +4,7 @@ use std::{fmt, sync::LazyLock};
 
 use procfs::process::{self, LimitValue};
 
-use super::source::{Sheet, Source};
-
-/// Labels of a value there is one of.
-const ONE: [(&str, &str); 0] = [];
+use super::source::{Sheet, Source, UNLABELLED};
 
 /// The file that tells it is among the most expensive of the kernel's.
 static BOOT: LazyLock<Option<u64>> = LazyLock::new(|| procfs::boot_time_secs().ok());
@@ -31,14 +28,18 @@ impl Source for Process {
             sheet.gauge(
                 "process_resident_memory_bytes",
                 "Resident memory",
-                [(ONE, stat.rss.saturating_mul(procfs::page_size()))],
+                [(UNLABELLED, stat.rss.saturating_mul(procfs::page_size()))],
             )?;
             sheet.gauge(
                 "process_virtual_memory_bytes",
                 "Virtual memory",
-                [(ONE, stat.vsize)],
+                [(UNLABELLED, stat.vsize)],
             )?;
-            sheet.gauge("process_threads", "Threads", [(ONE, stat.num_threads)])?;
+            sheet.gauge(
+                "process_threads",
+                "Threads",
+                [(UNLABELLED, stat.num_threads)],
+            )?;
             let started = BOOT.map(|boot| {
                 let since_boot = seconds(stat.starttime, per_second);
                 seconds(boot, 1) + since_boot
@@ -46,7 +47,7 @@ impl Source for Process {
             sheet.gauge(
                 "process_start_time_seconds",
                 "Start, in seconds since 1970",
-                started.map(|started| (ONE, started)),
+                started.map(|started| (UNLABELLED, started)),
             )?;
         }
         let open = own
@@ -56,7 +57,7 @@ impl Source for Process {
         sheet.gauge(
             "process_open_fds",
             "Open file descriptors",
-            open.map(|open| (ONE, open)),
+            open.map(|open| (UNLABELLED, open)),
         )?;
         let limit = own
             .limits()
@@ -68,7 +69,7 @@ impl Source for Process {
         sheet.gauge(
             "process_max_fds",
             "How many file descriptors may be open",
-            limit.map(|limit| (ONE, limit)),
+            limit.map(|limit| (UNLABELLED, limit)),
         )
     }
 }

@@ -8,6 +8,9 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
+/// Labels of a value there is one of.
+pub const UNLABELLED: [(&str, &str); 0] = [];
+
 /// Something that knows current values.
 pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// Writes them down. What cannot be read now is left out.

@@ -52,7 +52,7 @@ pub use plan::{
 pub use pods::{LinkDump, LinkTable, PodLink, Subnets, Unserved, pod_links, unserved};
 pub use reconcile::{Failure, Summary};
 pub use standing::{Before, Standing};
-pub use tally::{Changed, Tally};
+pub use tally::Tally;
 pub use tc_watch::TcWatch;
 pub use transport::TIMEOUT;
 pub use watch::{IpEvent, KernelEvent, Watch};

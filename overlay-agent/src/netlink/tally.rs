@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 /// Objects of one kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    pub added: usize,
-    pub removed: usize,
+#[derive(Debug, Default)]
+struct Changed {
+    added: usize,
+    removed: usize,
 }
 
 /// The objects that were changed, by their kinds as the metrics name them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Tally(BTreeMap<&'static str, Changed>);
 
 impl Tally {
@@ -23,9 +23,10 @@ impl Tally {
         }
     }
 
-    /// Kinds of which nothing was changed are left out.
-    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, Changed)> {
-        self.0.iter().map(|(objects, changed)| (*objects, *changed))
+    /// How many of each kind were added and removed. Kinds of which nothing was changed are left out.
+    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let kinds = self.0.iter();
+        kinds.map(|(objects, changed)| (*objects, changed.added, changed.removed))
     }
 
     pub fn is_empty(&self) -> bool {

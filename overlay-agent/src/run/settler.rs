@@ -188,9 +188,7 @@ impl Settler {
                     Ok(changed) => mended |= changed,
                     Err(problem) => problems.push(problem),
                 }
-                let kinds = side.changed.kinds();
-                let kinds = kinds.map(|(objects, changed)| (objects, changed.added, changed.removed));
-                metrics.changed(family_of(side), repair, kinds);
+                metrics.changed(family_of(side), repair, side.changed.kinds());
                 let applied = block_in_place(|| tier1.apply(look, side, permits));
                 problems.extend(applied.err().map(|error| error.to_string()));
                 // Where that failed, nothing is taken to be as it was left.

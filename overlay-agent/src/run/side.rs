@@ -180,6 +180,7 @@ impl<F: Family> Side<F> {
     fn take(&mut self, mut summary: Summary<F>) -> Result<bool, String> {
         self.route_mtus = std::mem::take(&mut summary.route_mtus);
         self.standing = summary.standing.take();
+        self.changed = std::mem::take(&mut summary.changed);
         self.report(&summary)?;
         Ok(summary.rerouted)
     }
@@ -198,12 +199,11 @@ impl<F: Family> Side<F> {
     }
 
     fn report(&mut self, summary: &Summary<F>) -> Result<(), String> {
-        self.changed = summary.changed.clone();
-        if !summary.changed.is_empty() {
+        if !self.changed.is_empty() {
             info!(
                 family = F::NAME,
-                added = summary.changed.added(),
-                removed = summary.changed.removed(),
+                added = self.changed.added(),
+                removed = self.changed.removed(),
                 kept = summary.kept,
                 peers = summary.peers,
                 "kernel tier reconciled"

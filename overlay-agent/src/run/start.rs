@@ -91,9 +91,7 @@ impl Daemon {
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let previous = read_previous(options);
-        let Metrics {
-            daemon: counters, ..
-        } = metrics;
+        let counters = &metrics.daemon;
         let store = membership::open(options, counters.store.clone())?;
         supervisor.spawn("clock comparison", {
             let (clock, store) = (clock.clone(), Arc::clone(&store));

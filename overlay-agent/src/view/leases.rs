@@ -4,8 +4,9 @@ use std::{fmt, time::Instant};
 
 use tokio::sync::watch;
 
+use super::metrics::count;
 use crate::{
-    metrics::{Sheet, Source},
+    metrics::{Sheet, Source, UNLABELLED},
     model::{Alarm, LeaseView},
 };
 
@@ -22,12 +23,11 @@ impl LeaseMetrics {
 impl Source for LeaseMetrics {
     fn tell(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
         let view = self.0.borrow();
-        let none: [(&str, &str); 0] = [];
-        let peers = u64::try_from(view.peers.len()).unwrap_or(u64::MAX);
-        sheet.gauge("leases", "Leases of other nodes", [(none, peers)])?;
+        let peers = count(view.peers.len());
+        sheet.gauge("leases", "Leases of other nodes", [(UNLABELLED, peers)])?;
         let left = view.own.expires.map(|end| {
             let left = end.saturating_duration_since(Instant::now());
-            (none, left.as_secs_f64())
+            (UNLABELLED, left.as_secs_f64())
         });
         sheet.gauge(
             "lease_left_seconds",

@@ -15,12 +15,9 @@ use super::{
 };
 use crate::{
     datapath::{FastShare, Maps, PinDir},
-    metrics::{Sheet, Source},
+    metrics::{Sheet, Source, UNLABELLED},
     model::Family,
 };
-
-/// Labels of a value there is one of.
-const ONE: [(&str, &str); 0] = [];
 
 /// The eBPF tier of this node. On a node without one there is nothing to tell but that.
 #[derive(Debug)]
@@ -80,13 +77,13 @@ impl Source for NodeMetrics {
         sheet.gauge(
             "abi_version",
             "Version of the layout of the pinned maps",
-            [(ONE, ABI_VERSION)],
+            [(UNLABELLED, ABI_VERSION)],
         )?;
         let reading = self.read();
         sheet.gauge(
             "ebpf_tier",
             "1 with the eBPF tier, 0 where packets have the kernel tier alone",
-            [(ONE, u32::from(reading.is_some()))],
+            [(UNLABELLED, u32::from(reading.is_some()))],
         )?;
         let Some(reading) = reading else {
             return Ok(());
@@ -285,6 +282,6 @@ fn permits_left<F: Family>(table: &FlowTable<F>, now: Duration) -> Vec<Row<f64>>
         .to_vec()
 }
 
-fn count(count: usize) -> u64 {
+pub(super) fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }

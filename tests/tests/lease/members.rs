@@ -74,33 +74,31 @@ const CONFIG: &str =
 
 /// Two nodes whose pods talk, until and after what happens to the members. The leases are the same.
 fn under_traffic(test: impl FnOnce(&mut Lab) -> Result<()>) {
-    scenario(
-        Lab::builder().nodes(2).config(CONFIG).etcd_members(3),
-        |lab| {
-            lab.bring_up(1)?;
-            let pod = |lab: &Lab, node: usize| lab.node(node).pods()[0].endpoint();
-            let flow = SteadyFlow::start(&pod(lab, 0), &pod(lab, 1), INTERVAL)?;
-            wait_for("fast packets", PATIENCE, || {
-                let counted = lab.node(0).counters()?;
-                ensure!(counted.fast(Hook::Egress) > 100, "counted\n{counted}");
-                Ok(())
-            })?;
-            let before = leases(lab)?;
-            ensure!(before.len() == 2, "{before:?}");
-            test(lab)?;
-            news_arrive(lab, |lab| lab.nodes().iter().collect(), 90)?;
-            let after = leases(lab)?;
-            ensure!(after == before, "before {before:?}, now {after:?}");
-            lab.wait_converged()?;
-            let report = flow.stop()?;
-            println!(
-                "lost {} of {} datagrams",
-                report.datagrams.lost.len(),
-                report.datagrams.sent
-            );
-            report.datagrams.ensure_lossless()
-        },
-    );
+    let builder = Lab::builder().nodes(2).config(CONFIG).etcd_members(3);
+    scenario(builder, |lab| {
+        lab.bring_up(1)?;
+        let pod = |lab: &Lab, node: usize| lab.node(node).pods()[0].endpoint();
+        let flow = SteadyFlow::start(&pod(lab, 0), &pod(lab, 1), INTERVAL)?;
+        wait_for("fast packets", PATIENCE, || {
+            let counted = lab.node(0).counters()?;
+            ensure!(counted.fast(Hook::Egress) > 100, "counted\n{counted}");
+            Ok(())
+        })?;
+        let before = leases(lab)?;
+        ensure!(before.len() == 2, "{before:?}");
+        test(lab)?;
+        news_arrive(lab, |lab| lab.nodes().iter().collect(), 90)?;
+        let after = leases(lab)?;
+        ensure!(after == before, "before {before:?}, now {after:?}");
+        lab.wait_converged()?;
+        let report = flow.stop()?;
+        println!(
+            "lost {} of {} datagrams",
+            report.datagrams.lost.len(),
+            report.datagrams.sent
+        );
+        report.datagrams.ensure_lossless()
+    });
 }
 
 #[test]

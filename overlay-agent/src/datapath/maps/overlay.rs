@@ -7,10 +7,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key};
+use bytemuck::Pod;
 use overlay_common::{
     config::Config,
     flow::{Flow, FlowKey, FlowWords},
@@ -131,9 +132,7 @@ impl<F: Family> OverlayMaps<F> {
 
     /// Those up to an index: the array has room for many more nodes than most clusters have.
     pub fn nodes_to(&self, last: u32) -> Result<BTreeMap<u32, Node<F>>, DatapathError> {
-        let count = last.saturating_add(1).min(self.limits.nodes) as usize;
-        let first = sys::first_values::<Node<F>>(self.nodes_fd.as_fd(), count, 1)
-            .map_err(read_error(F::MAPS.nodes))?;
+        let first = self.up_to(last, self.nodes_fd.as_fd(), F::MAPS.nodes)?;
         Ok(valid((0..).zip(first)))
     }
 
@@ -164,14 +163,23 @@ impl<F: Family> OverlayMaps<F> {
         let Some(last) = nodes.last() else {
             return Ok(BTreeMap::new());
         };
-        // The lowest free index is given to a new node, so those in use are close together.
-        let count = last.saturating_add(1).min(self.limits.nodes) as usize;
-        let first = sys::first_values::<Nexthop>(self.nexthops_fd.as_fd(), count, 1)
-            .map_err(read_error(F::MAPS.nexthops))?;
+        let first: Vec<Nexthop> = self.up_to(*last, self.nexthops_fd.as_fd(), F::MAPS.nexthops)?;
         Ok(nodes
             .iter()
             .filter_map(|node| Some((*node, *first.get(*node as usize)?)))
             .collect())
+    }
+
+    /// The entries of an array of nodes up to one of them.
+    fn up_to<V: Pod>(
+        &self,
+        last: u32,
+        map: BorrowedFd<'_>,
+        name: &'static str,
+    ) -> Result<Vec<V>, DatapathError> {
+        // The lowest free index is given to a new node, so those in use are close together.
+        let count = last.saturating_add(1).min(self.limits.nodes) as usize;
+        sys::first_values(map, count, 1).map_err(read_error(name))
     }
 
     fn nexthop(&self, index: u32) -> Result<Nexthop, DatapathError> {
