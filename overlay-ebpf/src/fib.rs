@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LOOKUP_OUTPUT, bpf_
 
 use overlay_common::{config::Config, node::Node, wire::IPPROTO_UDP};
 
-use crate::{helpers::Skb, ip::Ip, mac::Mac};
+use crate::{global::overlay_is_local, helpers::Skb, ip::Ip, mac::Mac};
 
 /// `BPF_FIB_LOOKUP_MARK`, of Linux 6.10.
 const BPF_FIB_LOOKUP_MARK: u32 = 1 << 5;
@@ -79,12 +79,12 @@ pub fn mtu_of_way<F: Ip>(skb: &Skb, about: &Lookup<F>, next_hop: Mac) -> Option<
 /// host, or a broadcast address. True also if it has no route.
 #[inline(always)]
 pub fn is_local<F: Ip>(skb: &Skb, [a, b, c, d]: [u32; 4]) -> bool {
-    ask_local(*skb, F::FAMILY, pair(a, b), pair(c, d))
+    overlay_is_local(skb.raw(), F::FAMILY.into(), pair(a, b), pair(c, d)) != 0
 }
 
-/// A function of its own: what it needs of the stack, the paths to it share.
-#[inline(never)]
-fn ask_local(skb: Skb, family: u8, low: u64, high: u64) -> bool {
+/// As [`is_local`], of the address in two words. Called by [`crate::global`] alone.
+#[inline(always)]
+pub fn asked_is_local(skb: &Skb, family: u8, low: u64, high: u64) -> bool {
     let mut words: Words = [
         u64::from(family) | ANY_LENGTH,
         u64::from(skb.ifindex()),

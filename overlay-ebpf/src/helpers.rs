@@ -69,7 +69,6 @@ impl Skb {
     }
 
     /// What another BPF function takes for the packet.
-    #[cfg(feature = "log")]
     #[inline(always)]
     pub const fn raw(self) -> *mut __sk_buff {
         self.raw

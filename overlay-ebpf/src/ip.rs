@@ -2,7 +2,7 @@
 //! programs themselves are written once, over [`Ip`].
 
 use bytemuck::Pod;
-use overlay_common::{node::Node, outcome::Outcome};
+use overlay_common::{flow::FlowWords, node::Node, outcome::Outcome};
 
 use crate::{
     flow_packet::{FlowPacket, Local},
@@ -40,6 +40,9 @@ pub trait Ip: Tables {
     /// options, extension headers or later fragments it has. They may lie further back than `packet`
     /// has been asked to hold. A frame of which nobody can tell counts as one.
     fn udp_destination(skb: &Skb, packet: Packet, port: [u8; 2]) -> Option<Self::Be>;
+
+    /// `slow::is_judged`, called as a global function.
+    fn is_judged(flow: &FlowWords<Self>, local: Local) -> bool;
 
     /// Writes the IP header at `offset` as it is so many hops further. The caller has seen more hops
     /// left.

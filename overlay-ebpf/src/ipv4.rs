@@ -9,6 +9,7 @@ use overlay_common::{
     ecn,
     encap::{ENCAP_LEN, EncapHeader, outer_ipv4_check},
     family::V4,
+    flow::FlowWords,
     node::Node,
     outcome::Outcome,
     wire::{ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_UDP, IPV4_NO_OPTIONS, Ipv4Header, UdpHeader},
@@ -16,6 +17,7 @@ use overlay_common::{
 
 use crate::{
     flow_packet::{FlowPacket, Local},
+    global::{overlay_is_judged, ports_and_source},
     helpers::Skb,
     ip::{Fields, Header, Ip},
     packet::{ETH_LEN, Packet},
@@ -96,6 +98,11 @@ impl Ip for V4 {
         let packet = skb.packet_with((at + size_of_val(&port)) as u32);
         let dst_port: [u8; 2] = packet.read(at)?;
         (dst_port == port).then_some(ip.dst)
+    }
+
+    #[inline(always)]
+    fn is_judged(flow: &FlowWords<Self>, local: Local) -> bool {
+        overlay_is_judged(flow.addresses, ports_and_source(flow.ports, local)) != 0
     }
 
     /// The arithmetic of the kernel's `ip_decrease_ttl`.

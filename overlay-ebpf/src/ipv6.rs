@@ -8,6 +8,7 @@ use overlay_common::{
     ecn,
     encap6::{ENCAP6_LEN, EncapHeader6},
     family::V6,
+    flow::FlowWords,
     node::Node,
     outcome::Outcome,
     wire::{
@@ -18,6 +19,7 @@ use overlay_common::{
 
 use crate::{
     flow_packet::{FlowPacket, Local},
+    global::{overlay_is_judged6, overlay_is_udp6_to, ports_and_source},
     helpers::Skb,
     ip::{Fields, Header, Ip},
     packet::{ETH_LEN, Packet},
@@ -34,6 +36,44 @@ const fn is_extension(next_header: u8) -> bool {
         next_header,
         IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_FRAGMENT | IPPROTO_AH | IPPROTO_DSTOPTS
     )
+}
+
+/// Whether the headers from `next` on, the first behind the IP header, lead to a UDP header with this destination port.
+/// A packet of which nobody can tell counts as one. Called by [`crate::global`] alone.
+#[inline(always)]
+pub fn walk_to_port(skb: &Skb, mut next: u8, port: [u8; 2]) -> bool {
+    let mut at = (ETH_LEN + V6::LEN) as u32;
+    // A first fragment's headers may go on in the next one. The kernel takes them together before
+    // it looks at them (`ipv6frag_thdr_truncated` does not notice).
+    let mut truncated = false;
+    for _ in 0..=MAX_EXTENSIONS {
+        if next == IPPROTO_UDP {
+            let at = at + offset_of!(UdpHeader, dst_port) as u32;
+            return match skb.load::<[u8; 2]>(at) {
+                Some(dst_port) => dst_port == port,
+                None => truncated,
+            };
+        }
+        if !is_extension(next) {
+            return false;
+        }
+        let Some([following, len, fragment @ ..]) = skb.load::<[u8; 4]>(at) else {
+            return truncated;
+        };
+        at += match next {
+            // Only the first fragment has ports.
+            IPPROTO_FRAGMENT if u16::from_be_bytes(fragment) & 0xfff8 != 0 => return false,
+            IPPROTO_FRAGMENT => 8,
+            // RFC 4302: in units of 4 bytes, less two.
+            IPPROTO_AH => (u32::from(len) + 2) * 4,
+            _ => (u32::from(len) + 1) * 8,
+        };
+        if next == IPPROTO_FRAGMENT {
+            truncated = true;
+        }
+        next = following;
+    }
+    true
 }
 
 /// What a sum over 16-bit words in native order changes by when an address in it is replaced.
@@ -98,39 +138,19 @@ impl Ip for V6 {
         if ip.version_class_label[0] >> 4 != 6 {
             return None;
         }
-        let mut next = ip.next_header;
-        let mut at = (ETH_LEN + Self::LEN) as u32;
-        // A first fragment's headers may go on in the next one. The kernel takes them together before
-        // it looks at them (`ipv6frag_thdr_truncated` does not notice).
-        let mut truncated = None;
-        for _ in 0..=MAX_EXTENSIONS {
-            if next == IPPROTO_UDP {
-                let at = at + offset_of!(UdpHeader, dst_port) as u32;
-                let Some(dst_port) = skb.load::<[u8; 2]>(at) else {
-                    return truncated;
-                };
-                return (dst_port == port).then_some(ip.dst);
-            }
-            if !is_extension(next) {
-                return None;
-            }
-            let Some([following, len, fragment @ ..]) = skb.load::<[u8; 4]>(at) else {
-                return truncated;
-            };
-            at += match next {
-                // Only the first fragment has ports.
-                IPPROTO_FRAGMENT if u16::from_be_bytes(fragment) & 0xfff8 != 0 => return None,
-                IPPROTO_FRAGMENT => 8,
-                // RFC 4302: in units of 4 bytes, less two.
-                IPPROTO_AH => (u32::from(len) + 2) * 4,
-                _ => (u32::from(len) + 1) * 8,
-            };
-            if next == IPPROTO_FRAGMENT {
-                truncated = Some(ip.dst);
-            }
-            next = following;
+        let next = ip.next_header;
+        // Most packets have no more headers than these: it takes no call to see.
+        if next != IPPROTO_UDP && !is_extension(next) {
+            return None;
         }
-        Some(ip.dst)
+        let port = u16::from_ne_bytes(port);
+        (overlay_is_udp6_to(skb.raw(), next.into(), port.into()) != 0).then_some(ip.dst)
+    }
+
+    #[inline(always)]
+    fn is_judged(flow: &FlowWords<Self>, local: Local) -> bool {
+        let [a, b, c, d] = flow.addresses;
+        overlay_is_judged6(a, b, c, d, ports_and_source(flow.ports, local)) != 0
     }
 
     #[inline(always)]

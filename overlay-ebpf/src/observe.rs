@@ -128,9 +128,9 @@ impl<F: Ip> Observed<F> {
             Control::None => {
                 slow::check(skb, config)?;
                 // Rules judge a translated packet by either of its tuples, depending on where they stand.
-                slow::judge(&self.flow, passage.left, self.local)?;
+                slow::judge(passage.left, self.local)?;
                 if passage.is_translated {
-                    slow::judge(&self.flow, passage.entered, self.local)?;
+                    slow::judge(passage.entered, self.local)?;
                 }
                 // An entry in the flow table costs more than a packet on the kernel path. A bare
                 // acknowledgement announces packets.

@@ -11,7 +11,7 @@ use overlay_common::{
 };
 
 use crate::{
-    flow_packet::{FlowPacket, Local},
+    flow_packet::Local,
     helpers::Skb,
     ip::Ip,
     maps,
@@ -26,24 +26,20 @@ pub fn check<F: Ip>(skb: &Skb, config: &Config<F>) -> Result<(), Outcome> {
     Ok(())
 }
 
-/// Whether the packet filter judges each packet of the flow `words`, as which `flow` enters or leaves.
+/// Whether the packet filter judges each packet of the flow `words`, whose local end is the packet's `local`.
 #[inline(always)]
-pub fn judge<F: Ip>(
-    flow: &FlowPacket<F>,
-    words: &FlowWords<F>,
-    local: Local,
-) -> Result<(), Outcome> {
+pub fn judge<F: Ip>(words: &FlowWords<F>, local: Local) -> Result<(), Outcome> {
     // The map always has its entry.
     let (count, _) = F::slow(maps::slow().ok_or(Outcome::PerPacketRule)?);
-    if count != 0 && is_judged::<F>(flow.protocol, words, local == Local::Source) {
+    if count != 0 && F::is_judged(words, local) {
         return Err(Outcome::PerPacketRule);
     }
     Ok(())
 }
 
-/// A function of its own: what it needs of the stack, the paths to it share.
-#[inline(never)]
-fn is_judged<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> bool {
+/// Whether one of the matches, or all flows being judged, concerns the flow. Called by [`crate::global`] alone.
+#[inline(always)]
+pub fn is_judged<F: Ip>(words: FlowWords<F>, local: Local) -> bool {
     let Some(slow) = maps::slow() else {
         return true;
     };
@@ -51,7 +47,7 @@ fn is_judged<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> bool
     if count == EVERY_FLOW {
         return true;
     }
-    let packet = packet::<F>(protocol, words, is_source);
+    let packet = packet(words, local);
     for (index, slow) in matches.iter().enumerate() {
         if index as u32 >= count {
             break;
@@ -64,16 +60,16 @@ fn is_judged<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> bool
 }
 
 #[inline(always)]
-fn packet<F: Ip>(protocol: u8, words: &FlowWords<F>, is_source: bool) -> Packet<F> {
+fn packet<F: Ip>(words: FlowWords<F>, local: Local) -> Packet<F> {
     let local_port = words.local_port().to_be();
     let remote_port = words.remote_port().to_be();
-    let protocol = match protocol {
+    let protocol = match words.protocol() {
         IPPROTO_TCP => slow::TCP,
         IPPROTO_UDP => slow::UDP,
         IPPROTO_SCTP => slow::SCTP,
         _ => slow::ICMP,
     };
-    if is_source {
+    if local == Local::Source {
         Packet {
             src: words.local(),
             dst: words.remote(),

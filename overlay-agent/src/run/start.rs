@@ -211,12 +211,15 @@ impl Daemon {
         let subnet_env = convert::subnet_env(&node, options.filter.ip_masq);
 
         let mut timeouts = TimeoutWatch::spawn(supervisor, rules.ruleset.clone()).await;
+        // The programs take the most memory, and after them the many peers.
+        memory::give_back();
         let tier1 = Tier1::open(
             &options.datapath,
             sides.serves(),
             sides.tunnel(),
             supervisor,
         )?;
+        memory::give_back();
         let per_packet = PerPacket::spawn(&options.datapath, &tier1, &node, &rules, supervisor)?;
         short_way::spawn(&options.datapath, &tier1, supervisor)?;
         let flushes = Flushes::spawn(tier1.flusher()?, supervisor, readiness);
