@@ -1,10 +1,12 @@
 //! Questions to the kernel's routing tables (`bpf_fib_lookup`). Asked only on the kernel path.
 
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup};
-
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup},
+    programs::TcContext,
+};
 use overlay_common::{config::Config, node::Node, wire::IPPROTO_UDP};
 
-use crate::{global::overlay_is_local, helpers::Skb, ip::Ip, mac::Mac};
+use crate::{helpers::Skb, ip::Ip, mac::Mac};
 
 /// `BPF_FIB_LOOKUP_MARK`, of Linux 6.10.
 const BPF_FIB_LOOKUP_MARK: u32 = 1 << 5;
@@ -79,12 +81,14 @@ pub fn mtu_of_way<F: Ip>(skb: &Skb, about: &Lookup<F>, next_hop: Mac) -> Option<
 /// host, or a broadcast address. True also if it has no route.
 #[inline(always)]
 pub fn is_local<F: Ip>(skb: &Skb, [a, b, c, d]: [u32; 4]) -> bool {
-    overlay_is_local(skb.raw(), F::FAMILY.into(), pair(a, b), pair(c, d)) != 0
+    overlay_is_local(skb.raw(), u32::from(F::FAMILY), pair(a, b), pair(c, d)) != 0
 }
 
-/// As [`is_local`], of the address in two words. Called by [`crate::global`] alone.
-#[inline(always)]
-pub fn asked_is_local(skb: &Skb, family: u8, low: u64, high: u64) -> bool {
+/// A global function: the verifier walks through it once, not behind each path to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn overlay_is_local(skb: *mut __sk_buff, family: u32, low: u64, high: u64) -> u32 {
+    let skb = Skb::new(&TcContext::new(skb));
     let mut words: Words = [
         u64::from(family) | ANY_LENGTH,
         u64::from(skb.ifindex()),
@@ -95,7 +99,7 @@ pub fn asked_is_local(skb: &Skb, family: u8, low: u64, high: u64) -> bool {
         0,
         0,
     ];
-    skb.ask_fib(&mut words, 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
+    (skb.ask_fib(&mut words, 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)).into()
 }
 
 /// A length makes the kernel report the MTU: a locked one of the route, else a path MTU exception, else

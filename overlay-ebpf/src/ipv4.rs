@@ -17,10 +17,10 @@ use overlay_common::{
 
 use crate::{
     flow_packet::{FlowPacket, Local},
-    global::{overlay_is_judged, ports_and_source},
     helpers::Skb,
     ip::{Fields, Header, Ip},
     packet::{ETH_LEN, Packet},
+    slow::{overlay_is_judged, ports_and_source},
 };
 
 /// Mask of the fragment field: more fragments follow, or an offset. Don't-fragment may be set or not.

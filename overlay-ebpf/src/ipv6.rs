@@ -2,7 +2,10 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6},
+    programs::TcContext,
+};
 use overlay_common::{
     addr::Ipv6Be,
     ecn,
@@ -19,10 +22,10 @@ use overlay_common::{
 
 use crate::{
     flow_packet::{FlowPacket, Local},
-    global::{overlay_is_judged6, overlay_is_udp6_to, ports_and_source},
     helpers::Skb,
     ip::{Fields, Header, Ip},
     packet::{ETH_LEN, Packet},
+    slow::{overlay_is_judged6, ports_and_source},
 };
 
 /// Extension headers that are followed to the transport header. The kernel follows more, but nobody
@@ -39,9 +42,17 @@ const fn is_extension(next_header: u8) -> bool {
 }
 
 /// Whether the headers from `next` on, the first behind the IP header, lead to a UDP header with this destination port.
-/// A packet of which nobody can tell counts as one. Called by [`crate::global`] alone.
+/// A packet of which nobody can tell counts as one. A global function: the verifier walks through it once, not behind
+/// each path to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn overlay_leads_to_udp(skb: *mut __sk_buff, next: u32, port: u32) -> u32 {
+    let skb = Skb::new(&TcContext::new(skb));
+    leads_to_udp(&skb, next as u8, (port as u16).to_ne_bytes()).into()
+}
+
 #[inline(always)]
-pub fn walk_to_port(skb: &Skb, mut next: u8, port: [u8; 2]) -> bool {
+fn leads_to_udp(skb: &Skb, mut next: u8, port: [u8; 2]) -> bool {
     let mut at = (ETH_LEN + V6::LEN) as u32;
     // A first fragment's headers may go on in the next one. The kernel takes them together before
     // it looks at them (`ipv6frag_thdr_truncated` does not notice).
@@ -144,7 +155,7 @@ impl Ip for V6 {
             return None;
         }
         let port = u16::from_ne_bytes(port);
-        (overlay_is_udp6_to(skb.raw(), next.into(), port.into()) != 0).then_some(ip.dst)
+        (overlay_leads_to_udp(skb.raw(), next.into(), port.into()) != 0).then_some(ip.dst)
     }
 
     #[inline(always)]

@@ -28,7 +28,6 @@ mod entered;
 mod fib;
 mod flow_packet;
 mod flows;
-mod global;
 mod guard;
 mod helpers;
 mod ingress;

@@ -67,10 +67,15 @@ unsafe extern "C" fn unmap_object(
         if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
             continue;
         }
-        let begin = (base + header.p_vaddr) as usize;
-        let end = begin + header.p_memsz as usize;
+        let (Ok(begin), Ok(length)) = (
+            usize::try_from(base + header.p_vaddr),
+            usize::try_from(header.p_memsz),
+        ) else {
+            continue;
+        };
+        let end = (begin + length) & !(LARGEST_PAGE - 1);
         let begin = begin.next_multiple_of(LARGEST_PAGE);
-        let Some(length) = (end & !(LARGEST_PAGE - 1)).checked_sub(begin) else {
+        let Some(length) = end.checked_sub(begin) else {
             continue;
         };
         // SAFETY: the pages are within a segment that is mapped from a file and that nothing writes, for what is
