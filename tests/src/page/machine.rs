@@ -46,6 +46,7 @@ systemctl() {
     case "$*" in
     "stop overlay-agent") kill "$agent"; wait "$agent" ;;
     "start overlay-agent")
+        : >/run/overlay-agent.log
         ( set -a; . /etc/default/overlay-agent; exec overlay-agent ) >>/run/overlay-agent.log 2>&1 &
         agent=$!
         until grep -q 'node started' /run/overlay-agent.log; do

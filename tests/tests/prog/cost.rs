@@ -14,7 +14,7 @@ const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/baseline/programs.t
 /// When set, the test writes the baseline instead of comparing with it.
 const UPDATE: &str = "OVERLAY_UPDATE_BASELINE";
 const COMMAND: &str =
-    "OVERLAY_UPDATE_BASELINE=1 cargo test --package overlay-tests --test prog_cost";
+    "OVERLAY_UPDATE_BASELINE=1 cargo test --package overlay-tests --test prog cost::";
 /// How far a number may be from its baseline, in either direction: an improvement that is not
 /// recorded would hide the next regression.
 const TOLERANCE_PERCENT: u32 = 3;
