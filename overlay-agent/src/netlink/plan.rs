@@ -37,7 +37,7 @@ pub const ROUTE_PROTOCOL: u8 = 241;
 
 /// Those of routes to peers where there can be many: the kernel looks for an equal description of the next
 /// hop among all of one device and protocol, one after the other, whenever it adds a route.
-pub const ROUTE_PROTOCOLS: RangeInclusive<u8> = ROUTE_PROTOCOL..=248;
+pub const ROUTE_PROTOCOLS: RangeInclusive<u8> = ROUTE_PROTOCOL..=254;
 
 /// Networks that are divided into more subnets than this have many: two to the power of it.
 const MANY_SUBNETS: u8 = 9;
@@ -289,8 +289,8 @@ impl<F: Family> Wanted<F> {
         match subnet.into() {
             IpNetwork::V4(subnet) if subnet.prefix() > 0 => {
                 let number = u32::from(subnet.network()) >> (32 - subnet.prefix());
-                let [.., last] = number.to_be_bytes();
-                ROUTE_PROTOCOL + last % self.protocols
+                let [.., place] = (number % u32::from(self.protocols)).to_be_bytes();
+                ROUTE_PROTOCOL + place
             }
             _ => ROUTE_PROTOCOL,
         }

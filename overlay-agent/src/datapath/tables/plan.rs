@@ -214,10 +214,15 @@ fn assign_new<F: Family>(
     left
 }
 
-/// The indexes that no node has.
+/// The indexes that no node has, the lowest first.
 fn unused<F: Family>(tables: &Tables<F>, limits: Limits) -> impl Iterator<Item = u32> {
-    let mut used = tables.nodes.range(1..).map(|(index, _)| *index).peekable();
-    (1..limits.nodes).filter(move |index| used.next_if_eq(index).is_none())
+    let nodes = tables.nodes.len() - usize::from(tables.nodes.contains_key(&0));
+    let last = tables.nodes.last_key_value().map_or(0, |(&last, _)| last);
+    // Mostly there is none below the last one: nobody need look at each of thousands for a single peer.
+    let first = if last as usize == nodes { last + 1 } else { 1 };
+    let used = tables.nodes.range(first..).map(|(index, _)| *index);
+    let mut used = used.peekable();
+    (first..limits.nodes).filter(move |index| used.next_if_eq(index).is_none())
 }
 
 /// The node behind each VTEP address. A node that leases two subnets has two entries: the one the
