@@ -17,7 +17,7 @@ use crate::{
     object_check,
     prereq::{Group, Installer},
     process::{self, command},
-    stats,
+    rustc, stats,
     toolchain::{self, Toolchain},
     workspace::Workspace,
 };
@@ -201,6 +201,8 @@ fn compile(
         // Takes precedence over RUSTFLAGS and over the user's cargo configuration.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_WRAPPER", env::current_exe()?)
+        .env(rustc::VARIABLE, "1")
         // Lets a stable compiler accept -Z build-std.
         .env("RUSTC_BOOTSTRAP", "1")
         .env_remove("CARGO")
@@ -243,7 +245,7 @@ fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Resul
         toolchain.identity.clone(),
         linker.identity.clone(),
         flags.join("\n"),
-        "without debug information".to_owned(),
+        "without debug information, and the path of overlay-common".to_owned(),
     ];
     let hash = fingerprint::of(&sources, &settings)?;
     Ok(format!("{hash}\n\n{}\n", settings.join("\n")))

@@ -26,6 +26,7 @@ mod process;
 mod ready;
 mod release;
 mod report;
+mod rustc;
 mod stats;
 mod test;
 mod tool;
@@ -70,6 +71,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if rustc::is_called() {
+        return rustc::run();
+    }
     let result = match Cli::parse().command {
         Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Command::Test(args) => test::run(&args),

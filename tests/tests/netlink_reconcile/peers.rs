@@ -126,8 +126,8 @@ fn in_a_large_network_too_routes_are_taken_from_flannel_and_given_back() {
         assert_eq!(
             shown(),
             [
-                "10.5.4.0/24 via 10.5.4.0 proto 245 onlink",
-                "10.5.5.0/24 via 10.5.5.0 proto 246 onlink"
+                "10.5.4.0/24 via 10.5.4.0 proto 243 onlink",
+                "10.5.5.0/24 via 10.5.5.0 proto 244 onlink"
             ]
         );
         assert!(is_unchanged(&node.reconcile(&vtep).await));
