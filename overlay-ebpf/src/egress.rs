@@ -50,7 +50,7 @@ fn classify<F: Ip, E: Encap<F>>(skb: &Skb) -> Result<Handled, Outcome> {
         return guard_tagged(skb, packet, config, ethertype);
     }
     if config.fastpath == FASTPATH_OFF {
-        return guard_tunnel(skb, packet, config, Some(why_off(config)));
+        return guard_tunnel(skb, packet, config, why_off(config));
     }
     if ethertype != u16::from_ne_bytes(F::ETHERTYPE) {
         return Err(Outcome::NotIp);
@@ -58,7 +58,7 @@ fn classify<F: Ip, E: Encap<F>>(skb: &Skb) -> Result<Handled, Outcome> {
     let flow = match FlowPacket::parse(packet, ETH_LEN, Local::Source, config) {
         Ok(flow) => flow,
         // At once: older verifiers lose sight of which of the two it was, and of what there is of a flow.
-        Err(outcome) => return guard_tunnel(skb, packet, config, Some(outcome)),
+        Err(outcome) => return guard_tunnel(skb, packet, config, outcome),
     };
     let to_pod = config.is_remote_pod(flow.words.remote());
     if !to_pod {
@@ -87,18 +87,18 @@ fn may_be_translated<F: Ip>(flow: &FlowPacket<F>, config: &Config<F>) -> bool {
         && !config.is_local_pod(flow.words.remote())
 }
 
-/// Stops tunnel packets of a pod. Anything else that is no pod-to-pod packet goes on.
+/// Stops tunnel packets of a pod. Anything else goes on in the kernel, for the reason given.
 #[inline(always)]
 fn guard_tunnel<F: Ip>(
     skb: &Skb,
     packet: Packet,
     config: &Config<F>,
-    reason: Option<Outcome>,
+    reason: Outcome,
 ) -> Result<Handled, Outcome> {
     if injection::is_sent(skb, packet, config) {
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
-    Err(reason.unwrap_or(Outcome::NotOverlay))
+    Err(reason)
 }
 
 /// The kernel takes priority tags (VLAN 0) off, however many there are one inside another, and goes
@@ -118,7 +118,7 @@ fn guard_tagged<F: Ip>(
         return Ok(Handled::drop(Outcome::PodTunnel));
     }
     if ethertype == u16::from_ne_bytes(F::ETHERTYPE) {
-        return guard_tunnel(skb, packet, config, Some(Outcome::Vlan));
+        return guard_tunnel(skb, packet, config, Outcome::Vlan);
     }
     Err(Outcome::Vlan)
 }

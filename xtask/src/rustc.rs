@@ -5,6 +5,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
@@ -18,25 +19,18 @@ pub fn is_called() -> bool {
     env::var_os(VARIABLE).is_some()
 }
 
-/// Calls the compiler, the first of the arguments (`RUSTC_WRAPPER` of cargo).
+/// Becomes the compiler, the first of the arguments (`RUSTC_WRAPPER` of cargo).
 pub fn run() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
     let Some(compiler) = arguments.next() else {
         eprintln!("error: no compiler is named");
         return ExitCode::FAILURE;
     };
-    let status = Command::new(&compiler)
+    let error = Command::new(&compiler)
         .args(without_path(arguments.collect()))
-        .status();
-    match status {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        // It has said why.
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: cannot start {}: {error}", compiler.display());
-            ExitCode::FAILURE
-        }
-    }
+        .exec();
+    eprintln!("error: cannot start {}: {error}", compiler.display());
+    ExitCode::FAILURE
 }
 
 /// The arguments with a `-C metadata=` that is the name of the crate alone, if it is one of ours.
