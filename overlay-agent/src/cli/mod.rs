@@ -208,7 +208,9 @@ async fn daemon(args: &[String]) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    Box::pin(run::run(options)).await.unwrap_or_else(|error| {
+    // As a task, beside those it hears from: this thread would have to be woken for each.
+    let ended = tokio::spawn(run::run(options)).await;
+    ended.map_err(Into::into).flatten().unwrap_or_else(|error| {
         tracing::error!("{}", output::one_line(&error));
         ExitCode::FAILURE
     })
