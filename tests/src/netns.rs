@@ -98,28 +98,32 @@ impl Namespace {
         }
     }
 
-    /// A command that will run inside the namespace.
+    /// A command that will run inside the namespace, for whoever does not wait for its end. What starts it is
+    /// forked, which takes long where a test keeps much in memory.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         sys::enter_on_exec(&mut command, Arc::clone(&self.file));
         command
     }
 
-    /// Runs a command inside the namespace to its end and returns what it printed; an error, with
+    /// Runs a command inside the namespace to its end, from a thread there, and returns what it printed; an error, with
     /// all it printed, unless it succeeds.
     pub fn run<'a>(
         &self,
         program: &str,
         args: impl IntoIterator<Item = &'a str>,
     ) -> Result<String> {
-        checked(self.command(program).args(args)).with_context(|| format!("in {}", self.name))
+        let mut command = Command::new(program);
+        command.args(args);
+        self.enter(|| checked(&mut command))
+            .with_context(|| format!("in {}", self.name))
     }
 
     /// Runs lines of `ip` commands in one process; the first that fails ends it.
     pub fn ip_batch(&self, lines: &str) -> Result<()> {
-        let mut command = self.command("ip");
+        let mut command = Command::new("ip");
         command.args(["-batch", "-"]);
-        with_input(&mut command, lines)
+        self.enter(|| with_input(&mut command, lines))
             .with_context(|| format!("in {}, ip -batch of:\n{lines}", self.name))
             .map(drop)
     }

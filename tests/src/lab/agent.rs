@@ -115,21 +115,23 @@ impl Launch {
     }
 }
 
-/// An operator command, such as `status`, against the node's pins.
+/// An operator command, such as `status`, against the node's pins; to be run on the node.
 fn command(node: &Node, words: &[&str]) -> Result<Command> {
-    let mut command: Command = node.namespace.command(path_text(&binary()?)?);
+    let mut command = Command::new(binary()?);
     command.args(words).arg("--pin-dir").arg(&node.pin_dir);
     Ok(command)
 }
 
 /// Runs an operator command.
 pub fn operator(node: &Node, words: &[&str]) -> Result<String> {
-    checked(&mut command(node, words)?)
+    let mut command = command(node, words)?;
+    node.enter(|| checked(&mut command))
 }
 
 /// What `status` says, whatever it finds, and the code it exits with.
 pub fn status(node: &Node) -> Result<(Option<i32>, String)> {
-    let output = command(node, &["status"])?.output();
+    let mut command = command(node, &["status"])?;
+    let output = node.enter(|| command.output());
     let output = output.context("start overlay-agent status")?;
     Ok((output.status.code(), String::from_utf8(output.stdout)?))
 }
@@ -142,16 +144,13 @@ pub fn operator_json(node: &Node, words: &[&str]) -> Result<Value> {
 
 /// What an operator command says with `-o json`, whatever it finds, and the code it exits with.
 pub fn judge(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value)> {
-    let output = command(node, words)?.args(["-o", "json"]).output()?;
+    let mut command = command(node, words)?;
+    command.args(["-o", "json"]);
+    let output = node.enter(|| command.output())?;
     let text = String::from_utf8(output.stdout)?;
     let said = serde_json::from_str(&text).with_context(|| {
         let error = String::from_utf8_lossy(&output.stderr);
         format!("{words:?} on {} printed: {text}{error}", node.name)
     })?;
     Ok((output.status.code(), said))
-}
-
-fn path_text(path: &Path) -> Result<&str> {
-    path.to_str()
-        .with_context(|| format!("{} is not UTF-8", path.display()))
 }
