@@ -191,6 +191,7 @@ fn compile(
     flavour: Flavour,
 ) -> Result<()> {
     let flags = flags(workspace, linker);
+    forget_other_wrappers(&workspace.ebpf_target())?;
     let mut cargo = command(&toolchain.cargo);
     cargo
         .current_dir(workspace.ebpf_crate())
@@ -208,6 +209,21 @@ fn compile(
         .env_remove("CARGO")
         .env_remove("RUSTUP_TOOLCHAIN");
     process::run(&mut cargo).context("the BPF programs do not build")
+}
+
+/// Removes what was built with another stand-in for the compiler: cargo, which does not look at it, would use it again.
+fn forget_other_wrappers(target: &Path) -> Result<()> {
+    const WRAPPER: &str = include_str!("rustc.rs");
+    let note = target.join("wrapper.rs");
+    if fs::read(&note).is_ok_and(|noted| noted == WRAPPER.as_bytes()) {
+        return Ok(());
+    }
+    if target.exists() {
+        fs::remove_dir_all(target)
+            .with_context(|| format!("cannot remove {}", target.display()))?;
+    }
+    fs::create_dir_all(target).with_context(|| format!("cannot create {}", target.display()))?;
+    fs::write(&note, WRAPPER).with_context(|| format!("cannot write {}", note.display()))
 }
 
 fn flags(workspace: &Workspace, linker: &Linker) -> Vec<String> {
@@ -276,6 +292,20 @@ mod tests {
         assert!(flags.contains(&"--cfg=bpf_target_arch=\"aarch64\"".to_owned()));
         assert!(flags.contains(&"--check-cfg=cfg(bpf_target_arch,values(\"aarch64\"))".to_owned()));
         assert!(flags.contains(&"-Clinker=/opt/bpf-linker".to_owned()));
+    }
+
+    #[test]
+    fn what_another_wrapper_built_is_not_used_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let target = dir.path().join("bpf-build");
+        let library = target.join("liboverlay_common.rlib");
+        forget_other_wrappers(&target).expect("a new directory");
+        fs::write(&library, "built").expect("a writable directory");
+        forget_other_wrappers(&target).expect("the same directory");
+        assert!(library.exists());
+        fs::write(target.join("wrapper.rs"), "an older one").expect("a writable file");
+        forget_other_wrappers(&target).expect("an empty directory");
+        assert!(!library.exists());
     }
 
     #[test]
