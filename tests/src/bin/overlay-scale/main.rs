@@ -5,7 +5,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, value_parser};
 use overlay_tests::{
     bench::machine,
     requirements::require_root,
@@ -22,7 +22,7 @@ use serde_json::json;
 #[derive(Parser)]
 struct Args {
     /// Leases in etcd
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1_000, 10_000], value_parser = value_parser!(u32).range(1..))]
     sizes: Vec<u32>,
     /// Starts of each size
     #[arg(long, default_value_t = 3)]
@@ -43,7 +43,7 @@ struct Args {
     #[arg(long)]
     no_restart: bool,
     /// Leases of the simulations, which need no kernel
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000], value_parser = value_parser!(u32).range(1..))]
     simulate: Vec<u32>,
     /// Measure stock flanneld beside the agent: its program
     #[arg(long, value_name = "PATH")]
