@@ -2,8 +2,9 @@
 # /out/plan names, each with the seconds it may take, and writes what they say to the second serial
 # port.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
-# Emulated, everything takes about ten times as long.
-export OVERLAY_TEST_TIME_SCALE=10
+# Emulated, everything takes longer.
+read -r OVERLAY_TEST_TIME_SCALE </out/scale
+export OVERLAY_TEST_TIME_SCALE
 # Settings of the whole machine may be spoilt.
 export OVERLAY_TEST_OWN_MACHINE=1
 

@@ -69,13 +69,24 @@ pub enum Extent {
     Lab,
 }
 
+impl Extent {
+    /// The short selection runs beside the lab, on what that leaves of the CPUs, so time there must not pass
+    /// while it has to wait. The long one has the machine to itself, and both CPUs.
+    const fn clock(self) -> Clock {
+        match self {
+            Self::Smoke => Clock::Instructions,
+            Self::Lab => Clock::Real,
+        }
+    }
+}
+
 /// Tests of one file.
 struct Selection {
     file: &'static str,
     /// Of a file with more tests, those whose name contains this text.
     only: Option<&'static str>,
     extent: Extent,
-    /// Time limit; emulation takes about ten times as long as the machine itself.
+    /// Time limit.
     seconds: u32,
 }
 
@@ -165,13 +176,14 @@ pub fn unavailable(version: Version, error: &Error, required: bool) -> Outcome {
 }
 
 /// What a run on a kernel needs besides the kernel.
+#[derive(Clone, Copy)]
 pub struct Run<'a> {
     pub workspace: &'a Workspace,
     pub programs: &'a [Program],
     pub extent: Extent,
     /// Only tests whose name contains this text.
     pub filter: Option<&'a str>,
-    /// Whether somebody asked for this very kernel, so that it must be had.
+    /// Whether somebody asked for this very kernel, so that it must be had; else it is skipped where it cannot.
     pub required: bool,
 }
 
@@ -190,7 +202,7 @@ impl Run<'_> {
     fn boot(&self, kernel: &Kernel) -> Result<Outcome> {
         let out = self.workspace.kernels().join("runs").join(&kernel.release);
         let tasks = tasks(self.programs, self.extent, self.filter)?;
-        let mut command = vm::prepare(kernel, &tasks, Clock::Real, &out)?;
+        let mut command = vm::prepare(kernel, &tasks, self.extent.clock(), &out)?;
         println!(
             "Booting {}; its logs are in {}",
             kernel.release,
