@@ -112,15 +112,15 @@ pub fn run(args: &Args) -> Result<()> {
         programs::of_lab(&workspace, stage)
     })?;
     if only_kernels {
-        let ready = installer.ensure(&[Group::Kernels]);
-        let run = Run {
-            workspace: &workspace,
-            programs: &programs,
-            extent: Extent::Lab,
+        let kernels = (args.kernel.as_slice(), Extent::Lab);
+        on_kernels(
+            &workspace,
+            &mut installer,
+            &mut report,
+            &programs,
+            kernels,
             filter,
-            required: true,
-        };
-        report.side_by_side(on_kernels(&args.kernel, run, &ready));
+        );
         return report.finish(filter.is_some());
     }
     if !stage.is_empty() {
@@ -142,41 +142,53 @@ pub fn run(args: &Args) -> Result<()> {
     report.phase("unit tests", || unit_tests(&units, filter));
     report.phase("doc tests", || doc_tests(&workspace, filter));
     let mut lab = Lab::find(&lab, &workspace.lab_logs(), filter)?;
-    if filter.is_none() {
-        let ready = installer.ensure(&[Group::Kernels]);
-        let run = Run {
-            workspace: &workspace,
-            programs: &programs,
-            extent: Extent::Smoke,
-            filter,
-            required: false,
-        };
-        let mut phases = on_kernels(&kernel::USUAL, run, &ready);
-        // Other kernels take the time that the lab leaves.
-        phases.insert(0, ("lab tests", Box::new(|| outcome(lab.run_together()))));
-        report.side_by_side(phases);
-    } else {
-        report.phase("lab tests", || outcome(lab.run_together()));
-    }
+    report.phase("lab tests", || outcome(lab.run_together()));
     if lab.has_lonely_ones() {
         report.phase("lab tests, one by one", || outcome(lab.run_alone()));
+    }
+    // After the lab, whose measurements of time the emulator would disturb at any priority.
+    if filter.is_none() {
+        let kernels = (kernel::USUAL.as_slice(), Extent::Smoke);
+        on_kernels(
+            &workspace,
+            &mut installer,
+            &mut report,
+            &programs,
+            kernels,
+            None,
+        );
     }
     report.finish(filter.is_some())
 }
 
-/// A phase that others may run beside.
-type Phase<'a> = (&'static str, Box<dyn FnOnce() -> Outcome + Send + 'a>);
-
-/// Tests on other kernels; `ready` tells whether what boots them is there.
-fn on_kernels<'a>(versions: &[Version], run: Run<'a>, ready: &'a Result<()>) -> Vec<Phase<'a>> {
-    let phase = |&version: &Version| -> Phase<'a> {
+/// Runs tests on other kernels, side by side: an emulated machine does not keep two CPUs busy all the
+/// time. A kernel that was not asked for by name is skipped where it cannot be had.
+fn on_kernels(
+    workspace: &Workspace,
+    installer: &mut Installer,
+    report: &mut Report,
+    programs: &[Program],
+    (versions, extent): (&[Version], Extent),
+    filter: Option<&str>,
+) {
+    let required = extent == Extent::Lab;
+    let ready = installer.ensure(&[Group::Kernels]);
+    let phases = versions.iter().map(|&version| {
+        let ready = &ready;
         let body = move || match ready {
-            Err(error) => kernel::unavailable(version, error, run.required),
-            Ok(()) => run.on(version),
+            Err(error) => kernel::unavailable(version, error, required),
+            Ok(()) => Run {
+                workspace,
+                programs,
+                extent,
+                filter,
+                required,
+            }
+            .on(version),
         };
-        (version.phase(), Box::new(body))
-    };
-    versions.iter().map(phase).collect()
+        (version.phase(), body)
+    });
+    report.side_by_side(phases.collect());
 }
 
 fn outcome(result: Result<Outcome>) -> Outcome {

