@@ -90,6 +90,18 @@ pub const ALL: &[Prereq] = &[
     ),
     prereq(
         Group::Image,
+        Need::Command("podman"),
+        "podman",
+        "runs images as the guide says",
+    ),
+    prereq(
+        Group::Image,
+        Need::Command("runc"),
+        "runc",
+        "starts containers where cgroups are of the first version",
+    ),
+    prereq(
+        Group::Image,
         Need::Command("mmdebstrap"),
         "mmdebstrap",
         "unpacks Debian's packages into a tree of their own",

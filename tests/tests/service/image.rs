@@ -150,6 +150,32 @@ fn the_image_for_aarch64_has_what_its_programs_need() {
     assert!(is_said, "{said:?}");
 }
 
+/// What `flanneld` runs, in the words of a shell, is the agent of the first node, and its flows are fast.
+fn check_node(lab: &Lab, flanneld: &str, options: &[&str]) -> Result<()> {
+    let [one, two] = lab.nodes() else {
+        bail!("{} nodes", lab.nodes().len());
+    };
+    // The lab gives the path of its own agent first.
+    let run = format!("shift; exec {flanneld} \"$@\"");
+    one.launch(&Launch {
+        wrapper: ["sh", "-c", &run, "sh"].map(str::to_owned).to_vec(),
+        ..Launch::new(lab.store(), &[&["--ip-masq"], options].concat())
+    })?;
+    lab.start_agent(two, &[])?;
+    for node in lab.nodes() {
+        node.wait_ready()?;
+    }
+    lab.wait_converged()?;
+    lab.add_pods(1)?;
+    lab.wait_attached()?;
+    lab.ping_matrix()?;
+    let pods = lab.pods();
+    let [(_, from), (_, to)] = &pods[..] else {
+        bail!("{} pods", pods.len());
+    };
+    one.wait_fast_echoes(&from.endpoint(), two, &to.endpoint())
+}
+
 #[test]
 fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
     let Some(dir) = built("", IMAGE) else {
@@ -158,30 +184,11 @@ fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
     scenario(Lab::builder().nodes(2), |lab| {
         let container = Container::create(&dir, lab.id(), IMAGE)?;
         let words = container.run(lab.dir());
-        let [one, two] = lab.nodes() else {
-            unreachable!("two nodes")
-        };
-        // The lab gives the path of its own agent first.
-        let flanneld = format!("shift; exec {} /opt/bin/flanneld \"$@\"", words.join(" "));
+        let one = lab.node(0);
         let pins = Path::new(PINS).join(one.pin_dir.strip_prefix(BPFFS)?);
         let pins = format!("--pin-dir={}", pins.display());
-        one.launch(&Launch {
-            wrapper: ["sh", "-c", &flanneld, "sh"].map(str::to_owned).to_vec(),
-            ..Launch::new(lab.store(), &["--ip-masq", &pins])
-        })?;
-        lab.start_agent(two, &[])?;
-        for node in lab.nodes() {
-            node.wait_ready()?;
-        }
-        lab.wait_converged()?;
-        lab.add_pods(1)?;
-        lab.wait_attached()?;
-        lab.ping_matrix()?;
-        let pods = lab.pods();
-        let [(_, from), (_, to)] = &pods[..] else {
-            bail!("{} pods", pods.len());
-        };
-        one.wait_fast_echoes(&from.endpoint(), two, &to.endpoint())?;
+        let flanneld = format!("{} /opt/bin/flanneld", words.join(" "));
+        check_node(lab, &flanneld, &[&pins])?;
         let rules = one.cmd("iptables-nft", ["-t", "nat", "-S"])?;
         ensure!(rules.contains("FLANNEL-POSTRTG"), "{rules}");
 
@@ -191,6 +198,86 @@ fn the_image_is_a_node_and_has_what_flannels_manifest_calls() {
         let (plugin, copy) = (fs::read(dir.join("overlay-cni"))?, fs::read(&copied)?);
         ensure!(plugin == copy, "{} bytes, not {}", copy.len(), plugin.len());
         Ok(())
+    });
+}
+
+/// A container that podman runs, which goes with this.
+struct Podman {
+    words: Vec<String>,
+    name: String,
+}
+
+impl Podman {
+    fn load(dir: &Path, name: &str, image: &Path) -> Result<Self> {
+        let words = [
+            "podman".to_owned(),
+            "--storage-driver=vfs".to_owned(),
+            format!("--root={}", dir.join("podman").display()),
+            format!("--runroot={}", dir.join("podman-run").display()),
+            // Those of machines without systemd, or with cgroups of the first version.
+            "--cgroup-manager=cgroupfs".to_owned(),
+            "--runtime=runc".to_owned(),
+        ];
+        let this = Self {
+            words: words.to_vec(),
+            name: format!("ovl-{name}"),
+        };
+        checked(this.command().args(["load", "--input"]).arg(image))?;
+        Ok(this)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        command
+    }
+
+    /// What docs/install.md has the container run with, with the directory `flannel` in place of flannel's.
+    fn run(&self, flannel: &Path) -> Result<Vec<String>> {
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install.md");
+        let document = fs::read_to_string(document)?.replace("\\\n", " ");
+        let started = "# podman run -d --name overlay-agent ";
+        let options = document.lines().find_map(|line| line.strip_prefix(started));
+        let options = options.and_then(|line| line.split_once(" --etcd-endpoints"));
+        let Some((options, _)) = options else {
+            bail!("no {started} in docs/install.md");
+        };
+        let flannel = format!("{0}:{0}", flannel.display());
+        let options = options.replace("/run/flannel:/run/flannel", &flannel);
+        // No more than whoever runs the test may have.
+        let limits = "--ulimit nofile=1024:4096 --ulimit nproc=1024:4096";
+        let run = format!("run --rm --name {} {limits} {options}", self.name);
+        let words = run.split_whitespace().map(str::to_owned);
+        Ok(self.words.iter().cloned().chain(words).collect())
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let removed = checked(
+            self.command()
+                .args(["rm", "--force", "--ignore", &self.name]),
+        );
+        // Their layers belong to nobody once the directory is removed.
+        let removed = removed.and_then(|_| checked(self.command().args(["rmi", "--all"])));
+        if let Err(error) = removed {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+#[test]
+fn podman_runs_the_image_as_the_guide_says() {
+    let Some(dir) = built("", IMAGE) else {
+        skip!("no image has been made; `cargo xtask image` makes one");
+    };
+    if Command::new("podman").arg("--version").output().is_err() {
+        skip!("podman is not installed; `cargo xtask image --install` does that");
+    }
+    scenario(Lab::builder().nodes(2), |lab| {
+        let image = dir.join(format!("{IMAGE}.tar"));
+        let podman = Podman::load(lab.dir(), lab.id(), &image)?;
+        check_node(lab, &podman.run(lab.dir())?.join(" "), &[])
     });
 }
 
