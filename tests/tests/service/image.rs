@@ -222,6 +222,9 @@ impl Podman {
             words: words.to_vec(),
             name: format!("ovl-{name}"),
         };
+        // A volume has to be there; iptables makes this one when it first runs.
+        let lock = "/run/xtables.lock";
+        fs::File::options().create(true).append(true).open(lock)?;
         checked(this.command().args(["load", "--input"]).arg(image))?;
         Ok(this)
     }
