@@ -265,13 +265,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Who answers a datagram now.
-    pub fn ask(&mut self) -> Result<Served> {
+    /// Who answers a datagram now. One without an answer is sent again after `patience`.
+    pub fn ask(&mut self, patience: Duration) -> Result<Served> {
         let Stream::Udp(socket) = &self.stream else {
             bail!("a TCP connection is answered by one server");
         };
         self.offset += DATAGRAM as u64;
-        echo_datagram(socket, self.offset, DATAGRAM)
+        socket.set_read_timeout(Some(patience))?;
+        let served = echo_datagram(socket, self.offset, DATAGRAM);
+        socket.set_read_timeout(Some(scaled(ECHO_PATIENCE)))?;
+        served
     }
 
     /// Whether data that is sent on the connection gets no echo within `patience`. What TCP was

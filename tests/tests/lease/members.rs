@@ -63,7 +63,10 @@ fn news_arrive<'a>(lab: &'a Lab, nodes: impl Fn(&'a Lab) -> Vec<&'a Node>, n: u8
             }
             Ok(())
         })?;
-        lab.store().delete_lease(&key)?;
+        // Members that choose a leader again answer nobody meanwhile.
+        wait_for("a lease to be deleted", PATIENCE, || {
+            lab.store().delete_lease(&key)
+        })?;
     }
     Ok(())
 }

@@ -24,6 +24,8 @@ const MOVING: u8 = 7;
 /// What a datagram may go on to an endpoint that has gone: the permit of a translated UDP flow, and a
 /// little.
 const BOUND: Duration = Duration::from_secs(3);
+/// Between two questions of a client: short against that.
+const PATIENCE: Duration = Duration::from_millis(200);
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Seconds.
 const AFFINITY: u32 = 2;
@@ -77,7 +79,7 @@ pub fn endpoints_go<A: Services>(bench: &Bench<'_, A>) -> Result<()> {
         deleted => drop(deleted?),
     }
     wait_for("the new endpoint to answer", DEADLINE, || {
-        let served = udp.ask()?;
+        let served = udp.ask(scaled(PATIENCE))?;
         ensure!(served.by == new.ip(), "answered by {}", served.by);
         Ok(())
     })?;
