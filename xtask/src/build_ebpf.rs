@@ -256,6 +256,7 @@ fn stamp(workspace: &Workspace, toolchain: &Toolchain, linker: &Linker) -> Resul
         workspace.ebpf_crate(),
         workspace.root().join("overlay-common"),
         workspace.root().join("Cargo.toml"),
+        workspace.root().join("xtask/src/rustc.rs"),
     ];
     let settings = [
         toolchain.identity.clone(),
