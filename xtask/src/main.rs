@@ -10,6 +10,7 @@ mod cloud;
 mod debug_info;
 mod demo;
 mod deny;
+mod disk;
 mod fingerprint;
 mod fuzz;
 mod image;

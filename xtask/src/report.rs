@@ -8,7 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::libtest::{Counts, Parser};
+use crate::{
+    disk::Free,
+    libtest::{Counts, Parser},
+    workspace::Workspace,
+};
+
+/// `du -s target` after `cargo xtask test` in a new clone, rounded up.
+const BUILT_GIB: u32 = 8;
 
 /// How one phase went.
 #[derive(Debug, Default)]
@@ -134,7 +141,7 @@ impl Report {
     ) -> Result<T> {
         self.announce(name);
         let started = Instant::now();
-        let made = body().with_context(|| format!("{name}: cannot go on"))?;
+        let made = body().with_context(|| cannot_go_on(name))?;
         self.phases
             .push((name, started.elapsed(), Outcome::default()));
         Ok(made)
@@ -173,6 +180,18 @@ impl Report {
             bail!("no test ran{hint}");
         }
         Ok(())
+    }
+}
+
+fn cannot_go_on(name: &str) -> String {
+    let root = Workspace::locate().root().to_owned();
+    match Free::at(&root) {
+        Some(free) if free.is_low() => format!(
+            "{name}: cannot go on. The disk of {} is full ({free}): a clone in which everything is built \
+             takes about {BUILT_GIB} GiB",
+            root.display(),
+        ),
+        _ => format!("{name}: cannot go on"),
     }
 }
 
