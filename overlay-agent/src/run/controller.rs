@@ -130,6 +130,14 @@ impl Controller {
         self.followed = None;
     }
 
+    /// How many peers may differ from what was ordered before.
+    pub fn changed(&self) -> usize {
+        let changed = self.changed.as_ref();
+        each_family!(changed, subnets => subnets.len())
+            .into_iter()
+            .sum()
+    }
+
     /// What is desired now, in so far as it may differ from what was ordered before.
     pub fn order(&mut self) -> Orders {
         let parts = self.desired.present().zip(self.changed.as_mut());

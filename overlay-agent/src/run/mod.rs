@@ -35,7 +35,7 @@ use tracing::{info, warn};
 
 use self::{
     changes::Dirty,
-    pending::Pending,
+    pending::{Pending, STORM},
     start::Daemon,
     work::{Done, Work},
 };
@@ -236,7 +236,11 @@ async fn serve(
                 if changed.is_err() {
                     bail!("the lease task has ended; this is a defect of the daemon");
                 }
-                daemon.take_leases()
+                let dirty = daemon.take_leases();
+                if dirty.peers && daemon.controller.changed() >= STORM {
+                    pending.storm(Instant::now());
+                }
+                dirty
             }
             Ok(()) = daemon.rules.ruleset.changed() => {
                 daemon.rules.ruleset.mark_unchanged();

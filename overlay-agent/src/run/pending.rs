@@ -1,5 +1,5 @@
 //! When what is dirty is settled: the first event at once, what comes while something is being settled
-//! as one batch afterwards. Pure.
+//! as one batch afterwards, and a storm of leases as one batch when it is over. Pure.
 
 use std::time::Duration;
 
@@ -13,6 +13,13 @@ const FIRST_GAP: Duration = Duration::from_millis(2);
 /// up to this.
 const LONGEST_GAP: Duration = Duration::from_millis(40);
 
+/// As many leases that wait for the same batch are a storm: more than come at once while nothing special happens,
+pub const STORM: usize = 32;
+/// and it is over once none came for this long, which is more than a store takes to hand out the next ones,
+const CALM: Duration = Duration::from_millis(10);
+/// or after this.
+const LONGEST_STORM: Duration = Duration::from_millis(100);
+
 /// What is dirty, and when it is due.
 #[derive(Default)]
 pub struct Pending {
@@ -21,6 +28,19 @@ pub struct Pending {
     gap: Duration,
     /// When the last batch was done.
     done: Option<Instant>,
+    storm: Option<Storm>,
+}
+
+/// When leases of a storm first came, and last.
+struct Storm {
+    first: Instant,
+    last: Instant,
+}
+
+impl Storm {
+    fn over(&self) -> Instant {
+        (self.last + CALM).min(self.first + LONGEST_STORM)
+    }
 }
 
 impl Pending {
@@ -37,10 +57,22 @@ impl Pending {
         }
     }
 
+    /// More leases came, and [`STORM`] or more wait now.
+    pub fn storm(&mut self, now: Instant) {
+        let storm = self.storm.get_or_insert(Storm {
+            first: now,
+            last: now,
+        });
+        storm.last = now;
+    }
+
     /// When the next batch is due.
     pub fn due(&self) -> Option<Instant> {
         let due = self.due?;
-        Some(self.done.map_or(due, |done| due.max(done + self.gap)))
+        let due = self.done.map_or(due, |done| due.max(done + self.gap));
+        // What else there is to settle does not wait for leases.
+        let storm = self.storm.as_ref().filter(|_| self.dirty == Dirty::MAPS);
+        Some(storm.map_or(due, |storm| due.max(storm.over())))
     }
 
     /// Whether the next batch ends with a flush.
@@ -60,6 +92,7 @@ impl Pending {
             Duration::ZERO
         };
         self.due = None;
+        self.storm = None;
         std::mem::take(&mut self.dirty)
     }
 
@@ -152,6 +185,44 @@ mod tests {
             now += MILLISECOND / 4;
         }
         assert!((20..=35).contains(&batches), "{batches}");
+    }
+
+    #[test]
+    fn a_storm_of_leases_is_one_batch_when_it_is_over() {
+        let mut pending = Pending::default();
+        let start = Instant::now();
+        for response in 0..10 {
+            let now = start + MILLISECOND * 5 * response;
+            assert!(pending.due().is_none_or(|due| due > now));
+            pending.mark(Dirty::MAPS, now);
+            pending.storm(now);
+        }
+        assert_eq!(pending.due(), Some(start + MILLISECOND * 45 + CALM));
+        assert_eq!(pending.take(), Dirty::MAPS);
+        // The next lease finds nothing under way.
+        let later = start + MILLISECOND * 60;
+        pending.done(later);
+        pending.mark(Dirty::MAPS, later);
+        assert_eq!(pending.due(), Some(later));
+    }
+
+    #[test]
+    fn a_storm_without_an_end_and_what_else_happens_wait_no_longer() {
+        let mut pending = Pending::default();
+        let start = Instant::now();
+        let mut now = start;
+        while now < start + Duration::from_secs(1) {
+            pending.mark(Dirty::MAPS, now);
+            pending.storm(now);
+            now += MILLISECOND;
+        }
+        assert_eq!(pending.due(), Some(start + LONGEST_STORM));
+        let mut pending = Pending::default();
+        pending.mark(Dirty::MAPS, start);
+        pending.storm(start);
+        assert_eq!(pending.due(), Some(start + CALM));
+        pending.mark(peers(), start + MILLISECOND);
+        assert_eq!(pending.due(), Some(start));
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub fn storm(site: &Site, leases: u32) -> Result<Storm> {
     let written = began.elapsed();
     let all = usize::try_from(site.size + leases)?;
     let last = site.routes.wait_count(all, DEADLINE)?;
+    // A batch is logged when it is done, which is a little after its last route.
+    thread::sleep(APART);
     let after = self::batches(site);
     let storm = Storm {
         leases,
