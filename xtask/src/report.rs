@@ -14,7 +14,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// `du -s target` after `cargo xtask test` in a new clone, rounded up.
+/// What `cargo xtask test` in a new clone took from a disk at the most, rounded up.
 const BUILT_GIB: u32 = 8;
 
 /// How one phase went.
@@ -187,8 +187,8 @@ fn cannot_go_on(name: &str) -> String {
     let root = Workspace::locate().root().to_owned();
     match Free::at(&root) {
         Some(free) if free.is_low() => format!(
-            "{name}: cannot go on. The disk of {} is full ({free}): a clone in which everything is built \
-             takes about {BUILT_GIB} GiB",
+            "{name}: cannot go on. The disk of {} is full ({free}): all tests in a new clone take about \
+             {BUILT_GIB} GiB",
             root.display(),
         ),
         _ => format!("{name}: cannot go on"),

@@ -99,9 +99,9 @@ impl Netlink {
     ) -> Result<Summary<F>, NetlinkError> {
         let on_link = self.on_link_of(desired, vtep, OnLink::<F>::new()).await?;
         let (observed, mut routes) = self.observe(&desired.local, vtep, marks).await?;
-        // Hardly any host has such a route.
+        // Hardly any host has such a route, and the list has a place for each of all routes.
         if routes.iter().all(|found| found.mtu.is_none()) {
-            routes.clear();
+            routes = Vec::new();
         }
         let device = device(desired, vtep)?;
         let standing = Standing::of(desired, on_link, routes, device, marks);
