@@ -184,14 +184,14 @@ impl Report {
 }
 
 fn cannot_go_on(name: &str) -> String {
-    let root = Workspace::locate().root().to_owned();
-    match Free::at(&root) {
+    let stopped = format!("{name}: cannot go on");
+    let workspace = Workspace::locate();
+    match Free::at(workspace.root()) {
         Some(free) if free.is_low() => format!(
-            "{name}: cannot go on. The disk of {} is full ({free}): all tests in a new clone take about \
-             {BUILT_GIB} GiB",
-            root.display(),
+            "{stopped}. The disk of {} is full ({free}): all tests in a new clone take about {BUILT_GIB} GiB",
+            workspace.root().display(),
         ),
-        _ => format!("{name}: cannot go on"),
+        _ => stopped,
     }
 }
 

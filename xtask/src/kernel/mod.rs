@@ -87,6 +87,11 @@ impl Extent {
             },
         }
     }
+
+    /// Whether somebody asked for this very kernel, so that it must be had; else it is skipped where it cannot.
+    const fn is_asked_for(self) -> bool {
+        matches!(self, Self::Lab)
+    }
 }
 
 /// Tests of one file.
@@ -173,17 +178,6 @@ const SELECTIONS: &[Selection] = &[
     },
 ];
 
-/// The outcome for a kernel that cannot be had here.
-pub fn unavailable(version: Version, error: &Error, required: bool) -> Outcome {
-    let reason = format!("{} cannot be had: {error:#}", version.phase());
-    println!("{reason}");
-    if required {
-        Outcome::broken(reason)
-    } else {
-        Outcome::skipped(reason)
-    }
-}
-
 /// What a run on a kernel needs besides the kernel.
 pub struct Run<'a> {
     pub workspace: &'a Workspace,
@@ -191,8 +185,6 @@ pub struct Run<'a> {
     pub extent: Extent,
     /// Only tests whose name contains this text.
     pub filter: Option<&'a str>,
-    /// Whether somebody asked for this very kernel, so that it must be had; else it is skipped where it cannot.
-    pub required: bool,
 }
 
 impl Run<'_> {
@@ -201,10 +193,21 @@ impl Run<'_> {
         let dir = self.workspace.kernels().join(version.suite());
         let kernel = match fetch::fetch(version.suite(), &dir) {
             Ok(kernel) => kernel,
-            Err(error) => return unavailable(version, &error, self.required),
+            Err(error) => return self.unavailable(version, &error),
         };
         self.boot(&kernel)
             .unwrap_or_else(|error| Outcome::broken(format!("{error:#}")))
+    }
+
+    /// The outcome for a kernel that cannot be had here.
+    pub fn unavailable(&self, version: Version, error: &Error) -> Outcome {
+        let reason = format!("{} cannot be had: {error:#}", version.phase());
+        println!("{reason}");
+        if self.extent.is_asked_for() {
+            Outcome::broken(reason)
+        } else {
+            Outcome::skipped(reason)
+        }
     }
 
     fn boot(&self, kernel: &Kernel) -> Result<Outcome> {

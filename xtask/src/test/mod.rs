@@ -111,16 +111,15 @@ pub fn run(args: &Args) -> Result<()> {
         }
         programs::of_lab(&workspace, stage)
     })?;
+    let run = |extent| Run {
+        workspace: &workspace,
+        programs: &programs,
+        extent,
+        filter,
+    };
     if only_kernels {
-        let kernels = (args.kernel.as_slice(), Extent::Lab);
-        on_kernels(
-            &workspace,
-            &mut installer,
-            &mut report,
-            &programs,
-            kernels,
-            filter,
-        );
+        let run = run(Extent::Lab);
+        on_kernels(&args.kernel, &run, &mut installer, &mut report);
         return report.finish(filter.is_some());
     }
     if !stage.is_empty() {
@@ -148,43 +147,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // After the lab, whose measurements of time the emulator would disturb at any priority.
     if filter.is_none() {
-        let kernels = (kernel::USUAL.as_slice(), Extent::Smoke);
-        on_kernels(
-            &workspace,
-            &mut installer,
-            &mut report,
-            &programs,
-            kernels,
-            None,
-        );
+        let run = run(Extent::Smoke);
+        on_kernels(&kernel::USUAL, &run, &mut installer, &mut report);
     }
     report.finish(filter.is_some())
 }
 
 /// Runs tests on other kernels, side by side: an emulated machine does not keep two CPUs busy all the
 /// time. A kernel that was not asked for by name is skipped where it cannot be had.
-fn on_kernels(
-    workspace: &Workspace,
-    installer: &mut Installer,
-    report: &mut Report,
-    programs: &[Program],
-    (versions, extent): (&[Version], Extent),
-    filter: Option<&str>,
-) {
-    let required = extent == Extent::Lab;
+fn on_kernels(versions: &[Version], run: &Run<'_>, installer: &mut Installer, report: &mut Report) {
     let ready = installer.ensure(&[Group::Kernels]);
     let phases = versions.iter().map(|&version| {
         let ready = &ready;
         let body = move || match ready {
-            Err(error) => kernel::unavailable(version, error, required),
-            Ok(()) => Run {
-                workspace,
-                programs,
-                extent,
-                filter,
-                required,
-            }
-            .on(version),
+            Err(error) => run.unavailable(version, error),
+            Ok(()) => run.on(version),
         };
         (version.phase(), body)
     });
